@@ -1,0 +1,44 @@
+"""Top-1, top-5 and loss of one checkpoint or of all in a directory, over exactly every validation image:
+`python eval.py --ckpt_path CKPT --data_dir DIR [--option value ...]`."""
+import sys
+from pathlib import Path
+
+from src import checkpoint, config as configuration, dataset, evaluation, runtime
+from src.errors import InputError, entry_point
+from src.inceptionv4 import InceptionV4
+from src.training import set_precision
+
+
+def evaluate_path(config, run, path, log):
+    """Evaluate the checkpoint or directory `path` as `config` says; the table goes to `log` and, as evaluation.json,
+    beside the checkpoints."""
+    paths = checkpoint.find(path)
+    records = dataset.open_records(config.data_dir, 'validation')
+    offset = dataset.label_offset(config.label_offset, records)
+    dataset.check_labels(records, offset, config.num_classes)
+    log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
+    network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False})
+    step = evaluation.EvaluationStep(set_precision(network, run.amp_level))
+    data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
+                                      batch_size=config.batch_size or 64, rank=run.rank, world=run.world,
+                                      num_workers=dataset.workers(config.num_workers, run.world))
+    results = evaluation.evaluate_checkpoints(paths, step, data, len(records), run.world, log)
+    if run.rank == 0:
+        evaluation.write_json(results, paths[0].parent / 'evaluation.json')
+    return results
+
+
+@entry_point
+def main():
+    config = configuration.load(sys.argv[1:])
+    if not config.ckpt_path:
+        raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
+    _, info = checkpoint.load(checkpoint.find(Path(config.ckpt_path))[-1])
+    config = configuration.load(sys.argv[1:], info.get('config'))
+    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed)
+    print(runtime.describe(run, config.device_target), flush=True)
+    evaluate_path(config, run, config.ckpt_path, print)
+
+
+if __name__ == '__main__':
+    main()

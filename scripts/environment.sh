@@ -1,0 +1,32 @@
+# Sourced by the scripts: sets ROOT (the project) and PYTHON (an interpreter that has the requirements), and makes
+# ROOT/.venv first if no interpreter has them. PYTHON=... in the environment is taken as it is.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export GLOG_v=${GLOG_v:-3} # MindSpore's warnings are for its developers; GLOG_v=2 shows them
+
+_has_requirements() {
+    "$1" -c 'import mindspore, numpy, easydict, yaml, tqdm; assert mindspore.__version__ == "2.8.0"' >/dev/null 2>&1
+}
+
+if [ -z "${PYTHON:-}" ]; then
+    for PYTHON in python3 "$ROOT/.venv/bin/python" ''; do
+        [ -n "$PYTHON" ] && command -v "$PYTHON" >/dev/null && _has_requirements "$PYTHON" && break
+    done
+fi
+if [ -z "$PYTHON" ]; then
+    for _base in python3 python3.11 python3.10 python3.12 python3.9; do
+        "$_base" -c 'import sys, venv, ensurepip; assert (3, 9) <= sys.version_info < (3, 13)' >/dev/null 2>&1 && break
+        _base=''
+    done
+    if [ -z "$_base" ]; then
+        echo 'error: MindSpore 2.8.0 needs Python 3.9 to 3.12 with the venv module; install one (on Debian: apt install' \
+            'python3-venv) or set PYTHON' >&2
+        exit 2
+    fi
+    echo "installing the requirements into $ROOT/.venv (mindspore is 800 MB), once"
+    "$_base" -m venv "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/requirements.txt" || {
+        echo "error: the requirements could not be installed; see above, then remove $ROOT/.venv and try again" >&2
+        exit 1
+    }
+    PYTHON="$ROOT/.venv/bin/python"
+fi

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# usage: bash scripts/run_eval.sh [--option value ...]; default_config.yaml lists the options
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+exec "$PYTHON" "$ROOT/eval.py" "$@"

@@ -1,0 +1,159 @@
+"""Records and preprocessing to sharded, seeded batches through `mindspore.dataset`.
+
+Which record stands where in the training, and every random draw made for it, follows from (seed, epoch, record)
+alone. So the order does not depend on the number of workers or ranks, and any step can be reached without running
+the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks fixed parts.
+"""
+import os
+
+import mindspore.dataset as ds
+import numpy as np
+
+from src.errors import InputError
+from src.preprocess import NO_AUGMENTATION, evaluation_picture, random_colour, training_picture
+from src.records.tfrecord import find_shards, index_shards
+
+POOLED_FEATURES = 1536
+
+
+def open_records(data_dir, split):
+    """Index of the records of `split` ("train" or "validation"): `len()`, `label` (n,), `read(i)`, `where(i)`."""
+    records = index_shards(find_shards(data_dir, split))
+    if not len(records):
+        raise InputError(f'data_dir {data_dir}: the {split} shards hold no record')
+    return records
+
+
+def label_offset(option, records):
+    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" 1 if no label is 0.
+
+    TF-slim's ImageNet records count from 1 and leave 0 to a background class.
+    """
+    return int(option) if option != 'auto' else int(records.label.min() > 0)
+
+
+def check_labels(records, offset, num_classes):
+    """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
+    bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
+    if len(bad):
+        label = records.label[bad[0]]
+        likely = ('labels start at 1, as TF-slim writes them: use --label_offset 1'
+                  if label == num_classes and not offset and records.label.min() > 0
+                  else f'the records have labels {records.label.min()} to {records.label.max()}: '
+                       'set --num_classes and --label_offset to match')
+        raise InputError(f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
+                         f'(num_classes {num_classes}, label_offset {offset}); {likely}')
+
+
+def epoch_order(seed, epoch, count):
+    """Order of the records in an epoch: a permutation of range(count)."""
+    return _generator(seed, epoch, count).permutation(count)
+
+
+def _generator(seed, epoch, record):
+    """A generator of its own for every (seed, epoch, record): counter-based, so making one is cheap."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, record]))
+
+
+class TrainingOrder:
+    """Iterable of (epoch, record) for one rank, from step `start` to step `stop`.
+
+    Step s of an epoch takes the next world * batch_size records of its order, of which a rank has batch_size
+    neighbours: N ranks with batches of B see in a step what one rank with batches of N * B sees. What is left over at
+    the end of an epoch is another part in every epoch.
+    """
+
+    def __init__(self, count, seed, batch_size, rank, world, start, stop):
+        self.count, self.seed, self.batch_size, self.rank, self.world = count, seed, batch_size, rank, world
+        self.start, self.stop = start, stop
+
+    def __len__(self):
+        return (self.stop - self.start) * self.batch_size
+
+    def __iter__(self):
+        steps_per_epoch = self.count // (self.batch_size * self.world)
+        order, order_epoch = None, -1
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self.seed, epoch, self.count), epoch
+            first = (position * self.world + self.rank) * self.batch_size
+            for record in order[first:first + self.batch_size]:
+                yield np.int64(epoch), np.int64(record)
+
+
+class EvaluationOrder:
+    """Iterable of records for one rank, each record on one rank once, filled up with -1 to whole batches."""
+
+    def __init__(self, count, batch_size, rank, world):
+        self.count, self.rank, self.world = count, rank, world
+        self.length = -(-count // (world * batch_size)) * batch_size
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        for i in range(self.length):
+            record = i * self.world + self.rank
+            yield (np.int64(record if record < self.count else -1),)
+
+
+class LoadTraining:
+    """(epoch, record) -> image uint8 (size, size, 3), draws float32 (3,), dropout mask uint8 (1536,), label int32."""
+
+    def __init__(self, records, offset, image_size, seed, keep_prob):
+        self.records, self.offset, self.size, self.seed, self.keep = records, offset, image_size, seed, keep_prob
+
+    def __call__(self, epoch, record):
+        rng = _generator(self.seed, int(epoch), int(record))
+        image = _decoded(training_picture, self.records, record, self.size, rng)
+        draws = random_colour(rng)
+        mask = (rng.random(POOLED_FEATURES, np.float32) < self.keep).astype(np.uint8)
+        return image, draws, mask, np.int32(self.records.label[record] - self.offset)
+
+
+class LoadEvaluation:
+    """record -> image uint8 (size, size, 3), label int32; for -1 a black picture with the label -1."""
+
+    def __init__(self, records, offset, image_size):
+        self.records, self.offset, self.size = records, offset, image_size
+
+    def __call__(self, record):
+        if record < 0:
+            return np.zeros((self.size, self.size, 3), np.uint8), np.int32(-1)
+        image = _decoded(evaluation_picture, self.records, record, self.size)
+        return image, np.int32(self.records.label[record] - self.offset)
+
+
+def _decoded(function, records, record, *args):
+    try:
+        return function(records.read(int(record)), *args)
+    except ValueError as error:
+        raise InputError(f'{records.where(record)}: {error}') from None
+
+
+def workers(option, ranks_here=1):
+    """Decoding processes: `option`, or for 0 the cores that this process may use, shared by the ranks of the server."""
+    cores = len(os.sched_getaffinity(0))
+    return min(option, cores) if option else max(1, cores // ranks_here)
+
+
+def _pipeline(order, names, load, columns, batch_size, num_workers):
+    data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1)
+    data = data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
+    return data.batch(batch_size, drop_remainder=True)
+
+
+def training_dataset(records, *, offset, image_size, batch_size, seed, keep_prob, start, stop, rank=0, world=1,
+                     num_workers=1):
+    """Batches of the steps `start` to `stop` of a training, in the columns of `LoadTraining`; one pass is all of it."""
+    order = TrainingOrder(len(records), seed, batch_size, rank, world, start, stop)
+    load = LoadTraining(records, offset, image_size, seed, keep_prob)
+    return _pipeline(order, ['epoch', 'record'], load, ['image', 'draws', 'mask', 'label'], batch_size, num_workers)
+
+
+def evaluation_dataset(records, *, offset, image_size, batch_size, rank=0, world=1, num_workers=1):
+    """Batches with every record once, in the columns of `LoadEvaluation`; equally many on every rank."""
+    order = EvaluationOrder(len(records), batch_size, rank, world)
+    load = LoadEvaluation(records, offset, image_size)
+    return _pipeline(order, ['record'], load, ['image', 'label'], batch_size, num_workers)

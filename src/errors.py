@@ -1,0 +1,25 @@
+"""Errors that a user can mend: one line on stderr and an exit status, never a traceback."""
+import functools
+import sys
+
+
+class InputError(Exception):
+    """Unusable input; the message names the offending value and the remedy, in one line."""
+    exit_status = 2
+
+
+class TrainingError(InputError):
+    """Training cannot go on (for example a loss that is not finite)."""
+    exit_status = 3
+
+
+def entry_point(main):
+    """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
+    @functools.wraps(main)
+    def run(*args):
+        try:
+            return main(*args)
+        except InputError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_status)
+    return run

@@ -1,0 +1,273 @@
+"""InceptionV4 (Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
+https://arxiv.org/abs/1602.07261, figures 3 to 9), with the layer names of TF-slim's `inception_v4`.
+
+Shapes in the comments are height x width x channels at 299 x 299; the tensors themselves are N, C, H, W.
+"""
+from collections import OrderedDict
+from functools import partial
+
+from mindspore import nn, ops
+from mindspore.common.initializer import TruncatedNormal, Zero
+
+BATCH_NORM_EPSILON = 1e-3
+
+
+def he_normal(fan_in):
+    """He et al. 2015, normal cut at two standard deviations; 0.8796 is what the cut leaves of the spread.
+
+    MindSpore's `VarianceScaling('truncated_normal')` draws from a uniform distribution (2.8: the name is compared with
+    another spelling), and `TruncatedNormal` takes its bounds as values, not in standard deviations.
+    """
+    sigma = (2 / fan_in) ** 0.5 / 0.87962566
+    return TruncatedNormal(sigma=sigma, a=-2 * sigma, b=2 * sigma)
+
+
+class ConvBN(nn.Cell):
+    """Convolution without bias, batch norm, ReLU: (N, in_channels, H, W) -> (N, out_channels, H', W').
+
+    `bn_decay` is the share that the moving averages keep each step. Without `bn_scale` gamma stays 1, as in TF-slim.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
+        super().__init__()
+        rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        self.conv = nn.Conv2d(in_channels, out_channels, (rows, columns), stride, pad_mode,
+                              weight_init=he_normal(in_channels * rows * columns))
+        self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay)
+        self.bn.gamma.requires_grad = bn_scale
+        self.relu = nn.ReLU()
+
+    def construct(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class PoolConvBN(ConvBN):
+    """3 x 3 average pool, then a 1 x 1 `ConvBN`, the last branch of blocks A, B and C.
+
+    The convolution comes first here: it is linear, has no bias and mixes no positions, so the order does not change
+    the result, and the pool then runs on 96 to 256 channels in place of 384 to 1536.
+    """
+
+    def __init__(self, in_channels, out_channels, **batch_norm):
+        super().__init__(in_channels, out_channels, 1, **batch_norm)
+        # Padding does not count in the mean, as with TensorFlow's SAME.
+        self.pool = nn.AvgPool2d(3, stride=1, pad_mode='pad', padding=1, count_include_pad=False)
+
+    def construct(self, x):
+        return self.relu(self.bn(self.pool(self.conv(x))))
+
+
+def branch(**layers):
+    """Named layers, one after the other."""
+    return nn.SequentialCell(OrderedDict(layers))
+
+
+class Branches(nn.SequentialCell):
+    """Branches beside each other on one input, their outputs concatenated over the channels."""
+
+    def __init__(self, *branches):
+        super().__init__(OrderedDict((f'branch_{i}', cell) for i, cell in enumerate(branches)))
+
+    def construct(self, x):
+        outputs = ()
+        for cell in self.cell_list:
+            outputs += (cell(x),)
+        return ops.concat(outputs, 1)
+
+
+class Split(nn.Cell):
+    """The fork at the end of block C's branches: `stem` (may be absent), then two convolutions of its output."""
+
+    def __init__(self, stem, ends):
+        super().__init__()
+        self.stem = [cell for _, cell in stem]
+        self.ends = [cell for _, cell in ends]
+        for name, cell in stem + ends:
+            setattr(self, name, cell)
+
+    def construct(self, x):
+        for cell in self.stem:
+            x = cell(x)
+        return ops.concat((self.ends[0](x), self.ends[1](x)), 1)
+
+
+def max_pool():
+    return nn.MaxPool2d(3, stride=2, pad_mode='valid')
+
+
+class Mixed3a(Branches):
+    """Stem, first fork (figure 3): 147x147x64 -> 73x73x160."""
+
+    def __init__(self, conv):
+        super().__init__(branch(maxpool_0a_3x3=max_pool()),
+                         branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
+
+
+class Mixed4a(Branches):
+    """Stem, second fork (figure 3): 73x73x160 -> 71x71x192."""
+
+    def __init__(self, conv):
+        super().__init__(branch(conv2d_0a_1x1=conv(160, 64, 1),
+                                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')),
+                         branch(conv2d_0a_1x1=conv(160, 64, 1),
+                                conv2d_0b_1x7=conv(64, 64, (1, 7)),
+                                conv2d_0c_7x1=conv(64, 64, (7, 1)),
+                                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')))
+
+
+class Mixed5a(Branches):
+    """Stem, third fork (figure 3): 71x71x192 -> 35x35x384."""
+
+    def __init__(self, conv):
+        super().__init__(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
+                         branch(maxpool_1a_3x3=max_pool()))
+
+
+class InceptionA(Branches):
+    """Figure 4: 35x35x384 -> 35x35x384."""
+
+    def __init__(self, conv, pool_conv):
+        super().__init__(branch(conv2d_0a_1x1=conv(384, 96, 1)),
+                         branch(conv2d_0a_1x1=conv(384, 64, 1),
+                                conv2d_0b_3x3=conv(64, 96, 3)),
+                         branch(conv2d_0a_1x1=conv(384, 64, 1),
+                                conv2d_0b_3x3=conv(64, 96, 3),
+                                conv2d_0c_3x3=conv(96, 96, 3)),
+                         branch(conv2d_0b_1x1=pool_conv(384, 96)))
+
+
+class ReductionA(Branches):
+    """Figure 7 with k, l, m, n = 192, 224, 256, 384 (table 1): 35x35x384 -> 17x17x1024."""
+
+    def __init__(self, conv):
+        super().__init__(branch(conv2d_1a_3x3=conv(384, 384, 3, 2, 'valid')),
+                         branch(conv2d_0a_1x1=conv(384, 192, 1),
+                                conv2d_0b_3x3=conv(192, 224, 3),
+                                conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')),
+                         branch(maxpool_1a_3x3=max_pool()))
+
+
+class InceptionB(Branches):
+    """Figure 5: 17x17x1024 -> 17x17x1024."""
+
+    def __init__(self, conv, pool_conv):
+        super().__init__(branch(conv2d_0a_1x1=conv(1024, 384, 1)),
+                         branch(conv2d_0a_1x1=conv(1024, 192, 1),
+                                conv2d_0b_1x7=conv(192, 224, (1, 7)),
+                                conv2d_0c_7x1=conv(224, 256, (7, 1))),
+                         branch(conv2d_0a_1x1=conv(1024, 192, 1),
+                                conv2d_0b_7x1=conv(192, 192, (7, 1)),
+                                conv2d_0c_1x7=conv(192, 224, (1, 7)),
+                                conv2d_0d_7x1=conv(224, 224, (7, 1)),
+                                conv2d_0e_1x7=conv(224, 256, (1, 7))),
+                         branch(conv2d_0b_1x1=pool_conv(1024, 128)))
+
+
+class ReductionB(Branches):
+    """Figure 8: 17x17x1024 -> 8x8x1536."""
+
+    def __init__(self, conv):
+        super().__init__(branch(conv2d_0a_1x1=conv(1024, 192, 1),
+                                conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
+                         branch(conv2d_0a_1x1=conv(1024, 256, 1),
+                                conv2d_0b_1x7=conv(256, 256, (1, 7)),
+                                conv2d_0c_7x1=conv(256, 320, (7, 1)),
+                                conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid')),
+                         branch(maxpool_1a_3x3=max_pool()))
+
+
+class InceptionC(Branches):
+    """Figure 6: 8x8x1536 -> 8x8x1536."""
+
+    def __init__(self, conv, pool_conv):
+        super().__init__(branch(conv2d_0a_1x1=conv(1536, 256, 1)),
+                         Split([('conv2d_0a_1x1', conv(1536, 384, 1))],
+                               [('conv2d_0b_1x3', conv(384, 256, (1, 3))),
+                                ('conv2d_0c_3x1', conv(384, 256, (3, 1)))]),
+                         Split([('conv2d_0a_1x1', conv(1536, 384, 1)),
+                                ('conv2d_0b_3x1', conv(384, 448, (3, 1))),
+                                ('conv2d_0c_1x3', conv(448, 512, (1, 3)))],
+                               [('conv2d_0d_1x3', conv(512, 256, (1, 3))),
+                                ('conv2d_0e_3x1', conv(512, 256, (3, 1)))]),
+                         branch(conv2d_0b_1x1=pool_conv(1536, 256)))
+
+
+def dense(in_channels, out_channels):
+    return nn.Dense(in_channels, out_channels, weight_init=he_normal(in_channels), bias_init=Zero())
+
+
+class AuxLogits(nn.Cell):
+    """Auxiliary classifier on the last block B (TF-slim): (N, 1024, size, size) -> (N, num_classes); size 17 at 299."""
+
+    def __init__(self, conv, num_classes, size):
+        super().__init__()
+        pool = min(5, size)
+        self.pool = nn.AvgPool2d(pool, stride=3, pad_mode='valid')  # 17x17 -> 5x5
+        self.conv2d_1b_1x1 = conv(1024, 128, 1)
+        self.conv2d_2a = conv(128, 768, (size - pool) // 3 + 1, 1, 'valid')  # 5x5x128 -> 1x1x768
+        self.flatten = nn.Flatten()
+        self.aux_logits = dense(768, num_classes)
+
+    def construct(self, x):
+        return self.aux_logits(self.flatten(self.conv2d_2a(self.conv2d_1b_1x1(self.pool(x)))))
+
+
+class InceptionV4(nn.Cell):
+    """(N, in_channels, H, W) -> logits (N, num_classes); H and W from 75, values in [-1, 1].
+
+    Args:
+        num_classes (int): width of the classifier.
+        in_channels (int): channels of a picture.
+        dropout_keep_prob (float): share of the pooled features that training keeps.
+        block_counts (tuple): blocks A, B and C; the paper's are 4, 7, 3 (figure 9).
+        bn_decay (float): share that the moving averages of batch norm keep each step.
+        bn_scale (bool): learn batch norm's gamma.
+        aux_logits (bool): build the auxiliary classifier; in training `construct` then returns (logits, aux_logits).
+        image_size (int): height of the pictures; only the auxiliary classifier's kernel depends on it.
+
+    `construct` takes as its second argument an optional `dropout_mask` (N, 1536) of zeros and ones, for a training
+    that must be repeatable: MindSpore's own dropout stream can be neither saved nor replayed.
+    """
+
+    def __init__(self, num_classes=1000, in_channels=3, dropout_keep_prob=0.8, block_counts=(4, 7, 3), bn_decay=0.9997,
+                 bn_scale=False, aux_logits=False, image_size=299):
+        super().__init__()
+        conv = partial(ConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
+        pool_conv = partial(PoolConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
+
+        def repeated(stage, block, count):
+            return [(f'mixed_{stage}{"bcdefghijklmnopqrstuvwxyz"[i]}', block(conv, pool_conv)) for i in range(count)]
+
+        a, b, c = block_counts
+        to_aux = [('conv2d_1a_3x3', conv(in_channels, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
+                  ('conv2d_2a_3x3', conv(32, 32, 3, 1, 'valid')),  # -> 147x147x32
+                  ('conv2d_2b_3x3', conv(32, 64, 3)),  # -> 147x147x64
+                  ('mixed_3a', Mixed3a(conv)), ('mixed_4a', Mixed4a(conv)), ('mixed_5a', Mixed5a(conv)),
+                  *repeated(5, InceptionA, a), ('mixed_6a', ReductionA(conv)), *repeated(6, InceptionB, b)]
+        from_aux = [('mixed_7a', ReductionB(conv)), *repeated(7, InceptionC, c)]
+        for name, cell in to_aux + from_aux:
+            setattr(self, name, cell)
+        self.to_aux = [cell for _, cell in to_aux]
+        self.from_aux = [cell for _, cell in from_aux]
+        self.keep = dropout_keep_prob
+        self.dropout = nn.Dropout(p=1 - dropout_keep_prob)
+        self.logits = dense(1536, num_classes)
+        self.has_aux = aux_logits
+        if aux_logits:
+            size = image_size
+            for stride in (2, 1, 2, 1, 2, 2):  # the 3 x 3 layers without padding on the way, conv2d_1a to mixed_6a
+                size = (size - 3) // stride + 1
+            self.aux_logits = AuxLogits(conv, num_classes, size)
+
+    def construct(self, x, dropout_mask=None):
+        for cell in self.to_aux:
+            x = cell(x)
+        trunk = x
+        for cell in self.from_aux:
+            x = cell(x)
+        x = x.mean((2, 3))
+        if self.training:
+            x = self.dropout(x) if dropout_mask is None else x * dropout_mask / self.keep
+            if self.has_aux:
+                return self.logits(x), self.aux_logits(trunk)
+        return self.logits(x)

@@ -1,0 +1,376 @@
+"""Start and supervise one process per device that a rank table lists for this server (Linux).
+
+    python -m src.launch [--launcher rank_table|msrun] [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
+
+Ascend: rank table start-up, https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html
+CPU:    dynamic cluster, https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
+msrun:  https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/msrun_launcher.html
+Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails the
+others are ended; SIGINT and SIGTERM are passed on, so that the ranks can save a checkpoint. No process is
+left behind.
+"""
+import argparse
+import contextlib
+import ctypes
+import glob
+import ipaddress
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from src import rank_table
+from src.errors import InputError, entry_point
+
+SIGNALS = {number.value: number.name for number in signal.Signals}
+FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
+# The scheduler of a dynamic cluster blocks in init() until its workers have left.
+SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
+CLUSTER_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
+                     "MS_TOPO_TIMEOUT", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID",
+                     "RANK_SIZE", "DEVICE_ID")
+
+
+def option(options, name):
+    """Last value of `--name value` or `--name=value` among the script's options, or None."""
+    value = None
+    for word, following in zip(options, [*options[1:], None]):
+        if word == f"--{name}":
+            value = following
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def plan(table, server, target, command, *, launcher="rank_table", table_file=None, port=8118, cores=(0,),
+         bind_core=False, environ=os.environ):
+    """What to start on `server`: a list of (name, argv, environment); ranks are named by their number.
+
+    table: RankTable; target: "Ascend" or "CPU"; command: [script, option, ...]; cores: CPU cores to use.
+    MindSpore refuses a mixture of start-up methods, so variables of another one are not handed on.
+    """
+    base = {name: value for name, value in environ.items() if name not in CLUSTER_VARIABLES}
+    size, single = len(table.devices), len(table.servers) == 1
+    master = "127.0.0.1" if single else table.servers[0].server_id
+    if launcher == "msrun":
+        return [_msrun(table, server, target, command, master, port, bind_core, base)]
+    # Several servers' worth of CPU ranks run on this machine, all of them: a rehearsal of the real launch.
+    devices = server.devices if target == "Ascend" else table.devices
+    if bind_core and len(cores) < len(devices):
+        raise InputError(f"--bind_core: {len(devices)} ranks, but {len(cores)} cores; leave it out")
+    jobs, base["RANK_SIZE"] = [], str(size)
+    if target == "Ascend":
+        # Ranks compile for minutes, not all equally long: the default of 120 s to connect is too short.
+        base = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_EXEC_TIMEOUT": "1836"} | base
+        base["RANK_TABLE_FILE"] = table_file
+    else:
+        base.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // len(devices))))
+        base |= {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port),
+                 "MS_TOPO_TIMEOUT": "600"}
+        env = base | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+        jobs.append(("scheduler", [sys.executable, "-c", SCHEDULER], env))
+    for i, device in enumerate(devices):
+        share = cores[i * len(cores) // len(devices):(i + 1) * len(cores) // len(devices)]
+        prefix = ["taskset", "-c", ",".join(map(str, share))] if bind_core else []
+        rank = str(device.rank_id)
+        env = base | {"RANK_ID": rank, "DEVICE_ID": str(device.device_id)}
+        if target == "CPU":
+            env |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank}
+        jobs.append((rank, [*prefix, sys.executable, "-u", *command], env))
+    return jobs
+
+
+def _msrun(table, server, target, command, master, port, bind_core, env):
+    """The msrun job; it runs `python3` and its own name from PATH, which must be this interpreter's."""
+    here, size = os.path.dirname(sys.executable), len(table.devices)
+    if os.path.dirname(shutil.which("python3", path=env.get("PATH")) or "") != here:
+        env["PATH"] = here + os.pathsep + env.get("PATH", os.defpath)
+    ids = [device.device_id for device in server.devices]
+    if target == "Ascend" and ids != list(range(len(ids))):
+        env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, ids))  # msrun numbers devices from 0
+    argv = ["msrun", f"--worker_num={size}", f"--local_worker_num={len(ids)}", f"--master_addr={master}",
+            f"--master_port={port}", f"--node_rank={table.servers.index(server)}", "--join=True",
+            f"--log_dir={os.path.join('results', f'{size}p', 'msrun')}", "--tail_worker_log=0"]
+    return "msrun", [*argv, *["--bind_core=True"] * bind_core, "python3", "-u", *command], env
+
+
+def local_server(table, server_id=None):
+    """The server of the table this machine is; a table of one server means this one."""
+    if server_id is None and len(table.servers) == 1:
+        return table.servers[0]
+    found = [server for server in table.servers
+             if (server.server_id == server_id if server_id is not None else _is_local(server.server_id))]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(ascii(server.server_id) for server in table.servers[:8])
+    if server_id is not None:
+        raise InputError(f"--server_id {server_id} is not in the rank table ({names})")
+    raise InputError(f"{len(found)} servers of the rank table ({names}) have an address of this machine; "
+                     "say which one it is with --server_id")
+
+
+def _is_local(name):
+    """Whether a host name or address is this machine's: only those can be bound to."""
+    if name in (socket.gethostname(), socket.getfqdn()):
+        return True
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind(address)
+            return not ipaddress.ip_address(address[0].partition("%")[0]).is_unspecified
+    except (OSError, UnicodeError):
+        return False
+
+
+def choose_port(asked):
+    """A free TCP port, `asked` if given; InputError if that one is taken."""
+    if asked is not None and not 1024 <= asked <= 65535:
+        raise InputError(f"--master_port {asked}: must be 1024 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", asked or 0))
+        except OSError as error:
+            raise InputError(f"--master_port {asked}: {error.strerror}; leave it out for a free one")
+        return probe.getsockname()[1]
+
+
+def _processes():
+    """{pid: (parent's pid, is a zombie)} of this machine."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+            found[int(pid)] = int(parent), state == b"Z"
+        except OSError:
+            pass  # it has ended in the meantime
+    return found
+
+
+def _kill_all():
+    """SIGKILL everything below this process until nothing is left; orphans too, as it is their subreaper."""
+    for _ in range(100):
+        processes, below, size = _processes(), {os.getpid()}, 0
+        while len(below) > size:  # a generation each time
+            size = len(below)
+            below |= {pid for pid, (parent, _) in processes.items() if parent in below}
+        alive = [pid for pid in below - {os.getpid()} if not processes[pid][1]]
+        if not alive:
+            return
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+class Supervisor:
+    """Runs the jobs of a `plan` to their end."""
+
+    def __init__(self, jobs, directory, grace):
+        """directory: where each job's <name>/train.log goes; grace: seconds for the ranks after a signal."""
+        self.jobs, self.directory, self.grace = jobs, directory, grace
+        self.signals, self.ended = [], queue.SimpleQueue()
+        self.processes, self.logs, self.shown = {}, {}, 0
+        self.libc = ctypes.CDLL(None)
+
+    def run(self):
+        """Exit status: 0; the failed rank's own, or 128 + its signal; 128 + the signal this process got."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda got, _: self.signals.append(got))
+        self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans below become ours
+        try:
+            try:
+                self._start()
+            except OSError as error:
+                raise InputError(f"cannot start: {error}")
+            return self._watch()
+        finally:
+            _kill_all()
+            self._echo()
+
+    def _start(self):
+        launcher = os.getpid()
+
+        def die_with_launcher():
+            self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+            if os.getppid() != launcher:
+                os._exit(1)
+        for name, argv, env in self.jobs:
+            path = os.path.join(self.directory, name, "train.log")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if os.path.exists(path):
+                os.replace(path, f"{path}.1")
+            self.logs[name] = log = open(path, "a+b")
+            self.processes[name] = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                                                    stderr=log, start_new_session=True,
+                                                    preexec_fn=die_with_launcher)
+        # A thread waits for each process: they report in the order in which the processes end.
+        for name, process in self.processes.items():
+            threading.Thread(target=lambda name=name, process=process: self.ended.put((name, process.wait())),
+                             daemon=True).start()
+
+    def _watch(self):
+        ranks, asked = set(self.processes) - {"scheduler"}, set()
+        failed, told, deadline = None, False, float("inf")
+        while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
+            if self.signals and not told:
+                told, deadline = True, min(deadline, time.monotonic() + self.grace)
+                name = signal.Signals(self.signals[0]).name
+                say(f"{name} passed on; ranks have {self.grace:g} s to save and "
+                    "exit, a second signal kills them at once")
+                number = signal.SIGINT if self.signals[0] == signal.SIGINT else signal.SIGTERM
+                asked = {-number, 128 + number}  # as good an end as status 0 from here on
+                self._tell(number)
+            self._echo()
+            try:
+                name, status = self.ended.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            ranks.discard(name)
+            if status and status not in asked and not failed:
+                failed = name, status
+                deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
+                if not told:
+                    told = True
+                    self._tell(signal.SIGTERM)
+        if ranks:
+            say(f"killed: {', '.join(sorted(ranks))} did not end in time")
+        if failed:
+            self._report(*failed)
+        if self.signals:
+            return 128 + self.signals[0]
+        if failed:
+            return 128 - failed[1] if failed[1] < 0 else failed[1] if failed[1] <= 125 else 1
+        if "scheduler" in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.processes["scheduler"].wait(10)  # about a second; its status no longer matters
+        return 0
+
+    def _tell(self, number):
+        """Send a signal to the ranks, not to their data workers, whose end would be a failure to them."""
+        for name, process in self.processes.items():
+            if name == "msrun":  # has no such service: reach past it
+                for pid, (parent, _) in _processes().items():
+                    if parent == process.pid and _is_worker(pid):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, number)
+            elif name != "scheduler":
+                process.send_signal(number)
+
+    def _echo(self):
+        """Show what the first rank has written since the last time."""
+        log = self.logs.get(next((name for name, _, _ in self.jobs if name != "scheduler"), None))
+        while log and (data := os.pread(log.fileno(), 1 << 20, self.shown)):
+            self.shown += len(data)
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+            except OSError:  # the reader of a pipe has gone: the training goes on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _report(self, name, status):
+        self._echo()
+        log = self.logs[name]
+        size = os.fstat(log.fileno()).st_size
+        end = os.pread(log.fileno(), 1 << 16, max(0, size - (1 << 16))).decode(errors="replace")
+        cause = f"status {status}" if status > 0 else f"signal {SIGNALS.get(-status, -status)}"
+        hint = " (out of memory, or killed by hand)" if status == -signal.SIGKILL else ""
+        what = f"rank {name}" if name.isdigit() else name
+        say(f"{what} failed first: {cause}{hint}; the last lines of {log.name}:\n" +
+            "\n".join(end.splitlines()[-20:]))
+
+
+def _is_worker(pid):
+    """Whether msrun started this process as a rank."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return b"MS_ROLE=MS_WORKER" in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def say(text):
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def _arguments(arguments):
+    """(launcher's options, the script's options); the launcher's may also stand among the script's."""
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ours.add_argument("--launcher", choices=("rank_table", "msrun"), help="default: rank_table")
+    ours.add_argument("--server_id", help="which server of the table this is (default: by its addresses)")
+    ours.add_argument("--bind_core", action="store_true", help="give each rank its share of the CPU cores")
+    ours.add_argument("--master_port", type=int, help="port of the scheduler (default: a free one)")
+    ours.add_argument("--grace", type=float, help="seconds to save and exit after a signal (default: 60)")
+    parser = argparse.ArgumentParser(prog="python -m src.launch", parents=[ours], allow_abbrev=False,
+                                     description="start one process per device of this server")
+    parser.add_argument("rank_table", help="file; or, for the CPU or msrun, just a number of devices")
+    parser.add_argument("script")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="passed on to the script")
+    args = parser.parse_args(arguments)
+    _, options = ours.parse_known_args(args.options, args)
+    return args, options
+
+
+def _target(options):
+    """"Ascend" or "CPU": as asked for, or by what this machine has."""
+    asked = option(options, "device_target")
+    npus = glob.glob("/dev/davinci[0-9]*")
+    if asked not in (None, "auto", "Ascend", "CPU"):
+        raise InputError(f"--device_target {asked}: must be auto, Ascend or CPU")
+    if asked in ("Ascend", "CPU"):
+        if asked == "Ascend" and not npus:
+            say("note: --device_target Ascend, but there is no NPU here (no /dev/davinci*)")
+        return asked
+    if not npus:
+        say("no NPU here (no /dev/davinci*): the ranks run on the CPU")
+    return "Ascend" if npus else "CPU"
+
+
+@entry_point
+def main(arguments=None):
+    args, options = _arguments(arguments)
+    launcher, grace = args.launcher or "rank_table", 60 if args.grace is None else args.grace
+    if not os.path.isfile(args.script):
+        raise InputError(f"no script {args.script}")
+    target = _target(options)
+    if args.rank_table.isdecimal() and not os.path.exists(args.rank_table):
+        if target == "Ascend" and launcher == "rank_table" or not 1 <= int(args.rank_table[:6]) <= 1024:
+            raise InputError(f"RANK_TABLE {args.rank_table}: a number must be 1 to 1024; NPUs need a file "
+                             "(python -m src.rank_table make) or --launcher msrun")
+        table = rank_table.of_this_machine(int(args.rank_table))
+    else:
+        table = rank_table.read(args.rank_table)
+    size = str(len(table.devices))
+    if option(options, "rank_size") not in (None, size):
+        raise InputError(f"--rank_size {option(options, 'rank_size')}, but the rank table has {size} ranks")
+    for name, value in (("rank_size", size), ("device_target", target)):
+        if option(options, name) is None:
+            options += [f"--{name}", value]
+    on_cpu = target == "CPU" and launcher == "rank_table"
+    server = table.servers[0] if on_cpu and args.server_id is None else local_server(table, args.server_id)
+    if on_cpu and len(table.servers) > 1:
+        say(f"CPU: the ranks of all {len(table.servers)} servers run on this machine")
+    if args.bind_core and not shutil.which("taskset"):
+        raise InputError("--bind_core needs `taskset` (package util-linux)")
+    # Servers that start on their own have to agree on the port, so it cannot be just any free one.
+    port = args.master_port or 8118 if len(table.servers) > 1 and not on_cpu else None
+    if port is None and (on_cpu or launcher == "msrun"):
+        port = choose_port(args.master_port)
+    jobs = plan(table, server, target, [args.script, *options], launcher=launcher, port=port,
+                table_file=os.path.abspath(args.rank_table), cores=sorted(os.sched_getaffinity(0)),
+                bind_core=args.bind_core)
+    directory = os.path.join("results", f"{size}p")
+    logs = "msrun/worker_<rank>.log" if launcher == "msrun" else "<rank>/train.log"
+    say(f"{size} ranks, {target}; logs in {os.path.join(directory, logs)}")
+    sys.exit(Supervisor(jobs, directory, grace).run())
+
+
+if __name__ == "__main__":
+    main()

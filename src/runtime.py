@@ -1,0 +1,64 @@
+"""Device, precision, seed, rank and world size; the only place that touches MindSpore's contexts."""
+import os
+from collections import namedtuple
+
+import mindspore as ms
+from mindspore.communication import get_group_size, get_rank, init
+
+from src.errors import InputError
+
+Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level sink')
+
+# Size in MB of a bucket of gradients that is all-reduced while the rest of the backward pass still runs; MindSpore's
+# default is one all-reduce of all 171 MB at the end.
+FUSION_MB = 32
+
+
+def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed=1):
+    """Set up MindSpore for this process.
+
+    Ranks are started by `scripts/run_distribute_train.sh`, which sets RANK_SIZE, RANK_ID and DEVICE_ID in their
+    environment: https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html (Ascend, RANK_TABLE_FILE) and
+    .../parallel/msrun_launcher.html (dynamic cluster, MS_ROLE).
+
+    Returns:
+        Runtime: `sink` tells whether the device has dataset sink mode.
+
+    Raises:
+        InputError: no such device, or `rank_size` and the launched processes disagree.
+    """
+    ascend = ms.device_context.ascend.is_available()
+    if device_target == 'Ascend' and not ascend:
+        raise InputError('device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
+                         'sourced?); use --device_target CPU or auto')
+    target = device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
+    launched = int(os.environ.get('RANK_SIZE', '1'))
+    if launched != rank_size:
+        raise InputError(f'rank_size {rank_size}, but {launched} process{"es were" if launched > 1 else " was"} '
+                         'launched; start several with scripts/run_distribute_train.sh RANK_TABLE')
+    ms.set_context(mode=ms.GRAPH_MODE)
+    device_id = int(os.environ.get('DEVICE_ID', device_id)) if launched > 1 else device_id
+    if target == 'Ascend':
+        ms.set_device(target, device_id)
+    else:
+        ms.set_device(target)
+    rank, world = 0, 1
+    if launched > 1:
+        init()
+        rank, world = get_rank(), get_group_size()
+        # gradients_mean is off by default, which would make the learning rate depend on the number of ranks.
+        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
+                                     device_num=world, parameter_broadcast=True,
+                                     comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}})
+    ms.set_seed(seed)
+    if amp_level == 'auto':
+        amp_level = 'O3' if target == 'Ascend' else 'O0'
+    # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
+    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend')
+
+
+def describe(runtime, option):
+    """One line that says what `start` took."""
+    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and runtime.device_target == 'CPU' else ''
+    return (f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '
+            f'{runtime.amp_level}, MindSpore {ms.__version__}')

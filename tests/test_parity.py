@@ -1,0 +1,156 @@
+"""The network, its gradients and its optimizer against figures of the original entry. `-s` shows the deviations."""
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.inceptionv4 import InceptionV4
+from src.optimizer import learning_rates, make_optimizer
+from src.training import TrainStep, cross_entropy
+from src.weights import from_tf_slim, tf_slim_name
+from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
+
+WEIGHT_DECAY = INFO['weight_decay']
+
+
+@pytest.fixture(scope='module')
+def variables():
+    return tf_variables()
+
+
+@pytest.fixture(scope='module')
+def data():
+    return batches()
+
+
+@pytest.fixture(scope='module')
+def network():
+    return InceptionV4(INFO['num_classes'], dropout_keep_prob=1.0, aux_logits=True)
+
+
+def load(network, variables):
+    """All of `variables` into `network`; what the optimizer and the last test did to it is gone."""
+    parameters = dict(network.parameters_and_names())
+    for name, value in from_tf_slim(variables, {k: v.shape for k, v in parameters.items()}).items():
+        parameters[name].set_data(Tensor(value))
+
+
+def report(what, value, bound):
+    print(f'\nparity: {what}: {value:.1e} (bound {bound:.0e})', end='')
+    assert value <= bound, what
+
+
+def test_evaluation_forward(network, variables, data):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    load(network, variables)
+    network.set_train(False)
+    x, points = Tensor(data[0][0]), {}
+    for cell in network.to_aux:
+        x = points[tf_slim_name(next(cell.get_parameters()).name).split('/')[1]] = cell(x)
+    points['AuxLogits'] = network.aux_logits(x)
+    for cell in network.from_aux:
+        x = points[tf_slim_name(next(cell.get_parameters()).name).split('/')[1]] = cell(x)
+    points['global_pool'] = x.mean((2, 3))
+    points['Logits'] = network.logits(points['global_pool'])
+    listed = {key.split('/')[1] for key in FIGURES if key.startswith('eval/') and key.endswith('/mean')}
+    assert listed == set(points)
+    worst = {'mean': 0, 'std': 0, 'head': 0}
+    for name, value in points.items():
+        value = value.asnumpy()
+        value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+        std = float(FIGURES[f'eval/{name}/std'])
+        head = FIGURES[f'eval/{name}/head']
+        ours = value.reshape(len(value), -1)[:, :head.shape[-1]].reshape(head.shape)
+        worst['std'] = max(worst['std'], deviation(value.std(), std))
+        # Means and single values pass through zero: their deviation is relative to the spread.
+        worst['mean'] = max(worst['mean'], abs(value.mean() - FIGURES[f'eval/{name}/mean']) / std)
+        worst['head'] = max(worst['head'], np.abs(ours - head).max() / std)
+    for kind, value in worst.items():
+        report(f'endpoints, {kind}, relative', value, 1e-4)
+    logits, aux = points['Logits'], points['AuxLogits']
+    report('logits, absolute', np.abs(logits.asnumpy() - FIGURES['eval/logits']).max(), 2e-4)
+    report('auxiliary logits, absolute', np.abs(aux.asnumpy() - FIGURES['eval/aux_logits']).max(), 2e-4)
+    assert np.array_equal(network(Tensor(data[0][0])).asnumpy(), logits.asnumpy())
+    loss = cross_entropy(logits, Tensor(data[1][0]), 0.1).mean().asnumpy()
+    squares = sum((v.astype(np.float64) ** 2).sum() for k, v in variables.items() if k.endswith('/weights'))
+    report('loss, relative', deviation(loss, FIGURES['eval/loss']), 1e-5)
+    report('total loss, relative', deviation(loss + WEIGHT_DECAY * squares / 2, FIGURES['eval/total_loss']), 1e-5)
+
+
+class LossOf(nn.Cell):
+    """Loss of the original: label smoothing 0.1, the auxiliary head built and not added."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, x, label):
+        return cross_entropy(self.network(x)[0], label, 0.1).mean()
+
+
+class StemLoss(nn.Cell):
+    """0.5 * mean((mean over height and width of Mixed_5b - 1)^2): batch norm's training semantics, well conditioned."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.layers = nn.CellList(network.to_aux[:7], auto_prefix=False)
+
+    def construct(self, x, label):
+        for cell in self.layers:
+            x = cell(x)
+        return 0.5 * ops.square(x.mean((2, 3)) - 1).mean()
+
+
+def check_training(kind, cell, lr, variables, data, bounds):
+    """Gradients, losses of the steps and changes of `cell` (which holds `variables`) against the figures of `kind`."""
+    steps = range(INFO['steps'])
+    parameters = list(cell.trainable_params())
+    optimizer = make_optimizer('rmsprop', cell, np.full(len(steps), lr, np.float32), weight_decay=WEIGHT_DECAY,
+                               momentum=0.9, on_cpu=True)
+    step = TrainStep(cell, optimizer, 1024.0, WEIGHT_DECAY).set_train()
+    set_batch_norm(cell, kind)
+    batch = [[Tensor(a[i]) for a in data] for i in steps]
+    gradients = ops.GradOperation(get_by_list=True)(cell, ms.ParameterTuple(parameters))(*batch[0])
+    norms = {}
+    for parameter, gradient in zip(parameters, gradients):
+        name, gradient = tf_slim_name(parameter.name), gradient.asnumpy().astype(np.float64)
+        norms[name] = np.linalg.norm(gradient + (WEIGHT_DECAY * parameter.asnumpy() if name.endswith('/weights') else 0))
+    names = list(FIGURES[f'{kind}/grad_norm_names'])
+    assert all(norms[n] == 0 for n in set(norms) - set(names))  # TensorFlow lists no gradient where none arrives
+    report(f'{kind}, gradient norms, relative', deviation([norms[n] for n in names], FIGURES[f'{kind}/grad_norms']),
+           bounds['gradients'])
+    losses = np.array([[float(value.asnumpy()) for value in step(*b)] for b in batch])
+    for i, name in enumerate(('loss', 'total_loss')):
+        report(f'{kind}, {name} of the steps, relative', deviation(losses[:, i], FIGURES[f'{kind}/{name}']),
+               bounds['loss'])
+    after = {tf_slim_name(p.name): p.asnumpy() for _, p in cell.parameters_and_names() if not p.name.endswith('gamma')}
+    names = list(FIGURES[f'{kind}/final_norm_names'])
+    changes = FIGURES[f'{kind}/change_norms']
+    ours = np.array([np.linalg.norm(from_hwio(variables[n]).astype(np.float64) - after[n]) for n in names])
+    still = changes == 0
+    assert (ours[still] == 0).all()
+    report(f'{kind}, norms of the changes, relative', deviation(ours[~still], changes[~still]), bounds['changes'])
+
+
+def from_hwio(value):
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value
+
+
+def set_batch_norm(cell, kind):
+    for _, child in cell.cells_and_names():
+        if isinstance(child, nn.BatchNorm2d):
+            child.use_batch_statistics = False if kind == 'frozen_bn' else None
+
+
+def test_frozen_batch_norm_training(network, variables, data):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    load(network, variables)
+    check_training('frozen_bn', LossOf(network), INFO['lr'] * 0.002, variables, data,
+                   {'gradients': 1e-3, 'loss': 5e-4, 'changes': 5e-3})
+
+
+def test_batch_norm_in_training(network, variables, data):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    load(network, variables)
+    check_training('stem_bn', StemLoss(network), INFO['lr'], variables, data,
+                   {'gradients': 5e-3, 'loss': 1e-5, 'changes': 5e-3})

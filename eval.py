@@ -29,12 +29,13 @@ def evaluate_path(config, run, path, log):
 
 
 @entry_point
-def main():
-    config = configuration.load(sys.argv[1:])
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    config = configuration.load(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
     _, info = checkpoint.load(checkpoint.find(Path(config.ckpt_path))[-1])
-    config = configuration.load(sys.argv[1:], info.get('config'))
+    config = configuration.load(argv, info.get('config'))
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed)
     print(runtime.describe(run, config.device_target), flush=True)
     evaluate_path(config, run, config.ckpt_path, print)

@@ -45,8 +45,9 @@ def export_mindir(network, file_name, batch_size, image_size):
 
 
 @entry_point
-def main():
-    config = configuration.load(sys.argv[1:])
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    config = configuration.load(argv)
     if config.file_format != 'MINDIR':
         raise InputError(f'file_format {config.file_format} is not supported yet; use MINDIR')
     if not config.ckpt_path:
@@ -54,7 +55,7 @@ def main():
     if Path(config.ckpt_path).is_dir():
         raise InputError(f'ckpt_path {config.ckpt_path} is a directory; name one checkpoint in it')
     parameters, info = checkpoint.load(config.ckpt_path)
-    config = configuration.load(sys.argv[1:], info.get('config'))
+    config = configuration.load(argv, info.get('config'))
     run = runtime.start(config.device_target, config.device_id)
     print(runtime.describe(run, config.device_target), flush=True)
     network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)

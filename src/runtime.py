@@ -40,7 +40,7 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     device_id = int(os.environ.get('DEVICE_ID', device_id)) if launched > 1 else device_id
     if target == 'Ascend':
         ms.set_device(target, device_id)
-    else:
+    elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
         ms.set_device(target)
     rank, world = 0, 1
     if launched > 1:

@@ -6,7 +6,7 @@ from mindspore import Tensor, nn, ops
 
 from src.inceptionv4 import InceptionV4
 from src.optimizer import learning_rates, make_optimizer
-from src.training import TrainStep, cross_entropy
+from src.training import NetworkWithLoss, TrainStep, cross_entropy, set_precision
 from src.weights import from_tf_slim, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
 
@@ -154,3 +154,109 @@ def test_batch_norm_in_training(network, variables, data):
     load(network, variables)
     check_training('stem_bn', StemLoss(network), INFO['lr'], variables, data,
                    {'gradients': 5e-3, 'loss': 1e-5, 'changes': 5e-3})
+
+
+def test_whole_network_in_training(network, variables, data):
+    """Batch norm in training mode, before any step; float32 keeps few digits of it at random weights."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    load(network, variables)
+    set_batch_norm(network, 'train')
+    network.set_train()
+    loss = float(LossOf(network)(Tensor(data[0][0]), Tensor(data[1][0])).asnumpy())
+    squares = sum((v.astype(np.float64) ** 2).sum() for k, v in variables.items() if k.endswith('/weights'))
+    report('train, loss, relative', deviation(loss, FIGURES['train/loss']), 1e-3)
+    report('train, total loss, relative', deviation(loss + WEIGHT_DECAY * squares / 2, FIGURES['train/total_loss']), 1e-3)
+
+
+# Half precision keeps 11 bits, a relative 5e-4; some 40 layers on the way let it grow about tenfold.
+HALF = 1e-2
+
+
+def test_o3_agrees_with_float32():
+    """One forward and one training step, loss scale 1024; batch norm in inference mode, which is well conditioned."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    rng = np.random.default_rng(0)
+    image = Tensor(rng.integers(0, 256, (4, 75, 75, 3), dtype=np.uint8))
+    draws, mask = Tensor(np.tile(np.float32([0, 0, 1]), (4, 1))), Tensor(np.ones((4, 1536), np.uint8))
+    batch = image, draws, mask, Tensor(np.arange(4, dtype=np.int32))
+    outputs = {}
+    for level in ('O0', 'O3'):
+        ms.set_seed(1)
+        network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75), level)
+        optimizer = make_optimizer('rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY,
+                                   momentum=0.9, on_cpu=True)
+        before = {p.name: p.asnumpy() for p in network.trainable_params()}
+        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, WEIGHT_DECAY).set_train()
+        set_batch_norm(network, 'frozen_bn')
+        loss, total_loss = (value.asnumpy() for value in step(*batch))
+        changes = {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
+        assert loss.dtype == total_loss.dtype == np.float32
+        assert all(np.isfinite(change).all() and change.any() for change in changes.values())
+        assert all(p.dtype == ms.float32 for p in network.get_parameters())
+        outputs[level] = loss, total_loss, changes
+    for i, what in enumerate(('loss', 'total loss')):
+        report(f'O3 training step, {what}, relative', deviation(outputs['O3'][i], outputs['O0'][i]), HALF)
+    worst = max(np.linalg.norm(outputs['O3'][2][name] - change) / np.linalg.norm(change)
+                for name, change in outputs['O0'][2].items())
+    report('O3 training step, changes of the weights, relative', worst, 10 * HALF)
+
+
+def test_loss_is_computed_in_float32():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    logits = np.float16([[12, 0.5, -3], [1, 2, 3]])
+    label = Tensor(np.int32([1, 2]))
+    found = cross_entropy(Tensor(logits), label, 0.1)
+    assert found.dtype == ms.float32
+    z = logits.astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    expected = -(0.9 * log_p[[0, 1], [1, 2]] + 0.1 * log_p.mean(1))
+    assert np.abs(found.asnumpy() - expected).max() < 1e-6
+
+
+# The learning rate.
+
+@pytest.mark.parametrize('step, epoch', [(0, 0), (9, 0), (10, 1), (499, 49), (500, 50), (999, 99), (1000, 100), (1500, 100)])
+def test_cosine_is_stepped_once_per_epoch(step, epoch):
+    rates = learning_rates('cosine', steps=1501, steps_per_epoch=10, lr=0.045, T_max=100, eta_min=0.001)
+    assert rates.dtype == np.float32
+    assert rates[step] == pytest.approx(0.001 + 0.044 * (1 + np.cos(np.pi * epoch / 100)) / 2, rel=1e-6)
+
+
+def test_other_schedules_and_warmup():
+    rates = learning_rates('exponential', steps=60, steps_per_epoch=10, lr=0.045)
+    assert rates[[0, 19, 20, 39, 40]] == pytest.approx(0.045 * np.array([1, 1, 0.94, 0.94, 0.94 ** 2]), rel=1e-6)
+    assert (learning_rates('constant', steps=5, steps_per_epoch=2, lr=0.1) == np.float32(0.1)).all()
+    warm = learning_rates('constant', steps=30, steps_per_epoch=10, lr=1.0, warmup_epochs=2)
+    assert warm[[0, 9, 19, 20, 29]] == pytest.approx([0.05, 0.5, 1, 1, 1])
+
+
+# RMSProp: what the two kernels compute.
+
+@pytest.mark.parametrize('on_cpu, epsilon_inside', [(True, True), (False, False)])
+def test_rmsprop_formulas(on_cpu, epsilon_inside):
+    """Ours is TensorFlow's lr * g / sqrt(ms + epsilon). The fused CPU kernel's lr * g / (sqrt(ms) + epsilon) is pinned
+    too: once it is mended, this fails and our subclass can go."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+    class Dot(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.w = ms.Parameter(Tensor(np.float32([1, -2, 3])), name='w')
+
+        def construct(self, x):
+            return (self.w * x).sum()
+
+    cell, epsilon = Dot(), 0.5
+    optimizer = make_optimizer('rmsprop', cell, np.float32([0.1, 0.05, 0.05]), weight_decay=0.0, momentum=0.9,
+                               rmsprop_decay=0.9, rmsprop_epsilon=epsilon, on_cpu=on_cpu)
+    step = nn.TrainOneStepCell(cell, optimizer).set_train()
+    w, square, moment = np.float64([1, -2, 3]), np.ones(3), np.zeros(3)
+    for i, rate in enumerate((0.1, 0.05, 0.05)):
+        g = np.float32([0.1, -3, 20]) * (i + 1)
+        step(Tensor(g))
+        square = 0.9 * square + 0.1 * g.astype(np.float64) ** 2
+        root = np.sqrt(square + epsilon) if epsilon_inside else np.sqrt(square) + epsilon
+        moment = 0.9 * moment + rate * g / root
+        w = w - moment
+    assert cell.w.asnumpy() == pytest.approx(w, rel=1e-5)
+    assert optimizer.ms[0].asnumpy() == pytest.approx(square, rel=1e-5)

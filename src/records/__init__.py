@@ -1,0 +1,148 @@
+"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, or folders of pictures."""
+import os
+import re
+
+from src.errors import InputError
+from src.records.folder import class_folders, open_folder
+from src.records.mindrecord import find_mindrecords, index_mindrecords, list_shards
+from src.records.tfrecord import find_shards, index_shards
+
+FORMATS = ("tfrecord", "mindrecord", "folder")
+SPLITS = {"train": ("train",), "validation": ("validation", "val")}  # and the names that files may use
+_TFRECORD = re.compile("(train|validation)-[0-9]{5}-of-[0-9]{5}")
+
+
+def open_records(data_dir, split, dataset_format="auto", progress=False):
+    """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
+
+    Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names,
+    or as in labels.txt), `read(i)` (the encoded picture, bytes), `where(i)` (for messages), `name(i)` (a file
+    name), `size(i)` (bytes) and `class_names` (list by stored label, or None). They can be pickled and used
+    in forked processes. InputError tells what is missing or damaged, and where.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    try:
+        return _open(os.fspath(data_dir or ""), split, dataset_format, progress)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; check that it can be read") from None
+
+
+def _open(data_dir, split, dataset_format, progress):
+    layout = find_format(data_dir, dataset_format)
+    if layout == "folder":
+        labelling = split_folder(data_dir, next(iter(splits(data_dir, layout)), split))
+        return open_folder(split_folder(data_dir, split), labelling, read_labels(data_dir, False))
+    if layout == "tfrecord":
+        records = index_shards(find_shards(data_dir, split), progress)
+    else:
+        records = index_mindrecords(find_mindrecords(data_dir, split, SPLITS[split]), progress)
+    if not len(records):
+        raise InputError(f"data_dir {data_dir}: the {split} shards hold no record; make them again")
+    records.class_names = read_labels(data_dir)
+    return records
+
+
+def _listing(data_dir):
+    remedy = "give the directory of a data set"
+    if not data_dir:
+        raise InputError(f"the data directory is '': {remedy}")
+    try:
+        names = sorted(os.listdir(data_dir))
+    except OSError as error:
+        raise InputError(f"data directory {data_dir!r}: {error.strerror}; {remedy}") from None
+    if not names:
+        raise InputError(f"data directory {data_dir!r} is empty; {remedy}")
+    return names
+
+
+def find_format(data_dir, dataset_format="auto"):
+    """Which of `FORMATS` the directory holds, or `dataset_format` if it is one; else InputError."""
+    names, found = _listing(data_dir), {}
+    if dataset_format != "auto":
+        if dataset_format not in FORMATS:
+            raise InputError(f"dataset_format is {dataset_format!r}; give auto, {', '.join(FORMATS)}")
+        return dataset_format
+    for name in filter(_TFRECORD.fullmatch, names):
+        found.setdefault("tfrecord", name)
+    for aliases in SPLITS.values():
+        for path in list_shards(data_dir, aliases):
+            found.setdefault("mindrecord", os.path.relpath(path, data_dir))
+        for alias in aliases:
+            folder = os.path.join(data_dir, alias)
+            if os.path.isdir(folder) and class_folders(folder):
+                found.setdefault("folder", os.path.join(alias, class_folders(folder)[0]))
+    if len(found) > 1:
+        both = " and ".join(f"{layout} ({name})" for layout, name in found.items())
+        raise InputError(f"data directory {data_dir!r} holds {both}; give dataset_format")
+    if not found:
+        raise InputError(f"data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no "
+                         "train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of "
+                         f"these for validation, only {_some(names)}; {_near_miss(names)}")
+    return next(iter(found))
+
+
+def _some(names):
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _near_miss(names):
+    """A remedy that fits the names which are there."""
+    for name in names:
+        shard = re.search("([0-9]+)-of-([0-9]+)", name)
+        if shard:
+            split = "validation" if "val" in name else "train"
+            numbers = "-of-".join(n.zfill(5) for n in shard.groups())
+            return (f"TFRecord shards must be named like {split}-{numbers}: rename or link "
+                    f"{name} and the others")
+        if re.search(r"\.mindrecord[0-9]*$", name):
+            return "put the MindRecord files of a split into train/ or validation/, or start their names so"
+    return "give the directory above train/ and validation/, or that of the shards"
+
+
+def splits(data_dir, dataset_format):
+    """Which splits a directory of that layout has, in the order of `SPLITS`."""
+    names = _listing(data_dir)
+    there = {"tfrecord": lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
+             "mindrecord": lambda split: list_shards(data_dir, SPLITS[split]),
+             "folder": lambda split: any(os.path.isdir(os.path.join(data_dir, n)) for n in SPLITS[split])}
+    return [split for split in SPLITS if there[dataset_format](split)]
+
+
+def split_folder(data_dir, split):
+    """The directory of a split's class folders; InputError if it is missing or there are two."""
+    found = [p for p in (os.path.join(data_dir, n) for n in SPLITS[split]) if os.path.isdir(p)]
+    if len(found) != 1:
+        what = "both " + " and ".join(SPLITS[split]) if found else f"no {' or '.join(SPLITS[split])} folder"
+        raise InputError(f"data directory {data_dir!r} has {what}, only {_some(_listing(data_dir))}; "
+                         f"give one directory {split}/<class>/*.jpg")
+    return found[0]
+
+
+def read_labels(data_dir, numbered=True):
+    """Names by label from labels.txt, lines `label:name`; None without the file.
+
+    Lines without numbers count from 0, or give None with `numbered`: labels of shards may start at 1.
+    InputError for a list that names a class or a label twice or is no list.
+    """
+    path = os.path.join(data_dir, "labels.txt")
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path!r} cannot be read ({error.strerror}); write lines label:name") from None
+    pairs = [re.fullmatch(r"([0-9]{1,5}):\s*(.+)", line) for line in lines]
+    if not any(pairs):
+        if numbered:
+            return None
+        found = dict(enumerate(lines))
+    elif not all(pairs):
+        raise InputError(f"{path!r}: {lines[pairs.index(None)]!r} is no line label:name, others are; mend it")
+    else:
+        found = {int(pair[1]): pair[2] for pair in pairs}
+    names = [found.get(n, "background" if n == 0 else "") for n in range(max(found, default=-1) + 1)]
+    if len(found) < len(lines) or len(set(found.values())) < len(lines) and not numbered:
+        raise InputError(f"{path!r} names a label or a class twice; mend it")
+    return names

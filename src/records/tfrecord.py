@@ -7,61 +7,20 @@ import mmap
 import os
 import re
 import struct
-from array import array
-from dataclasses import dataclass
-
-import numpy as np
-from tqdm import tqdm
+from typing import NamedTuple
 
 from src.errors import InputError
+from src.records.crc import crc32c, length_crc, mask
+from src.records.index import index_files
 
 ENCODED, LABEL = b"image/encoded", b"image/class/label"
 _KINDS = {0x0A: "bytes", 0x12: "float", 0x1A: "int64"}  # tags of the three list types of a Feature
 
 
-def _advance(tables, state):
-    """CRC register(s) `state` after the number of zero bytes that `tables` stands for."""
-    return (tables[0][state & 255] ^ tables[1][state >> 8 & 255]
-            ^ tables[2][state >> 16 & 255] ^ tables[3][state >> 24])
-
-
-def _advance_tables():
-    """Tables for 4, 8, 16 ... zero bytes, each [4, 256] uint32: doubling a step is applying it twice."""
-    step = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        step = step >> 1 ^ (step & 1) * np.uint32(0x82F63B78)  # Castagnoli polynomial, bits reversed
-    single = np.arange(256, dtype=np.uint32) << np.arange(0, 32, 8, dtype=np.uint32)[:, None]
-    tables = [step[single & 255] ^ single >> 8]
-    while len(tables) < 32:
-        tables.append(_advance(tables[-1], tables[-1]))
-    return tables[2:]
-
-
-_ZEROS = _advance_tables()
-_ZEROS8 = [row.tolist() for row in _ZEROS[1]]  # lists: scalar lookups in them are faster than in arrays
-_START = struct.pack("<I", 0x641F6454)  # four bytes that take the register from 0 to the initial 0xFFFFFFFF
-
-
-def crc32c(data):
-    """CRC-32C of `data` (bytes) as an int; neighbouring words are folded pairwise, so NumPy does the work."""
-    words = np.frombuffer(bytes(-len(data) % 4) + _START + data, "<u4")  # leading zeros change nothing
-    for tables in _ZEROS:
-        if len(words) == 1:
-            break
-        if len(words) % 2:
-            words = np.concatenate([np.zeros(1, np.uint32), words])
-        words = _advance(tables, words[::2]) ^ words[1::2]
-    return int(_advance(_ZEROS[0], words)[0]) ^ 0xFFFFFFFF
-
-
-def _mask(crc):
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def find_shards(data_dir, split):
-    """Sorted paths of the complete set `<split>-?????-of-?????` in `data_dir`; else InputError."""
-    pattern, data_dir = f"{split}-?????-of-?????", os.fspath(data_dir or "")
-    remedy = f"give the directory of the TFRecord shards {pattern}"
+def find_shards(data_dir, split, suffix=""):
+    """Sorted paths of the complete set `<split>-?????-of-?????<suffix>` in `data_dir`; else InputError."""
+    pattern, data_dir = f"{split}-?????-of-?????{suffix}", os.fspath(data_dir or "")
+    remedy = f"give the directory of the {'TFRecord ' * (not suffix)}shards {pattern}"
     if not data_dir:
         raise InputError(f"the data directory is '': {remedy}")
     try:
@@ -70,7 +29,7 @@ def find_shards(data_dir, split):
         raise InputError(f"data directory {data_dir!r}: {error.strerror}; {remedy}") from None
     if not names:
         raise InputError(f"data directory {data_dir!r} is empty; {remedy}")
-    shard_name = re.compile(re.escape(split) + "-([0-9]{5})-of-([0-9]{5})")
+    shard_name = re.compile(re.escape(split) + "-([0-9]{5})-of-([0-9]{5})" + re.escape(suffix))
     matches = list(filter(None, map(shard_name.fullmatch, names)))
     if not matches:
         some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -80,7 +39,7 @@ def find_shards(data_dir, split):
         raise InputError(f"{data_dir!r} mixes {split} shards of different sets: "
                          f"{' and '.join('of-' + t for t in totals)}; keep one set")
     numbers, total = {int(m[1]) for m in matches}, int(totals[0])
-    missing = [f"{split}-{n:05d}-of-{total:05d}" for n in range(total) if n not in numbers]
+    missing = [f"{split}-{n:05d}-of-{total:05d}{suffix}" for n in range(total) if n not in numbers]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{data_dir!r} lacks shard {missing[0]}{more}; copy or make all {total}")
@@ -143,11 +102,13 @@ def _only_value(buf, name, feature, kind):
         raise ValueError(f"feature {name.decode()} holds {found} values instead of {kind}")
     for tag, start, stop in _fields(buf, *inside):
         packed = tag == 0x0A and kind == "int64"
-        while (tag == 0x0A or tag == 0x08 and kind == "int64") and start < stop:
+        if tag == 0x0A and not packed:
+            value, count = (start, stop), count + 1  # bytes, which may be none
+        while (packed or tag == 0x08 and kind == "int64") and start < stop:
             value = start, (_varint(buf, start, stop)[1] if packed else stop)
             start, count = value[1], count + 1
-            if count > 1:
-                raise ValueError(f"feature {name.decode()} holds several values instead of one")
+    if count > 1:
+        raise ValueError(f"feature {name.decode()} holds several values instead of one")
     if not count:
         raise ValueError(f"feature {name.decode()} is empty")
     return value
@@ -156,10 +117,10 @@ def _only_value(buf, name, feature, kind):
 def _locate(buf, pos, end):
     """Offset and length of the encoded picture, and the label, of the Example in buf[pos:end]."""
     features, key_lengths = {}, (len(ENCODED), len(LABEL))
-    for tag, start, stop in _fields(buf, pos, end):
+    for tag, *inside in _fields(buf, pos, end):
         if tag != 0x0A:
             continue
-        for entry, start, stop in _fields(buf, start, stop):
+        for entry, start, stop in _fields(buf, *inside):
             if entry != 0x0A or buf[start] == 0x0A and buf[start + 1] not in key_lengths:
                 continue  # a key of another length: most entries end here, which halves the time
             key, value = b"", (start, start)
@@ -176,81 +137,61 @@ def _locate(buf, pos, end):
     return start, stop - start, label - (label >> 63 << 64)
 
 
-def _index_shard(path, offsets, lengths, labels):
-    """Append what `_locate` finds in every record of one shard; returns the number of records."""
-    pos = count = 0
+class Record(NamedTuple):
+    """One record as `walk` finds it: positions in the shard are in bytes."""
+    byte: int    # where its header starts
+    size: int    # bytes of data, which start 12 after `byte`
+    offset: int  # of the encoded picture in the shard
+    length: int  # of the encoded picture
+    label: int
+    problem: str = ""  # what is wrong with it; then offset, length and label mean nothing
+
+
+def walk(path):
+    """Yield a `Record` for every record of a shard; the data's own checksum is not looked at.
+
+    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0.
+    """
+    byte = 0
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
+            end = os.fstat(file.fileno()).st_size
+            if not end:
                 raise ValueError("the file has no bytes")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
-                while pos < size:
-                    if size - pos < 12:
-                        raise ValueError(f"truncated: {size - pos} bytes left, a record header has 12")
-                    low, high, crc = struct.unpack_from("<III", buf, pos)
+                while byte < end:
+                    if end - byte < 12:
+                        raise ValueError(f"truncated: {end - byte} bytes left, a record header has 12")
+                    low, high, crc = struct.unpack_from("<III", buf, byte)
                     # A set upper half would mean a record of 4 GiB or more, and protobuf ends at 2.
-                    if high or _mask(_advance(_ZEROS8, low ^ 0xFFFFFFFF) ^ 0xFFFFFFFF) != crc:
+                    if high or length_crc(low) != crc:
                         raise ValueError("wrong checksum of the record length, damaged or no TFRecord file")
-                    if low > size - pos - 16:
+                    if low > end - byte - 16:
                         raise ValueError(f"truncated: {low} bytes of data and 4 of checksum announced, "
-                                         f"{size - pos - 12} left")
-                    offset, length, label = _locate(buf, pos + 12, pos + 12 + low)
-                    offsets.append(offset)
-                    lengths.append(length)
-                    labels.append(label)
-                    pos, count = pos + low + 16, count + 1
+                                         f"{end - byte - 12} left")
+                    try:
+                        found = _locate(buf, byte + 12, byte + 12 + low)
+                    except ValueError as error:
+                        found = 0, 0, 0, str(error)
+                    yield Record(byte, low, *found)
+                    byte += low + 16
     except OSError as error:
         raise InputError(f"shard {path!r}: {error.strerror}; check the path and its permissions") from None
     except ValueError as error:
-        raise InputError(f"shard {path!r}, record {count} at byte {pos}: {error}; "
-                         "copy or make the shard again") from None
-    return count
+        yield Record(byte, 0, 0, 0, 0, str(error))
 
 
-@dataclass
-class Index:
-    """Where the pictures are: one entry per record, in the order of `paths` and of the records in them."""
-    paths: list[str]
-    shard: np.ndarray   # int32 [records], position in `paths`
-    offset: np.ndarray  # int64 [records], first byte of the encoded picture in its shard
-    length: np.ndarray  # int64 [records], bytes of the encoded picture
-    label: np.ndarray   # int64 [records], as stored
-
-    def __len__(self):
-        return len(self.label)
-
-    def read(self, i):
-        """The encoded picture of record `i` (bytes)."""
-        # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
-        # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
-        path, length = self.paths[self.shard[i]], int(self.length[i])
-        try:
-            file = os.open(path, os.O_RDONLY)
-            try:
-                data = os.pread(file, length, int(self.offset[i]))
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise InputError(f"{self.where(i)}: {error.strerror}; check that the shard can be read") from None
-        if len(data) != length:
-            raise InputError(f"{self.where(i)}: {len(data)} bytes read instead of {length}; "
-                             "the shard became shorter, start again")
-        return data
-
-    def where(self, i):
-        """Names record `i` in messages: shard path and number of the record in it, from 0."""
-        shard = self.shard[i]
-        return f"{self.paths[shard]}, record {i % len(self) - int(np.searchsorted(self.shard, shard))}"
+def _sound(path):
+    for count, record in enumerate(walk(path)):
+        if record.problem:
+            raise InputError(f"shard {path!r}, record {count} at byte {record.byte}: {record.problem}; "
+                             "copy or make the shard again")
+        yield record.offset, record.length, record.label
 
 
 def index_shards(paths, progress=False):
     """Index of all records of the shards; InputError names shard, record (from 0) and byte of any damage."""
-    offsets, lengths, labels = array("q"), array("q"), array("q")
-    counts = [_index_shard(path, offsets, lengths, labels)
-              for path in tqdm(paths, "indexing", unit="shard", disable=not progress, leave=False)]
-    shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Index(list(paths), shard, *(np.array(a, np.int64) for a in (offsets, lengths, labels)))
+    return index_files(_sound, paths, progress)
 
 
 def _field(number, payload):
@@ -271,10 +212,16 @@ def _record(encoded, label, filename):
     def entry(key, kind, value):
         return _field(1, _field(1, key) + _field(2, _field(kind, _field(1, value))))
     form = b"png" if encoded.startswith(b"\x89PNG") else b"jpeg"
-    data = _field(1, entry(b"image/format", 1, form) + entry(b"image/filename", 1, filename.encode())
+    name = filename.encode("utf-8", "surrogateescape")
+    data = _field(1, entry(b"image/format", 1, form) + entry(b"image/filename", 1, name)
                   + entry(LABEL, 3, int(label)) + entry(ENCODED, 1, encoded))
-    head = struct.pack("<Q", len(data))
-    return b"".join(part + struct.pack("<I", _mask(crc32c(part))) for part in (head, data))
+    return struct.pack("<QI", len(data), length_crc(len(data))) + data + struct.pack("<I", mask(crc32c(data)))
+
+
+def write_shard(path, examples):
+    """Write (encoded bytes, label, file name) examples to one shard."""
+    with open(path, "wb") as file:
+        file.writelines(_record(*example) for example in examples)
 
 
 def write_shards(directory, split, examples, num_shards):
@@ -291,8 +238,7 @@ def write_shards(directory, split, examples, num_shards):
     partial = [f"{path}.{os.getpid()}.tmp" for path in paths]
     try:
         for n, name in enumerate(partial):
-            with open(name, "wb") as file:
-                file.writelines(_record(*example) for example in examples[n::num_shards])
+            write_shard(name, examples[n::num_shards])
         for name, path in zip(partial, paths):
             os.replace(name, path)
     finally:

@@ -1,0 +1,54 @@
+"""The demo: make pictures, train, evaluate and export with the project's own entry points, and show what came out.
+
+`python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; further options go to train.py.
+"""
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from src import config as configuration
+from src.errors import entry_point
+from src.records import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script, *arguments):
+    """Run an entry point; its output goes to the screen, and a failure ends the demo with the same status."""
+    print(f'\n$ python {script} {" ".join(map(str, arguments))}', flush=True)
+    status = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)]).returncode
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+@entry_point
+def main():
+    arguments = sys.argv[1:]
+    output = Path(arguments.pop(0) if arguments and not arguments[0].startswith('--') else 'demo').resolve()
+    config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
+    start = time.time()
+    data = demo.make(output / 'data', seed=config.seed)
+    run('train.py', '--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training',
+        *arguments)
+    trained = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
+    run('eval.py', '--ckpt_path', trained, '--data_dir', data)
+    run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')
+    result = json.loads((output / 'training/evaluation.json').read_text())[0]
+    log = (output / 'training' / config.log_name).read_text()
+    speed = re.findall(r'trained \d+ steps, ([\d.]+) images/s', log)[-1]
+    rows = [('pictures', f'{data} (10 classes, seed {config.seed})'),
+            ('training', f'{result["step"]} steps, {speed} images/s, log in {output / "training" / config.log_name}'),
+            ('checkpoint', trained),
+            ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out pictures'),
+            ('MINDIR', output / 'inceptionv4.mindir'),
+            ('wall time', f'{time.time() - start:.0f} s')]
+    print()
+    for name, value in rows:
+        print(f'{name:<13} {value}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,63 @@
+"""Tasks spread over forked processes."""
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from src.errors import InputError
+
+_call = None
+
+
+def cores(option=None):
+    """Processes to use: `option`, or as many as the cores this process may use; InputError if below 1."""
+    if option is not None and option < 1:
+        raise InputError(f"workers is {option}; give 1 or more")
+    return option or len(os.sched_getaffinity(0))
+
+
+def _start(function, shared, parent):
+    global _call
+    _call = function, shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves no process behind
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _run(task):
+    function, shared = _call
+    return function(shared, *task)
+
+
+def spread(function, shared, tasks, workers):
+    """Yield function(shared, *task) for the tasks as they get done; `shared` is passed on by fork."""
+    if workers == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield function(shared, *task)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("fork"),
+                               _start, (function, shared, os.getpid()))
+    try:
+        for future in as_completed([pool.submit(_run, task) for task in tasks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise InputError("a worker process was killed (out of memory?); give fewer --workers") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def interruptible(main):
+    """Let Ctrl-C end `main()` and its processes at once, with one line and exit status 130."""
+    @functools.wraps(main)
+    def run():
+        try:
+            return main()
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr, flush=True)
+            os._exit(130)  # the usual exit would wait for the processes; the kernel ends them with us
+    return run

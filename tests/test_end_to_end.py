@@ -1,0 +1,227 @@
+"""The real entry points on tiny generated data, and every kind of bad input: one line, exit status 2."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+import eval as eval_entry
+import export
+import train
+from src import checkpoint, demo as demo_entry
+from src.errors import InputError
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = re.compile(r'^step: \d+ epoch: [\d.]+ FPS: ([\d.]+|nan) loss: [\d.]+ total_loss: [\d.]+ lr:[\d.]+$', re.M)
+
+
+def run(script, *arguments, cwd, env=()):
+    """Run a script as a user would; (status, stdout, stderr)."""
+    command = [sys.executable, str(ROOT / script)] if script.endswith('.py') else ['bash', str(ROOT / script)]
+    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=400,
+                            env={**os.environ, 'PYTHON': sys.executable, **dict(env)})
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """Folder in which a training of 20 steps was run, and what it printed."""
+    folder = tmp_path_factory.mktemp('a folder')
+    status, out, err = run('scripts/run_standalone_train.sh', '--data_dir', data, *SMALL, '--mode', 'train_and_evaluate',
+                           '--max_train_steps', 20, '--display_every', 5, '--epochs_between_evals', 1, '--lr', 0.01,
+                           '--save_checkpoint_steps', 4, '--keep_checkpoint_max', 3, '--bn_decay', 0.9, '--aux_logits',
+                           'true', '--use_nesterov', 'true', cwd=folder)
+    assert status == 0, err
+    return folder, out
+
+
+def test_training(trained):
+    folder, out = trained
+    directory = folder / 'results/1p/0/ckpt'
+    assert out.startswith('device: CPU (auto: MindSpore sees no NPU), rank 0 of 1, precision O0')
+    assert out.index('compiling the training graph') < out.index('time to the first step') < out.index('step: 5 ')
+    assert [line.split()[1] for line in out.splitlines() if line.startswith('step: ')] == ['5', '10', '15', '20']
+    assert len(LINE.findall(out)) == 4 and 'nan' not in LINE.findall(out)
+    assert 'use_nesterov has no effect with RMSProp' in out
+    assert len(re.findall(r'^ +(15|20) +1\.[03] ', out, re.M)) == 2  # evaluated after the epoch and at the end
+    assert (directory / 'inception_v4.log').read_text() == out
+    assert sorted(p.name for p in directory.iterdir()) == [
+        'config.yaml', 'inception_v4.log', 'inceptionv4-0_12.ckpt', 'inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt']
+
+
+def test_checkpoint_holds_all(trained):
+    parameters, info = checkpoint.load(trained[0] / 'results/1p/0/ckpt/inceptionv4-1_20.ckpt')
+    assert (info['step'], info['epoch'], info['config']['num_classes']) == (20, 1, 10)
+    assert info['config']['label_offset'] == '1'
+    assert parameters['global_step'].tolist() == [20]
+    for name in ('logits.weight', 'mean_square.logits.weight', 'moment.logits.weight'):
+        assert parameters[name].shape == (10, 1536)
+    assert not [name for name in parameters if 'learning_rate' in name]
+
+
+def test_evaluation_is_exact(trained, data):
+    """30 pictures in batches of 4 and of 30: the same figures, those of the training's own last evaluation."""
+    folder, out = trained
+    directory = folder / 'results/1p/0/ckpt'
+    status, found, err = run('scripts/run_eval.sh', '--ckpt_path', directory, '--data_dir', data, '--batch_size', 4,
+                             cwd=folder)
+    assert status == 0, err
+    results = json.loads((directory / 'evaluation.json').read_text())
+    assert [r['step'] for r in results] == [12, 16, 20] and all(r['images'] == 30 for r in results)
+    assert '30 validation images, each evaluated once' in found
+    status, _, err = run('eval.py', '--ckpt_path', directory / 'inceptionv4-1_20.ckpt', '--data_dir', data,
+                         '--batch_size', 30, cwd=folder)
+    assert status == 0, err
+    last, = json.loads((directory / 'evaluation.json').read_text())
+    assert (last['top1'], last['top5']) == (results[-1]['top1'], results[-1]['top5'])
+    assert last['loss'] == pytest.approx(results[-1]['loss'], rel=1e-5)
+    table = re.findall(r'^ +20 +1\.3 +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
+    assert [float(v) for v in table[0]] == pytest.approx([last['top1'], last['top5'], last['loss']], abs=0.01)
+
+
+def test_mode_evaluate(trained, data):
+    folder, _ = trained
+    status, out, err = run('train.py', '--mode', 'evaluate', '--data_dir', data, *SMALL, cwd=folder)
+    assert status == 0, err
+    assert len(re.findall(r'^ +(12|16|20) ', out, re.M)) == 3
+
+
+def test_export(trained, tmp_path):
+    path = trained[0] / 'results/1p/0/ckpt/inceptionv4-1_20.ckpt'
+    status, out, err = run('export.py', '--ckpt_path', path, '--file_name', tmp_path / 'models/net',
+                           '--export_batch_size', 2, cwd=tmp_path)
+    assert status == 0, err
+    assert [p.name for p in (tmp_path / 'models').iterdir()] == ['net.mindir']
+    assert re.search(r'input float32 \(2, 3, 75, 75\).*deviation \d', out)
+    x = np.random.default_rng(5).uniform(-1, 1, (2, 3, 75, 75)).astype(np.float32)
+    logits = nn.GraphCell(ms.load(str(tmp_path / 'models/net.mindir')))(Tensor(x)).asnumpy()
+    assert logits.shape == (2, 10) and np.isfinite(logits).all()
+
+
+def test_transfer_learning(trained, data, tmp_path):
+    """Another number of classes, everything but the classifiers restored, named parts held still."""
+    path = trained[0] / 'results/1p/0/ckpt/inceptionv4-1_20.ckpt'
+    status, out, err = run('train.py', '--data_dir', data, *SMALL, '--num_classes', 12, '--restore_path', path,
+                           '--freeze', 'conv2d_1a_3x3,mixed_5b', '--max_train_steps', 1, '--amp_level', 'O0',
+                           '--optimizer', 'momentum', '--use_nesterov', 'true', '--lr_schedule', 'exponential', cwd=tmp_path)
+    assert status == 0, err
+    assert re.search(r'parameters loaded: conv2d_1a_3x3.conv.weight, ', out)
+    assert 'left as initialised: logits.weight, logits.bias\n' in out and 'no effect' not in out
+    before, _ = checkpoint.load(path)
+    after, _ = checkpoint.load(tmp_path / 'results/1p/0/ckpt/inceptionv4-0_1.ckpt')
+    assert after['logits.weight'].shape == (12, 1536)
+    held = [n for n in after if n.startswith(('conv2d_1a_3x3.', 'mixed_5b.')) and 'moving' not in n]
+    assert held and all(np.array_equal(before[n], after[n]) for n in held)
+    assert not np.array_equal(before['mixed_6b.branch_0.conv2d_0a_1x1.conv.weight'],
+                              after['mixed_6b.branch_0.conv2d_0a_1x1.conv.weight'])
+
+
+def test_demo_path(tmp_path):
+    """The demo with its own settings, the full network and two steps."""
+    status, out, err = run('scripts/run_demo.sh', tmp_path / 'out', '--max_train_steps', 2, cwd=tmp_path)
+    assert status == 0, err
+    for name in ('pictures', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time'):
+        assert re.search(rf'^{name} +\S', out, re.M), name
+    assert (tmp_path / 'out/inceptionv4.mindir').stat().st_size > 150e6
+    assert '200 held-out pictures' in out
+
+
+# Bad input. In this process, which saves the start of Python; each is caught before anything is compiled.
+
+def message_of(entry, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        entry([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.err.count('\n') == 1 and captured.err.startswith('error: ')
+    return captured.err
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--batchsize', '4'], 'did you mean --batch_size'),
+    (['--lr', 'abc'], "lr is 'abc'"), (['--use_nesterov', 'maybe'], "'maybe'"),
+    (['--image_size', '74'], '>= 75'), (['--mode', 'test'], 'train, train_and_evaluate, evaluate'),
+    (['--device_target', 'Ascend'], 'sees no NPU'), (['--rank_size', '8'], 'run_distribute_train.sh'),
+    (['--data_dir', ''], 'data_dir'), (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
+    (['--batch_size', '61'], 'batch_size 61 .* has 60'), (['--num_classes', '9'], 'label 10 of .*record'),
+    (['--label_offset', '0'], 'label 10 of .*--label_offset 1'), (['--log_dir', '/proc/none'], '--log_dir'),
+    (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: no such checkpoint'),
+    (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
+    (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: no such checkpoint')])
+def test_bad_training_input(arguments, message, options, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, message_of(train.main, [*options, *arguments], capsys))
+    assert not list(tmp_path.rglob('*.ckpt'))
+
+
+@pytest.mark.parametrize('shards, message', [
+    ({}, 'empty'), ({'other.txt': b'x'}, r'train-\?\?\?\?\?-of-\?\?\?\?\?'),
+    ({'train-00000-of-00001': b''}, 'train-00000-of-00001'),
+    ({'train-00000-of-00001': b'this is no TFRecord' * 9}, 'train-00000-of-00001.*record 0')])
+def test_bad_records(shards, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'records').mkdir()
+    for name, content in shards.items():
+        (tmp_path / 'records' / name).write_bytes(content)
+    assert re.search(message, message_of(train.main, ['--data_dir', tmp_path / 'records'], capsys))
+
+
+@pytest.fixture(scope='module')
+def small_checkpoint(trained):
+    return trained[0] / 'results/1p/0/ckpt/inceptionv4-1_20.ckpt'
+
+
+@pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
+@pytest.mark.parametrize('damage, message', [
+    (lambda data: None, 'no such checkpoint'), (lambda data: b'', 'damaged'), (lambda data: b'text' * 99, 'damaged'),
+    (lambda data: data[:len(data) // 2], 'damaged|missing')], ids=['missing', 'empty', 'text', 'cut'])
+def test_bad_checkpoints(entry, damage, message, small_checkpoint, options, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = damage(small_checkpoint.read_bytes())
+    path = tmp_path / 'bad.ckpt'
+    if content is not None:
+        path.write_bytes(content)
+    assert re.search(message, message_of(entry, [*options, '--ckpt_path', path], capsys))
+    assert not (tmp_path / 'inceptionv4.mindir').exists()
+
+
+@pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
+@pytest.mark.parametrize('arguments, message', [
+    (['--num_classes', '12'], r'logits.weight has the shape \(10, 1536\), the network needs \(12, 1536\)'),
+    (['--block_counts', '1,2,1'], r'parameter mixed_6c\..* is missing'), (['--ckpt_path', ''], 'ckpt_path is empty')])
+def test_checkpoint_of_another_network(entry, arguments, message, small_checkpoint, data, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ['--data_dir', data, '--ckpt_path', small_checkpoint, *arguments]
+    assert re.search(message, message_of(entry, given, capsys))
+
+
+def test_export_that_cannot_be_written(small_checkpoint, capsys):
+    assert re.search('--file_name', message_of(export.main, ['--ckpt_path', small_checkpoint, '--file_name',
+                                                             '/proc/none/net'], capsys))
+
+
+def test_export_that_deviates_leaves_no_file(small_checkpoint, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, 'TOLERANCE', -1)
+    assert re.search('deviates', message_of(export.main, ['--ckpt_path', small_checkpoint, '--file_name',
+                                                          tmp_path / 'net'], capsys))
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_picture_names_the_record(data, tmp_path):
+    """In evaluation every record counts, so one that cannot be decoded is an error."""
+    from src import dataset
+    from src.records.tfrecord import write_shards
+    good = dataset.open_records(str(data), 'validation').read(0)
+    write_shards(tmp_path, 'validation', [(good, 1, ''), (good[:200], 2, '')], 1)
+    records = dataset.open_records(str(tmp_path), 'validation')
+    load = dataset.LoadEvaluation(records, 1, 75)
+    assert load(0)[0].shape == (75, 75, 3)
+    with pytest.raises(InputError, match=r'validation-00000-of-00001, record 1: cannot be decoded'):
+        load(1)

@@ -1,0 +1,150 @@
+"""The network: weights counted, shapes, initialisation, gradients for every parameter, options."""
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.errors import InputError
+from src.inceptionv4 import InceptionV4, he_normal
+from src.optimizer import decayed_parameters, freeze
+from src.training import NetworkWithLoss
+from src.weights import from_tf_slim, tf_slim_name, to_tf_slim
+from tests.reference import INFO
+
+SMALL = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
+
+
+@pytest.fixture(scope='module')
+def small():
+    ms.set_seed(1)
+    return InceptionV4(**SMALL, aux_logits=True)
+
+
+@pytest.fixture(scope='module')
+def full():
+    with_weights = InceptionV4()
+    return {name: p for name, p in with_weights.parameters_and_names()}
+
+
+def test_number_of_weights(full):
+    """42,679,816, as other implementations count: kernels, biases, betas and one gamma per batch norm channel, which is
+    fixed at 1 here; no moving averages, no auxiliary classifier. Without the gammas 42,648,232 are trained."""
+    counted = {name: p for name, p in full.items() if 'moving_' not in name}
+    assert sum(p.size for p in counted.values()) == 42_679_816
+    assert sum(p.size for p in counted.values() if p.requires_grad) == 42_648_232
+    assert {name for name, p in counted.items() if not p.requires_grad} == {n for n in full if n.endswith('bn.gamma')}
+
+
+def test_names_are_tf_slims(full):
+    ours = {tf_slim_name(name): p.shape for name, p in full.items() if not name.endswith('gamma')}
+    reference = {name: tuple(shape) for name, shape in INFO['variables'] if 'AuxLogits' not in name}
+    assert set(ours) == set(reference)
+    for name, shape in reference.items():
+        expected = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+        assert ours[name] == expected, name
+
+
+def test_tf_slim_round_trip(small):
+    ours = {name: p.asnumpy() for name, p in small.parameters_and_names()}
+    shapes = {name: value.shape for name, value in ours.items()}
+    slim = to_tf_slim(ours)
+    assert 'InceptionV4/Mixed_6b/Branch_2/Conv2d_0d_7x1/weights' in slim and not any('gamma' in name for name in slim)
+    back = from_tf_slim(slim, shapes)
+    assert set(back) == set(ours) and all(np.array_equal(back[name], ours[name]) for name in ours)
+    missing = dict(slim)
+    del missing['InceptionV4/Conv2d_1a_3x3/weights']
+    for variables, message in ((missing, 'InceptionV4/Conv2d_1a_3x3/weights is missing'),
+                               ({**slim, 'global_step': np.zeros(1)}, 'global_step has no place'),
+                               ({**slim, 'InceptionV4/Logits/Logits/weights': np.zeros((1536, 7))},
+                                r'Logits/weights has the shape \(1536, 7\)')):
+        with pytest.raises(InputError, match=message):
+            from_tf_slim(variables, shapes)
+    with_scale = {name: value + 0.5 if name.endswith('gamma') else value for name, value in ours.items()}
+    assert any('gamma' in name for name in to_tf_slim(with_scale))
+
+
+def test_initialisation(full):
+    for name in ('mixed_6b.branch_2.conv2d_0d_7x1.conv.weight', 'conv2d_2b_3x3.conv.weight', 'logits.weight'):
+        value = full[name].asnumpy()
+        sigma = np.sqrt(2 / np.prod(value.shape[1:]))
+        assert abs(value.std() / sigma - 1) < 0.03 and abs(value.mean()) < 0.03 * sigma
+        assert np.abs(value).max() <= 2.001 * sigma / 0.87962566  # cut at two standard deviations
+    assert not full['logits.bias'].asnumpy().any()
+    assert he_normal(8).sigma == pytest.approx(0.5 / 0.87962566)
+
+
+def test_batch_norm(small):
+    norms = [cell for _, cell in small.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    assert all(cell.eps == 1e-3 and abs(cell.momentum - (1 - 0.9997)) < 1e-9 for cell in norms)
+    scaled = InceptionV4(**SMALL, bn_scale=True, bn_decay=0.9)
+    norms = [cell for _, cell in scaled.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    assert all(cell.gamma.requires_grad and abs(cell.momentum - 0.1) < 1e-9 for cell in norms)
+
+
+def test_l2_counts_kernels_only(small):
+    decayed = {p.name for p in decayed_parameters(small)}
+    assert decayed == {name for name, p in small.parameters_and_names() if name.endswith('.weight')}
+    assert {p.ndim for p in decayed_parameters(small)} == {2, 4}
+
+
+def test_every_parameter_has_a_gradient(small):
+    """And the auxiliary loss counts: without it the auxiliary head's gradients are zero."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    rng = np.random.default_rng(0)
+    batch = [Tensor(a) for a in (rng.integers(0, 256, (4, 75, 75, 3), dtype=np.uint8),
+                                 np.tile(np.float32([0, 0, 1]), (4, 1)), np.ones((4, 1536), np.uint8),
+                                 np.arange(4, dtype=np.int32))]
+    trainable = small.trainable_params()
+    norms = {}
+    for weight in (0.4, 0.0):
+        cell = NetworkWithLoss(small, 0.1, weight).set_train()
+        gradients = ops.GradOperation(get_by_list=True)(cell, ms.ParameterTuple(trainable))(*batch)
+        norms[weight] = {p.name: np.linalg.norm(g.asnumpy()) for p, g in zip(trainable, gradients)}
+    assert all(np.isfinite(value) and value > 0 for value in norms[0.4].values())
+    aux = [name for name in norms[0.0] if name.startswith('aux_logits')]
+    assert len(aux) == 6 and all((norms[0.0][name] > 0) == (name not in aux) for name in norms[0.0])
+
+
+def test_dropout(small):
+    """The mask and its scale reach the logits; evaluation has none."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    x = Tensor(np.random.default_rng(0).uniform(-1, 1, (2, 3, 75, 75)).astype(np.float32))
+    for _, cell in small.cells_and_names():  # the same statistics in training and evaluation
+        if isinstance(cell, nn.BatchNorm2d):
+            cell.use_batch_statistics = False
+    try:
+        plain = small.set_train(False)(x).asnumpy()
+        small.set_train()
+        ones, zeros = Tensor(np.ones((2, 1536), np.float32)), Tensor(np.zeros((2, 1536), np.float32))
+        bias = small.logits.bias.asnumpy()
+        assert np.allclose(small(x, ones)[0].asnumpy() - bias, (plain - bias) / 0.8, atol=1e-4)
+        assert np.allclose(small(x, zeros)[0].asnumpy(), bias)
+        dropped = [small(x)[0].asnumpy() for _ in range(2)]
+        assert not np.array_equal(*dropped) and small.dropout.p == pytest.approx(0.2)
+    finally:
+        for _, cell in small.cells_and_names():
+            if isinstance(cell, nn.BatchNorm2d):
+                cell.use_batch_statistics = None
+
+
+@pytest.mark.parametrize('size, aux', [(75, 3), (107, 5), (299, 17), (331, 19)])
+def test_auxiliary_kernel_fits(size, aux):
+    network = InceptionV4(num_classes=3, block_counts=(1, 1, 1), aux_logits=True, image_size=size)
+    x = Tensor(np.zeros((1, 1024, aux, aux), np.float32))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    assert network.set_train(False).aux_logits(x).shape == (1, 3)
+    if size == 299:
+        assert network.aux_logits.conv2d_2a.conv.weight.shape == (768, 128, 5, 5)
+
+
+def test_freeze():
+    network = InceptionV4(**SMALL)
+    freeze(network, ['conv2d_1a_3x3', 'mixed_5b.branch_1'])
+    held = {name for name, p in network.parameters_and_names() if not p.requires_grad and not name.endswith('gamma')
+            and 'moving' not in name}
+    assert held == {name for name, _ in network.parameters_and_names() if 'moving' not in name
+                    and not name.endswith('gamma') and name.startswith(('conv2d_1a_3x3.', 'mixed_5b.branch_1.'))}
+    with pytest.raises(InputError, match='freeze mixed_5: .*mixed_5a, mixed_5b'):
+        freeze(network, ['mixed_5'])
+    with pytest.raises(InputError, match='nothing is left'):
+        freeze(network, list(dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())))

@@ -6,6 +6,7 @@ from pathlib import Path
 from src import checkpoint, config as configuration, dataset, evaluation, runtime
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
+from src.records import open_records
 from src.training import set_precision
 
 
@@ -13,7 +14,7 @@ def evaluate_path(config, run, path, log):
     """Evaluate the checkpoint or directory `path` as `config` says; the table goes to `log` and, as evaluation.json,
     beside the checkpoints."""
     paths = checkpoint.find(path)
-    records = dataset.open_records(config.data_dir, 'validation')
+    records = open_records(config.data_dir, 'validation', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')

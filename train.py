@@ -11,6 +11,7 @@ from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
 from src.optimizer import freeze, learning_rates, make_optimizer
+from src.records import open_records
 from src.training import NetworkWithLoss, TrainStep, set_precision, sink_size
 
 
@@ -26,7 +27,7 @@ def main(argv=None):
 
     # Records
     batch_size = config.batch_size or (128 if run.world == 1 else 64)
-    records = dataset.open_records(config.data_dir, 'train')
+    records = open_records(config.data_dir, 'train', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
     dataset.check_labels(records, offset, config.num_classes)
     steps_per_epoch = len(records) // (batch_size * run.world)
@@ -61,7 +62,8 @@ def main(argv=None):
     num_workers = dataset.workers(config.num_workers, run.world)
     data = dataset.training_dataset(records, offset=offset, image_size=config.image_size, batch_size=batch_size,
                                     seed=config.seed, keep_prob=config.dropout_keep_prob, start=0, stop=steps,
-                                    rank=run.rank, world=run.world, num_workers=num_workers)
+                                    min_covered=config.min_object_covered, rank=run.rank, world=run.world,
+                                    num_workers=num_workers)
     monitor = TrainingMonitor(log, rates, batch_size * run.world, steps_per_epoch, config.display_every, 0, steps)
     callbacks = [monitor]
     effective = dict(config, label_offset=str(offset), batch_size=batch_size)
@@ -70,7 +72,7 @@ def main(argv=None):
         callbacks.append(Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step,
                                      effective, config.keep_checkpoint_max))
     if config.mode == 'train_and_evaluate':
-        validation = dataset.open_records(config.data_dir, 'validation')
+        validation = open_records(config.data_dir, 'validation', config.dataset_format)
         dataset.check_labels(validation, offset, config.num_classes)
         evaluate = partial(evaluation.evaluate, evaluation.EvaluationStep(network), dataset.evaluation_dataset(
             validation, offset=offset, image_size=config.image_size, batch_size=batch_size, rank=run.rank,

@@ -11,25 +11,19 @@ import numpy as np
 
 from src.errors import InputError
 from src.preprocess import NO_AUGMENTATION, evaluation_picture, random_colour, training_picture
-from src.records.tfrecord import find_shards, index_shards
 
 POOLED_FEATURES = 1536
 
 
-def open_records(data_dir, split):
-    """Index of the records of `split` ("train" or "validation"): `len()`, `label` (n,), `read(i)`, `where(i)`."""
-    records = index_shards(find_shards(data_dir, split))
-    if not len(records):
-        raise InputError(f'data_dir {data_dir}: the {split} shards hold no record')
-    return records
-
-
 def label_offset(option, records):
-    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" 1 if no label is 0.
+    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" 1 if label 0 is the
+    background's in labels.txt or, without that file, if no label is 0.
 
     TF-slim's ImageNet records count from 1 and leave 0 to a background class.
     """
-    return int(option) if option != 'auto' else int(records.label.min() > 0)
+    if option != 'auto':
+        return int(option)
+    return int(records.class_names[0] == 'background' if records.class_names else records.label.min() > 0)
 
 
 def check_labels(records, offset, num_classes):
@@ -101,12 +95,13 @@ class EvaluationOrder:
 class LoadTraining:
     """(epoch, record) -> image uint8 (size, size, 3), draws float32 (3,), dropout mask uint8 (1536,), label int32."""
 
-    def __init__(self, records, offset, image_size, seed, keep_prob):
-        self.records, self.offset, self.size, self.seed, self.keep = records, offset, image_size, seed, keep_prob
+    def __init__(self, records, offset, image_size, seed, keep_prob, min_covered):
+        self.records, self.offset, self.size, self.seed = records, offset, image_size, seed
+        self.keep, self.min_covered = keep_prob, min_covered
 
     def __call__(self, epoch, record):
         rng = _generator(self.seed, int(epoch), int(record))
-        image = _decoded(training_picture, self.records, record, self.size, rng)
+        image = _decoded(training_picture, self.records, record, self.size, rng, self.min_covered)
         draws = random_colour(rng)
         mask = (rng.random(POOLED_FEATURES, np.float32) < self.keep).astype(np.uint8)
         return image, draws, mask, np.int32(self.records.label[record] - self.offset)
@@ -144,11 +139,11 @@ def _pipeline(order, names, load, columns, batch_size, num_workers):
     return data.batch(batch_size, drop_remainder=True)
 
 
-def training_dataset(records, *, offset, image_size, batch_size, seed, keep_prob, start, stop, rank=0, world=1,
-                     num_workers=1):
+def training_dataset(records, *, offset, image_size, batch_size, seed, keep_prob, start, stop, min_covered=0.1,
+                     rank=0, world=1, num_workers=1):
     """Batches of the steps `start` to `stop` of a training, in the columns of `LoadTraining`; one pass is all of it."""
     order = TrainingOrder(len(records), seed, batch_size, rank, world, start, stop)
-    load = LoadTraining(records, offset, image_size, seed, keep_prob)
+    load = LoadTraining(records, offset, image_size, seed, keep_prob, min_covered)
     return _pipeline(order, ['epoch', 'record'], load, ['image', 'draws', 'mask', 'label'], batch_size, num_workers)
 
 

@@ -18,7 +18,6 @@ CENTRAL_FRACTION = 0.875
 MEAN, STD = 127.5, 127.5  # network input = (pixel - MEAN) / STD
 
 AREA = (0.05, 1.0)  # of the picture, from which a crop's size is drawn
-MIN_OBJECT_COVERED = 0.1  # of the picture; smaller crops are drawn again
 ASPECT = (0.75, 1.33)  # width / height
 ATTEMPTS = 100
 BRIGHTNESS = 32 / 255
@@ -26,7 +25,7 @@ SATURATION = (0.5, 1.5)
 NO_AUGMENTATION = (0.0, 0.0, 1.0)  # flip, brightness, saturation
 
 
-def random_crop(rng, height, width):
+def random_crop(rng, height, width, min_covered=0.1):
     """Crop box as TensorFlow's `sample_distorted_bounding_box` draws it for a box that is the whole picture.
 
     The aspect is uniform, then the height is uniform over what area and picture allow (so areas are not uniform);
@@ -35,6 +34,7 @@ def random_crop(rng, height, width):
     Args:
         rng (numpy.random.Generator): source of the draws.
         height, width (int): of the picture, pixels.
+        min_covered (float): part of the picture that a crop must cover; smaller ones are drawn again.
 
     Returns:
         tuple of int: top, left, height, width of the crop.
@@ -46,7 +46,7 @@ def random_crop(rng, height, width):
         highest = min(round((AREA[1] * area / aspect) ** 0.5), height, int((width + 0.5) / aspect))
         h = int(rng.integers(min(lowest, highest), highest + 1))
         w = round(h * aspect)
-        if 0 < w <= width and max(AREA[0], MIN_OBJECT_COVERED) * area <= h * w <= AREA[1] * area:
+        if 0 < w <= width and max(AREA[0], min_covered) * area <= h * w <= AREA[1] * area:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     return 0, 0, height, width
 
@@ -102,10 +102,10 @@ def evaluation_picture(encoded, size):
     return resize(picture[top:top + height, left:left + width], size)
 
 
-def training_picture(encoded, size, rng):
+def training_picture(encoded, size, rng, min_covered=0.1):
     """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3)."""
     picture = decode(encoded)
-    top, left, height, width = random_crop(rng, *picture.shape[:2])
+    top, left, height, width = random_crop(rng, *picture.shape[:2], min_covered)
     return resize(picture[top:top + height, left:left + width], size)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from src import dataset
 from src.errors import InputError
+from src.records import open_records
 from src.records.tfrecord import find_shards, index_shards, write_shards
 
 SETTINGS = {'offset': 1, 'image_size': 75, 'batch_size': 4}
@@ -13,7 +14,7 @@ SETTINGS = {'offset': 1, 'image_size': 75, 'batch_size': 4}
 
 @pytest.fixture(scope='module')
 def records(data):
-    return dataset.open_records(str(data), 'train')
+    return open_records(str(data), 'train')
 
 
 def order(**kwargs):
@@ -87,7 +88,7 @@ def test_ranks_get_parts_of_the_same_batch(records):
 
 
 def test_evaluation_batches(data):
-    records = dataset.open_records(str(data), 'validation')
+    records = open_records(str(data), 'validation')
     found = list(dataset.evaluation_dataset(records, **SETTINGS).create_tuple_iterator(num_epochs=1, output_numpy=True))
     labels = np.concatenate([label for _, label in found])
     assert len(found) == 8 and labels[:30].tolist() == (records.label - 1).tolist() and (labels[30:] == -1).all()
@@ -101,7 +102,7 @@ def test_records_survive_a_pickle(records):
 
 @pytest.mark.parametrize('labels, option, offset', [([1, 2, 3], 'auto', 1), ([0, 1, 2], 'auto', 0), ([1, 2], '0', 0)])
 def test_label_offset(tmp_path, data, labels, option, offset):
-    picture = dataset.open_records(str(data), 'train').read(0)
+    picture = open_records(str(data), 'train').read(0)
     write_shards(tmp_path, 'train', [(picture, label, f'{label}.jpg') for label in labels], 1)
     records = index_shards(find_shards(tmp_path, 'train'))
     assert dataset.label_offset(option, records) == offset
@@ -114,7 +115,7 @@ def test_label_offset(tmp_path, data, labels, option, offset):
     ([0, 1, 2], 1, r'label 0 of .*record 0 is outside 1..3'),
     ([-4, 1, 2], 0, 'label -4')])
 def test_wrong_labels(tmp_path, data, labels, offset, message):
-    picture = dataset.open_records(str(data), 'train').read(0)
+    picture = open_records(str(data), 'train').read(0)
     write_shards(tmp_path, 'train', [(picture, label, '') for label in labels], 1)
     with pytest.raises(InputError, match=message):
         dataset.check_labels(index_shards(find_shards(tmp_path, 'train')), offset, 3)

@@ -48,21 +48,20 @@ def draw(colour, texture, shape, rng):
     """One picture, uint8 [height, width, 3], sides of 120 to 320; everything but the class is random."""
     area, aspect = rng.uniform(140, 270) ** 2, np.exp(rng.uniform(-0.3, 0.3))
     height, width = (int(np.clip((area * ratio) ** 0.5, 120, 320)) for ratio in (1 / aspect, aspect))
-    radius = rng.uniform(0.38, 0.48) * min(height, width)
+    radius = rng.uniform(0.4, 0.48) * min(height, width)
     middle = np.array([height, width]) / 2
-    at = middle + rng.uniform(-0.7, 0.7, 2) * (middle - radius)
+    at = middle + rng.uniform(-0.5, 0.5, 2) * (middle - radius)
     row, column = np.mgrid[:height, :width].astype(np.float32)
     row, column = (row - at[0]) / radius, (column - at[1]) / radius
 
     def turned(angle):
         return column * np.cos(angle) + row * np.sin(angle), row * np.cos(angle) - column * np.sin(angle)
-    inside = np.clip(0.5 - radius * _distance(shape, *turned(rng.uniform(0, 2 * np.pi))), 0, 1)
-    x, y = turned(rng.uniform(0, 2 * np.pi))
+    inside = np.clip(0.5 - radius * _distance(shape, *turned(-np.pi / 2 + rng.uniform(-0.2, 0.2))), 0, 1)
+    x, y = turned(rng.uniform(-0.2, 0.2))
     second = _texture(texture, x + rng.uniform(), y + rng.uniform(), rng.uniform(0.45, 0.6))
     tone = np.array(_COLOURS[colour]) * rng.uniform(0.8, 1.05) + rng.uniform(-15, 15, 3)
-    # A light or a dark second tone, so that the mean brightness tells nothing about the texture.
-    other = [rng.uniform(215, 250) if rng.uniform() < 0.5 else rng.uniform(5, 40)] * 3
-    ground = rng.uniform(20, 235) + rng.uniform(-40, 40, (2, 3))
+    other = [rng.uniform(215, 250)] * 3
+    ground = rng.uniform(20, 120) + rng.uniform(-20, 20, (2, 3))
     slope = np.clip((turned(rng.uniform(0, 2 * np.pi))[0] + 2) / 4, 0, 1)
     light = rng.uniform(0.85, 1.1) + rng.uniform(-0.15, 0.15) * column
     shares = np.stack([inside * second, inside * (1 - second), (1 - inside) * slope,
@@ -85,7 +84,7 @@ def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_sha
 
     A complete data set of the same settings is kept. InputError for unusable settings or foreign files.
     """
-    settings = {"version": 1, "seed": seed, "train_per_class": train_per_class,
+    settings = {"version": 2, "seed": seed, "train_per_class": train_per_class,
                 "validation_per_class": validation_per_class, "num_shards": num_shards}
     for name, value in settings.items():
         if value < (name != "seed"):

@@ -2,6 +2,7 @@
 import os
 from array import array
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +18,7 @@ class Index:
     offset: np.ndarray  # int64 [records], first byte of the encoded picture in its shard
     length: np.ndarray  # int64 [records], bytes of the encoded picture
     label: np.ndarray   # int64 [records], as stored
-    class_names: list[str] | None = None  # by stored label
+    class_names: Optional[list[str]] = None  # by stored label
 
     def __len__(self):
         return len(self.label)

@@ -25,6 +25,9 @@ def main(argv=None):
     if config.mode == 'evaluate':
         return evaluate_path(config, run, config.eval_dir or directory, log)
 
+    for line in configuration.idle_options(config):
+        log(line)
+
     # Records
     batch_size = config.batch_size or (128 if run.world == 1 else 64)
     records = open_records(config.data_dir, 'train', config.dataset_format)
@@ -46,8 +49,6 @@ def main(argv=None):
         log(f'left as initialised: {", ".join(left)}')
     freeze(network, config.freeze)
     network = set_precision(network, run.amp_level)
-    if config.optimizer == 'rmsprop' and config.use_nesterov:
-        log('use_nesterov has no effect with RMSProp; it needs --optimizer momentum')
     rates = learning_rates(config.lr_schedule, steps=steps, steps_per_epoch=steps_per_epoch, lr=config.lr,
                            T_max=config.T_max, eta_min=config.eta_min, lr_decay_rate=config.lr_decay_rate,
                            lr_decay_epochs=config.lr_decay_epochs, warmup_epochs=config.warmup_epochs)
@@ -55,7 +56,7 @@ def main(argv=None):
                                momentum=config.momentum, rmsprop_decay=config.rmsprop_decay,
                                rmsprop_epsilon=config.rmsprop_epsilon, use_nesterov=config.use_nesterov,
                                on_cpu=run.device_target == 'CPU')
-    with_loss = NetworkWithLoss(network, config.label_smoothing, config.aux_loss_weight)
+    with_loss = NetworkWithLoss(network, config.label_smoothing, config.aux_loss_weight if config.aux_logits else None)
     step = TrainStep(with_loss, optimizer, config.loss_scale, config.weight_decay)
 
     # Data, what happens beside the steps, and the steps

@@ -25,6 +25,12 @@ OPTION_LINE = re.compile(r"(\w+): +(.*?) +# (.+)")
 NETWORK_OPTIONS = ("num_classes", "dropout_keep_prob", "block_counts", "bn_decay", "bn_scale", "aux_logits", "image_size")
 FROM_CHECKPOINT = (*NETWORK_OPTIONS, "label_offset")  # a checkpoint records them, so nobody has to repeat them
 
+# Options that do nothing where the first has the value given.
+IDLE = (("optimizer", "rmsprop", "use_nesterov"), ("optimizer", "momentum", "rmsprop_decay rmsprop_epsilon"),
+        ("lr_schedule", "cosine", "lr_decay_rate lr_decay_epochs"), ("lr_schedule", "exponential", "T_max eta_min"),
+        ("lr_schedule", "constant", "T_max eta_min lr_decay_rate lr_decay_epochs"),
+        ("aux_logits", False, "aux_loss_weight"), ("mode", "train", "epochs_between_evals"))
+
 Option = collections.namedtuple("Option", "default shown help group")
 
 
@@ -202,6 +208,13 @@ def load(argv, recorded=None, default_path=DEFAULT_PATH):
             raise InputError(f"{name} is {value!r:.80} {origin}; "
                              f"expected {_expected(options[name])}") from error
     return EasyDict(config)
+
+
+def idle_options(config):
+    """A line for every option that is not at its default and has no effect beside the others (list of str)."""
+    defaults = load([])
+    return [f"{name} {config[name]} has no effect with {other} {value}" for other, value, names in IDLE
+            for name in names.split() if config[other] == value and config[name] != defaults[name]]
 
 
 def network_options(config):

@@ -10,7 +10,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.errors import InputError
-from src.preprocess import NO_AUGMENTATION, evaluation_picture, random_colour, training_picture
+from src.preprocess import evaluation_picture, random_colour, training_picture
 
 POOLED_FEATURES = 1536
 

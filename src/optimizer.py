@@ -82,8 +82,8 @@ def _rmsprop(on_cpu):
     """`nn.RMSProp`, or on the CPU a subclass of it that computes the same formula.
 
     ms = decay * ms + (1 - decay) * g^2; mom = momentum * mom + lr * g / sqrt(ms + epsilon); w = w - mom.
-    The CPU kernel (MindSpore 2.7, 2.8) computes lr * g / (sqrt(ms) + epsilon) instead, against its own documentation,
-    TensorFlow and the Ascend definition: with epsilon 1.0 its first steps are 0.71 times as long.
+    The CPU kernel (MindSpore 2.7, 2.8) computes lr * g / (sqrt(ms) + epsilon) instead in its vectorised part, against
+    its own documentation, TensorFlow and the Ascend definition: with epsilon 1.0 its first steps are 0.71 times as long.
     """
     import mindspore as ms
     from mindspore import Tensor, jit, nn, ops

@@ -7,12 +7,11 @@ import io
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from PIL import Image
 
-from src.errors import InputError
 
 CENTRAL_FRACTION = 0.875
 MEAN, STD = 127.5, 127.5  # network input = (pixel - MEAN) / STD

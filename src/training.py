@@ -26,22 +26,22 @@ def cross_entropy(logits, label, smoothing=0.0):
 
 
 class NetworkWithLoss(nn.Cell):
-    """A batch of the training pipeline -> mean loss, the auxiliary classifier's added with `aux_loss_weight`.
+    """A batch of the training pipeline -> mean loss, the auxiliary classifier's added with `aux_loss_weight` (None for
+    a network without one).
 
     Inputs: image uint8 (N, H, W, 3), draws float32 (N, 3), dropout mask uint8 (N, 1536), label int32 (N,).
     """
 
-    def __init__(self, network, label_smoothing=0.0, aux_loss_weight=0.4, dtype=ms.float32):
+    def __init__(self, network, label_smoothing=0.0, aux_loss_weight=None, dtype=ms.float32):
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
         self.augment = Augment(dtype)
         self.network = network
         self.smoothing = label_smoothing
         self.aux_loss_weight = aux_loss_weight
-        self.has_aux = network.has_aux
 
     def construct(self, image, draws, dropout_mask, label):
         logits = self.network(self.augment(image, draws), dropout_mask.astype(ms.float32))
-        if self.has_aux:
+        if self.aux_loss_weight is not None:
             loss = cross_entropy(logits[0], label, self.smoothing)
             return (loss + self.aux_loss_weight * cross_entropy(logits[1], label, self.smoothing)).mean()
         return cross_entropy(logits, label, self.smoothing).mean()

@@ -54,9 +54,9 @@ def test_only_option_list(tmp_path):
     path = tmp_path / "default.yaml"
     path.write_text("# Group\nlr: 0.5  # rate, > 0\nbare: 1\n")
     with pytest.raises(InputError, match="without help text: bare"):
-        config.load([], path)
+        config.load([], default_path=path)
     path.write_text("# Group\nlr: 0.5  # rate, > 0\n")
-    assert config.load(["--lr", "2"], path) == {"lr": 2.0}
+    assert config.load(["--lr", "2"], default_path=path) == {"lr": 2.0}
 
 
 GOOD = [
@@ -226,3 +226,21 @@ def test_nearest():
 def test_import_needs_neither_mindspore_nor_numpy():
     code = "import sys, src.config; sys.exit(bool({'mindspore', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments, lines", [
+    ([], []), (["--use_nesterov", "true"], ["use_nesterov True has no effect with optimizer rmsprop"]),
+    (["--use_nesterov", "true", "--optimizer", "momentum"], []),
+    (["--T_max", "9", "--lr_schedule", "constant"], ["T_max 9 has no effect with lr_schedule constant"]),
+    (["--aux_loss_weight", "1"], ["aux_loss_weight 1.0 has no effect with aux_logits False"])])
+def test_options_without_effect_are_named(arguments, lines):
+    assert config.idle_options(config.load(arguments)) == lines
+
+
+def test_a_checkpoint_gives_network_options():
+    recorded = {"num_classes": 7, "block_counts": [1, 2, 1], "bn_scale": True, "lr": 9.0, "label_offset": "1"}
+    found = config.load(["--num_classes", "8"], recorded)
+    assert (found.num_classes, found.block_counts, found.bn_scale, found.label_offset) == (8, [1, 2, 1], True, "1")
+    assert found.lr == 0.045
+    with pytest.raises(InputError, match="in the checkpoint"):
+        config.load([], {"num_classes": "many"})

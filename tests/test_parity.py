@@ -168,8 +168,9 @@ def test_whole_network_in_training(network, variables, data):
     report('train, total loss, relative', deviation(loss + WEIGHT_DECAY * squares / 2, FIGURES['train/total_loss']), 1e-3)
 
 
-# Half precision keeps 11 bits, a relative 5e-4; some 40 layers on the way let it grow about tenfold.
-HALF = 1e-2
+# Half precision keeps 11 bits, a relative 5e-4. On the way through some 20 layers and back, whose gradients grow
+# towards the input, this becomes at most 1 % of a loss and a tenth of the gradients.
+HALF_LOSS, HALF_GRADIENTS = 1e-2, 0.1
 
 
 def test_o3_agrees_with_float32():
@@ -182,23 +183,27 @@ def test_o3_agrees_with_float32():
     outputs = {}
     for level in ('O0', 'O3'):
         ms.set_seed(1)
-        network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75), level)
+        network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75, aux_logits=True), level)
         optimizer = make_optimizer('rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY,
                                    momentum=0.9, on_cpu=True)
-        before = {p.name: p.asnumpy() for p in network.trainable_params()}
-        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, WEIGHT_DECAY).set_train()
+        before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
+        step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer, 1024.0, WEIGHT_DECAY).set_train()
         set_batch_norm(network, 'frozen_bn')
         loss, total_loss = (value.asnumpy() for value in step(*batch))
         changes = {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
         assert loss.dtype == total_loss.dtype == np.float32
-        assert all(np.isfinite(change).all() and change.any() for change in changes.values())
+        assert not [name for name, change in changes.items() if not (np.isfinite(change).all() and change.any())]
         assert all(p.dtype == ms.float32 for p in network.get_parameters())
-        outputs[level] = loss, total_loss, changes
+        x = Tensor(rng.uniform(-1, 1, (2, 3, 75, 75)), ms.float32) if level == 'O0' else x
+        outputs[level] = loss, total_loss, changes, network.set_train(False)(x).asnumpy()
+        assert outputs[level][3].dtype == np.float32
     for i, what in enumerate(('loss', 'total loss')):
-        report(f'O3 training step, {what}, relative', deviation(outputs['O3'][i], outputs['O0'][i]), HALF)
-    worst = max(np.linalg.norm(outputs['O3'][2][name] - change) / np.linalg.norm(change)
-                for name, change in outputs['O0'][2].items())
-    report('O3 training step, changes of the weights, relative', worst, 10 * HALF)
+        report(f'O3 training step, {what}, relative', deviation(outputs['O3'][i], outputs['O0'][i]), HALF_LOSS)
+    spread = outputs['O0'][3].std()
+    report('O3 forward, logits, relative', np.abs(outputs['O3'][3] - outputs['O0'][3]).max() / spread, HALF_LOSS)
+    flat = [np.concatenate([change.ravel() for change in outputs[level][2].values()]) for level in ('O0', 'O3')]
+    report('O3 training step, change of the weights, relative',
+           np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]), HALF_GRADIENTS)
 
 
 def test_loss_is_computed_in_float32():
@@ -210,7 +215,7 @@ def test_loss_is_computed_in_float32():
     z = logits.astype(np.float64)
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     expected = -(0.9 * log_p[[0, 1], [1, 2]] + 0.1 * log_p.mean(1))
-    assert np.abs(found.asnumpy() - expected).max() < 1e-6
+    assert found.asnumpy() == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 # The learning rate.
@@ -230,33 +235,35 @@ def test_other_schedules_and_warmup():
     assert warm[[0, 9, 19, 20, 29]] == pytest.approx([0.05, 0.5, 1, 1, 1])
 
 
-# RMSProp: what the two kernels compute.
+# RMSProp: what the kernels compute.
 
-@pytest.mark.parametrize('on_cpu, epsilon_inside', [(True, True), (False, False)])
-def test_rmsprop_formulas(on_cpu, epsilon_inside):
-    """Ours is TensorFlow's lr * g / sqrt(ms + epsilon). The fused CPU kernel's lr * g / (sqrt(ms) + epsilon) is pinned
-    too: once it is mended, this fails and our subclass can go."""
+@pytest.mark.parametrize('ours', [True, False])
+def test_rmsprop_formulas(ours):
+    """Ours is TensorFlow's lr * g / sqrt(ms + epsilon). The fused CPU kernel's is lr * g / (sqrt(ms) + epsilon) in whole
+    vectors of 8 and TensorFlow's in what is left over; once it is mended, this fails and our subclass can go."""
     ms.set_context(mode=ms.GRAPH_MODE)
+    start = np.linspace(-2, 2, 67)
 
     class Dot(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.w = ms.Parameter(Tensor(np.float32([1, -2, 3])), name='w')
+            self.w = ms.Parameter(Tensor(start, ms.float32), name='w')
 
         def construct(self, x):
             return (self.w * x).sum()
 
     cell, epsilon = Dot(), 0.5
     optimizer = make_optimizer('rmsprop', cell, np.float32([0.1, 0.05, 0.05]), weight_decay=0.0, momentum=0.9,
-                               rmsprop_decay=0.9, rmsprop_epsilon=epsilon, on_cpu=on_cpu)
+                               rmsprop_decay=0.9, rmsprop_epsilon=epsilon, on_cpu=ours)
     step = nn.TrainOneStepCell(cell, optimizer).set_train()
-    w, square, moment = np.float64([1, -2, 3]), np.ones(3), np.zeros(3)
+    w, square, moment = start, np.ones(67), np.zeros(67)
+    inside = ours | (np.arange(67) >= 64)
     for i, rate in enumerate((0.1, 0.05, 0.05)):
-        g = np.float32([0.1, -3, 20]) * (i + 1)
+        g = np.linspace(-3, 20, 67, dtype=np.float32) * (i + 1)
         step(Tensor(g))
         square = 0.9 * square + 0.1 * g.astype(np.float64) ** 2
-        root = np.sqrt(square + epsilon) if epsilon_inside else np.sqrt(square) + epsilon
+        root = np.where(inside, np.sqrt(square + epsilon), np.sqrt(square) + epsilon)
         moment = 0.9 * moment + rate * g / root
         w = w - moment
-    assert cell.w.asnumpy() == pytest.approx(w, rel=1e-5)
+    assert np.abs(cell.w.asnumpy() - w).max() < 1e-6
     assert optimizer.ms[0].asnumpy() == pytest.approx(square, rel=1e-5)

@@ -24,12 +24,12 @@ _STAMP = "demo.json"
 
 
 def _distance(shape, x, y):
-    """How far (x, y) lie outside the shape, negative inside; the areas are much the same for all shapes."""
+    """How far (x, y) lie outside the shape, negative inside; the areas are much the same, but for the star."""
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     if shape == "disc":
         return radius - 1
     corners, reach, inner = {"triangle": (3, 1.45, 0.5), "square": (4, 1.25, 0.7071),
-                             "star": (5, 1.3, 0.5)}[shape]
+                             "star": (5, 1.35, 0.38)}[shape]
     half = np.pi / corners
     angle = np.abs((angle + half) % (2 * half) - half)  # fold onto half a corner: one edge is left
     edge = inner * np.sin(half), 1 - inner * np.cos(half)
@@ -84,7 +84,7 @@ def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_sha
 
     A complete data set of the same settings is kept. InputError for unusable settings or foreign files.
     """
-    settings = {"version": 2, "seed": seed, "train_per_class": train_per_class,
+    settings = {"version": 3, "seed": seed, "train_per_class": train_per_class,
                 "validation_per_class": validation_per_class, "num_shards": num_shards}
     for name, value in settings.items():
         if value < (name != "seed"):

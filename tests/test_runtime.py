@@ -1,0 +1,99 @@
+"""What is asked of MindSpore on Ascend, with a recorder in its place, and how train.py then calls Model."""
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock, call
+
+import pytest
+
+import train
+from src import runtime
+from src.errors import InputError
+
+
+@pytest.fixture
+def ascend(monkeypatch):
+    """A `mindspore` with an NPU that records its calls; `init`, `get_rank` and `get_group_size` for rank 3 of 8."""
+    ms = MagicMock(__version__='2.8.0')
+    ms.device_context.ascend.is_available.return_value = True
+    monkeypatch.setattr(runtime, 'ms', ms)
+    for name, value in (('init', None), ('get_rank', 3), ('get_group_size', 8)):
+        setattr(ms, name, MagicMock(return_value=value))
+        monkeypatch.setattr(runtime, name, getattr(ms, name))
+    for name in ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID'):
+        monkeypatch.delenv(name, raising=False)
+    return ms
+
+
+def test_one_npu(ascend):
+    """https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_device.html"""
+    run = runtime.start('auto', device_id=2, seed=5)
+    assert run == runtime.Runtime('Ascend', 2, 0, 1, 'O3', True)
+    names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
+    assert names == ['set_context', 'set_device', 'set_seed']
+    assert ascend.set_device.call_args == call('Ascend', 2)
+    assert ascend.set_context.call_args == call(mode=ascend.GRAPH_MODE)
+
+
+def test_eight_npus(ascend, monkeypatch):
+    """https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/data_parallel.html: the device first, then `init`."""
+    for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7')):
+        monkeypatch.setenv(name, value)
+    run = runtime.start('Ascend', rank_size=8)
+    assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True)
+    names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
+    assert names == ['set_context', 'set_device', 'init', 'get_rank', 'get_group_size', 'set_auto_parallel_context',
+                     'set_seed']
+    assert ascend.set_device.call_args == call('Ascend', 7)
+    assert ascend.set_auto_parallel_context.call_args == call(
+        parallel_mode=ascend.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=8, parameter_broadcast=True,
+        comm_fusion={'allreduce': {'mode': 'size', 'config': 32}})
+
+
+def test_cpu_by_choice(ascend):
+    assert runtime.start('CPU')[0] == 'CPU' and runtime.start('CPU', amp_level='O3').amp_level == 'O3'
+    assert not ascend.init.called
+
+
+@pytest.mark.parametrize('launched, rank_size', [('1', 8), ('8', 1), ('4', 8)])
+def test_rank_size_must_agree(ascend, monkeypatch, launched, rank_size):
+    monkeypatch.setenv('RANK_SIZE', launched)
+    with pytest.raises(InputError, match=f'rank_size {rank_size}, but {launched} process.*run_distribute_train.sh'):
+        runtime.start(rank_size=rank_size)
+
+
+class Recorded(Exception):
+    pass
+
+
+@pytest.mark.parametrize('steps, loop, epochs, sink', [(20, 10, 2, 10), (21, 10, 3, 7), (5, 100, 1, 5)])
+def test_model_is_called_with_sinks(steps, loop, epochs, sink, options, monkeypatch, tmp_path, capsys):
+    """On Ascend the whole training is `steps / sink` sinks over one dataset; the CPU stands in for the rest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.runtime, 'start', lambda *args: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
+    seen = SimpleNamespace()
+
+    class Model:
+        def __init__(self, network, **kwargs):
+            seen.network = network
+            assert not kwargs
+
+        def train(self, *args, **kwargs):
+            seen.args, seen.kwargs = args, kwargs
+            raise Recorded
+
+    monkeypatch.setattr(train, 'Model', Model)
+    with pytest.raises(Recorded):
+        train.main([*options, '--max_train_steps', str(steps), '--iterations_per_loop', str(loop)])
+    assert seen.args[0] == epochs and seen.args[1].get_dataset_size() == steps
+    assert seen.kwargs == {'dataset_sink_mode': True, 'sink_size': sink}
+    assert type(seen.network.optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
+    assert seen.network.sens == 1024
+    assert ('iterations_per_loop' in capsys.readouterr().out) == (sink != min(loop, steps))
+
+
+def test_light_modules_do_without_mindspore():
+    """House rule: these work, and import quickly, where MindSpore is not needed."""
+    import subprocess
+    code = ('import src.config, src.rank_table, src.launch, src.optimizer, src.weights, src.records, sys; '
+            'sys.exit("mindspore" in sys.modules)')
+    assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0

@@ -10,7 +10,7 @@ from src import checkpoint, config as configuration, dataset, evaluation, runtim
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
-from src.optimizer import freeze, learning_rates, make_optimizer
+from src.optimizer import freeze, learning_rates, make_optimizer, scaled_rate
 from src.records import open_records
 from src.training import NetworkWithLoss, TrainStep, set_precision, sink_size
 
@@ -49,7 +49,8 @@ def main(argv=None):
         log(f'left as initialised: {", ".join(left)}')
     freeze(network, config.freeze)
     network = set_precision(network, run.amp_level)
-    rates = learning_rates(config.lr_schedule, steps=steps, steps_per_epoch=steps_per_epoch, lr=config.lr,
+    lr = scaled_rate(config.lr, config.lr_scaling, batch_size * run.world)
+    rates = learning_rates(config.lr_schedule, steps=steps, steps_per_epoch=steps_per_epoch, lr=lr,
                            T_max=config.T_max, eta_min=config.eta_min, lr_decay_rate=config.lr_decay_rate,
                            lr_decay_epochs=config.lr_decay_epochs, warmup_epochs=config.warmup_epochs)
     optimizer = make_optimizer(config.optimizer, network, rates, weight_decay=config.weight_decay,

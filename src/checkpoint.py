@@ -41,7 +41,8 @@ def save(directory, cell, *, step, epoch, config):
 
 def prune(directory, keep):
     """Remove all but the `keep` newest checkpoints; call after the newest is written."""
-    for path in find(directory)[:-keep]:
+    # Newest by time, not by step: the directory may hold a longer training's from before.
+    for path in sorted(find(directory), key=lambda p: p.stat().st_mtime_ns)[:-keep]:
         path.unlink()
 
 

@@ -27,6 +27,15 @@ def learning_rates(schedule, *, steps, steps_per_epoch, lr, T_max=100, eta_min=0
     return (rates * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
 
 
+REFERENCE_BATCH = 128  # images a step for which the recipe's learning rate was chosen
+
+
+def scaled_rate(lr, lr_scaling, global_batch):
+    """`lr` for steps of `global_batch` images: itself (`none`, the original's rule) or in proportion (`linear`, Goyal et
+    al. 2017, https://arxiv.org/abs/1706.02677, to be used with warm-up)."""
+    return lr * global_batch / REFERENCE_BATCH if lr_scaling == 'linear' else lr
+
+
 def decayed_parameters(network):
     """The weights that L2 regularisation counts: those of convolution and dense layers, no bias, no batch norm."""
     from mindspore import nn

@@ -113,6 +113,14 @@ def test_checkpoints(monitor, tmp_path, sink, expected):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
 
 
+def test_older_checkpoints_of_a_longer_training_go_first(tmp_path):
+    cell = nn.Dense(2, 2)
+    for step in (500, 600, 10, 20):
+        checkpoint.save(tmp_path, cell, step=step, epoch=0, config={})
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-0_10.ckpt', 'inceptionv4-0_20.ckpt']
+
+
 def test_failed_save_leaves_nothing(monitor, tmp_path, monkeypatch):
     cell = nn.Dense(2, 2)
     first = checkpoint.save(tmp_path, cell, step=1, epoch=0, config={})

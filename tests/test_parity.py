@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.inceptionv4 import InceptionV4
-from src.optimizer import learning_rates, make_optimizer
+from src.optimizer import learning_rates, make_optimizer, scaled_rate
 from src.training import NetworkWithLoss, TrainStep, cross_entropy, set_precision
 from src.weights import from_tf_slim, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
@@ -233,6 +233,11 @@ def test_other_schedules_and_warmup():
     assert (learning_rates('constant', steps=5, steps_per_epoch=2, lr=0.1) == np.float32(0.1)).all()
     warm = learning_rates('constant', steps=30, steps_per_epoch=10, lr=1.0, warmup_epochs=2)
     assert warm[[0, 9, 19, 20, 29]] == pytest.approx([0.05, 0.5, 1, 1, 1])
+
+
+def test_rate_for_more_devices():
+    assert scaled_rate(0.045, 'none', 512) == 0.045  # the original's
+    assert scaled_rate(0.045, 'linear', 512) == pytest.approx(0.18) and scaled_rate(0.045, 'linear', 128) == 0.045
 
 
 # RMSProp: what the kernels compute.

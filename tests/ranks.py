@@ -1,0 +1,59 @@
+"""Run on every rank by test_distributed.py: three steps and an evaluation; rank 0 writes what came out."""
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.train import Model
+
+from src import checkpoint, dataset, evaluation, runtime
+from src.inceptionv4 import InceptionV4
+from src.optimizer import make_optimizer
+from src.records import open_records
+from src.training import NetworkWithLoss, TrainStep
+
+GLOBAL_BATCH, STEPS = 8, 3
+
+
+def main(data_dir, source, out, rank_size):
+    # Another seed on every rank: what makes the weights equal must be the broadcast or the checkpoint.
+    run = runtime.start('CPU', rank_size=rank_size, seed=1 + int(os.environ.get('RANK_ID', 0)))
+    network = InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
+    parameters, _ = checkpoint.load(source)
+    result = {}
+    validation = open_records(data_dir, 'validation')
+    data = dataset.evaluation_dataset(validation, offset=1, image_size=75, batch_size=4, rank=run.rank, world=run.world)
+    if run.world < 3:
+        if run.rank == 0:
+            checkpoint.load_into(network, parameters, source)
+        for _, cell in network.cells_and_names():
+            if isinstance(cell, nn.BatchNorm2d):
+                cell.use_batch_statistics = False
+        optimizer = make_optimizer('rmsprop', network, np.full(STEPS, 0.01, np.float32), weight_decay=1e-5, momentum=0.9,
+                                   on_cpu=True)
+        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, 1e-5).set_train()
+        train = dataset.training_dataset(open_records(data_dir, 'train'), offset=1, image_size=75, keep_prob=0.8, seed=1,
+                                         batch_size=GLOBAL_BATCH // run.world, start=0, stop=STEPS, rank=run.rank,
+                                         world=run.world)
+        Model(step).train(1, train, dataset_sink_mode=False)
+        result['weights'] = out + '.npz'
+        if run.rank == 0:
+            np.savez(result['weights'], **{p.name: p.asnumpy() for p in step.get_parameters()})
+        checkpoint.load_into(network, parameters, source)
+    else:
+        checkpoint.load_into(network, parameters, source)
+    digest = hashlib.sha256(b''.join(p.asnumpy().tobytes() for p in network.get_parameters())).digest()
+    if run.world > 1:  # all ranks hold the same weights after restoring
+        gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)
+        result['equal'] = bool((gathered == gathered[0]).all())
+    result['evaluation'] = evaluation.evaluate(evaluation.EvaluationStep(network), data, len(validation), run.world)
+    if run.rank == 0:
+        Path(out + '.json').write_text(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:4], int(sys.argv[-1]))

@@ -1,5 +1,6 @@
 """Errors that a user can mend: one line on stderr and an exit status, never a traceback."""
 import functools
+import re
 import sys
 
 
@@ -20,6 +21,12 @@ def entry_point(main):
         try:
             return main(*args)
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-            sys.exit(error.exit_status)
+            message, status = str(error), error.exit_status
+        except RuntimeError as error:  # MindSpore wraps what its data workers raise in its own report
+            wrapped = re.search(r"\bInputError: (.+)", str(error))
+            if not wrapped:
+                raise
+            message, status = wrapped[1], InputError.exit_status
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        sys.exit(status)
     return run

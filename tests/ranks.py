@@ -33,7 +33,7 @@ def main(data_dir, source, out, rank_size):
         for _, cell in network.cells_and_names():
             if isinstance(cell, nn.BatchNorm2d):
                 cell.use_batch_statistics = False
-        optimizer = make_optimizer('rmsprop', network, np.full(STEPS, 0.01, np.float32), weight_decay=1e-5, momentum=0.9,
+        optimizer = make_optimizer('rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9,
                                    on_cpu=True)
         step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, 1e-5).set_train()
         train = dataset.training_dataset(open_records(data_dir, 'train'), offset=1, image_size=75, keep_prob=0.8, seed=1,

@@ -15,8 +15,9 @@ import eval as eval_entry
 import export
 import train
 from src import checkpoint
-from src.errors import InputError
 from src.inceptionv4 import InceptionV4
+from src.records import open_records
+from src.records.tfrecord import write_shards
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,15 +225,12 @@ def test_export_that_deviates_leaves_no_file(small_checkpoint, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_picture_names_the_record(data, tmp_path):
-    """In evaluation every record counts, so one that cannot be decoded is an error."""
-    from src import dataset
-    from src.records import open_records
-    from src.records.tfrecord import write_shards
+@pytest.mark.parametrize('workers', [1, 2])
+def test_bad_picture_names_the_record(workers, data, small_checkpoint, capsys, tmp_path, monkeypatch):
+    """In evaluation every record counts, so one that cannot be decoded is an error, also out of a worker process."""
+    monkeypatch.chdir(tmp_path)
     good = open_records(str(data), 'validation').read(0)
     write_shards(tmp_path, 'validation', [(good, 1, ''), (good[:200], 2, '')], 1)
-    records = open_records(str(tmp_path), 'validation')
-    load = dataset.LoadEvaluation(records, 1, 75)
-    assert load(0)[0].shape == (75, 75, 3)
-    with pytest.raises(InputError, match=r'validation-00000-of-00001, record 1: (not a picture|cannot be decoded)'):
-        load(1)
+    found = message_of(eval_entry.main, ['--ckpt_path', small_checkpoint, '--data_dir', tmp_path, '--num_workers', workers],
+                       capsys)
+    assert re.search(r'validation-00000-of-00001, record 1: (not a picture|cannot be decoded)', found)

@@ -180,6 +180,7 @@ def test_o3_agrees_with_float32():
     image = Tensor(rng.integers(0, 256, (4, 75, 75, 3), dtype=np.uint8))
     draws, mask = Tensor(np.tile(np.float32([0, 0, 1]), (4, 1))), Tensor(np.ones((4, 1536), np.uint8))
     batch = image, draws, mask, Tensor(np.arange(4, dtype=np.int32))
+    x = Tensor(rng.uniform(-1, 1, (2, 3, 75, 75)), ms.float32)
     outputs = {}
     for level in ('O0', 'O3'):
         ms.set_seed(1)
@@ -194,7 +195,6 @@ def test_o3_agrees_with_float32():
         assert loss.dtype == total_loss.dtype == np.float32
         assert not [name for name, change in changes.items() if not (np.isfinite(change).all() and change.any())]
         assert all(p.dtype == ms.float32 for p in network.get_parameters())
-        x = Tensor(rng.uniform(-1, 1, (2, 3, 75, 75)), ms.float32) if level == 'O0' else x
         outputs[level] = loss, total_loss, changes, network.set_train(False)(x).asnumpy()
         assert outputs[level][3].dtype == np.float32
     for i, what in enumerate(('loss', 'total loss')):

@@ -22,7 +22,7 @@ def evaluate_path(config, run, path, log):
     step = evaluation.EvaluationStep(set_precision(network, run.amp_level))
     data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
                                       batch_size=config.batch_size or 64, rank=run.rank, world=run.world,
-                                      num_workers=dataset.workers(config.num_workers, run.world))
+                                      num_workers=dataset.workers(config.num_workers, run.ranks_here))
     results = evaluation.evaluate_checkpoints(paths, step, data, len(records), run.world, log)
     if run.rank == 0:
         evaluation.write_json(results, paths[0].parent / 'evaluation.json')

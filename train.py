@@ -61,7 +61,7 @@ def main(argv=None):
     step = TrainStep(with_loss, optimizer, config.loss_scale, config.weight_decay)
 
     # Data, what happens beside the steps, and the steps
-    num_workers = dataset.workers(config.num_workers, run.world)
+    num_workers = dataset.workers(config.num_workers, run.ranks_here)
     data = dataset.training_dataset(records, offset=offset, image_size=config.image_size, batch_size=batch_size,
                                     seed=config.seed, keep_prob=config.dropout_keep_prob, start=0, stop=steps,
                                     min_covered=config.min_object_covered, rank=run.rank, world=run.world,

@@ -77,7 +77,7 @@ def load(path):
     parameters, info = {}, {}
     for name, value in values.items():
         if name in ('format_version', 'step', 'epoch', 'config'):
-            info[name] = value if isinstance(value, str) else int(value.asnumpy() if hasattr(value, 'asnumpy') else value)
+            info[name] = value if isinstance(value, str) else int(value.asnumpy())
         else:
             parameters[name] = value.asnumpy()
     if 'config' in info:

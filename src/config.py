@@ -22,7 +22,8 @@ BOUNDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.
 CONSTRAINT = re.compile(r"(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values")
 OPTION_LINE = re.compile(r"(\w+): +(.*?) +# (.+)")
 
-NETWORK_OPTIONS = ("num_classes", "dropout_keep_prob", "block_counts", "bn_decay", "bn_scale", "aux_logits", "image_size")
+NETWORK_OPTIONS = ("num_classes", "dropout_keep_prob", "block_counts", "bn_decay", "bn_scale", "aux_logits",
+                   "image_size")
 FROM_CHECKPOINT = (*NETWORK_OPTIONS, "label_offset")  # a checkpoint records them, so nobody has to repeat them
 
 # Options that do nothing where the first has the value given.

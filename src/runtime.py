@@ -7,7 +7,8 @@ from mindspore.communication import get_group_size, get_rank, init
 
 from src.errors import InputError
 
-Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level sink')
+# `ranks_here` are the ranks on this server, which share its cores; `sink`: the device has dataset sink mode.
+Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level sink ranks_here', defaults=(1,))
 
 # Size in MB of a bucket of gradients that is all-reduced while the rest of the backward pass still runs; MindSpore's
 # default is one all-reduce of all 171 MB at the end.
@@ -20,9 +21,6 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     Ranks are started by `scripts/run_distribute_train.sh`, which sets RANK_SIZE, RANK_ID and DEVICE_ID in their
     environment: https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html (Ascend, RANK_TABLE_FILE) and
     .../parallel/msrun_launcher.html (dynamic cluster, MS_ROLE).
-
-    Returns:
-        Runtime: `sink` tells whether the device has dataset sink mode.
 
     Raises:
         InputError: no such device, or `rank_size` and the launched processes disagree.
@@ -54,7 +52,8 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     if amp_level == 'auto':
         amp_level = 'O3' if target == 'Ascend' else 'O0'
     # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
-    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend')
+    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend',
+                   int(os.environ.get('LOCAL_RANKS', world)) if launched > 1 else 1)
 
 
 def describe(runtime, option):

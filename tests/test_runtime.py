@@ -19,7 +19,7 @@ def ascend(monkeypatch):
     for name, value in (('init', None), ('get_rank', 3), ('get_group_size', 8)):
         setattr(ms, name, MagicMock(return_value=value))
         monkeypatch.setattr(runtime, name, getattr(ms, name))
-    for name in ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID'):
+    for name in ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID', 'LOCAL_RANKS'):
         monkeypatch.delenv(name, raising=False)
     return ms
 
@@ -36,10 +36,10 @@ def test_one_npu(ascend):
 
 def test_eight_npus(ascend, monkeypatch):
     """https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/data_parallel.html: the device first, then `init`."""
-    for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7')):
+    for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7'), ('LOCAL_RANKS', '4')):
         monkeypatch.setenv(name, value)
     run = runtime.start('Ascend', rank_size=8)
-    assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True)
+    assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True, 4)
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
     assert names == ['set_context', 'set_device', 'init', 'get_rank', 'get_group_size', 'set_auto_parallel_context',
                      'set_seed']

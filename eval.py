@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from mindspore.nn.utils import no_init_parameters
+
 from src import checkpoint, config as configuration, dataset, evaluation, runtime
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
@@ -18,7 +20,8 @@ def evaluate_path(config, run, path, log):
     offset = dataset.label_offset(config.label_offset, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
-    network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False})
+    with no_init_parameters():  # a checkpoint fills them all
+        network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False})
     step = evaluation.EvaluationStep(set_precision(network, run.amp_level))
     data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
                                       batch_size=config.batch_size or 64, rank=run.rank, world=run.world,

@@ -6,6 +6,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from src import checkpoint, config as configuration, runtime
 from src.errors import InputError, entry_point
@@ -58,7 +59,8 @@ def main(argv=None):
     config = configuration.load(argv, info.get('config'))
     run = runtime.start(config.device_target, config.device_id)
     print(runtime.describe(run, config.device_target), flush=True)
-    network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
+    with no_init_parameters():  # the checkpoint fills them all
+        network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, parameters, config.ckpt_path)
     path, deviation = export_mindir(network, config.file_name, config.export_batch_size, config.image_size)
     print(f'{path}: {path.stat().st_size / 1e6:.0f} MB, input float32 ({config.export_batch_size}, 3, '

@@ -2,11 +2,15 @@
 # usage: bash scripts/run_tests.sh [--slow] [pytest arguments]; installs what the tests need into ROOT/.venv
 set -e
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if ! "$PYTHON" -c 'import pytest' 2>/dev/null; then
+if ! "$PYTHON" -c 'import pytest, xdist' 2>/dev/null; then
     [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv"
     PYTHON="$ROOT/.venv/bin/python"
     "$PYTHON" -m pip install -q -r "$ROOT/requirements-test.txt"
 fi
-if [ "${1:-}" = --slow ]; then shift; set -- -m 'slow or not slow' "$@"; fi
 cd "$ROOT"
-exec "$PYTHON" -m pytest -q "$@"
+if [ "${1:-}" = --slow ]; then
+    shift
+    exec "$PYTHON" -m pytest -q -m 'slow or not slow' "$@"
+fi
+# Two at a time: most of the time goes into compiling graphs, which uses one core.
+exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --durations 12 "$@"

@@ -23,7 +23,7 @@ def entry_point(main):
         except InputError as error:
             message, status = str(error), error.exit_status
         except RuntimeError as error:  # MindSpore wraps what its data workers raise in its own report
-            wrapped = re.search(r"\bInputError: (.+)", str(error))
+            wrapped = re.search(r"^src.errors.InputError: (.+)", str(error), re.M)
             if not wrapped:
                 raise
             message, status = wrapped[1], InputError.exit_status

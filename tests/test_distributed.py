@@ -1,8 +1,10 @@
 """N ranks on the CPU compute what one does: the real launcher, collectives, pipeline, training step and evaluation."""
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -11,6 +13,7 @@ import pytest
 
 from src import checkpoint
 from src.inceptionv4 import InceptionV4
+from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,3 +61,22 @@ def test_evaluation_does_not_depend_on_the_ranks(results):
     for world in (2, 3):
         assert results[world]['evaluation'][:2] == one[:2] and results[world]['evaluation'][3] == 30
         assert results[world]['evaluation'][2] == pytest.approx(one[2], rel=1e-5)
+
+
+def test_scripts_with_two_ranks(data, tmp_path):
+    """The distributed script trains and evaluates; only rank 0 writes the log and checkpoints."""
+    table = tmp_path / 'rank table.json'
+    run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                  env={**os.environ, 'PYTHON': sys.executable})
+    made = run([sys.executable, '-m', 'src.rank_table', 'make', '--devices', '2', '--output', str(table)],
+               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert made.returncode == 0, made.stderr
+    done = run(['bash', str(ROOT / 'scripts/run_distribute_train.sh'), str(table), '--data_dir', str(data), *SMALL,
+                '--max_train_steps', '2', '--display_every', '1', '--mode', 'train_and_evaluate'])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'rank 0 of 2' in done.stdout and re.search(r'^step: 2 epoch: 0.3 .*loss: ', done.stdout, re.M)
+    evaluated = re.findall(r'^ +2 +0\.3 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M)
+    assert len(evaluated) == 1
+    written = sorted(str(p.relative_to(tmp_path / 'results/2p')) for p in (tmp_path / 'results').rglob('*.*'))
+    assert written == ['0/ckpt/config.yaml', '0/ckpt/inception_v4.log', '0/ckpt/inceptionv4-0_2.ckpt', '0/train.log',
+                       '1/train.log']

@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r'^step: \d+ epoch: [\d.]+ FPS: ([\d.]+|nan) loss: [\d.]+ total_loss: [\d.]+ lr:[\d.]+$', re.M)
 
 
-def run(script, *arguments, cwd, env=()):
+def run(script, *arguments, cwd, timeout=400):
     """Run a script as a user would; (status, stdout, stderr)."""
     command = [sys.executable, str(ROOT / script)] if script.endswith('.py') else ['bash', str(ROOT / script)]
-    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=400,
-                            env={**os.environ, 'PYTHON': sys.executable, **dict(env)})
+    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                            env={**os.environ, 'PYTHON': sys.executable})
     return result.returncode, result.stdout, result.stderr
 
 
@@ -136,6 +136,16 @@ def test_demo_path(tmp_path):
         assert re.search(rf'^{name} +\S', out, re.M), name
     assert (tmp_path / 'out/inceptionv4.mindir').stat().st_size > 150e6
     assert '200 held-out pictures' in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [1, 2, 3])
+def test_demo_learns(seed, tmp_path):
+    """The whole demo: at least 90 % top-1 on the held-out pictures."""
+    status, _, err = run('scripts/run_demo.sh', tmp_path / 'out', '--seed', seed, cwd=tmp_path, timeout=1200)
+    assert status == 0, err
+    result, = json.loads((tmp_path / 'out/training/evaluation.json').read_text())
+    assert result['top1'] >= 90 and result['images'] == 200
 
 
 @pytest.mark.parametrize('script', ['run_standalone_train', 'run_eval', 'run_demo'])

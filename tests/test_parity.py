@@ -188,15 +188,17 @@ def test_o3_agrees_with_float32():
         optimizer = make_optimizer('rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY,
                                    momentum=0.9, on_cpu=True)
         before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
-        step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer, 1024.0, WEIGHT_DECAY).set_train()
+        step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer, 1024.0, WEIGHT_DECAY)
+        logits = network.set_train(False)(x).asnumpy()
+        step.set_train()
         set_batch_norm(network, 'frozen_bn')
         loss, total_loss = (value.asnumpy() for value in step(*batch))
         changes = {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
         assert loss.dtype == total_loss.dtype == np.float32
         assert not [name for name, change in changes.items() if not (np.isfinite(change).all() and change.any())]
         assert all(p.dtype == ms.float32 for p in network.get_parameters())
-        outputs[level] = loss, total_loss, changes, network.set_train(False)(x).asnumpy()
-        assert outputs[level][3].dtype == np.float32
+        outputs[level] = loss, total_loss, changes, logits
+        assert logits.dtype == np.float32
     for i, what in enumerate(('loss', 'total loss')):
         report(f'O3 training step, {what}, relative', deviation(outputs['O3'][i], outputs['O0'][i]), HALF_LOSS)
     spread = outputs['O0'][3].std()

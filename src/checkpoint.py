@@ -94,8 +94,8 @@ def load_into(cell, parameters, path, left_out=()):
     Returns:
         (loaded, left): lists of names.
     """
-    loaded, left = [], []
-    for name, parameter in cell.parameters_dict().items():
+    loaded, left, targets = [], [], cell.parameters_dict()
+    for name, parameter in targets.items():
         if name.startswith(tuple(left_out)):
             left.append(name)
             continue
@@ -108,7 +108,7 @@ def load_into(cell, parameters, path, left_out=()):
                              f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained')
         loaded.append(name)
     for name in loaded:
-        cell.parameters_dict()[name].set_data(Tensor(parameters[name].astype(np.float32, copy=False)))
+        targets[name].set_data(Tensor(parameters[name].astype(np.float32, copy=False)))
     return loaded, left
 
 

@@ -5,7 +5,7 @@ import re
 from src.errors import InputError
 from src.records.folder import class_folders, open_folder
 from src.records.mindrecord import find_mindrecords, index_mindrecords, list_shards
-from src.records.tfrecord import find_shards, index_shards
+from src.records.tfrecord import find_shards, index_shards, list_directory
 
 FORMATS = ("tfrecord", "mindrecord", "folder")
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}  # and the names that files may use
@@ -44,16 +44,7 @@ def _open(data_dir, split, dataset_format, progress):
 
 
 def _listing(data_dir):
-    remedy = "give the directory of a data set"
-    if not data_dir:
-        raise InputError(f"the data directory is '': {remedy}")
-    try:
-        names = sorted(os.listdir(data_dir))
-    except OSError as error:
-        raise InputError(f"data directory {data_dir!r}: {error.strerror}; {remedy}") from None
-    if not names:
-        raise InputError(f"data directory {data_dir!r} is empty; {remedy}")
-    return names
+    return list_directory(data_dir, "give the directory of a data set")
 
 
 def find_format(data_dir, dataset_format="auto"):

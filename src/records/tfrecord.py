@@ -17,10 +17,8 @@ ENCODED, LABEL = b"image/encoded", b"image/class/label"
 _KINDS = {0x0A: "bytes", 0x12: "float", 0x1A: "int64"}  # tags of the three list types of a Feature
 
 
-def find_shards(data_dir, split, suffix=""):
-    """Sorted paths of the complete set `<split>-?????-of-?????<suffix>` in `data_dir`; else InputError."""
-    pattern, data_dir = f"{split}-?????-of-?????{suffix}", os.fspath(data_dir or "")
-    remedy = f"give the directory of the {'TFRecord ' * (not suffix)}shards {pattern}"
+def list_directory(data_dir, remedy):
+    """Sorted names in `data_dir`; InputError ending with `remedy` if it is '', unreadable or empty."""
     if not data_dir:
         raise InputError(f"the data directory is '': {remedy}")
     try:
@@ -29,6 +27,14 @@ def find_shards(data_dir, split, suffix=""):
         raise InputError(f"data directory {data_dir!r}: {error.strerror}; {remedy}") from None
     if not names:
         raise InputError(f"data directory {data_dir!r} is empty; {remedy}")
+    return names
+
+
+def find_shards(data_dir, split, suffix=""):
+    """Sorted paths of the complete set `<split>-?????-of-?????<suffix>` in `data_dir`; else InputError."""
+    pattern, data_dir = f"{split}-?????-of-?????{suffix}", os.fspath(data_dir or "")
+    remedy = f"give the directory of the {'TFRecord ' * (not suffix)}shards {pattern}"
+    names = list_directory(data_dir, remedy)
     shard_name = re.compile(re.escape(split) + "-([0-9]{5})-of-([0-9]{5})" + re.escape(suffix))
     matches = list(filter(None, map(shard_name.fullmatch, names)))
     if not matches:

@@ -1,0 +1,116 @@
+"""InceptionV4 weights of TF-slim, timm and MindCV to a checkpoint of this project, and back.
+
+    python -m src.weights import FILE --out CKPT [--drop_background] [--slots]
+    python -m src.weights export-tf CKPT [--out PREFIX]
+    python -m src.weights export-timm CKPT [--out FILE.safetensors]
+"""
+import argparse
+import os
+
+import numpy as np
+
+from src.errors import InputError, entry_point
+from src.optimizer import REFERENCE_BATCH
+from src.preprocess import recorded_preprocessing
+from src.weights import tf_checkpoint, torch_file
+from src.weights.convert import OURS, convert, load_tensors, network_of
+from src.weights.names import names_in, to_tf_slim
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f'{message}; --help lists the options')
+
+
+def check_forward(parameters, config):
+    """Smallest and largest logit of a random picture; InputError if one is not finite."""
+    from mindspore import Tensor
+
+    from src import checkpoint
+    network = network_of({**config, 'aux_logits': False}).set_train(False)
+    checkpoint.load_into(network, parameters, 'imported weights')
+    size = config['image_size']
+    logits = network(Tensor(np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32))).asnumpy()
+    if not np.isfinite(logits).all():
+        raise InputError('the forward pass gives logits that are not finite; the weights are damaged')
+    return logits.min(), logits.max()
+
+
+def import_weights(path, out, drop_background=False, slots=False):
+    """Convert the file `path` to the checkpoint `out`; prints a line for every tensor."""
+    from src import checkpoint
+    tensors, _ = load_tensors(path)
+    if OURS in tensors:
+        raise InputError(f"{path}: has this project's names already; use it as it is")
+    try:
+        found = convert(tensors, drop_background, slots)
+        for name, shape, target, remark in found.report:
+            print(f'{name} {shape}' + (f' -> {target}: ' if target else ': ') + remark)
+        lowest, highest = check_forward(found.parameters, found.config)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
+    info = {'step': found.step, 'epoch': 0, 'config': found.config, 'source': f'{found.layout} {path}',
+            'preprocessing': found.preprocessing._asdict()}
+    if slots:  # a training goes on by the images it has seen; the file has steps only
+        info['position'] = found.step * REFERENCE_BATCH
+        found.notes.append(f'`resume` counts the {found.step} steps as steps of {REFERENCE_BATCH} images')
+    checkpoint.write(out, found.parameters, info)
+    loaded = sum(remark == 'loaded' for *_, remark in found.report)
+    print(*(f'note: {note}' for note in found.notes), sep='\n', end='\n' if found.notes else '')
+    print(f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'
+          f'network: {", ".join(f"{name} {value}" for name, value in found.config.items())}\n'
+          f'preprocessing: {", ".join(f"{name} {value}" for name, value in found.preprocessing._asdict().items())}\n'
+          f'logits of a random picture: finite, {lowest:.3g} to {highest:.3g}\n{out}: written')
+
+
+def export_weights(path, out, layout):
+    """Write the checkpoint `path` of this project as a TF-slim checkpoint or as timm's safetensors."""
+    from src import checkpoint
+    parameters, info = checkpoint.load(path)
+    if OURS not in parameters or 'config' not in info:
+        raise InputError(f'{path}: not a checkpoint of this project; import it first')
+    network = network_of(info['config'])
+    parameters = checkpoint.averaged(parameters)
+    checkpoint.load_into(network, parameters, path)  # complete, and of the right shapes
+    weights = {name: parameters[name] for name in network.parameters_dict()}
+    if layout == 'tf_slim':
+        out = out or os.path.splitext(path)[0]
+        tensors = to_tf_slim(weights)
+        tf_checkpoint.write(out, tensors)
+        if any(name.endswith('/gamma') for name in tensors):
+            print('note: batch norm has a scale; build the network with scale=True in the batch norm parameters')
+    else:
+        out = out or f'{os.path.splitext(path)[0]}.safetensors'
+        tensors = {foreign: weights[name] for name, foreign in names_in('timm', weights).items()}
+        torch_file.write_safetensors(out, tensors)
+    found = recorded_preprocessing(info.get('preprocessing'))
+    print(f'{out}: {len(tensors)} tensors written, {len(parameters) - len(tensors)} of {path} left out\n'
+          f'preprocessing: {", ".join(f"{name} {value}" for name, value in found._asdict().items())}')
+
+
+@entry_point
+def main(arguments=None):
+    parser = _Parser(prog='python -m src.weights', description=__doc__,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('import', help='foreign weights to a checkpoint of this project')
+    command.add_argument('file', help='TensorFlow checkpoint (V1 file, V2 prefix), safetensors, .pth or .ckpt')
+    command.add_argument('--out', required=True, help='the checkpoint to write')
+    command.add_argument('--drop_background', action='store_true', help='of 1001 classes drop the first, the background')
+    command.add_argument('--slots', action='store_true', help="take RMSProp's state and the step of a TensorFlow training")
+    for name, what in (('export-tf', 'prefix of the TensorFlow checkpoint'), ('export-timm', 'safetensors file')):
+        command = commands.add_parser(name, help=f'a checkpoint of this project to a {what.split()[-1]}')
+        command.add_argument('file', help='checkpoint of this project')
+        command.add_argument('--out', help=f'{what} to write (default: the name of the checkpoint)')
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == 'import':
+            import_weights(args.file, args.out, args.drop_background, args.slots)
+        else:
+            export_weights(args.file, args.out, 'tf_slim' if args.command == 'export-tf' else 'timm')
+    except OSError as error:
+        raise InputError(f'{args.out or args.file}: cannot be written ({error.strerror}); choose another --out') from None
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,101 @@
+"""The preprocessing that belongs to the weights: what it does to a picture, and that evaluation takes it from there."""
+import io
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from PIL import Image
+
+import eval as evaluation_entry
+from src import checkpoint
+from src.errors import InputError
+from src.preprocess import PREPROCESSING, Preprocessing, evaluation_picture, recorded_preprocessing, scale
+from src.records import open_records
+from src.weights.convert import network_of
+from tests.conftest import SMALL
+
+OTHER = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.7, 'bicubic', True)
+
+
+def png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, 'png')
+    return file.getvalue()
+
+
+def test_square_pictures_are_cropped_as_torchvision_does():
+    """Shorter side to int(size / fraction), then the middle; here computed with Pillow step by step."""
+    picture = np.random.default_rng(0).integers(0, 256, (260, 391, 3), np.uint8)
+    resized = Image.fromarray(picture).resize((int(107 * 391 / 260), 107), Image.Resampling.BICUBIC)
+    left, top = round((resized.width - 75) / 2), 16
+    expected = np.asarray(resized.crop((left, top, left + 75, top + 75)))
+    assert np.array_equal(evaluation_picture(png(picture), 75, OTHER), expected)
+    turned = evaluation_picture(png(picture.transpose(1, 0, 2)), 75, OTHER)
+    assert np.abs(turned.transpose(1, 0, 2).astype(int) - expected).max() <= 1
+    bilinear = evaluation_picture(png(picture), 75, OTHER._replace(interpolation='bilinear'))
+    assert bilinear.shape == (75, 75, 3) and not np.array_equal(bilinear, expected)
+    # The ratio of the sides stays: a vertical step edge through the middle stays in the middle, and a circle a circle.
+    y, x = np.mgrid[:260, :391]
+    circle = ((y - 129.5) ** 2 + (x - 195) ** 2 < 80 ** 2)[..., None].astype(np.uint8).repeat(3, 2) * 255
+    for preprocessing, ratio in ((OTHER, 1), (PREPROCESSING, 260 / 391)):
+        seen = evaluation_picture(png(circle), 75, preprocessing)[..., 0] > 127
+        width, height = seen.any(0).sum(), seen.any(1).sum()
+        assert width / height == pytest.approx(ratio, abs=0.05)
+
+
+@pytest.mark.parametrize('mode', [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+def test_scale(mode):
+    class Scale(nn.Cell):
+        def __init__(self, preprocessing):
+            super().__init__()
+            self.preprocessing = preprocessing
+
+        def construct(self, pixels):
+            return scale(pixels, self.preprocessing)
+
+    ms.set_context(mode=mode)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.float32)
+    for preprocessing in (PREPROCESSING, OTHER):
+        mean, std = (np.reshape(levels, (3, 1, 1)) for levels in preprocessing[:2])
+        found = Scale(preprocessing)(Tensor(pixels)).asnumpy()
+        assert found == pytest.approx((pixels - mean) / std, rel=1e-6, abs=1e-6)
+
+
+def test_what_is_recorded():
+    assert recorded_preprocessing(None) == PREPROCESSING
+    assert recorded_preprocessing(json.loads(json.dumps(OTHER._asdict()))) == OTHER
+    for change in ({'std': [0, 1, 1]}, {'mean': [1, 2]}, {'mean': 'abc'}, {'central_fraction': 0}, {'interpolation': 'area'},
+                   {'central_fraction': float('nan')}, {'square': 'yes'}, {'unknown': 1}, {'mean': [float('inf')] * 3}):
+        with pytest.raises(InputError, match='preprocessing .* cannot be used'):
+            recorded_preprocessing({**OTHER._asdict(), **change})
+    for wrong in ([], 'text', 7, {}):
+        with pytest.raises(InputError, match='cannot be used'):
+            recorded_preprocessing(wrong)
+
+
+def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
+    """eval.py's loss is that of pictures prepared as the checkpoint says."""
+    config = {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75}
+    network, r = network_of(config), np.random.default_rng(0)
+    values = {name: np.ones(p.shape, 'f4') if name.endswith(('gamma', 'variance')) else
+              (r.standard_normal(p.shape) * (2 / np.prod(p.shape[1:])) ** 0.5).astype('f4') if p.ndim > 1 else
+              np.zeros(p.shape, 'f4') for name, p in network.parameters_dict().items()}
+    path = tmp_path / 'inceptionv4-1_1.ckpt'
+    checkpoint.write(path, values, {'step': 1, 'epoch': 1, 'config': config, 'preprocessing': OTHER._asdict()})
+    evaluation_entry.main(['--ckpt_path', str(path), '--data_dir', str(data), *SMALL])
+    found = json.loads((tmp_path / 'evaluation.json').read_text())[0]['loss']
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    checkpoint.load_into(network.set_train(False), values, path)
+    records = open_records(data, 'validation', 'auto')
+    expected = {}
+    for preprocessing in (OTHER, PREPROCESSING):
+        mean, std = (np.array(levels, 'f4') for levels in preprocessing[:2])
+        pictures = np.stack([evaluation_picture(records.read(i), 75, preprocessing) for i in range(len(records))])
+        z = network(Tensor(((pictures - mean) / std).transpose(0, 3, 1, 2).astype('f4'))).asnumpy().astype('f8')
+        log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+        expected[preprocessing] = -log_p[np.arange(len(z)), np.array(records.label[:]) - 1].mean()
+    assert found == pytest.approx(expected[OTHER], rel=1e-4)
+    assert found != pytest.approx(expected[PREPROCESSING], rel=1e-2)

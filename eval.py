@@ -8,24 +8,26 @@ from mindspore.nn.utils import no_init_parameters
 from src import checkpoint, config as configuration, dataset, evaluation, runtime
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
+from src.preprocess import recorded_preprocessing
 from src.records import open_records
 from src.training import set_precision
 
 
 def evaluate_path(config, run, path, log):
     """Evaluate the checkpoint or directory `path` as `config` says; the table goes to `log` and, as evaluation.json,
-    beside the checkpoints."""
+    beside the checkpoints. Pictures are prepared as the checkpoint says, the newest one of a directory."""
     paths = checkpoint.find(path)
+    preprocessing = recorded_preprocessing(checkpoint.load(paths[-1])[1].get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
     with no_init_parameters():  # a checkpoint fills them all
         network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False})
-    step = evaluation.EvaluationStep(set_precision(network, run.amp_level))
+    step = evaluation.EvaluationStep(set_precision(network, run.amp_level), preprocessing)
     data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
-                                      batch_size=config.batch_size or 64, rank=run.rank, world=run.world,
-                                      num_workers=dataset.workers(config.num_workers, run.ranks_here))
+                                      batch_size=config.batch_size or 64, preprocessing=preprocessing, rank=run.rank,
+                                      world=run.world, num_workers=dataset.workers(config.num_workers, run.ranks_here))
     results = evaluation.evaluate_checkpoints(paths, step, data, len(records), run.world, log)
     if run.rank == 0:
         evaluation.write_json(results, paths[0].parent / 'evaluation.json')
@@ -40,7 +42,8 @@ def main(argv=None):
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
     _, info = checkpoint.load(checkpoint.find(Path(config.ckpt_path))[-1])
     config = configuration.load(argv, info.get('config'))
-    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed)
+    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
+                        config.jit_level)
     print(runtime.describe(run, config.device_target), flush=True)
     evaluate_path(config, run, config.ckpt_path, print)
 

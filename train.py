@@ -3,14 +3,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import mindspore as ms
 from mindspore.train import Model
 
 from eval import evaluate_path
-from src import checkpoint, config as configuration, dataset, evaluation, runtime
-from src.errors import InputError, entry_point
+from src import checkpoint, config as configuration, dataset, evaluation, memory, resume, runtime
+from src.errors import InputError, Interrupted, entry_point
 from src.inceptionv4 import InceptionV4
+from src.interruption import Interruption
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
 from src.optimizer import freeze, learning_rates, make_optimizer, scaled_rate
+from src.preprocess import PREPROCESSING
 from src.records import open_records
 from src.training import NetworkWithLoss, TrainStep, set_precision, sink_size
 
@@ -18,8 +21,16 @@ from src.training import NetworkWithLoss, TrainStep, set_precision, sink_size
 @entry_point
 def main(argv=None):
     config = configuration.load(sys.argv[1:] if argv is None else argv)
-    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed)
+    with Interruption() as interruption:  # before MindSpore has threads
+        train(config, interruption)
+
+
+def train(config, interruption):
+    """The run that `config` (EasyDict) describes."""
+    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
+                        config.jit_level)
     directory = Path('results', f'{run.world}p', str(run.rank if run.world > 1 else run.device_id), config.log_dir)
+    checkpoints_in = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
     if config.mode == 'evaluate':
@@ -38,15 +49,32 @@ def main(argv=None):
         raise InputError(f'batch_size {batch_size} on {run.world} device(s) needs as many records; '
                          f'{config.data_dir} has {len(records)}')
     steps = config.max_train_steps or config.max_epochs * steps_per_epoch
+    effective = dict(config, label_offset=str(offset), batch_size=batch_size)
+    fingerprint = dataset.fingerprint(records)
     log(f'{len(records)} training images, labels from {offset}, {steps_per_epoch} steps of {batch_size} images x '
         f'{run.world} an epoch; {steps} steps')
 
+    # A training to go on with; rank 0 has the checkpoints
+    start, found = 0, resume.find(config.resume, directory, log) if run.rank == 0 else None
+    if found:
+        path, parameters, info = found
+        resume.check(path, info, effective, fingerprint, config.resume_override, log)
+        start = resume.first_step(info, steps_per_epoch, batch_size * run.world)
+        log(f'{path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, here '
+            f'step {start} of {steps} on {run.world} device(s)')
+    start = resume.agreed(start, run.world)
+    if start >= steps:
+        return log(f'nothing is left to train: {start} of {steps} steps are done')
+
     # Network and recipe
     network = InceptionV4(**configuration.network_options(config))
-    if config.restore_path:
+    if config.restore_path and not start:
         loaded, left = checkpoint.restore(network, config.restore_path)
         log(f'{config.restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
         log(f'left as initialised: {", ".join(left)}')
+    if run.device_target == 'CPU':
+        memory.check(sum(p.size for p in network.get_parameters()), batch_size, config.image_size, run.ranks_here,
+                     memory.free_bytes())
     freeze(network, config.freeze)
     network = set_precision(network, run.amp_level)
     lr = scaled_rate(config.lr, config.lr_scaling, batch_size * run.world)
@@ -57,35 +85,56 @@ def main(argv=None):
                                momentum=config.momentum, rmsprop_decay=config.rmsprop_decay,
                                rmsprop_epsilon=config.rmsprop_epsilon, use_nesterov=config.use_nesterov,
                                on_cpu=run.device_target == 'CPU')
-    with_loss = NetworkWithLoss(network, config.label_smoothing, config.aux_loss_weight if config.aux_logits else None)
-    step = TrainStep(with_loss, optimizer, config.loss_scale, config.weight_decay)
+    on_host = config.augment_device == 'host'
+    with_loss = NetworkWithLoss(network, config.label_smoothing, config.aux_loss_weight if config.aux_logits else None,
+                                None if on_host else ms.float32 if run.amp_level == 'O0' else ms.float16)
+    step = TrainStep(with_loss, optimizer, config.loss_scale, config.weight_decay, config.ema_decay)
+    if found:
+        resume.load(step, path, parameters, start, config.resume_override, config.loss_scale != 'dynamic')
+        del found, parameters
 
     # Data, what happens beside the steps, and the steps
     num_workers = dataset.workers(config.num_workers, run.ranks_here)
+    bad = dataset.BadRecords(config.max_bad_fraction, steps_per_epoch * batch_size, -(-steps // steps_per_epoch))
     data = dataset.training_dataset(records, offset=offset, image_size=config.image_size, batch_size=batch_size,
-                                    seed=config.seed, keep_prob=config.dropout_keep_prob, start=0, stop=steps,
-                                    min_covered=config.min_object_covered, rank=run.rank, world=run.world,
-                                    num_workers=num_workers)
-    monitor = TrainingMonitor(log, rates, batch_size * run.world, steps_per_epoch, config.display_every, 0, steps)
-    callbacks = [monitor]
-    effective = dict(config, label_offset=str(offset), batch_size=batch_size)
+                                    seed=config.seed, keep_prob=config.dropout_keep_prob, start=start, stop=steps,
+                                    min_covered=config.min_object_covered, augment_on_host=on_host, bad=bad,
+                                    rank=run.rank, world=run.world, num_workers=num_workers)
+    monitor = TrainingMonitor(log, rates, batch_size * run.world, steps_per_epoch, config.display_every, start, steps,
+                              train_step=step if run.world > 1 else None, interruption=interruption,
+                              max_overflow_steps=config.max_overflow_steps, directory=checkpoints_in, bad=bad)
+    callbacks, saved = [monitor], None
     if run.rank == 0:
         configuration.save(effective, directory / 'config.yaml')
-        callbacks.append(Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step,
-                                     effective, config.keep_checkpoint_max))
+        about = {'config': effective, 'data': fingerprint, 'preprocessing': PREPROCESSING._asdict(),
+                 'class_names': records.class_names}
+        saved = Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step, about,
+                            config.keep_checkpoint_max)
+        callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
         dataset.check_labels(validation, offset, config.num_classes)
         evaluate = partial(evaluation.evaluate, evaluation.EvaluationStep(network), dataset.evaluation_dataset(
             validation, offset=offset, image_size=config.image_size, batch_size=batch_size, rank=run.rank,
-            world=run.world, num_workers=num_workers), len(validation), run.world)
-        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate))
+            world=run.world, num_workers=num_workers), len(validation), run.world, lambda: interruption.number)
+        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate, step, saved,
+                                     run.world))
     # One pass over `data` is the whole training, in sinks where the device has them.
-    sink = sink_size(steps, config.iterations_per_loop) if run.sink else -1
-    if run.sink and sink != min(config.iterations_per_loop, steps):
-        log(f'iterations_per_loop {config.iterations_per_loop} does not divide {steps} steps: {sink} taken')
-    Model(step).train(steps // sink if run.sink else 1, data, callbacks, dataset_sink_mode=run.sink, sink_size=sink)
-    log(f'trained {steps} steps, {monitor.fps:.1f} images/s; checkpoints in {directory}')
+    sink = sink_size(steps - start, config.iterations_per_loop) if run.sink else -1
+    if run.sink and sink != min(config.iterations_per_loop, steps - start):
+        log(f'iterations_per_loop {config.iterations_per_loop} does not divide {steps - start} steps: {sink} taken')
+    try:
+        Model(step).train((steps - start) // sink if run.sink else 1, data, callbacks, dataset_sink_mode=run.sink,
+                          sink_size=sink)
+    except RuntimeError:
+        if not interruption.number or run.world > 1 or run.sink:
+            raise
+        saved.act()  # the signal ended the data workers too; no step was cut short
+        monitor.stopping = True
+    if monitor.stopping:
+        raise Interrupted(f'{interruption.name}: stopped after step {monitor.step} of {steps}; checkpoints in '
+                          f'{checkpoints_in}, go on with --resume auto', interruption.number)
+    log(f'trained {steps - start} steps, {monitor.fps:.1f} images/s; checkpoints in {directory}')
 
 
 if __name__ == '__main__':

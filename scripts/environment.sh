@@ -3,6 +3,7 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export GLOG_v=${GLOG_v:-3} # MindSpore's warnings are for its developers; GLOG_v=2 shows them
+export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} # of NumPy, whose threads would catch signals (src/interruption.py)
 
 _has_requirements() {
     "$1" -c 'import mindspore, numpy, easydict, yaml, tqdm; assert mindspore.__version__ == "2.8.0"' >/dev/null 2>&1

@@ -1,7 +1,10 @@
-"""Checkpoints: save, list, load."""
+"""Checkpoints: write, list, read."""
+import hashlib
 import json
 import os
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -11,24 +14,41 @@ from mindspore import Tensor
 from src.errors import InputError
 
 PREFIX = 'inceptionv4'
-FORMAT_VERSION = 1
+BEST = f'{PREFIX}-best.ckpt'
+FORMAT_VERSION = 2
+AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
+NOT_STATE = 'stop_requested'  # a parameter of the training step that is a message, not part of a training's state
 CLASSIFIERS = ('logits.', 'aux_logits.')
+INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source')
+JSON_INFO = ('config', 'preprocessing', 'class_names')
 
 
-def save(directory, cell, *, step, epoch, config):
-    """Write all parameters of `cell` as `inceptionv4-<epoch>_<step>.ckpt`, whole or not at all.
+def _digest(parameters, info):
+    """SHA-256 over names, types, shapes and values of ndarrays, and over `info`."""
+    sha = hashlib.sha256()
+    for name, value in parameters.items():
+        sha.update(f'{name} {value.dtype} {value.shape}\n'.encode())
+        sha.update(np.ascontiguousarray(value).data)
+    for name, value in info.items():
+        sha.update(f'{name} {value}\n'.encode())
+    return sha.digest()
 
-    The file is written beside, synced and then renamed; MindSpore's own `ModelCheckpoint` removes an old file of the
-    name first and does not sync. `config` (dict) is the effective configuration that `load` gives back.
 
-    Returns:
-        Path of the checkpoint.
+def write(path, parameters, info):
+    """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all.
+
+    The file is in MindSpore's format, written beside, synced and then renamed; MindSpore's own `ModelCheckpoint`
+    removes an old file of the name first and does not sync. A checksum over everything is in it, since a file that was
+    cut exactly at MindSpore's own CRC loads with a warning. OSError where it cannot be written.
     """
-    path = Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
+    path = Path(path)
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.ckpt')
-    info = {'format_version': FORMAT_VERSION, 'step': step, 'epoch': epoch, 'config': json.dumps(dict(config))}
+    info = {name: json.dumps(value) if name in JSON_INFO else value
+            for name, value in {'format_version': FORMAT_VERSION, **info}.items()}
+    # First in the file, so that no cut leaves a readable file without its checksum; MindSpore puts `info` last.
+    entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
     try:
-        ms.save_checkpoint([{'name': name, 'data': p} for name, p in cell.parameters_dict().items()], str(temporary),
+        ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(temporary),
                            append_dict=info)
         temporary.chmod(0o644)
         with open(temporary, 'rb+') as file:
@@ -36,21 +56,84 @@ def save(directory, cell, *, step, epoch, config):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path):
+    """Make new names in the directory last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(directory, cell, *, step, epoch, config, **info):
+    """`write` the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path."""
+    path = Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
+    write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
     return path
+
+
+def values(cell):
+    """{name: ndarray} of the state of `cell`; on the CPU these are views of the live parameters."""
+    return {name: p.asnumpy() for name, p in cell.parameters_dict().items() if name != NOT_STATE}
+
+
+def mark_best(path, top1):
+    """Make `inceptionv4-best.ckpt` another name of the checkpoint `path` if `top1` is the highest yet; True if so.
+
+    The value stands in `inceptionv4-best.json`, so that it outlasts a resumption.
+    """
+    best = path.with_name(BEST)
+    record = best.with_suffix('.json')
+    try:
+        if best.exists() and json.loads(record.read_text())['top1'] >= top1:
+            return False
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one: this one is the best known
+        pass
+    for name, make in ((best, partial(_link_or_copy, path)),
+                       (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n'))):
+        temporary = name.with_name(f'.{name.name}.{os.getpid()}')
+        try:
+            make(temporary)
+            os.replace(temporary, name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _link_or_copy(source, target):
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def prune(directory, keep):
     """Remove all but the `keep` newest checkpoints; call after the newest is written."""
     # Newest by time, not by step: the directory may hold a longer training's from before.
-    for path in sorted(find(directory), key=lambda p: p.stat().st_mtime_ns)[:-keep]:
-        path.unlink()
+    for path in by_age(directory)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(directory):
+    """Remove what a process that was killed while saving left behind."""
+    for path in Path(directory).glob(f'.{PREFIX}-*'):
+        path.unlink(missing_ok=True)
+
+
+def by_age(directory):
+    """Numbered checkpoints of `directory`, oldest first."""
+    return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: p.stat().st_mtime_ns)
 
 
 def find(path):
     """Checkpoints at `path`, by step: the file itself, or those of a directory. InputError if there is none."""
     path = Path(path)
     if path.is_dir():
-        found = sorted(path.glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: _step(p.name))
+        found = sorted(by_age(path), key=lambda p: _step(p.name))
         if not found:
             raise InputError(f'{path}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
         return found
@@ -65,27 +148,39 @@ def _step(name):
 
 
 def load(path):
-    """Checkpoint at `path`: ({name: ndarray}, info), info with `step`, `epoch` and `config` where they were saved."""
+    """Checkpoint at `path`: ({name: ndarray}, info), info with the values of `INFO` that were saved.
+
+    InputError if it cannot be read, or if its checksum is not that of what was read. Checkpoints that other programs
+    wrote have no checksum.
+    """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such checkpoint')
     try:
-        values = ms.load_checkpoint(str(path))
+        entries = ms.load_checkpoint(str(path))
     except Exception as error:  # MindSpore raises ValueError, TypeError, RuntimeError and others on damaged files
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f'{path}: not a MindSpore checkpoint, or a damaged one ({reason[0]:.150}); '
                          'use another one or copy it again') from None
-    parameters, info = {}, {}
-    for name, value in values.items():
-        if name in ('format_version', 'step', 'epoch', 'config'):
+    parameters, info, checksum = {}, {}, None
+    for name, value in entries.items():
+        if name == 'sha256':
+            checksum = value.asnumpy().tobytes()
+        elif name in INFO:
             info[name] = value if isinstance(value, str) else int(value.asnumpy())
         else:
             parameters[name] = value.asnumpy()
-    if 'config' in info:
-        try:
-            info['config'] = json.loads(info['config'])
-        except ValueError:
-            raise InputError(f'{path}: its configuration cannot be read; the checkpoint is damaged') from None
+    if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
+        raise InputError(f'{path}: its checksum does not fit, the checkpoint is damaged; use another one or copy it again')
+    for name in JSON_INFO:
+        if name in info:
+            info[name] = json.loads(info[name])
     return parameters, info
+
+
+def averaged(parameters):
+    """`parameters` with the moving averages of the weights (`ema_decay`) in place of the weights, where there are any."""
+    return {name: parameters.get(AVERAGE + name, value) for name, value in parameters.items()
+            if not name.startswith(AVERAGE)}
 
 
 def load_into(cell, parameters, path, left_out=()):
@@ -108,11 +203,15 @@ def load_into(cell, parameters, path, left_out=()):
                              f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained')
         loaded.append(name)
     for name in loaded:
-        targets[name].set_data(Tensor(parameters[name].astype(np.float32, copy=False)))
+        targets[name].set_data(Tensor(parameters[name], targets[name].dtype))
     return loaded, left
 
 
 def restore(network, path):
-    """Start from the weights of another training, all but the classifiers, as the `restore_path` of the original."""
-    parameters, _ = load(path)
-    return load_into(network, parameters, path, left_out=CLASSIFIERS)
+    """Start from the weights of another training, all but the classifiers, as the `restore_path` of the original.
+
+    `path` is any file that `weights.read` knows.
+    """
+    from src.weights import read  # which itself reads our own by `load`
+    parameters, _ = read(path)
+    return load_into(network, averaged(parameters), path, left_out=CLASSIFIERS)

@@ -36,12 +36,19 @@ Option = collections.namedtuple("Option", "default shown help group")
 
 
 class _Loader(yaml.SafeLoader):
+    depth = 0
+
     def compose_node(self, parent, index):
         event = self.peek_event()
         if event.anchor or event.tag:  # an alias has an anchor; a few lines of aliases can fill the memory
             raise yaml.composer.ComposerError(None, None, "anchors, aliases and tags are not accepted",
                                               event.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth > 8:  # MindSpore raises Python's own limit so far that reaching it takes many seconds
+            raise RecursionError
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def nearest(name, known):
@@ -216,6 +223,15 @@ def idle_options(config):
     defaults = load([])
     return [f"{name} {config[name]} has no effect with {other} {value}" for other, value, names in IDLE
             for name in names.split() if config[other] == value and config[name] != defaults[name]]
+
+
+def differences(old, new):
+    """Yield (name, value in `old`, value in `new`) of the options of the data, the network and the recipe that differ;
+    what `old` does not know yet is at its default there."""
+    for name, option in _read_options(DEFAULT_PATH).items():
+        before = old.get(name, option.default)
+        if option.group in ("Data", "Network", "Recipe") and before != new[name]:
+            yield name, before, new[name]
 
 
 def network_options(config):

@@ -4,15 +4,18 @@ Which record stands where in the training, and every random draw made for it, fo
 alone. So the order does not depend on the number of workers or ranks, and any step can be reached without running
 the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks fixed parts.
 """
+import multiprocessing
 import os
+import zlib
 
 import mindspore.dataset as ds
 import numpy as np
 
 from src.errors import InputError
-from src.preprocess import evaluation_picture, random_colour, training_picture
+from src.preprocess import PREPROCESSING, augment, evaluation_picture, random_colour, training_picture
 
 POOLED_FEATURES = 1536
+SUBSTITUTES = 100  # tried for a bad record
 
 
 def label_offset(option, records):
@@ -37,6 +40,11 @@ def check_labels(records, offset, num_classes):
                        'set --num_classes and --label_offset to match')
         raise InputError(f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
                          f'(num_classes {num_classes}, label_offset {offset}); {likely}')
+
+
+def fingerprint(records):
+    """What a training must find again to go on with the same records: their number and the order of their labels."""
+    return f'{len(records)} with label checksum {zlib.crc32(np.asarray(records.label, np.int64).tobytes()):08x}'
 
 
 def epoch_order(seed, epoch, count):
@@ -92,39 +100,108 @@ class EvaluationOrder:
             yield (np.int64(record if record < self.count else -1),)
 
 
+class BadRecords:
+    """Training records of this rank that cannot be decoded, counted by epoch over all worker processes.
+
+    Workers run ahead of the steps, hence a count for each epoch.
+
+    Args:
+        max_fraction (float): part of the rank's `per_epoch` records that may be bad before the training stops.
+        epochs (int): of the training.
+    """
+
+    def __init__(self, max_fraction, per_epoch, epochs):
+        self.max_fraction, self.per_epoch = max_fraction, per_epoch
+        self._counts = multiprocessing.Array('q', epochs)  # shared with the workers by fork
+        self._first = multiprocessing.Array('c', 1000)
+
+    def add(self, epoch, where):
+        """Count one; InputError once there are too many."""
+        with self._counts.get_lock():
+            self._counts[epoch] += 1
+            count, self._first.value = self._counts[epoch], self._first.value or where.encode()[:999]
+        if count > self.max_fraction * self.per_epoch:
+            raise InputError(f'{count} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot be '
+                             f'decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
+                             f'{self.first}; python -m src.records.check DIR lists them all')
+
+    def count(self, epoch):
+        """How many were bad in `epoch` (from 0)."""
+        return self._counts[epoch]
+
+    @property
+    def first(self):
+        """Place and damage of the first one."""
+        return self._first.value.decode(errors='replace')
+
+
 class LoadTraining:
-    """(epoch, record) -> image uint8 (size, size, 3), draws float32 (3,), dropout mask uint8 (1536,), label int32."""
+    """Epochs (N,), records (N,) -> image uint8 (N, size, size, 3), or with `augment_on_host` as the network takes it:
+    float32 (N, 3, size, size); draws float32 (N, 3), dropout mask uint8 (N, 1536), label int32 (N,).
 
-    def __init__(self, records, offset, image_size, seed, keep_prob, min_covered):
+    A record that cannot be decoded is counted in `bad` and another one takes its place (so that all ranks keep the same
+    number of steps); without `bad` it is an InputError.
+    """
+
+    def __init__(self, records, offset, image_size, seed, keep_prob, min_covered, augment_on_host=False, bad=None):
         self.records, self.offset, self.size, self.seed = records, offset, image_size, seed
-        self.keep, self.min_covered = keep_prob, min_covered
+        self.keep, self.min_covered, self.augment_on_host, self.bad = keep_prob, min_covered, augment_on_host, bad
 
-    def __call__(self, epoch, record):
-        rng = _generator(self.seed, int(epoch), int(record))
-        image = _decoded(training_picture, self.records, record, self.size, rng, self.min_covered)
+    def __call__(self, epochs, records):
+        return _batch([self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)])
+
+    def sample(self, epoch, record):
+        """The same, of one record."""
+        rng = _generator(self.seed, epoch, record)
+        try:
+            image = training_picture(self.records.read(record), self.size, rng, self.min_covered)
+        except ValueError as error:
+            where = f'{self.records.where(record)}: {error}'
+            if self.bad is None:
+                raise InputError(where) from None
+            self.bad.add(epoch, where)
+            rng = _generator(self.seed, epoch, record)  # again: how far it was read depends on the damage
+            image, record = self.substitute(rng)
         draws = random_colour(rng)
         mask = (rng.random(POOLED_FEATURES, np.float32) < self.keep).astype(np.uint8)
+        if self.augment_on_host:
+            image = augment(image, draws)
         return image, draws, mask, np.int32(self.records.label[record] - self.offset)
+
+    def substitute(self, rng):
+        """Picture and number of a record that can be decoded, drawn from all."""
+        for _ in range(SUBSTITUTES):
+            record = int(rng.integers(len(self.records)))
+            drawn = np.random.Generator(np.random.Philox(rng.integers(1 << 32)))
+            try:
+                return training_picture(self.records.read(record), self.size, drawn, self.min_covered), record
+            except ValueError:
+                pass
+        raise InputError(f'{SUBSTITUTES} records drawn in a row cannot be decoded, the last of them '
+                         f'{self.records.where(record)}; python -m src.records.check DIR lists them all')
 
 
 class LoadEvaluation:
-    """record -> image uint8 (size, size, 3), label int32; for -1 a black picture with the label -1."""
+    """Records (N,) -> image uint8 (N, size, size, 3), label int32 (N,); for -1 a black picture with the label -1."""
 
-    def __init__(self, records, offset, image_size):
-        self.records, self.offset, self.size = records, offset, image_size
+    def __init__(self, records, offset, image_size, preprocessing=PREPROCESSING):
+        self.records, self.offset, self.size, self.preprocessing = records, offset, image_size, preprocessing
 
-    def __call__(self, record):
+    def __call__(self, records):
+        return _batch([self.sample(int(record)) for record in records])
+
+    def sample(self, record):
         if record < 0:
             return np.zeros((self.size, self.size, 3), np.uint8), np.int32(-1)
-        image = _decoded(evaluation_picture, self.records, record, self.size)
+        try:
+            image = evaluation_picture(self.records.read(record), self.size, self.preprocessing)
+        except ValueError as error:
+            raise InputError(f'{self.records.where(record)}: {error}') from None
         return image, np.int32(self.records.label[record] - self.offset)
 
 
-def _decoded(function, records, record, *args):
-    try:
-        return function(records.read(int(record)), *args)
-    except ValueError as error:
-        raise InputError(f'{records.where(record)}: {error}') from None
+def _batch(samples):
+    return tuple(map(np.stack, zip(*samples)))
 
 
 def workers(option, ranks_here=1):
@@ -134,21 +211,23 @@ def workers(option, ranks_here=1):
 
 
 def _pipeline(order, names, load, columns, batch_size, num_workers):
-    data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1)
-    data = data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
-    return data.batch(batch_size, drop_remainder=True)
+    ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
+    data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1).batch(batch_size, drop_remainder=True)
+    # A worker makes whole batches: one picture a call costs the main process four times as much.
+    return data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
 
 
 def training_dataset(records, *, offset, image_size, batch_size, seed, keep_prob, start, stop, min_covered=0.1,
-                     rank=0, world=1, num_workers=1):
-    """Batches of the steps `start` to `stop` of a training, in the columns of `LoadTraining`; one pass is all of it."""
+                     augment_on_host=False, bad=None, rank=0, world=1, num_workers=1):
+    """Batches of the steps `start` to `stop` of a training, as `LoadTraining` makes them; one pass is all of it."""
     order = TrainingOrder(len(records), seed, batch_size, rank, world, start, stop)
-    load = LoadTraining(records, offset, image_size, seed, keep_prob, min_covered)
+    load = LoadTraining(records, offset, image_size, seed, keep_prob, min_covered, augment_on_host, bad)
     return _pipeline(order, ['epoch', 'record'], load, ['image', 'draws', 'mask', 'label'], batch_size, num_workers)
 
 
-def evaluation_dataset(records, *, offset, image_size, batch_size, rank=0, world=1, num_workers=1):
-    """Batches with every record once, in the columns of `LoadEvaluation`; equally many on every rank."""
+def evaluation_dataset(records, *, offset, image_size, batch_size, preprocessing=PREPROCESSING, rank=0, world=1,
+                       num_workers=1):
+    """Batches with every record once, as `LoadEvaluation` makes them; equally many on every rank."""
     order = EvaluationOrder(len(records), batch_size, rank, world)
-    load = LoadEvaluation(records, offset, image_size)
+    load = LoadEvaluation(records, offset, image_size, preprocessing)
     return _pipeline(order, ['record'], load, ['image', 'label'], batch_size, num_workers)

@@ -1,14 +1,20 @@
 """What happens beside the steps of a training: log lines, progress bar, checkpoints, evaluations."""
+import contextlib
+import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
+from mindspore import Tensor, ops
 from mindspore.train import Callback, LossMonitor
 from tqdm import tqdm
 
 from src import checkpoint, evaluation
 from src.errors import InputError, TrainingError
+from src.training import Outputs
 
 
 class Log:
@@ -23,14 +29,18 @@ class Log:
             raise InputError(f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir') from None
 
     def __call__(self, line):
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        # A full disk or a closed pipe is no reason to end a training.
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
         if self.file:
-            print(line, file=self.file, flush=True)
+            with contextlib.suppress(OSError):
+                print(line, file=self.file, flush=True)
 
 
 class TrainingMonitor(LossMonitor):
-    """A log line in the original's format every `display_every` steps, and a progress bar on a terminal.
+    """A log line in the original's format every `display_every` steps, and a progress bar on a terminal; ends a
+    training that has gone wrong, or that was asked to stop.
 
     FPS are the images per second of all ranks since the last line, without the time for compilation, checkpoints and
     evaluations. In sink mode a line can only come at the end of a sink.
@@ -40,12 +50,22 @@ class TrainingMonitor(LossMonitor):
         rates (ndarray): learning rate of every step.
         batch_size (int): images of all ranks in a step.
         start, stop (int): steps done before and to be done in the end.
+        train_step (TrainStep): is told when this rank is asked to stop, so that all ranks stop at the same step; None
+            where there is one rank.
+        interruption (Interruption): knows of signals.
+        max_overflow_steps (int): steps in a row without an update after which training ends.
+        directory (Path): where the checkpoints are.
+        bad (dataset.BadRecords): its counts are logged at the ends of epochs.
     """
 
-    def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop):
+    def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop, *, train_step=None,
+                 interruption=None, max_overflow_steps=50, directory='', bad=None):
         super().__init__(display_every)
         self.log, self.rates, self.batch_size, self.steps_per_epoch = log, rates, batch_size, steps_per_epoch
         self.start, self.stop, self.step = start, stop, start
+        self.train_step, self.interruption = train_step, interruption
+        self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
+        self.stopping, self.overflows = False, None
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
 
     def on_train_begin(self, run_context):
@@ -63,11 +83,8 @@ class TrainingMonitor(LossMonitor):
         done = self.start + cb_params.cur_step_num - self.step
         self.step += done
         due = self.step - self.logged >= self._per_print_times or self.step >= self.stop
-        if due or not self.compiled:  # asking for the values waits for the device
-            loss, total_loss = (float(value.asnumpy()) for value in cb_params.net_outputs)
-            if not np.isfinite(loss):
-                raise TrainingError(f'loss is {loss} at step {self.step}; try a smaller --lr or --loss_scale, or '
-                                    '--warmup_epochs')
+        outputs = Outputs(*(float(value.asnumpy()) for value in cb_params.net_outputs))  # waits for the device
+        self._check(outputs)
         elapsed = time.perf_counter() - self.clock
         if self.compiled:
             self.images += done * self.batch_size
@@ -76,15 +93,49 @@ class TrainingMonitor(LossMonitor):
             self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: '
                      f'{elapsed:.1f} s')
             self.compiled = True
+            if self.interruption:
+                self.interruption.can_save = True
         self.bar.update(done)
         if due:
             fps = self.images / self.seconds if self.seconds else float('nan')
             self.log(f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps:.1f} '
-                     f'loss: {loss:.3f} total_loss: {total_loss:.3f} lr:{self.rates[self.step - 1]:.5f}')
+                     f'loss: {outputs.loss:.3f} total_loss: {outputs.total_loss:.3f} '
+                     f'lr:{self.rates[self.step - 1]:.5f}')
+            if outputs.overflows > self.overflows:
+                self.log(f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
+                         f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}')
+            self.overflows = outputs.overflows
             self.logged = self.step
             self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + self.seconds
             self.images, self.seconds = 0, 0.0
+        for epoch in range((self.step - done) // self.steps_per_epoch, self.step // self.steps_per_epoch):
+            if self.bad and self.bad.count(epoch):
+                self.log(f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be decoded, others took '
+                         f'their places; first of all: {self.bad.first}')
+        self._obey(run_context, outputs)
         self.start_clock()
+
+    def _check(self, outputs):
+        if self.overflows is None:
+            self.overflows = outputs.overflows - (outputs.overflow_run > 0)
+        if not np.isfinite(outputs.loss):
+            problem = f'loss is {outputs.loss}'
+        elif outputs.overflow_run >= self.max_overflow_steps:
+            problem = f'gradients overflowed in {outputs.overflow_run:.0f} steps running (max_overflow_steps)'
+        else:
+            return
+        found = checkpoint.by_age(self.directory) if self.directory else []
+        raise TrainingError(f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
+                            f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
+                            'dynamic, and --resume_override true with --resume')
+
+    def _obey(self, run_context, outputs):
+        asked = self.interruption is not None and self.interruption.number
+        if outputs.stop or asked and self.train_step is None:
+            self.stopping = True
+            run_context.request_stop()
+        elif asked:  # told to the others within the next step, after which all stop
+            ops.assign(self.train_step.stop, Tensor(1.0, ms.float32))
 
     def on_train_end(self, run_context):
         self.bar.close()
@@ -111,28 +162,81 @@ class _Every(Callback):
 
 
 class Checkpoints(_Every):
-    """Saves `cell` to `directory` and keeps the `keep` newest."""
+    """Saves `cell` to `directory` and keeps the `keep` newest; `info` (dict) goes into each (see `checkpoint.INFO`).
 
-    def __init__(self, monitor, every, directory, cell, config, keep):
+    Where a checkpoint cannot be written, training goes on without it and tries again.
+    """
+
+    def __init__(self, monitor, every, directory, cell, info, keep):
         super().__init__(monitor, every)
-        self.directory, self.cell, self.config, self.keep = directory, cell, config, keep
+        self.directory, self.cell, self.info, self.keep = directory, cell, info, keep
+        self.path, self.saved, self.missed = None, monitor.start, False
+        checkpoint.remove_unfinished(directory)
+
+    def on_train_step_end(self, run_context):
+        if self.missed and self._free() > self._needed():
+            self.act()
+        super().on_train_step_end(run_context)
+        if self.monitor.stopping:
+            self.act()
+
+    def _needed(self):
+        return sum(value.nbytes for value in checkpoint.values(self.cell).values())
+
+    def _free(self):
+        try:
+            return shutil.disk_usage(self.directory).free
+        except OSError:
+            return 0
 
     def act(self):
-        step = self.monitor.step
-        self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=step // self.monitor.steps_per_epoch,
-                                    config=self.config)
+        """Save the state of now if that was not done yet; path of the checkpoint, None if it cannot be written."""
+        step, per_epoch = self.monitor.step, self.monitor.steps_per_epoch
+        if self.saved == step:
+            return self.path
+        try:
+            self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=step // per_epoch,
+                                        position=step % per_epoch * self.monitor.batch_size, **self.info)
+        except OSError as error:
+            problem = (f'checkpoint of step {step} not saved: {error.strerror or error}; it needs '
+                       f'{self._needed() / 1e6:.1f} MB, {self._free() / 1e6:.1f} MB are free in {self.directory}')
+            if self.monitor.stopping or step >= self.monitor.stop:
+                raise TrainingError(f'{problem}; the checkpoints before it are whole') from None
+            self.monitor.log(f'warning: {problem}; training goes on and tries again')
+            self.missed = True
+            return None
+        self.saved, self.missed = step, False
         checkpoint.prune(self.directory, self.keep)
+        return self.path
 
 
 class Evaluations(_Every):
-    """Calls `evaluate()`, which gives an `evaluation.Result`, and logs it."""
+    """Calls `evaluate()`, which gives an `evaluation.Result`, or None if it was asked to stop, and logs it;
+    `checkpoints` (a `Checkpoints`, or None) keeps the best.
 
-    def __init__(self, monitor, every, evaluate):
+    `train_step` (TrainStep, or None): is given the weights of its checkpoints meanwhile.
+    """
+
+    def __init__(self, monitor, every, evaluate, train_step=None, checkpoints=None, world=1):
         super().__init__(monitor, every)
-        self.evaluate = evaluate
+        self.evaluate, self.checkpoints = evaluate, checkpoints
+        self.weights = partial(evaluation.trained_weights, train_step, world) if train_step else contextlib.nullcontext
+
+    def on_train_step_end(self, run_context):
+        if not self.monitor.stopping:
+            super().on_train_step_end(run_context)
+            if self.monitor.stopping:
+                run_context.request_stop()
 
     def act(self):
         step = self.monitor.step
-        result = self.evaluate()
+        path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
+        with self.weights():
+            result = self.evaluate()
+        if result is None:
+            self.monitor.stopping = True
+            return
         self.monitor.log(evaluation.HEADER)
         self.monitor.log(evaluation.row(result, step, step / self.monitor.steps_per_epoch))
+        if path and checkpoint.mark_best(path, result.top1):
+            self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')

@@ -15,7 +15,7 @@ Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level si
 FUSION_MB = 32
 
 
-def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed=1):
+def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed=1, jit_level='O2'):
     """Set up MindSpore for this process.
 
     Ranks are started by `scripts/run_distribute_train.sh`, which sets RANK_SIZE, RANK_ID and DEVICE_ID in their
@@ -38,6 +38,9 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     device_id = int(os.environ.get('DEVICE_ID', device_id)) if launched > 1 else device_id
     if target == 'Ascend':
         ms.set_device(target, device_id)
+        # Only a graph that is compiled as a whole (O2) loops on the device; O0, the default of newer NPUs, goes back to
+        # the host after every step: https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_context.html
+        ms.set_context(jit_config={'jit_level': jit_level})
     elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
         ms.set_device(target)
     rank, world = 0, 1

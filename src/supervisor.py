@@ -123,9 +123,9 @@ class Supervisor:
                 told, deadline = True, min(deadline, time.monotonic() + self.grace)
                 name = signal.Signals(self.signals[0]).name
                 say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal kills them")
-                number = signal.SIGINT if self.signals[0] == signal.SIGINT else signal.SIGTERM
-                asked = {-number, 128 + number}  # as good an end as status 0 from here on
-                self._tell(number)
+                asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # as good an end as status 0 from here on
+                # Not SIGINT, which MindSpore takes in its own way within a step.
+                self._tell(signal.SIGTERM)
             self._echo()
             name, status = self._next_end()
             ranks.discard(name)

@@ -64,7 +64,7 @@ GOOD = [
     ("use_nesterov", "1", True), ("bn_scale", "false", False), ("bn_scale", "NO", False),
     ("bn_scale", "off", False), ("bn_scale", "0", False),
     ("batch_size", "32", 32), ("seed", "4294967295", 4294967295), ("image_size", "+75", 75),
-    ("lr", "1e-5", 1e-5), ("lr", "1E3", 1000.0), ("lr", ".5", 0.5), ("loss_scale", "1", 1.0),
+    ("lr", "1e-5", 1e-5), ("lr", "1E3", 1000.0), ("lr", ".5", 0.5), ("aux_loss_weight", "1", 1.0),
     ("dropout_keep_prob", "1", 1.0), ("eta_min", "0", 0.0),
     ("label_offset", "0", "0"), ("log_name", "2024", "2024"), ("log_name", "on", "on"),
     ("log_name", "007", "007"), ("log_name", "1e-5", "1e-5"), ("data_dir", "/a b/ü=c", "/a b/ü=c"),
@@ -136,7 +136,7 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
 @pytest.mark.parametrize("argv, part", [
     (["--batchsize", "1"], "unknown option --batchsize; did you mean --batch_size?"),
     (["--batch-size=1"], "did you mean --batch_size?"), (["--batchsize"], "did you mean --batch_size?"),
-    (["--batch", "1"], "unknown option --batch; did you mean --batch_size or --export_batch_size?"),
+    (["--batch", "1"], "unknown option --batch; did you mean --batch_size?"),
     (["--LR", "1"], "unknown option --LR"), (["--confg_path", "x"], "did you mean --config_path?"),
     (["--zzzzzz", "1"], "unknown option --zzzzzz; --help lists"), (["--"], "unknown option --"),
     (["--=1"], "unknown option --"), (["--helper"], "unknown option"),

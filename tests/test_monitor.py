@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 from src import checkpoint
+from src.dataset import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation import Result
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
@@ -18,6 +19,7 @@ class Run:
 
     def __init__(self, callbacks):
         self.callbacks, self.state = callbacks, SimpleNamespace(cur_step_num=0, net_outputs=None)
+        self.stopped = False
         self.call('on_train_begin')
 
     def original_args(self):
@@ -27,9 +29,12 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, name)(self)
 
-    def step(self, steps=1, loss=2.0):
+    def request_stop(self):
+        self.stopped = True
+
+    def step(self, steps=1, loss=2.0, overflows=0, overflow_run=0, stop=0):
         self.state.cur_step_num += steps
-        self.state.net_outputs = Tensor(np.float32(loss)), Tensor(np.float32(loss + 0.5))
+        self.state.net_outputs = [Tensor(np.float32(v)) for v in (loss, loss + 0.5, overflows, overflow_run, 1024, stop)]
         self.call('on_train_step_end')
 
 
@@ -37,7 +42,8 @@ class Run:
 def monitor():
     lines = []
     rates = np.linspace(0.1, 0.001, 1000, dtype=np.float32)
-    made = TrainingMonitor(lines.append, rates, batch_size=8, steps_per_epoch=10, display_every=20, start=0, stop=100)
+    made = TrainingMonitor(lines.append, rates, batch_size=8, steps_per_epoch=10, display_every=20, start=0, stop=100,
+                           max_overflow_steps=3)
     made.lines = lines
     return made
 
@@ -88,20 +94,113 @@ def test_time_of_other_work_is_not_in_fps(monitor):
 
 
 @pytest.mark.parametrize('loss', [float('nan'), float('inf')])
-def test_loss_that_is_not_finite_stops(monitor, loss):
-    run = Run([monitor])
-    for _ in range(19):
+def test_loss_that_is_not_finite_stops(monitor, tmp_path, loss):
+    """The message names the step, the loss scale and the newest checkpoint, and nothing is saved after it."""
+    monitor.directory = tmp_path
+    run = Run([monitor, Checkpoints(monitor, 5, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2)])
+    for _ in range(14):
         run.step()
-    with pytest.raises(TrainingError, match=f'loss is {loss} at step 20; .*--lr') as stopped:
+    with pytest.raises(TrainingError, match=rf'loss is {loss} at step 15, loss scale 1024; newest good checkpoint: '
+                       rf'{tmp_path}/inceptionv4-1_10.ckpt; try .*--lr') as stopped:
         run.step(loss=loss)
-    assert stopped.value.exit_status == 3
+    assert stopped.value.exit_status == 3 and len(checkpoint.find(tmp_path)) == 2
+
+
+def test_overflows_are_counted_and_too_many_in_a_row_stop(monitor):
+    run = Run([monitor])
+    for overflows, in_a_row in [(0, 0)] * 10 + [(1, 1), (2, 2)] + [(2, 0)] * 18:
+        run.step(overflows=overflows, overflow_run=in_a_row)
+    assert '2 of these steps skipped because gradients overflowed, 2 in all; loss scale 1024' in monitor.lines
+    with pytest.raises(TrainingError, match=r'gradients overflowed in 3 steps running \(max_overflow_steps\) at step 31, '
+                       'loss scale 1024; newest good checkpoint: none'):
+        run.step(overflows=5, overflow_run=3)
+
+
+def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
+    monitor.bad = BadRecords(0.5, per_epoch=80, epochs=10)
+    run = Run([monitor])
+    for _ in range(2):
+        monitor.bad.add(0, 'train-00000-of-00001 record 3: cut off')
+    for _ in range(20):
+        run.step()
+    assert [line for line in monitor.lines if line.startswith('epoch')] == [
+        'epoch 1: 2 records of this rank cannot be decoded, others took their places; first of all: '
+        'train-00000-of-00001 record 3: cut off']
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, ranks):
+    """One rank stops after the step; several agree through the training step first, so after the next."""
+    train_step = SimpleNamespace(stop=Parameter(Tensor(np.float32(0)))) if ranks > 1 else None
+    monitor.train_step, monitor.interruption = train_step, SimpleNamespace(number=0, can_save=False)
+    evaluations = []
+    run = Run([monitor, Checkpoints(monitor, 50, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2),
+               Evaluations(monitor, 12, lambda: evaluations.append(monitor.step))])
+    for _ in range(10):
+        run.step()
+    assert monitor.interruption.can_save
+    monitor.interruption.number = 15
+    run.step()
+    if ranks > 1:
+        assert not run.stopped and float(train_step.stop.asnumpy()) == 1
+        run.step(stop=1)
+    assert run.stopped and monitor.stopping and not evaluations
+    assert [p.name for p in checkpoint.find(tmp_path)] == [f'inceptionv4-1_{10 + ranks}.ckpt']
+
+
+def test_disk_full(monitor, tmp_path, monkeypatch):
+    """The checkpoint before stays, the line says what is needed, and the next step tries again when there is room."""
+    cell, room = nn.Dense(512, 512), [False]
+    saved = Checkpoints(monitor, 10, tmp_path, cell, {'config': {}}, keep=3)
+    original = checkpoint.os.fsync
+
+    def fsync(descriptor):
+        if not room[0]:
+            raise OSError(28, 'No space left on device')
+        original(descriptor)
+    run = Run([monitor, saved])
+    room[0] = True
+    monkeypatch.setattr(checkpoint.os, 'fsync', fsync)
+    for _ in range(10):
+        run.step()
+    room[0] = False
+    monkeypatch.setattr(saved, '_free', lambda: 1e9 * room[0] + 1000)
+    for _ in range(15):
+        run.step()
+    warning, = [line for line in monitor.lines if line.startswith('warning')][:1]
+    assert re.fullmatch(r'warning: checkpoint of step 20 not saved: No space left on device; it needs 1.1 MB, 0.0 MB are '
+                        f'free in {tmp_path}; training goes on and tries again', warning)
+    assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_10.ckpt']
+    room[0] = True
+    run.step()
+    assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_10.ckpt', 'inceptionv4-2_26.ckpt']
+    room[0] = False
+    with pytest.raises(TrainingError, match='checkpoint of step 100 not saved: .*; the checkpoints before it are whole'):
+        for _ in range(74):
+            run.step()
+
+
+def test_best_checkpoint_outlives_the_newest(monitor, tmp_path):
+    accuracies = iter([10.0, 60.0, 50.0, 60.0, 20.0, 30.0, 30.0, 30.0, 30.0, 30.0])
+    cell = nn.Dense(2, 2)
+    saved = Checkpoints(monitor, 1000, tmp_path, cell, {'config': {}}, keep=2)
+
+    def evaluate():
+        cell.weight.set_data(Tensor(np.full((2, 2), monitor.step, np.float32)))
+        return Result(next(accuracies), 90.0, 1.5, 30)
+    run = Run([monitor, saved, Evaluations(monitor, 10, evaluate, None, saved)])
+    for _ in range(99):
+        run.step()
+    best, info = checkpoint.load(tmp_path / checkpoint.BEST)
+    assert info['step'] == 20 and (best['weight'] == 10).all()  # the first of two equals, as it was before its evaluation
+    assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-8_80.ckpt', 'inceptionv4-9_90.ckpt']
 
 
 @pytest.mark.parametrize('sink, expected', [(1, [30, 60, 90, 100]), (25, [50, 75, 100]), (50, [50, 100])])
 def test_checkpoints(monitor, tmp_path, sink, expected):
     """At the first end of a sink after every 30 steps and at the end; the newest three are kept."""
     cell = nn.Dense(2, 2)
-    saved = Checkpoints(monitor, 30, tmp_path, cell, {'num_classes': 2}, keep=3)
+    saved = Checkpoints(monitor, 30, tmp_path, cell, {'config': {'num_classes': 2}}, keep=3)
     run = Run([monitor, saved])
     for _ in range(100 // sink):
         run.step(sink)
@@ -109,7 +208,7 @@ def test_checkpoints(monitor, tmp_path, sink, expected):
     assert [p.name for p in paths] == [f'inceptionv4-{s // 10}_{s}.ckpt' for s in expected[-3:]]
     parameters, info = checkpoint.load(paths[-1])
     assert np.array_equal(parameters['weight'], cell.weight.asnumpy())
-    assert info == {'format_version': 1, 'step': 100, 'epoch': 10, 'config': {'num_classes': 2}}
+    assert info == {'format_version': 2, 'step': 100, 'epoch': 10, 'position': 0, 'config': {'num_classes': 2}}
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
 
 

@@ -29,20 +29,21 @@ def test_one_npu(ascend):
     run = runtime.start('auto', device_id=2, seed=5)
     assert run == runtime.Runtime('Ascend', 2, 0, 1, 'O3', True)
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
-    assert names == ['set_context', 'set_device', 'set_seed']
+    assert names == ['set_context', 'set_device', 'set_context', 'set_seed']
     assert ascend.set_device.call_args == call('Ascend', 2)
-    assert ascend.set_context.call_args == call(mode=ascend.GRAPH_MODE)
+    assert ascend.set_context.call_args_list == [call(mode=ascend.GRAPH_MODE), call(jit_config={'jit_level': 'O2'})]
 
 
 def test_eight_npus(ascend, monkeypatch):
     """https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/data_parallel.html: the device first, then `init`."""
     for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7'), ('LOCAL_RANKS', '4')):
         monkeypatch.setenv(name, value)
-    run = runtime.start('Ascend', rank_size=8)
+    run = runtime.start('Ascend', rank_size=8, jit_level='O0')
     assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True, 4)
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
-    assert names == ['set_context', 'set_device', 'init', 'get_rank', 'get_group_size', 'set_auto_parallel_context',
-                     'set_seed']
+    assert names == ['set_context', 'set_device', 'set_context', 'init', 'get_rank', 'get_group_size',
+                     'set_auto_parallel_context', 'set_seed']
+    assert ascend.set_context.call_args == call(jit_config={'jit_level': 'O0'})
     assert ascend.set_device.call_args == call('Ascend', 7)
     assert ascend.set_auto_parallel_context.call_args == call(
         parallel_mode=ascend.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=8, parameter_broadcast=True,
@@ -51,7 +52,7 @@ def test_eight_npus(ascend, monkeypatch):
 
 def test_cpu_by_choice(ascend):
     assert runtime.start('CPU')[0] == 'CPU' and runtime.start('CPU', amp_level='O3').amp_level == 'O3'
-    assert not ascend.init.called
+    assert not ascend.init.called and call(jit_config={'jit_level': 'O2'}) not in ascend.set_context.call_args_list
 
 
 @pytest.mark.parametrize('launched, rank_size', [('1', 8), ('8', 1), ('4', 8)])
@@ -87,7 +88,7 @@ def test_model_is_called_with_sinks(steps, loop, epochs, sink, options, monkeypa
     assert seen.args[0] == epochs and seen.args[1].get_dataset_size() == steps
     assert seen.kwargs == {'dataset_sink_mode': True, 'sink_size': sink}
     assert type(seen.network.optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
-    assert seen.network.sens == 1024
+    assert float(seen.network.scale_sense.asnumpy()) == 1024
     assert ('iterations_per_loop' in capsys.readouterr().out) == (sink != min(loop, steps))
 
 

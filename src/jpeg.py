@@ -1,0 +1,85 @@
+"""Part of a JPEG decoded by libjpeg-turbo 3 (through ctypes), bit by bit what TensorFlow's `decode_jpeg` gives.
+
+Pillow decodes whole pictures only, and a random crop is a third of one on average. The library is the system's
+libturbojpeg or that of the wheel `turbojpeg`; without either (or for what it cannot do) `preprocess.decode` uses Pillow.
+https://libjpeg-turbo.org/Documentation (TurboJPEG C API, version 3)
+"""
+import ctypes
+import functools
+import glob
+import os
+import threading
+from importlib.util import find_spec
+
+import numpy as np
+
+_DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
+_SUBSAMPLING, _WIDTH, _HEIGHT, _FAST_DCT = 4, 5, 6, 10  # TJPARAM
+_MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+MOST_PIXELS = 1 << 27  # beyond it Pillow decides, which refuses pictures made to exhaust the memory
+_thread = threading.local()
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ('x', 'y', 'w', 'h')]
+
+
+@functools.lru_cache(None)
+def library():
+    """libturbojpeg with the functions used here, or None."""
+    wheel = find_spec('turbojpeg')
+    bundled = glob.glob(os.path.join(os.path.dirname(wheel.origin), 'turbojpeg.libs', 'libturbojpeg*')) if wheel else []
+    for name in ('libturbojpeg.so.0', *bundled):
+        try:
+            found = ctypes.CDLL(name)
+            found.tj3Init.restype = ctypes.c_void_p
+            found.tj3SetCroppingRegion.argtypes = [ctypes.c_void_p, _Region]
+        except (OSError, AttributeError):  # none of that name, or one of version 2
+            continue
+        buffer = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+        found.tj3DecompressHeader.argtypes = buffer
+        found.tj3Decompress8.argtypes = [*buffer, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        found.tj3Destroy.argtypes = [ctypes.c_void_p]
+        found.tj3Get.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        found.tj3Set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        return found
+    return None
+
+
+def decode(encoded, crop):
+    """The part `crop(height, width)` -> (top, left, height, width) of a JPEG (bytes) as RGB uint8 (height, width, 3).
+
+    None for anything but a whole, sound JPEG in RGB or grey, and without the library.
+    """
+    lib = library()
+    # Rows below the crop are not looked at, so a file cut off there would pass: only the start of a scan after the last
+    # end of a picture tells it.
+    if lib is None or not encoded.startswith(b'\xff\xd8') or (
+            not encoded.endswith(b'\xff\xd9') and encoded.rfind(b'\xff\xd9') <= encoded.rfind(b'\xff\xda')):
+        return None
+    if not getattr(_thread, 'handle', None):  # a handle serves one thread
+        _thread.handle = lib.tj3Init(_DECOMPRESS)
+        lib.tj3Set(_thread.handle, _FAST_DCT, 1)
+    picture = _decode(lib, _thread.handle, encoded, crop)
+    if picture is None:  # after an error a handle may hold on to the picture
+        lib.tj3Destroy(_thread.handle)
+        _thread.handle = None
+    return picture
+
+
+def _decode(lib, handle, encoded, crop):
+    if lib.tj3SetCroppingRegion(handle, _Region()) or lib.tj3DecompressHeader(handle, encoded, len(encoded)):
+        return None
+    width, height = lib.tj3Get(handle, _WIDTH), lib.tj3Get(handle, _HEIGHT)
+    mcu = _MCU_WIDTH.get(lib.tj3Get(handle, _SUBSAMPLING))
+    if mcu is None or width * height > MOST_PIXELS:
+        return None
+    top, left, h, w = crop(height, width)
+    # Regions start at a block of samples (MCU). One block more on both sides, because the upsampling of the colours looks
+    # at neighbours: so a crop is exactly a part of the whole.
+    start, stop = max(left // mcu * mcu - mcu, 0), min(left + w + mcu, width)
+    picture = np.empty((h, stop - start, 3), np.uint8)
+    if (lib.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, h))
+            or lib.tj3Decompress8(handle, encoded, len(encoded), picture.ctypes.data, 0, _RGB)):
+        return None
+    return picture[:, left - start:left - start + w]

@@ -1,0 +1,39 @@
+"""Whether a training fits into the memory, estimated before it is compiled."""
+from pathlib import Path
+
+from src.errors import InputError
+
+# Peak of a float32 step on the CPU with MindSpore 2.8 (`python -m benchmarks.memory`), within 10 % of what was measured:
+# 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 GB at 75 x 75 with 32.
+BASE = 0.6e9
+PER_WEIGHT = 50  # weight, gradient, optimizer state, and copies in the compiled graph
+WORKSPACE = 1.25e9  # of the convolutions at 299 x 299
+PER_PICTURE = 0.18e9  # at 299 x 299
+
+
+def training_bytes(weights, batch_size, image_size):
+    """Bytes that a training step of a network with so many `weights` takes about."""
+    return BASE + PER_WEIGHT * weights + (WORKSPACE + PER_PICTURE * batch_size) * (image_size / 299) ** 2
+
+
+def free_bytes():
+    """Bytes that this machine, or the container around this process, has left."""
+    found = [1024 * int(line.split()[1]) for line in Path('/proc/meminfo').read_text().splitlines()
+             if line.startswith('MemAvailable')]
+    try:  # control group, version 2
+        group = Path('/sys/fs/cgroup')
+        found.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
+    except (OSError, ValueError):  # another version, or no limit
+        pass
+    return min(found)
+
+
+def check(weights, batch_size, image_size, ranks, free):
+    """InputError if `ranks` trainings of `batch_size` do not fit into `free` bytes; says which batch would."""
+    need = ranks * training_bytes(weights, batch_size, image_size)
+    if need <= free:
+        return
+    fits = int(((free / ranks - training_bytes(weights, 0, image_size)) / PER_PICTURE) * (299 / image_size) ** 2)
+    remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
+    raise InputError(f'batch_size {batch_size} at image_size {image_size} needs about {need / 1e9:.1f} GB for {ranks} '
+                     f'rank(s) on this machine, {free / 1e9:.1f} GB are free; {remedy}')

@@ -1,0 +1,195 @@
+"""A training that was killed, stopped or moved goes on as if nothing had happened: real processes, real signals.
+
+The slow part kills one training at 20 random moments.
+"""
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src import checkpoint
+from src.records import demo
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 9  # of 5 an epoch, so a training goes through the end of one
+RECIPE = ['--lr', '0.001', '--max_train_steps', str(STEPS), '--save_checkpoint_steps', '2', '--display_every', '1',
+          '--ema_decay', '0.9', '--loss_scale', 'dynamic', '--device_target', 'CPU']
+
+
+class Training:
+    """`train.py` in a process of its own, its output in a file."""
+
+    def __init__(self, data, folder, *options, script='train.py', arguments=()):
+        command = [sys.executable, str(ROOT / script), *arguments, '--data_dir', str(data), *SMALL, *RECIPE, *options]
+        self.output = folder / f'output.{time.monotonic_ns()}'
+        with open(self.output, 'wb') as file:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True,
+                                            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+
+    @property
+    def text(self):
+        return self.output.read_text()
+
+    def wait_for(self, condition, seconds=240):
+        """True as soon as `condition()` is; False when the training ends before."""
+        end = time.monotonic() + seconds
+        while not (found := condition()) and self.process.poll() is None:
+            assert time.monotonic() < end, self.text[-2000:]
+            time.sleep(0.002)
+        return bool(found)
+
+    def end(self, seconds=240):
+        return self.process.wait(seconds)
+
+    def leftovers(self):
+        """Processes of its session that still live 5 s after its end."""
+        for _ in range(50):
+            found = [p.name for p in Path('/proc').glob('[0-9]*') if _session(p) == self.process.pid]
+            if not found:
+                break
+            time.sleep(0.1)
+        return found
+
+
+def _session(process):
+    try:
+        fields = (process / 'stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return int(fields[3]) if fields[0] != 'Z' else None
+
+
+def steps_logged(text):
+    return [int(step) for step in re.findall(r'^step: (\d+) ', text, re.M)]
+
+
+def checkpoints(folder):
+    return folder / 'results/1p/0/ckpt'
+
+
+def assert_same(found, expected):
+    """Bit for bit."""
+    (found, found_info), (expected, info) = checkpoint.load(found), checkpoint.load(expected)
+    assert found.keys() == expected.keys() and len(found) > 500
+    different = [name for name, value in expected.items() if found[name].tobytes() != value.tobytes()]
+    assert not different
+    assert [found_info[key] for key in ('step', 'epoch', 'position')] == [info[key] for key in ('step', 'epoch', 'position')]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return demo.make(tmp_path_factory.mktemp('records'), train_per_class=2, validation_per_class=1)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    training = Training(data, folder)
+    assert training.end() == 0, training.text[-3000:]
+    assert steps_logged(training.text) == list(range(1, STEPS + 1))
+    return checkpoints(folder) / f'inceptionv4-1_{STEPS}.ckpt'
+
+
+def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_path):
+    """SIGKILL while a checkpoint is being written, the newest whole one then damaged, SIGTERM to the training that goes on
+    from the one before, and the last one ends with the weights of a training that nothing happened to."""
+    directory = checkpoints(tmp_path)
+    killed = Training(data, tmp_path, '--num_workers', '2')
+    assert killed.wait_for(lambda: list(directory.glob('.inceptionv4-1_6.*')))
+    killed.process.kill()
+    killed.end()
+    assert not killed.leftovers()
+    assert [p.name for p in checkpoint.find(directory)] == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_4.ckpt']
+    newest = directory / 'inceptionv4-0_4.ckpt'
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+
+    stopped = Training(data, tmp_path, '--resume', 'auto', '--num_workers', '2')
+    assert stopped.wait_for(lambda: 3 in steps_logged(stopped.text)), stopped.text[-3000:]
+    stopped.process.terminate()
+    asked = time.monotonic()
+    assert stopped.end() == 143, stopped.text[-3000:]
+    assert time.monotonic() - asked < 30 and 'Traceback' not in stopped.text
+    assert re.search(r'^warning: passed over: .*inceptionv4-0_4.ckpt: its checksum does not fit', stopped.text, re.M)
+    assert f'goes on after step 2, 8 images into epoch 1, here step 2 of {STEPS}' in stopped.text
+    [step] = re.findall(rf'^SIGTERM: stopped after step (\d+) of {STEPS}; checkpoints in results/1p/0/ckpt, '
+                        'go on with --resume auto$', stopped.text, re.M)
+    assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{int(step) // 5}_{step}.ckpt'
+    assert not list(directory.glob('.*'))
+
+    last = Training(data, tmp_path, '--resume', 'auto')
+    assert last.end() == 0, last.text[-3000:]
+    assert steps_logged(stopped.text) + steps_logged(last.text) == list(range(3, STEPS + 1))
+    assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
+
+
+def test_two_ranks_stop_at_the_same_step(data, tmp_path):
+    """The launcher passes the signal on; then one device goes on from as many images."""
+    training = Training(data, tmp_path, '--batch_size', '2', script='src/launch.py', arguments=['2', str(ROOT / 'train.py')])
+    assert training.wait_for(lambda: 2 in steps_logged(training.text)), training.text[-3000:]
+    training.process.send_signal(signal.SIGINT)
+    assert training.end() == 130, training.text[-3000:]
+    assert not training.leftovers()
+    logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
+    stopped = [re.findall(r'^SIGTERM: stopped after step (\d+) of ', log, re.M) for log in logs]
+    assert len(stopped[0]) == 1 and stopped[0] == stopped[1], stopped
+    step = int(stopped[0][0])
+    assert (tmp_path / f'results/2p/0/ckpt/inceptionv4-{step // 5}_{step}.ckpt').is_file()
+    resumed = Training(data, tmp_path, '--resume', 'results/2p/0/ckpt', '--resume_override', 'true',
+                       '--max_train_steps', str(step + 1))
+    assert resumed.end() == 0, resumed.text[-3000:]
+    assert re.search(rf'goes on after step {step}, \d+ images into epoch {step // 5 + 1}, here step {step} of {step + 1} on '
+                     '1 d', resumed.text), resumed.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
+def test_full_disk(data, tmp_path):
+    """A disk with room for one checkpoint: the first stays whole, training goes on, the last failure is the exit status."""
+    directory = checkpoints(tmp_path)
+    directory.mkdir(parents=True)
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=280m', 'tmpfs', str(directory)], check=True)
+    try:
+        training = Training(data, tmp_path)
+        assert training.end() == 3, training.text[-3000:]
+        assert steps_logged(training.text) == list(range(1, STEPS + 1))
+        assert re.search(r'^warning: checkpoint of step 4 not saved: No space left on device; it needs 2\d\d.\d MB, [\d.]+ '
+                         'MB are free in results/1p/0/ckpt; training goes on and tries again$', training.text, re.M)
+        assert re.search(rf'^error: checkpoint of step {STEPS} not saved: No space', training.text, re.M)
+        assert [p.name for p in directory.glob('*.ckpt')] == ['inceptionv4-0_2.ckpt'] and not list(directory.glob('.*'))
+        assert checkpoint.load(directory / 'inceptionv4-0_2.ckpt')[1]['step'] == 2
+    finally:
+        subprocess.run(['umount', str(directory)], check=True)
+
+
+@pytest.mark.slow
+def test_twenty_kills(data, uninterrupted, tmp_path):
+    """SIGKILL at a random moment between the start and the next few steps, 20 times, then to the end."""
+    rng, directory, saving = random.Random(1), checkpoints(tmp_path), 0
+    for kill in range(20):
+        training = Training(data, tmp_path, '--resume', 'auto', '--save_checkpoint_steps', '1')
+        if kill % 4 == 0:  # before or in compilation
+            time.sleep(rng.uniform(0, 12))
+        elif kill % 4 == 1:  # in a save
+            training.wait_for(lambda: list(directory.glob('.inceptionv4-*.ckpt')))
+            time.sleep(rng.uniform(0, 0.2))
+            saving += bool(list(directory.glob('.inceptionv4-*.ckpt')))
+        else:
+            training.wait_for(lambda: steps_logged(training.text))
+            time.sleep(rng.uniform(0, 1))
+        training.process.kill()
+        training.end()
+    print(f'\n20 kills, {saving} of them seen in a save; resumed from {checkpoint.find(directory)[-1].name}')
+    last = Training(data, tmp_path, '--resume', 'auto', '--save_checkpoint_steps', '1')
+    assert last.end() == 0, last.text[-3000:]
+    assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
+    assert np.isfinite(next(iter(checkpoint.load(uninterrupted)[0].values()))).all()

@@ -1,70 +1,65 @@
-"""Checkpoint to a verified MINDIR: `python export.py --ckpt_path CKPT --file_name NAME [--option value ...]`."""
-import os
+"""Checkpoint to a verified MINDIR, ONNX or AIR file: `python export.py --ckpt_path CKPT --file_format ONNX --file_name
+NAME [--option value ...]`; docs/deploy.md says what to do with it."""
 import sys
 from pathlib import Path
 
-import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn
-from mindspore.nn.utils import no_init_parameters
-
-from src import checkpoint, config as configuration, runtime
+from src import config as configuration, runtime
 from src.errors import InputError, entry_point
-from src.inceptionv4 import InceptionV4
-
-TOLERANCE = 1e-5  # of the logits' largest value
-
-
-def export_mindir(network, file_name, batch_size, image_size):
-    """Write `network` (in evaluation mode, never exported before: MindSpore keeps the first graph of a cell) as
-    `<file_name>.mindir`, which takes float32 (batch_size, 3, image_size, image_size) in [-1, 1] and gives logits.
-
-    The file is loaded again and must give the network's own output; only then does it get its name.
-
-    Returns:
-        (path, deviation): largest difference in parts of the largest logit.
-    """
-    path = Path(f'{file_name}.mindir')
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.mindir')
-    x = np.random.default_rng(0).uniform(-1, 1, (batch_size, 3, image_size, image_size)).astype(np.float32)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ms.export(network, Tensor(x), file_name=str(temporary.with_suffix('')), file_format='MINDIR')
-        expected = network(Tensor(x)).asnumpy()
-        found = nn.GraphCell(ms.load(str(temporary)))(Tensor(x)).asnumpy()
-        deviation = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
-        if not deviation <= TOLERANCE:
-            raise InputError(f'{path}: the exported network deviates by {deviation:.1e} (bound {TOLERANCE:.0e}); '
-                             'no file was written')
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path, deviation
+from src.export import check_format, export_network, sha256, write_aipp
+from src.preprocess import PREPROCESSING, recorded_preprocessing
+from src.serving import class_names, network_of
 
 
 @entry_point
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     config = configuration.load(argv)
-    if config.file_format != 'MINDIR':
-        raise InputError(f'file_format {config.file_format} is not supported yet; use MINDIR')
+    check_format(config.file_format)
+    if config.aipp and config.input == 'uint8':
+        raise InputError('aipp and input uint8 would both scale the pixels; use --input float with --aipp')
+    if config.aipp and not config.ckpt_path:
+        write_aipp(config.aipp, PREPROCESSING, config.image_size)
+        return print(f'{config.aipp}: scaling of the default preprocessing for pictures of {config.image_size} x '
+                     f'{config.image_size} pixels')
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE')
     if Path(config.ckpt_path).is_dir():
         raise InputError(f'ckpt_path {config.ckpt_path} is a directory; name one checkpoint in it')
-    parameters, info = checkpoint.load(config.ckpt_path)
-    config = configuration.load(argv, info.get('config'))
-    run = runtime.start(config.device_target, config.device_id)
-    print(runtime.describe(run, config.device_target), flush=True)
-    with no_init_parameters():  # the checkpoint fills them all
-        network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
-    checkpoint.load_into(network, parameters, config.ckpt_path)
-    path, deviation = export_mindir(network, config.file_name, config.export_batch_size, config.image_size)
-    print(f'{path}: {path.stat().st_size / 1e6:.0f} MB, input float32 ({config.export_batch_size}, 3, '
-          f'{config.image_size}, {config.image_size}) in [-1, 1], loaded again: deviation {deviation:.1e}')
+
+    # MINDIR and ONNX are the same wherever they are made, and the CPU verifies them in float32.
+    target = 'CPU' if config.device_target == 'auto' and config.file_format != 'AIR' else config.device_target
+    run = runtime.start(target, config.device_id)
+    print(runtime.describe(run, target), flush=True)
+    network, info, config = network_of(config.ckpt_path, argv)
+    preprocessing = recorded_preprocessing(info.get('preprocessing'))
+    names = class_names(config.labels, info.get('class_names'), config.num_classes)
+    suffix = f'.{config.file_format.lower()}'
+    report = export_network(
+        network, config.file_name.removesuffix(suffix) + suffix, file_format=config.file_format,
+        preprocessing=preprocessing, image_size=config.image_size, input_type=config.input, output=config.output,
+        batch_size=config.batch_size, fold_bn=config.fold_bn,
+        about={'classes': names, 'num_classes': config.num_classes,
+               'source': {'checkpoint': Path(config.ckpt_path).name, 'sha256': sha256(config.ckpt_path),
+                          'step': info.get('step'), 'epoch': info.get('epoch')}})
+    print(describe(config, report))
+    if config.aipp:
+        write_aipp(config.aipp, preprocessing, config.image_size)
+        print(f'{config.aipp}: scaling of the same preprocessing for atc')
+
+
+def describe(config, report):
+    """Lines that say what was written."""
+    path = Path(config.file_name).with_name(report['file'])
+    takes, gives, found = report['input'], report['output'], report['deviation']
+    return (f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output '
+            + ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
+            + f'\ndeviation of {found["measured_on"]} from the checkpoint\'s network: {found["random"]:.1e} for random '
+            f'pixels, {found["drawn"]:.1e} for drawn pictures (bound {found["bound"]:.0e}); all of it in '
+            f'{path.with_suffix(".json")}')
+
+
+def _shape(shape):
+    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
 
 
 if __name__ == '__main__':

@@ -13,4 +13,4 @@ if [ "${1:-}" = --slow ]; then
     exec "$PYTHON" -m pytest -q -m 'slow or not slow' "$@"
 fi
 # Two at a time: most of the time goes into compiling graphs, which uses one core.
-exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --durations 12 "$@"
+exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 12 "$@"

@@ -7,6 +7,15 @@ import pytest  # noqa: E402
 from src.records import demo  # noqa: E402
 
 
+# Files that take longest. They are dealt out first, so that no worker is left alone with one of them at the end.
+LONG = ['test_end_to_end.py', 'test_parity.py', 'test_distributed.py', 'test_resume.py', 'test_export.py', 'test_predict.py',
+        'test_training.py', 'test_weights.py', 'test_inceptionv4.py', 'test_preprocess.py', 'test_fuzz.py', 'test_launch.py']
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """60 training and 30 validation pictures in 10 classes, labels 1 to 10, as TFRecord shards."""

@@ -6,6 +6,7 @@ import pytest
 
 from src import dataset
 from src.errors import InputError
+from src.preprocess import augment
 from src.records import open_records
 from src.records.tfrecord import find_shards, index_shards, write_shards
 
@@ -76,6 +77,14 @@ def test_batches_do_not_depend_on_workers_or_start(records):
         assert len(found) == 4 - offset
         for ours, theirs in zip(found, reference[offset:]):
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_augmented_on_the_host(records):
+    """Pictures as the network takes them; the rest is the same."""
+    for ours, theirs in zip(batches(records, augment_on_host=True), batches(records)):
+        assert (ours[0].shape, ours[0].dtype) == ((4, 3, 75, 75), np.float32) and np.abs(ours[0]).max() <= 1
+        assert np.array_equal(ours[0], np.stack([augment(*sample) for sample in zip(theirs[0], theirs[1])]))
+        assert all(np.array_equal(a, b) for a, b in zip(ours[1:], theirs[1:]))
 
 
 def test_ranks_get_parts_of_the_same_batch(records):

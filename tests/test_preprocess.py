@@ -8,6 +8,7 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+from src.preprocess import augment as augment_on_host
 from src.preprocess import (Augment, NO_AUGMENTATION, central_crop, decode, evaluation_picture, random_colour,
                             random_crop, resize, training_picture)
 from tests.reference import DATA, SHARED
@@ -89,6 +90,19 @@ def test_no_augmentation_is_scaling(augment):
     image = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     found = augment(image, [NO_AUGMENTATION] * 2)
     assert np.abs(found - (image.transpose(0, 3, 1, 2) / 127.5 - 1)).max() < 1e-5
+
+
+def test_host_and_device_compute_the_same(augment):
+    """Within a grey level, in float16 too; and so far as they depend on nothing but the draws, repeatably."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (32, 40, 40, 3), dtype=np.uint8)
+    image[:4], image[4:8], image[8:12] = image[:4] // 16 + 110, 0, (image[8:12] > 128) * 255
+    draws = np.array([random_colour(rng) for _ in range(32)])
+    on_host = np.stack([augment_on_host(*sample) for sample in zip(image, draws)])
+    assert on_host.dtype == np.float32 and on_host.shape == (32, 3, 40, 40)
+    assert np.abs(augment(image, draws) - on_host).max() < 1e-5
+    half = Augment(ms.float16)(Tensor(image), Tensor(draws)).asnumpy()
+    assert half.dtype == np.float16 and np.abs(half - on_host).max() < 1 / 255
 
 
 def test_colour_draws():

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from src import checkpoint
-from src.records import demo
+import train
+from src import checkpoint, config as configuration, dataset, resume
+from src.errors import InputError
+from src.records import demo, open_records
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +152,57 @@ def test_two_ranks_stop_at_the_same_step(data, tmp_path):
     assert resumed.end() == 0, resumed.text[-3000:]
     assert re.search(rf'goes on after step {step}, \d+ images into epoch {step // 5 + 1}, here step {step} of {step + 1} on '
                      '1 d', resumed.text), resumed.text
+
+
+@pytest.fixture
+def old(data, tmp_path, monkeypatch):
+    """A checkpoint of two devices with batches of 4, after 3 steps of 2 an epoch (20 records), without parameters."""
+    monkeypatch.chdir(tmp_path)
+    options = ['--data_dir', str(data), *SMALL, *RECIPE]
+    config = {**configuration.load(options), 'rank_size': 2, 'label_offset': '1'}
+    records = open_records(data, 'train')
+    path = checkpoints(tmp_path) / 'inceptionv4-1_3.ckpt'
+    path.parent.mkdir(parents=True)
+    checkpoint.write(path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config,
+                                'data': dataset.fingerprint(records)})
+    return SimpleNamespace(path=path, options=options, records=records)
+
+
+@pytest.mark.parametrize('change, message', [
+    (['--lr', '0.5'], r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true'),
+    (['--num_classes', '11', '--seed', '7'], r'\(seed 1 -> 7; num_classes 10 -> 11\)'),
+    (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)')])
+def test_another_training_is_refused(old, capsys, change, message):
+    with pytest.raises(SystemExit) as ended:
+        train.main([*old.options, '--resume', 'auto', *change])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and re.search(f'^error: .*inceptionv4-1_3.ckpt: .*{message}', error), error
+
+
+def test_other_records_are_refused(old):
+    info = checkpoint.load(old.path)[1]
+    with pytest.raises(InputError, match=r'records 20 with label checksum \w{8} -> 21 with'):
+        resume.check(old.path, info, info['config'], '21 with label checksum 0', False, print)
+    lines = []
+    resume.check(old.path, info, {**info['config'], 'lr': 1.0}, '21 with', True, lines.append)
+    assert [line.split(':')[0] for line in lines] == ['resume_override'] * 2
+
+
+@pytest.mark.parametrize('global_batch, step', [(8, 3), (4, 7), (2, 14), (5, 5)])
+def test_same_images_seen_with_other_ranks(old, global_batch, step):
+    """Into the second epoch by 8 images, however many steps that is."""
+    assert resume.first_step(checkpoint.load(old.path)[1], 20 // global_batch, global_batch) == step
+
+
+@pytest.mark.parametrize('option, error', [
+    ('results/nowhere', 'no checkpoint there'), ('none.ckpt', 'no checkpoint there'), ('weights.ckpt', 'holds weights')])
+def test_nothing_to_resume(old, tmp_path, option, error):
+    checkpoint.write('weights.ckpt', {'logits.bias': np.zeros(3, np.float32)}, {})
+    with pytest.raises(InputError, match=error):
+        resume.find(option, old.path.parent, print)
+    assert resume.find('', old.path.parent, print) is None
+    lines = []
+    assert resume.find('auto', tmp_path / 'new', lines.append) is None and 'a new training' in lines[0]
 
 
 @pytest.mark.slow

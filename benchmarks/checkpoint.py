@@ -1,0 +1,50 @@
+"""How long a save holds training up: `python -m benchmarks.checkpoint [DIR]`; no picture is trained on.
+
+Saves the full state of a training of the whole network (weights, RMSProp's two slots, moving averages) a few times, as
+`monitor.Checkpoints` does, and sets the median against an epoch of ImageNet at the original's rates.
+"""
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from src import checkpoint
+from src.inceptionv4 import InceptionV4
+from src.optimizer import make_optimizer
+from src.scaling import TRAINING_IMAGES
+from src.training import NetworkWithLoss, TrainStep
+
+ROUNDS = 5
+RATES = {1: 469.6, 8: 3109.0}  # images a second of 1 and 8 devices, as the original published them
+
+
+def main(directory):
+    for ema_decay in (0.0, 0.9999):
+        network = InceptionV4()
+        optimizer = make_optimizer('rmsprop', network, np.full(10, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
+        step = TrainStep(NetworkWithLoss(network), optimizer, ema_decay=ema_decay)
+        seconds = []
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            for i in range(ROUNDS):
+                started = time.perf_counter()
+                path = checkpoint.save(place, step, step=i, epoch=0, config={})
+                seconds.append(time.perf_counter() - started)
+                size = path.stat().st_size
+                checkpoint.prune(place, 1)
+            started = time.perf_counter()
+            checkpoint.load(path)
+            loading = time.perf_counter() - started
+        median = statistics.median(seconds)
+        print(f'ema_decay {ema_decay}: {size / 1e6:.0f} MB; saved, synced and renamed in {median:.2f} s (median of '
+              f'{ROUNDS}, {min(seconds):.2f} to {max(seconds):.2f}); loaded and its checksum compared in {loading:.2f} s')
+        for devices, rate in RATES.items():
+            epoch = TRAINING_IMAGES / rate
+            print(f'  one save an epoch of ImageNet on {devices} device(s), {epoch:.0f} s: {100 * median / epoch:.2f} % of '
+                  'the time')
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

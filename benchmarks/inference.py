@@ -1,0 +1,182 @@
+"""The exported files beside timm in PyTorch, on the CPU: `python -m benchmarks.inference [--batch 1,8] [--rounds 9]`.
+
+All run in one process in turns, so that whatever else the machine does meets all of them; each has all cores. Every one
+computes the same logits from the same weights, which is checked. Memory is the peak of a process of its own that does
+nothing else. What is needed is in requirements-bench.txt.
+"""
+import argparse
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import mindspore as ms  # before torch and onnx: it chooses the implementation of protobuf
+import numpy as np
+
+from src import runtime
+from src.errors import InputError, entry_point
+from src.export import export_network
+from src.inceptionv4 import InceptionV4
+from src.preprocess import PREPROCESSING
+from src.serving import load_mindir, load_onnx
+from src.weights.names import names_in
+
+SIZE = 299
+TOLERANCE = 1e-3  # of the largest logit; what is compared are programs, not exports of one
+
+
+class _Anything(type):
+    def __getattr__(cls, name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return f'{cls.__name__}.{name}'
+
+
+class _Module(types.ModuleType):
+    __path__ = ()
+
+    def __getattr__(self, name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return _Anything(name, (), {})
+
+
+class _TorchvisionStandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """timm imports torchvision for its data sets and transforms, which are not used here."""
+
+    def find_spec(self, name, path, target=None):
+        if name.split('.')[0] == 'torchvision':
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        return _Module(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def timm_network(weights, channels_last=False, compiled=False):
+    """timm's `inception_v4` with our weights (npz) as a function: ndarray (N, 3, 299, 299) -> logits."""
+    if importlib.util.find_spec('torchvision') is None:
+        sys.meta_path.append(_TorchvisionStandIn())
+    import timm
+    import torch
+    network = timm.create_model('inception_v4').eval()
+    values = {name: torch.from_numpy(value) for name, value in np.load(weights).items()}
+    found = network.load_state_dict(values, strict=False)
+    if found.unexpected_keys or any('num_batches_tracked' not in name for name in found.missing_keys):
+        raise InputError(f'timm has other parameters: {found.missing_keys[:3]}, {found.unexpected_keys[:3]}')
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    call = torch.compile(network, dynamic=False) if compiled else network
+
+    def run(x):
+        with torch.inference_mode():
+            return call(torch.from_numpy(x).contiguous(memory_format=layout)).numpy()
+    return run
+
+
+def _first(run):
+    return lambda x: run(x)[0]
+
+
+# Name -> function of the directory of the files that gives the function to time
+CANDIDATES = {
+    'MINDIR': lambda d: _first(load_mindir(d / 'folded.mindir')),
+    'MINDIR, not folded': lambda d: _first(load_mindir(d / 'unfolded.mindir')),
+    'ONNX in ONNX Runtime': lambda d: _first(load_onnx(d / 'folded.onnx')),
+    'timm, eager': lambda d: timm_network(d / 'weights.npz'),
+    'timm, eager, channels last': lambda d: timm_network(d / 'weights.npz', channels_last=True),
+    'timm, compiled': lambda d: timm_network(d / 'weights.npz', compiled=True),
+    'timm, compiled, channels last': lambda d: timm_network(d / 'weights.npz', channels_last=True, compiled=True),
+}
+
+
+def write_files(directory, batch_size):
+    """The exported files for `batch_size` (0: any), and the same weights under timm's names."""
+    for stem, file_format, fold_bn in (('folded', 'MINDIR', True), ('unfolded', 'MINDIR', False), ('folded', 'ONNX', True)):
+        ms.set_seed(1)
+        network = InceptionV4().set_train(False)
+        rng = np.random.default_rng(1)
+        for name, parameter in network.parameters_dict().items():  # or else there would be nothing to fold
+            if name.endswith(('.beta', '.moving_mean')):
+                parameter.set_data(ms.Tensor(rng.normal(0, 0.1, parameter.shape), ms.float32))
+            elif name.endswith('.moving_variance'):
+                parameter.set_data(ms.Tensor(rng.uniform(0.5, 1.5, parameter.shape), ms.float32))
+        values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
+        np.savez(directory / 'weights.npz', **{foreign: values[name] for name, foreign in names_in('timm', values).items()})
+        export_network(network, directory / f'{stem}.{file_format.lower()}', file_format=file_format, image_size=SIZE,
+                       preprocessing=PREPROCESSING, batch_size=batch_size, fold_bn=fold_bn, about={})
+
+
+def picture_batch(batch):
+    return np.random.default_rng(2).uniform(-1, 1, (batch, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def peak_memory(directory, name, batch):
+    """Peak resident memory, GB, of a process that loads one candidate and runs it three times."""
+    result = subprocess.run([sys.executable, '-m', 'benchmarks.inference', '--alone', name, '--batch', str(batch),
+                             '--directory', str(directory)], capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def seconds_of(functions, x, rounds):
+    """Median and least of the seconds of a call, {name: (s, s)}, measured in turns after two calls each."""
+    found = {name: [] for name in functions}
+    for turn in range(rounds + 2):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function(x)
+            if turn > 1:
+                found[name].append(time.perf_counter() - start)
+    return {name: (float(np.median(values)), min(values)) for name, values in found.items()}
+
+
+@entry_point
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.inference', description=__doc__.partition(':')[0])
+    parser.add_argument('--batch', default='1,8', help='batch sizes (default: 1,8)')
+    parser.add_argument('--rounds', type=int, default=9, help='timed calls of each (default: 9)')
+    parser.add_argument('--skip', default='', help='leave out candidates whose name contains this')
+    parser.add_argument('--no_memory', action='store_true', help='leave out the memory')
+    parser.add_argument('--directory', default='', help='keep the exported files here and use those that are there')
+    parser.add_argument('--alone', default='', help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    runtime.start('CPU')
+    if args.alone:
+        run, x = CANDIDATES[args.alone](Path(args.directory)), picture_batch(int(args.batch))
+        for _ in range(3):
+            run(x)
+        # Not ru_maxrss, in which a process inherits what its parent had
+        kilobytes = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]
+        return print(int(kilobytes) / 2 ** 20)
+    names = [name for name in CANDIDATES if not args.skip or args.skip not in name]
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(args.directory or temporary).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / 'folded.onnx').exists():
+            write_files(directory, 0)
+        functions = {name: CANDIDATES[name](directory) for name in names}
+        print(f'{"":<32} {"batch":>5} {"images/s":>9} {"best":>6} {"GB":>6}')
+        for batch in map(int, args.batch.split(',')):
+            x = picture_batch(batch)
+            expected = functions[names[0]](x)
+            for name, function in functions.items():
+                difference = np.abs(function(x) - expected).max() / np.abs(expected).max()
+                if not difference < TOLERANCE:
+                    raise InputError(f'{name} gives other logits than {names[0]}: {difference:.1e} of the largest')
+            seconds = seconds_of(functions, x, args.rounds)
+            for name in names:
+                memory = '-' if args.no_memory else f'{peak_memory(directory, name, batch):.2f}'
+                median, least = seconds[name]
+                print(f'{name:<32} {batch:>5} {batch / median:>9.2f} {batch / least:>6.2f} {memory:>6}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,175 @@
+"""A checkpoint or an exported file as one function from pictures to probabilities."""
+import importlib.util
+import json
+import re
+from collections import namedtuple
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
+
+from src import checkpoint, config as configuration
+from src.errors import InputError
+from src.inceptionv4 import InceptionV4
+from src.preprocess import PREPROCESSING, recorded_preprocessing, scale
+
+INPUTS = {'float': 'float32', 'uint8': 'uint8'}
+
+# `probabilities(pictures)`: uint8 (n, size, size, 3) as `evaluation_picture` makes them -> float32 (n, k), best first, and
+# their class numbers (n, k); n is `batch_size`, or whatever one likes where that is 0. `class_names` may be None.
+Model = namedtuple('Model', 'probabilities size preprocessing batch_size class_names')
+
+
+class Served(nn.Cell):
+    """`network` with what a server would otherwise do around it.
+
+    Args:
+        input_type (str): `float`: float32 (N, 3, H, W), scaled; `uint8`: pictures (N, H, W, 3), scaled in the graph.
+        output (str): `logits` or `softmax`: float32 (N, classes); `top5`: the five highest probabilities, float32 (N, 5),
+            best first, and their class numbers, int32 (N, 5).
+    """
+
+    def __init__(self, network, input_type='uint8', output='softmax', preprocessing=PREPROCESSING):
+        super().__init__(auto_prefix=False)
+        self.network, self.input_type, self.output, self.preprocessing = network, input_type, output, preprocessing
+
+    def construct(self, x):
+        if self.input_type == 'uint8':
+            x = scale(x.astype(ms.float32).transpose(0, 3, 1, 2), self.preprocessing)
+        x = self.network(x).astype(ms.float32)
+        if self.output == 'logits':
+            return x
+        x = ops.softmax(x, 1)
+        if self.output == 'softmax':
+            return x
+        values, classes = ops.topk(x, min(5, x.shape[1]))
+        return values, classes.astype(ms.int32)
+
+
+def host_scale(pictures, preprocessing):
+    """Pictures uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
+    return scale(Tensor(pictures.transpose(0, 3, 1, 2).astype(np.float32)), preprocessing).asnumpy()
+
+
+def load_mindir(path):
+    """The MINDIR file as a function: ndarray -> tuple of ndarrays. InputError if it cannot be loaded."""
+    try:
+        graph = nn.GraphCell(ms.load(str(path)))
+    except Exception as error:  # RuntimeError, ValueError and others, depending on what is wrong with the file
+        raise InputError(f'{path}: not a MINDIR file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); '
+                         'export it again') from None
+
+    def run(images):
+        outputs = graph(Tensor(images))
+        return tuple(o.asnumpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    return run
+
+
+def need_onnx():
+    """InputError if the packages for ONNX are missing."""
+    for name in ('onnx', 'onnxruntime'):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f'ONNX needs the package {name}; pip install -r requirements-export.txt')
+
+
+def load_onnx(path):
+    """The ONNX file in ONNX Runtime, on the CPU, as a function: ndarray -> tuple of ndarrays. InputError if it cannot be
+    loaded."""
+    need_onnx()
+    import onnxruntime
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    except Exception as error:  # classes of its own, one for each kind of damage
+        raise InputError(f'{path}: not an ONNX file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); '
+                         'export it again') from None
+    name = session.get_inputs()[0].name
+    return lambda images: tuple(session.run(None, {name: images}))
+
+
+LOADERS = {'.mindir': load_mindir, '.onnx': load_onnx}
+
+
+def class_names(path, recorded, num_classes):
+    """Names by class number: those of the file `path` (lines `name` or `label:name`), else `recorded` (list or None).
+
+    One name more than classes, the first of all, is the background's and left out. InputError for other numbers.
+    """
+    names = recorded
+    if path:
+        try:
+            lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f'labels {path} cannot be read ({error}); give a text file, one class a line') from None
+        pairs = [re.fullmatch(r'(\d{1,6}):\s*(.+)', line) for line in lines]
+        names = [pair[2] for pair in sorted(pairs, key=lambda pair: int(pair[1]))] if lines and all(pairs) else lines
+    if names and len(names) == num_classes + 1 and names[0] in ('background', ''):
+        names = names[1:]
+    if names and len(names) != num_classes:
+        raise InputError(f'{path or "class_names in the checkpoint"}: {len(names)} names, but the network has '
+                         f'{num_classes} classes; give --labels FILE with one line per class')
+    return names or None
+
+
+def description(path):
+    """What export.py wrote about the model file `path` into the JSON file beside it (dict)."""
+    record = Path(path).with_suffix('.json')
+    try:
+        found = json.loads(record.read_text(encoding='utf-8'))
+        found = {**found['other_files'], found['file']: found}[Path(path).name]
+        return {**found, 'preprocessing': recorded_preprocessing(found['preprocessing'])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
+                         'export.py wrote it, export again') from None
+
+
+def network_of(path, argv=()):
+    """The network of a checkpoint, in evaluation mode, with the moving averages of the weights if there are any.
+
+    Returns:
+        (network, info, configuration): with the checkpoint's network options, `argv` (list of str) above them.
+    """
+    parameters, info = checkpoint.load(path)
+    config = configuration.load(list(argv), info.get('config'))
+    with no_init_parameters():  # the checkpoint fills them all
+        network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
+    checkpoint.load_into(network, checkpoint.averaged(parameters), path)
+    return network, info, config
+
+
+def open_model(path, labels=''):
+    """`Model` of a checkpoint, or of a MINDIR or ONNX file with its description beside it.
+
+    `labels` is a file of class names, for models that know none. InputError if something is missing or unfit.
+    """
+    path = Path(path)
+    if path.suffix not in LOADERS:
+        network, info, config = network_of(path)
+        preprocessing = recorded_preprocessing(info.get('preprocessing'))
+        served = Served(network, preprocessing=preprocessing).set_train(False)
+        return Model(lambda pictures: ranked(served(Tensor(pictures)).asnumpy()), config.image_size, preprocessing, 0,
+                     class_names(labels, info.get('class_names'), config.num_classes))
+    if not path.is_file():
+        raise InputError(f'{path}: no such model')
+    about = description(path)
+    run, preprocessing, output = LOADERS[path.suffix](path), about['preprocessing'], about['output']['kind']
+    batch_size, *shape = about['input']['shape']
+
+    def probabilities(pictures):
+        outputs = run(pictures if about['input']['type'] == 'uint8' else host_scale(pictures, preprocessing))
+        return outputs if output == 'top5' else ranked(softmax(outputs[0]) if output == 'logits' else outputs[0])
+    return Model(probabilities, shape[1], preprocessing, batch_size or 0,
+                 class_names(labels, about['classes'], about['num_classes']))
+
+
+def softmax(logits):
+    """Rows of (n, classes) as probabilities."""
+    x = np.exp(logits - logits.max(1, keepdims=True))
+    return x / x.sum(1, keepdims=True)
+
+
+def ranked(probabilities):
+    """(n, classes) -> the values of each row, best first, and their class numbers."""
+    order = np.argsort(-probabilities, 1, kind='stable')
+    return np.take_along_axis(probabilities, order, 1), order

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from src import checkpoint_file
 from src.errors import InputError
 
 PREFIX = 'inceptionv4'
@@ -20,7 +21,7 @@ AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its va
 NOT_STATE = 'stop_requested'  # a parameter of the training step that is a message, not part of a training's state
 CLASSIFIERS = ('logits.', 'aux_logits.')
 INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source')
-JSON_INFO = ('config', 'preprocessing', 'class_names')
+JSON_INFO = {'config', 'preprocessing', 'class_names'}
 
 
 def _digest(parameters, info):
@@ -55,7 +56,8 @@ def write(path, parameters, info):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in path.parent.glob(f'{temporary.stem}.*'):  # MindSpore's own unfinished file too
+            left.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
 
@@ -155,25 +157,25 @@ def load(path):
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such checkpoint')
-    try:
-        entries = ms.load_checkpoint(str(path))
-    except Exception as error:  # MindSpore raises ValueError, TypeError, RuntimeError and others on damaged files
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f'{path}: not a MindSpore checkpoint, or a damaged one ({reason[0]:.150}); '
-                         'use another one or copy it again') from None
     parameters, info, checksum = {}, {}, None
-    for name, value in entries.items():
-        if name == 'sha256':
-            checksum = value.asnumpy().tobytes()
-        elif name in INFO:
-            info[name] = value if isinstance(value, str) else int(value.asnumpy())
-        else:
-            parameters[name] = value.asnumpy()
-    if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
-        raise InputError(f'{path}: its checksum does not fit, the checkpoint is damaged; use another one or copy it again')
-    for name in JSON_INFO:
-        if name in info:
+    try:
+        for name, value in checkpoint_file.read(path).items():
+            if name == 'sha256':
+                checksum = bytes(value)
+            elif name in INFO:
+                info[name] = value if isinstance(value, str) else value.item()
+            elif not isinstance(value, str):  # other programs note this and that
+                parameters[name] = value
+        if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
+            raise ValueError('its checksum does not fit')
+        for name in JSON_INFO & info.keys():
             info[name] = json.loads(info[name])
+        if not isinstance(info.get('config', {}), dict):
+            raise ValueError('its configuration is not one')
+    except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); '
+                         'use another one or copy it again') from None
     return parameters, info
 
 

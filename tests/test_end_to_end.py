@@ -55,7 +55,8 @@ def test_training(trained):
     assert len(re.findall(r'^ +(15|20) +1\.[03] ', out, re.M)) == 2  # evaluated after the epoch and at the end
     assert (directory / 'inception_v4.log').read_text() == out
     assert sorted(p.name for p in directory.iterdir()) == [
-        'config.yaml', 'inception_v4.log', 'inceptionv4-0_12.ckpt', 'inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt']
+        'config.yaml', 'inception_v4.log', 'inceptionv4-1_15.ckpt', 'inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt',
+        'inceptionv4-best.ckpt', 'inceptionv4-best.json']
 
 
 def test_checkpoint_holds_all(trained):
@@ -76,7 +77,7 @@ def test_evaluation_is_exact(trained, data):
                              cwd=folder)
     assert status == 0, err
     results = json.loads((directory / 'evaluation.json').read_text())
-    assert [r['step'] for r in results] == [12, 16, 20] and all(r['images'] == 30 for r in results)
+    assert [r['step'] for r in results] == [15, 16, 20] and all(r['images'] == 30 for r in results)
     assert '30 validation images, each evaluated once' in found
     eval_entry.main(['--ckpt_path', str(directory / 'inceptionv4-1_20.ckpt'), '--data_dir', str(data),
                      '--batch_size', '30'])
@@ -90,7 +91,7 @@ def test_evaluation_is_exact(trained, data):
 def test_mode_evaluate(trained, options, capsys, monkeypatch):
     monkeypatch.chdir(trained[0])
     train.main(['--mode', 'evaluate', *options])
-    assert len(re.findall(r'^ +(12|16|20) ', capsys.readouterr().out, re.M)) == 3
+    assert len(re.findall(r'^ +(15|16|20) ', capsys.readouterr().out, re.M)) == 3
 
 
 def test_export(trained, tmp_path):
@@ -177,7 +178,7 @@ def message_of(entry, arguments, capsys):
     (['--data_dir', ''], "data directory is ''"), (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
     (['--batch_size', '61'], 'batch_size 61 .* has 60'), (['--num_classes', '9'], 'label 10 of .*record'),
     (['--label_offset', '0'], 'label 10 of .*--label_offset 1'), (['--log_dir', '/proc/none'], '--log_dir'),
-    (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: no such checkpoint'),
+    (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
     (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
     (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: no such checkpoint')])
 def test_bad_training_input(arguments, message, options, capsys, tmp_path, monkeypatch):

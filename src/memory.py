@@ -3,8 +3,8 @@ from pathlib import Path
 
 from src.errors import InputError
 
-# Peak of a float32 step on the CPU with MindSpore 2.8 (`python -m benchmarks.memory`), within 10 % of what was measured:
-# 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 GB at 75 x 75 with 32.
+# Peak of a float32 step on the CPU with MindSpore 2.8 (`python -m benchmarks.memory`), within 12 % of what was measured:
+# 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 to 3.6 GB at 75 x 75 with 32.
 BASE = 0.6e9
 PER_WEIGHT = 50  # weight, gradient, optimizer state, and copies in the compiled graph
 WORKSPACE = 1.25e9  # of the convolutions at 299 x 299

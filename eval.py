@@ -13,11 +13,13 @@ from src.records import open_records
 from src.training import set_precision
 
 
-def evaluate_path(config, run, path, log):
+def evaluate_path(config, run, path, log, info=None):
     """Evaluate the checkpoint or directory `path` as `config` says; the table goes to `log` and, as evaluation.json,
-    beside the checkpoints. Pictures are prepared as the checkpoint says, the newest one of a directory."""
+    beside the checkpoints. Pictures are prepared as the checkpoint says, the last one of a directory, whose `info` is
+    read here if it is not given."""
     paths = checkpoint.find(path)
-    preprocessing = recorded_preprocessing(checkpoint.load(paths[-1])[1].get('preprocessing'))
+    info = checkpoint.load(paths[-1])[1] if info is None else info
+    preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
     dataset.check_labels(records, offset, config.num_classes)
@@ -45,7 +47,7 @@ def main(argv=None):
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
                         config.jit_level)
     print(runtime.describe(run, config.device_target), flush=True)
-    evaluate_path(config, run, config.ckpt_path, print)
+    evaluate_path(config, run, config.ckpt_path, print, info)
 
 
 if __name__ == '__main__':

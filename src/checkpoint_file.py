@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.weights.tf_checkpoint import _fields
+from src.weights.tf_checkpoint import message_fields
 
 DTYPES = {'Bool': '?', 'Int8': 'i1', 'Int16': '<i2', 'Int32': '<i4', 'Int64': '<i8', 'UInt8': 'u1', 'UInt16': '<u2',
           'UInt32': '<u4', 'UInt64': '<u8', 'Float16': '<f2', 'Float32': '<f4', 'Float64': '<f8'}
@@ -23,8 +23,8 @@ def read(path):
     data, pieces = memoryview(Path(path).read_bytes()), {}
     if data[-17:-10] == CRC:
         data = data[:-17]
-    for number, value in _fields(data):
-        value = dict(_fields(value)) if number == 1 else {}
+    for number, value in message_fields(data):
+        value = dict(message_fields(value)) if number == 1 else {}
         if 1 not in value or 2 not in value:
             raise ValueError('it holds more than names and tensors')
         # A large tensor comes in several pieces, each with the shape of the whole.
@@ -35,8 +35,8 @@ def read(path):
 
 
 def _value(name, tensors):
-    shape = tuple(value for number, value in _fields(tensors[0]) if number == 1)
-    parts = [dict(_fields(tensor)) for tensor in tensors]
+    shape = tuple(value for number, value in message_fields(tensors[0]) if number == 1)
+    parts = [dict(message_fields(tensor)) for tensor in tensors]
     kind = str(parts[0].get(2, b''), 'utf-8')
     content = parts[0].get(3, b'') if len(parts) == 1 else b''.join(part.get(3, b'') for part in parts)
     if kind == 'str':

@@ -181,7 +181,7 @@ class Checkpoints(_Every):
             self.act()
 
     def _needed(self):
-        return sum(value.nbytes for value in checkpoint.values(self.cell).values())
+        return sum(parameter.nbytes for parameter in self.cell.get_parameters())
 
     def _free(self):
         try:

@@ -37,7 +37,7 @@ def _part(data, at, size):
     return data[at:at + size]
 
 
-def _fields(message):
+def message_fields(message):
     """Yield (number, value) of a protocol buffer; values are int or, where they have a length, memoryview."""
     at = 0
     while at < len(message):
@@ -57,7 +57,7 @@ def _fields(message):
 
 def _shape(message):
     """(int, ...) of a TensorShapeProto."""
-    return tuple(dict(_fields(dim)).get(1, 0) for number, dim in _fields(message) if number == 2)
+    return tuple(dict(message_fields(dim)).get(1, 0) for number, dim in message_fields(message) if number == 2)
 
 
 def _block(table, at, size):
@@ -102,10 +102,10 @@ def _array(data, dtype, shape):
 def _read_v1(table):
     shapes, result = {}, {}
     for key, value in _table(table):
-        for number, content in _fields(value):
-            fields = list(_fields(content))
+        for number, content in message_fields(value):
+            fields = list(message_fields(content))
             if not key and number == 1:  # what is in the file
-                for tensor in (list(_fields(value)) for number, value in fields if number == 1):
+                for tensor in (list(message_fields(value)) for number, value in fields if number == 1):
                     name = str(dict(tensor)[1], 'utf-8')
                     if sum(number == 4 for number, _ in tensor) > 1:
                         raise ValueError(f'{name} is saved in parts (a partitioned variable)')
@@ -114,7 +114,7 @@ def _read_v1(table):
                 slice_ = dict(fields)
                 name = str(slice_[1], 'utf-8')
                 shape, dtype = shapes[name]
-                values = dict(_fields(slice_[3]))
+                values = dict(message_fields(slice_[3]))
                 if dtype == 1:
                     result[name] = _array(values.get(5, b''), '<f4', shape)
                 elif dtype in (3, 9):  # int_val, int64_val: packed varints
@@ -129,7 +129,7 @@ def _read_v1(table):
 def _read_v2(prefix, table):
     result, shards, number_of_shards = {}, {}, 1
     for key, value in _table(table):
-        fields = dict(_fields(value))
+        fields = dict(message_fields(value))
         if not key:  # the header
             number_of_shards = fields.get(1, 1)
             if fields.get(2):

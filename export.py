@@ -38,6 +38,7 @@ def main(argv=None):
         network, config.file_name.removesuffix(suffix) + suffix, file_format=config.file_format,
         preprocessing=preprocessing, image_size=config.image_size, input_type=config.input, output=config.output,
         batch_size=config.batch_size, fold_bn=config.fold_bn,
+        computed_in='float16 or HF32' if run.device_target == 'Ascend' else 'float32',
         about={'classes': names, 'num_classes': config.num_classes,
                'source': {'checkpoint': Path(config.ckpt_path).name, 'sha256': sha256(config.ckpt_path),
                           'step': info.get('step'), 'epoch': info.get('epoch')}})
@@ -54,7 +55,7 @@ def describe(config, report):
     return (f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output '
             + ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
             + f'\ndeviation of {found["measured_on"]} from the checkpoint\'s network: {found["random"]:.1e} for random '
-            f'pixels, {found["drawn"]:.1e} for drawn pictures (bound {found["bound"]:.0e}); all of it in '
+            f'pixels, {found["drawn"]:.1e} for drawn pictures (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it in '
             f'{path.with_suffix(".json")}')
 
 

@@ -50,8 +50,9 @@ class PoolConvBN(ConvBN):
 
     def __init__(self, in_channels, out_channels, **batch_norm):
         super().__init__(in_channels, out_channels, 1, **batch_norm)
-        # Padding does not count in the mean, as with TensorFlow's SAME.
-        self.pool = nn.AvgPool2d(3, stride=1, pad_mode='pad', padding=1, count_include_pad=False)
+        # Padding does not count in the mean, as with TensorFlow's SAME. The padding mode `pad` with the option that says
+        # so raises an error on a 910B or A3, and elsewhere it becomes a pool in three dimensions.
+        self.pool = nn.AvgPool2d(3, stride=1, pad_mode='same')
 
     def construct(self, x):
         return self.relu(self.bn(self.pool(self.conv(x))))

@@ -115,6 +115,32 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
     assert re.search(r'net.mindir: .*deviates by .*no file was written', found) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('logits, computed_in, message', [
+    ([10.03, 9.99], 'float16 or HF32', None),
+    ([10.03, 9.99], 'float32', r'deviates by 3.0e-03 \(bound 1e-04, computed in float32\)'),
+    ([10.2, 9.99], 'float16 or HF32', r'deviates by 2.0e-02 \(bound 1e-02, computed in float16 or HF32\)'),
+    ([9.99, 10.0], 'float16 or HF32', r'finds another class than the checkpoint.s \(deviation 1.0e-03')])
+def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypatch):
+    """A network with the logits 10 and 9.99 for all images, and what its file gives instead."""
+    class Two(ms.nn.Cell):
+        def construct(self, x):
+            first = x.mean((1, 2, 3)).reshape(-1, 1) * 0 + 10
+            return ms.ops.concat((first, first * 0.999), 1)
+
+    def write(cell, path, *_):
+        path.write_bytes(b'air')
+    monkeypatch.setitem(export.WRITERS, 'AIR', write)
+    monkeypatch.setattr(export, '_directly', lambda cell: lambda images: (np.tile(np.float32(logits), (len(images), 1)),))
+    arguments = dict(file_format='AIR', preprocessing=PREPROCESSING, image_size=75, about={}, computed_in=computed_in)
+    if message is None:
+        found = export.export_network(Two(), tmp_path / 'net.air', **arguments)['deviation']
+        assert found['bound'] == 1e-2 and found['computed_in'] == computed_in and found['random'] == pytest.approx(3e-3, rel=1e-2)
+        return
+    with pytest.raises(InputError, match=message):
+        export.export_network(Two(), tmp_path / 'net.air', **arguments)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--file_format', 'AIR'], r'only an NPU can write it.*run the same command on the NPU, or use --file_format ONNX.*atc'),
     (['--aipp', 'F', '--input', 'uint8'], 'both scale'), ([], 'ckpt_path is empty'),
@@ -173,6 +199,7 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
     assert written == [((1, 3, 75, 75), False)] and (tmp_path / 'net.air').read_bytes() == b'air'
     about = json.loads((tmp_path / 'net.json').read_text())
     assert about['input']['shape'] == [1, 3, 75, 75] and 'before' in about['deviation']['measured_on']
+    assert about['deviation']['bound'] == 1e-2 and about['deviation']['computed_in'] == 'float16 or HF32'
     assert 'the graph before it was written' in capsys.readouterr().out
 
 

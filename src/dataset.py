@@ -12,7 +12,8 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.errors import InputError
-from src.preprocess import PREPROCESSING, augment, evaluation_picture, random_colour, training_picture
+from src.preprocess import (PREPROCESSING, augment, channels_first, evaluation_picture, random_colour,
+                            training_picture)
 
 POOLED_FEATURES = 1536
 SUBSTITUTES = 100  # tried for a bad record
@@ -136,8 +137,8 @@ class BadRecords:
 
 
 class LoadTraining:
-    """Epochs (N,), records (N,) -> image uint8 (N, size, size, 3), or with `augment_on_host` as the network takes it:
-    float32 (N, 3, size, size); draws float32 (N, 3), dropout mask uint8 (N, 1536), label int32 (N,).
+    """Epochs (N,), records (N,) -> image uint8 (N, 3, size, size), or with `augment_on_host` as the network takes it:
+    float32 of the same shape; draws float32 (N, 2), dropout mask uint8 (N, 1536), label int32 (N,).
 
     A record that cannot be decoded is counted in `bad` and another one takes its place (so that all ranks keep the same
     number of steps); without `bad` it is an InputError.
@@ -162,7 +163,8 @@ class LoadTraining:
             self.bad.add(epoch, where)
             rng = _generator(self.seed, epoch, record)  # again: how far it was read depends on the damage
             image, record = self.substitute(rng)
-        draws = random_colour(rng)
+        flip, draws = random_colour(rng)
+        image = channels_first(image, flip)
         mask = (rng.random(POOLED_FEATURES, np.float32) < self.keep).astype(np.uint8)
         if self.augment_on_host:
             image = augment(image, draws)
@@ -182,7 +184,7 @@ class LoadTraining:
 
 
 class LoadEvaluation:
-    """Records (N,) -> image uint8 (N, size, size, 3), label int32 (N,); for -1 a black picture with the label -1."""
+    """Records (N,) -> image uint8 (N, 3, size, size), label int32 (N,); for -1 a black picture with the label -1."""
 
     def __init__(self, records, offset, image_size, preprocessing=PREPROCESSING):
         self.records, self.offset, self.size, self.preprocessing = records, offset, image_size, preprocessing
@@ -192,12 +194,12 @@ class LoadEvaluation:
 
     def sample(self, record):
         if record < 0:
-            return np.zeros((self.size, self.size, 3), np.uint8), np.int32(-1)
+            return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
             image = evaluation_picture(self.records.read(record), self.size, self.preprocessing)
         except ValueError as error:
             raise InputError(f'{self.records.where(record)}: {error}') from None
-        return image, np.int32(self.records.label[record] - self.offset)
+        return channels_first(image), np.int32(self.records.label[record] - self.offset)
 
 
 def _batch(samples):

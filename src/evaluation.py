@@ -1,5 +1,4 @@
 """Top-1, top-5 and loss over exactly every record."""
-import contextlib
 import datetime
 import json
 from collections import namedtuple
@@ -7,10 +6,10 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 from tqdm import tqdm
 
-from src import checkpoint
+from src import checkpoint, collective
 from src.errors import InputError
 from src.preprocess import PREPROCESSING, scale
 from src.training import cross_entropy
@@ -19,7 +18,7 @@ Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
 
 
 class EvaluationStep(nn.Cell):
-    """image uint8 (N, H, W, 3), label int32 (N,) -> float32 (4,): right in the first, in the first five, loss, images.
+    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): right in the first, in the first five, loss, images.
 
     All four are sums over the pictures whose label is not -1.
     """
@@ -30,8 +29,7 @@ class EvaluationStep(nn.Cell):
         self.preprocessing = preprocessing
 
     def construct(self, image, label):
-        pixels = image.astype(ms.float32).transpose(0, 3, 1, 2)
-        logits = self.network(scale(pixels, self.preprocessing)).astype(ms.float32)
+        logits = self.network(scale(image.astype(ms.float32), self.preprocessing)).astype(ms.float32)
         counts = (label >= 0).astype(ms.float32)
         label = ops.maximum(label, 0)
         hit = ops.gather_elements(logits, 1, label.reshape(-1, 1))
@@ -43,42 +41,38 @@ class EvaluationStep(nn.Cell):
                           (loss * counts).sum(), counts.sum()])
 
 
-@contextlib.contextmanager
-def trained_weights(train_step, world=1):
-    """While this lasts, the network of `train_step` is on every rank what its checkpoint would give: with the moving
-    averages of the weights, if there are any, and with rank 0's batch norm statistics, which differ between ranks."""
+def take_weights(network, train_step, world=1):
+    """Set `network` to what the checkpoint of `train_step` would give: the moving averages of the weights, if there are
+    any, and rank 0's batch norm statistics, which differ between ranks.
+
+    An evaluation has a network of its own, so that nothing of the training is changed by it.
+    """
+    values = checkpoint.averaged(checkpoint.values(train_step))
     if world > 1:
-        statistics = [p for p in train_step.values if p.name.endswith(('.moving_mean', '.moving_variance'))]
-        shared = ops.Broadcast(0)((Tensor(np.concatenate([p.asnumpy() for p in statistics])),))[0].asnumpy()
-        ends = np.cumsum([p.size for p in statistics])
-        for parameter, part in zip(statistics, np.split(shared, ends[:-1])):
-            ops.assign(parameter, Tensor(part.copy()))
-    saved = [p.asnumpy().copy() for p in train_step.values] if train_step.averages else []
-    for parameter, average in zip(train_step.values, train_step.averages or ()):
-        ops.assign(parameter, Tensor(average.asnumpy().copy()))
-    try:
-        yield
-    finally:
-        for parameter, value in zip(train_step.values, saved):
-            ops.assign(parameter, Tensor(value))
+        names = [name for name in values if name.endswith(('.moving_mean', '.moving_variance'))]
+        shared = collective.from_first(np.concatenate([values[name] for name in names]))
+        values.update(zip(names, np.split(shared, np.cumsum([values[name].size for name in names])[:-1])))
+    checkpoint.load_into(network, values, 'this training')
 
 
 def evaluate(step, dataset, expected, world=1, asked_to_stop=lambda: False):
-    """Run `step` (an `EvaluationStep`) over `dataset` and reduce over the ranks; None if `asked_to_stop()` came true.
+    """Run `step` (an `EvaluationStep`) over `dataset` and reduce over the ranks; None if `asked_to_stop()` came true on
+    one of them.
 
     Raises InputError when the pictures counted are not the `expected` number of records.
     """
-    training = step.training
     step.set_train(False)
-    sums = np.zeros(4)
+    sums, stopped = np.zeros(4), False
     for image, label in tqdm(dataset.create_tuple_iterator(num_epochs=1), 'evaluating',
                              total=dataset.get_dataset_size(), leave=False, disable=None, unit='batch'):
-        if asked_to_stop():
-            return None
+        stopped = bool(asked_to_stop())
+        if stopped:
+            break
         sums += step(image, label).asnumpy()
-    step.set_train(training)
     if world > 1:
-        sums = ops.AllReduce()(Tensor(sums.astype(np.float32))).asnumpy().astype(np.float64)
+        *sums, stopped = collective.summed([*sums, stopped]).astype(np.float64)
+    if stopped:
+        return None
     if sums[3] != expected:
         raise InputError(f'{sums[3]:.0f} images were evaluated, but the records hold {expected}')
     return Result(100 * sums[0] / expected, 100 * sums[1] / expected, sums[2] / expected, expected)

@@ -1,7 +1,7 @@
 """The one definition of a picture's way from JPEG bytes to the network's input in [-1, 1].
 
-The host decodes, crops and resizes to uint8; `Augment`, the first cell in front of the network, does the rest on the
-device in one pass. The random draws are made on the host from (seed, epoch, record), so any sample can be made again.
+The host decodes, crops, resizes and flips, all in uint8; `Augment`, the first cell in front of the network, does the rest
+on the device in one pass. The random draws are made on the host from (seed, epoch, record), so any sample can be made again.
 """
 import functools
 import io
@@ -29,7 +29,7 @@ ASPECT = (0.75, 1.33)  # width / height
 ATTEMPTS = 100
 BRIGHTNESS = 32 / 255
 SATURATION = (0.5, 1.5)
-NO_AUGMENTATION = (0.0, 0.0, 1.0)  # flip, brightness, saturation
+NO_AUGMENTATION = (0.0, 1.0)  # brightness, saturation
 
 
 def recorded_preprocessing(recorded):
@@ -77,8 +77,8 @@ def random_crop(rng, height, width, min_covered=0.1):
 
 
 def random_colour(rng):
-    """Flip (0 or 1), brightness (added, in parts of full scale) and saturation (factor), float32 (3,)."""
-    return np.array([rng.integers(2), rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(*SATURATION)], np.float32)
+    """Whether to flip (bool); brightness (added, in parts of full scale) and saturation (factor), float32 (2,)."""
+    return bool(rng.integers(2)), np.array([rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(*SATURATION)], np.float32)
 
 
 def central_crop(height, width, fraction=PREPROCESSING.central_fraction):
@@ -161,15 +161,25 @@ def training_picture(encoded, size, rng, min_covered=0.1):
     return resize(decode(encoded, lambda height, width: random_crop(rng, height, width, min_covered)), size)
 
 
-def colour(x, brightness, saturation):
+def channels_first(image, flip=False):
+    """uint8 (H, W, 3) -> (3, H, W), with `flip` left and right exchanged; one copy does both.
+
+    On the host because NPUs are slow at it: their vectors lie along the last axis, and 3 values do not fill one.
+    """
+    return np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1))
+
+
+def colour(x, brightness, saturation, maximum, minimum):
     """Brightness added; saturation multiplied in HSV as TensorFlow defines it (S cut at 1; hue and value stay, so every
     channel moves towards or away from the value: no conversion is needed); cut to [0, 1]; scaled to [-1, 1].
 
-    `x`, in [0, 1], has its three channels on axis -3. For arrays and Tensors: host and device compute the same.
+    `x`, in [0, 1], has its three channels on axis -3. For arrays and Tensors, with the `maximum` and `minimum` of two that
+    belong to them: host and device compute the same. (Reductions over an axis of 3 are slow on an NPU.)
     """
     x = x + brightness
-    value = x.max(-3, keepdims=True)
-    chroma = value - x.min(-3, keepdims=True)
+    red, green, blue = x[..., 0:1, :, :], x[..., 1:2, :, :], x[..., 2:3, :, :]
+    value = maximum(maximum(red, green), blue)
+    chroma = value - minimum(minimum(red, green), blue)
     # S = chroma / value becomes min(S * saturation, 1); the factor on (value - x) is new S / S. A chroma that is not 0
     # is at least 1 / 255; 1e-3 can be told from 0 in float16 too.
     factor = (value / chroma.clip(1e-3, None)).clip(None, saturation)
@@ -177,18 +187,16 @@ def colour(x, brightness, saturation):
 
 
 def augment(image, draws):
-    """What `Augment` does, on the host: uint8 (H, W, 3), draws (3,) -> float32 (3, H, W)."""
-    flip, brightness, saturation = draws
-    x = (image[:, ::-1] if flip > 0.5 else image).transpose(2, 0, 1)
-    result = np.empty(x.shape, np.float32)
-    for row in range(0, x.shape[1], 32):  # strips that stay in the cache: half the time
+    """What `Augment` does, on the host: uint8 (3, H, W), draws (2,) -> float32 (3, H, W)."""
+    result = np.empty(image.shape, np.float32)
+    for row in range(0, image.shape[1], 32):  # strips that stay in the cache: half the time
         rows = slice(row, row + 32)
-        result[:, rows] = colour(x[:, rows].astype(np.float32, 'C') / 255, brightness, saturation)
+        result[:, rows] = colour(image[:, rows].astype(np.float32) / 255, *draws, np.maximum, np.minimum)
     return result
 
 
 class Augment(nn.Cell):
-    """uint8 (N, H, W, 3) and draws (N, 3) of `random_colour` -> (N, 3, H, W) in [-1, 1]: horizontal flip, `colour`.
+    """uint8 (N, 3, H, W) and draws (N, 2) of `random_colour` -> (N, 3, H, W) in [-1, 1]: `colour`.
 
     In float16 the result is within 1 / 255 of the float32 one (0.0025 measured; rounding it alone costs 0.0002).
     """
@@ -199,10 +207,8 @@ class Augment(nn.Cell):
 
     def construct(self, image, draws):
         draws = draws.astype(self.dtype)
-        flip, brightness, saturation = (draws[:, i].reshape(-1, 1, 1, 1) for i in range(3))
-        x = image.astype(self.dtype).transpose(0, 3, 1, 2) / 255
-        x = ops.select(ops.broadcast_to(flip > 0.5, x.shape), ops.flip(x, (3,)), x)
-        return colour(x, brightness, saturation)
+        brightness, saturation = draws[:, 0].reshape(-1, 1, 1, 1), draws[:, 1].reshape(-1, 1, 1, 1)
+        return colour(image.astype(self.dtype) / 255, brightness, saturation, ops.maximum, ops.minimum)
 
 
 def scale(pixels, preprocessing=PREPROCESSING):

@@ -62,8 +62,8 @@ def test_batches(records):
     found = batches(records)
     assert len(found) == 4
     image, draws, mask, label = found[0]
-    assert (image.shape, image.dtype) == ((4, 75, 75, 3), np.uint8)
-    assert (draws.shape, draws.dtype) == ((4, 3), np.float32)
+    assert (image.shape, image.dtype) == ((4, 3, 75, 75), np.uint8)
+    assert (draws.shape, draws.dtype) == ((4, 2), np.float32)
     assert (mask.shape, mask.dtype) == ((4, 1536), np.uint8) and abs(mask.mean() - 0.8) < 0.03
     assert label.dtype == np.int32 and label.min() >= 0 and label.max() < 10
     expected = [records.label[r] - 1 for _, r in order(count=len(records), seed=3, batch_size=4, stop=4)]

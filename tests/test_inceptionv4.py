@@ -94,8 +94,8 @@ def test_every_parameter_has_a_gradient(small):
     """And the auxiliary loss counts: without it the auxiliary head's gradients are zero."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     rng = np.random.default_rng(0)
-    batch = [Tensor(a) for a in (rng.integers(0, 256, (4, 75, 75, 3), dtype=np.uint8),
-                                 np.tile(np.float32([0, 0, 1]), (4, 1)), np.ones((4, 1536), np.uint8),
+    batch = [Tensor(a) for a in (rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8),
+                                 np.tile(np.float32([0, 1]), (4, 1)), np.ones((4, 1536), np.uint8),
                                  np.arange(4, dtype=np.int32))]
     trainable = small.trainable_params()
     norms = {}

@@ -9,7 +9,7 @@ from mindspore import Tensor
 from PIL import Image
 
 from src.preprocess import augment as augment_on_host
-from src.preprocess import (Augment, NO_AUGMENTATION, central_crop, decode, evaluation_picture, random_colour,
+from src.preprocess import (Augment, NO_AUGMENTATION, central_crop, channels_first, decode, evaluation_picture, random_colour,
                             random_crop, resize, training_picture)
 from tests.reference import DATA, SHARED
 
@@ -27,7 +27,7 @@ def encoded(picture, kind='PNG', mode='RGB'):
 def augment():
     ms.set_context(mode=ms.GRAPH_MODE)
     cell = Augment()
-    return lambda image, draws: cell(Tensor(image), Tensor(np.asarray(draws, np.float32))).asnumpy()
+    return lambda image, draws: cell(Tensor(image.transpose(0, 3, 1, 2)), Tensor(np.asarray(draws, np.float32))).asnumpy()
 
 
 def test_crop_distribution():
@@ -68,18 +68,17 @@ def test_augment_is_the_definition(augment):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (8, 9, 9, 3), dtype=np.uint8)
     image[0], image[1], image[2, :, :, 1:] = 0, 255, 0  # black, white and pure red
-    draws = np.array([[i % 2, 0.1 if i % 3 else -0.0, s] for i, s in enumerate((0.5, 1.5, 1.5, 0.5, 1, 1.2, 0.7, 1.5))])
+    draws = np.array([[0.1 if i % 3 else -0.0, s] for i, s in enumerate((0.5, 1.5, 1.5, 0.5, 1, 1.2, 0.7, 1.5))])
     found = augment(image, draws)
-    for i, (flip, brightness, saturation) in enumerate(draws):
-        picture = (image[i, :, ::-1] if flip else image[i]) / 255 + brightness
-        expected = np.clip(tensorflow_saturation(picture, saturation), 0, 1) * 2 - 1
+    for i, (brightness, saturation) in enumerate(draws):
+        expected = np.clip(tensorflow_saturation(image[i] / 255 + brightness, saturation), 0, 1) * 2 - 1
         assert np.abs(found[i].transpose(1, 2, 0) - expected).max() < 1e-5
 
 
 def test_augment_below_black(augment):
     """Negative values after the brightness have no saturation in TensorFlow and end as black."""
     image = np.array([[[[0, 10, 20], [3, 2, 1], [200, 3, 2]]]], np.uint8)
-    found = augment(image, [[0, -32 / 255, 1.5]])[0, :, 0].T
+    found = augment(image, [[-32 / 255, 1.5]])[0, :, 0].T
     assert (found[:2] == -1).all()
     value, chroma = 200 - 32, 200 - 2  # saturation above 1 is cut to 1, the ratios of value - x stay
     expected = [value - (200 - x) * value / chroma for x in (200, 3, 2)]
@@ -92,22 +91,30 @@ def test_no_augmentation_is_scaling(augment):
     assert np.abs(found - (image.transpose(0, 3, 1, 2) / 127.5 - 1)).max() < 1e-5
 
 
+@pytest.mark.parametrize('flip', [False, True])
+def test_channels_first(flip):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    found = channels_first(image, flip)
+    assert found.flags.c_contiguous and found.shape == (3, 5, 7)
+    assert all(np.array_equal(found[c, :, i], image[:, 6 - i if flip else i, c]) for c in range(3) for i in range(7))
+
+
 def test_host_and_device_compute_the_same(augment):
     """Within a grey level, in float16 too; and so far as they depend on nothing but the draws, repeatably."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (32, 40, 40, 3), dtype=np.uint8)
     image[:4], image[4:8], image[8:12] = image[:4] // 16 + 110, 0, (image[8:12] > 128) * 255
-    draws = np.array([random_colour(rng) for _ in range(32)])
-    on_host = np.stack([augment_on_host(*sample) for sample in zip(image, draws)])
+    draws = np.array([random_colour(rng)[1] for _ in range(32)])
+    on_host = np.stack([augment_on_host(channels_first(one), drawn) for one, drawn in zip(image, draws)])
     assert on_host.dtype == np.float32 and on_host.shape == (32, 3, 40, 40)
     assert np.abs(augment(image, draws) - on_host).max() < 1e-5
-    half = Augment(ms.float16)(Tensor(image), Tensor(draws)).asnumpy()
+    half = Augment(ms.float16)(Tensor(image.transpose(0, 3, 1, 2)), Tensor(draws)).asnumpy()
     assert half.dtype == np.float16 and np.abs(half - on_host).max() < 1 / 255
 
 
 def test_colour_draws():
     rng = np.random.default_rng(0)
-    flip, brightness, saturation = np.array([random_colour(rng) for _ in range(4000)]).T
+    flip, brightness, saturation = np.array([(flip, *draws) for flip, draws in (random_colour(rng) for _ in range(4000))]).T
     assert set(flip) == {0, 1} and abs(flip.mean() - 0.5) < 0.03
     for values, low, high in ((brightness, -32 / 255, 32 / 255), (saturation, 0.5, 1.5)):
         assert low <= values.min() and values.max() <= high
@@ -162,7 +169,11 @@ def test_training_pictures_of_photos(path, augment):
     mean, std, spread = (figures[f'{path.name}/train_{key}'] for key in
                          ('channel_mean_mean', 'channel_mean_std', 'std_mean'))
     data, rng = path.read_bytes(), np.random.default_rng(3)
-    images = [augment(training_picture(data, 299, rng)[None], random_colour(rng)[None])[0] for _ in range(300)]
+    def sample():
+        picture = training_picture(data, 299, rng)
+        flip, draws = random_colour(rng)
+        return augment((picture[:, ::-1] if flip else picture)[None], draws[None])[0]
+    images = [sample() for _ in range(300)]
     means = np.array([image.mean((1, 2)) for image in images])
     z = np.abs(means.mean(0) - mean) / (std * np.sqrt(2 / 300))
     spread_z = abs(np.mean([image.std() for image in images]) - spread) / (

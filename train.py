@@ -4,18 +4,19 @@ from functools import partial
 from pathlib import Path
 
 import mindspore as ms
+from mindspore.nn.utils import no_init_parameters
 from mindspore.train import Model
 
 from eval import evaluate_path
-from src import checkpoint, config as configuration, dataset, evaluation, memory, resume, runtime
+from src import checkpoint, collective, config as configuration, dataset, evaluation, memory, resume, runtime
 from src.errors import InputError, Interrupted, entry_point
 from src.inceptionv4 import InceptionV4
 from src.interruption import Interruption
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
-from src.optimizer import freeze, learning_rates, make_optimizer, scaled_rate
+from src.optimizer import decayed_parameters, freeze, learning_rates, make_optimizer, scaled_rate
 from src.preprocess import PREPROCESSING
 from src.records import open_records
-from src.training import NetworkWithLoss, TrainStep, set_precision, sink_size
+from src.training import NetworkWithLoss, TrainStep, l2_term, set_precision, sinks
 
 
 @entry_point
@@ -88,20 +89,26 @@ def train(config, interruption):
     on_host = config.augment_device == 'host'
     with_loss = NetworkWithLoss(network, config.label_smoothing, config.aux_loss_weight if config.aux_logits else None,
                                 None if on_host else ms.float32 if run.amp_level == 'O0' else ms.float16)
-    step = TrainStep(with_loss, optimizer, config.loss_scale, config.weight_decay, config.ema_decay)
+    loss_scale = config.loss_scale
+    if loss_scale == 'dynamic' and run.amp_level == 'O0' and run.device_target == 'CPU':
+        loss_scale = None  # float32 has no need of it
+    step = TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
     if found:
-        resume.load(step, path, parameters, start, config.resume_override, config.loss_scale != 'dynamic')
+        resume.load(step, path, parameters, start, config.resume_override, loss_scale)
         del found, parameters
+    if run.world > 1:
+        collective.share(step.get_parameters())
 
     # Data, what happens beside the steps, and the steps
     num_workers = dataset.workers(config.num_workers, run.ranks_here)
     bad = dataset.BadRecords(config.max_bad_fraction, steps_per_epoch * batch_size, -(-steps // steps_per_epoch))
-    data = dataset.training_dataset(records, offset=offset, image_size=config.image_size, batch_size=batch_size,
-                                    seed=config.seed, keep_prob=config.dropout_keep_prob, start=start, stop=steps,
-                                    min_covered=config.min_object_covered, augment_on_host=on_host, bad=bad,
-                                    rank=run.rank, world=run.world, num_workers=num_workers)
+    steps_from = partial(dataset.training_dataset, records, offset=offset, image_size=config.image_size,
+                         batch_size=batch_size, seed=config.seed, keep_prob=config.dropout_keep_prob,
+                         min_covered=config.min_object_covered, augment_on_host=on_host, bad=bad, rank=run.rank,
+                         world=run.world, num_workers=num_workers)
     monitor = TrainingMonitor(log, rates, batch_size * run.world, steps_per_epoch, config.display_every, start, steps,
-                              train_step=step if run.world > 1 else None, interruption=interruption,
+                              interruption=interruption, agreed=collective.any_rank if run.world > 1 else bool,
+                              l2_term=partial(l2_term, decayed_parameters(network), config.weight_decay),
                               max_overflow_steps=config.max_overflow_steps, directory=checkpoints_in, bad=bad)
     callbacks, saved = [monitor], None
     if run.rank == 0:
@@ -114,18 +121,29 @@ def train(config, interruption):
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
         dataset.check_labels(validation, offset, config.num_classes)
-        evaluate = partial(evaluation.evaluate, evaluation.EvaluationStep(network), dataset.evaluation_dataset(
-            validation, offset=offset, image_size=config.image_size, batch_size=batch_size, rank=run.rank,
-            world=run.world, num_workers=num_workers), len(validation), run.world, lambda: interruption.number)
-        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate, step, saved,
-                                     run.world))
-    # One pass over `data` is the whole training, in sinks where the device has them.
-    sink = sink_size(steps - start, config.iterations_per_loop) if run.sink else -1
-    if run.sink and sink != min(config.iterations_per_loop, steps - start):
-        log(f'iterations_per_loop {config.iterations_per_loop} does not divide {steps - start} steps: {sink} taken')
+        with no_init_parameters():  # each evaluation fills them
+            evaluated = set_precision(InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}),
+                                      run.amp_level)
+        evaluation_step = evaluation.EvaluationStep(evaluated)
+        data = dataset.evaluation_dataset(validation, offset=offset, image_size=config.image_size, batch_size=batch_size,
+                                          rank=run.rank, world=run.world, num_workers=num_workers)
+
+        def evaluate():
+            evaluation.take_weights(evaluated, step, run.world)
+            return evaluation.evaluate(evaluation_step, data, len(validation), run.world, lambda: interruption.number)
+        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate, saved))
+    # One pass over the data is the whole training, in sinks where the device has them.
+    parts = sinks(steps - start, config.iterations_per_loop) if run.sink else [(1, -1)]
+    if run.sink and len(parts) > 1:
+        log(f'{steps - start} steps in sinks of {parts[0][1]}, at the end one of {parts[1][1]}, for which the graph is '
+            'compiled once more')
     try:
-        Model(step).train((steps - start) // sink if run.sink else 1, data, callbacks, dataset_sink_mode=run.sink,
-                          sink_size=sink)
+        for count, length in parts:
+            stop = monitor.step + count * length if run.sink else steps
+            Model(step).train(count, steps_from(start=monitor.step, stop=stop), callbacks, dataset_sink_mode=run.sink,
+                              sink_size=length)
+            if monitor.stopping:
+                break
     except RuntimeError:
         if not interruption.number or run.world > 1 or run.sink:
             raise

@@ -19,8 +19,8 @@ def main(batch_size, image_size):
     network = InceptionV4(image_size=image_size)
     optimizer = make_optimizer('rmsprop', network, np.full(10, 0.01, np.float32), weight_decay=1e-5, momentum=0.9,
                                on_cpu=True)
-    step = TrainStep(NetworkWithLoss(network), optimizer).set_train()
-    batch = (np.zeros((batch_size, image_size, image_size, 3), np.uint8), np.ones((batch_size, 3), np.float32),
+    step = TrainStep(NetworkWithLoss(network), optimizer, loss_scale=None).set_train()
+    batch = (np.zeros((batch_size, 3, image_size, image_size), np.uint8), np.ones((batch_size, 2), np.float32),
              np.ones((batch_size, 1536), np.uint8), np.zeros(batch_size, np.int32))
     for _ in range(2):
         step(*map(Tensor, batch))[0].asnumpy()

@@ -18,7 +18,6 @@ PREFIX = 'inceptionv4'
 BEST = f'{PREFIX}-best.ckpt'
 FORMAT_VERSION = 2
 AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
-NOT_STATE = 'stop_requested'  # a parameter of the training step that is a message, not part of a training's state
 CLASSIFIERS = ('logits.', 'aux_logits.')
 INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source')
 JSON_INFO = {'config', 'preprocessing', 'class_names'}
@@ -79,7 +78,7 @@ def save(directory, cell, *, step, epoch, config, **info):
 
 def values(cell):
     """{name: ndarray} of the state of `cell`; on the CPU these are views of the live parameters."""
-    return {name: p.asnumpy() for name, p in cell.parameters_dict().items() if name != NOT_STATE}
+    return {name: p.asnumpy() for name, p in cell.parameters_dict().items()}
 
 
 def mark_best(path, top1):

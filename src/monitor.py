@@ -3,12 +3,9 @@ import contextlib
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
 from mindspore.train import Callback, LossMonitor
 from tqdm import tqdm
 
@@ -50,28 +47,29 @@ class TrainingMonitor(LossMonitor):
         rates (ndarray): learning rate of every step.
         batch_size (int): images of all ranks in a step.
         start, stop (int): steps done before and to be done in the end.
-        train_step (TrainStep): is told when this rank is asked to stop, so that all ranks stop at the same step; None
-            where there is one rank.
         interruption (Interruption): knows of signals.
+        agreed (callable): takes whether this rank is asked to stop and gives whether any is, so that all ranks stop at the
+            same step; `collective.any_rank` where there are several.
+        l2_term (callable): gives what the total loss has beside the loss.
         max_overflow_steps (int): steps in a row without an update after which training ends.
         directory (Path): where the checkpoints are.
         bad (dataset.BadRecords): its counts are logged at the ends of epochs.
     """
 
-    def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop, *, train_step=None,
-                 interruption=None, max_overflow_steps=50, directory='', bad=None):
+    def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop, *, interruption=None,
+                 agreed=bool, l2_term=lambda: 0.0, max_overflow_steps=50, directory='', bad=None):
         super().__init__(display_every)
         self.log, self.rates, self.batch_size, self.steps_per_epoch = log, rates, batch_size, steps_per_epoch
         self.start, self.stop, self.step = start, stop, start
-        self.train_step, self.interruption = train_step, interruption
+        self.interruption, self.agreed, self.l2_term = interruption, agreed, l2_term
         self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
         self.stopping, self.overflows = False, None
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
 
     def on_train_begin(self, run_context):
         self.log('compiling the training graph: seconds to minutes in which nothing moves')
-        self.bar = tqdm(total=self.stop, initial=self.start, unit='step', disable=None, dynamic_ncols=True)
-        self.logged, self.compiled = self.start, False
+        self.bar = tqdm(total=self.stop, initial=self.step, unit='step', disable=None, dynamic_ncols=True)
+        self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()
 
     def start_clock(self):
@@ -80,7 +78,7 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_step_end(self, run_context):
         cb_params = run_context.original_args()
-        done = self.start + cb_params.cur_step_num - self.step
+        done = self.first + cb_params.cur_step_num - self.step
         self.step += done
         due = self.step - self.logged >= self._per_print_times or self.step >= self.stop
         outputs = Outputs(*(float(value.asnumpy()) for value in cb_params.net_outputs))  # waits for the device
@@ -99,7 +97,7 @@ class TrainingMonitor(LossMonitor):
         if due:
             fps = self.images / self.seconds if self.seconds else float('nan')
             self.log(f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps:.1f} '
-                     f'loss: {outputs.loss:.3f} total_loss: {outputs.total_loss:.3f} '
+                     f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
                      f'lr:{self.rates[self.step - 1]:.5f}')
             if outputs.overflows > self.overflows:
                 self.log(f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
@@ -112,7 +110,9 @@ class TrainingMonitor(LossMonitor):
             if self.bad and self.bad.count(epoch):
                 self.log(f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be decoded, others took '
                          f'their places; first of all: {self.bad.first}')
-        self._obey(run_context, outputs)
+        if self.agreed(bool(self.interruption and self.interruption.number)):
+            self.stopping = True
+            run_context.request_stop()
         self.start_clock()
 
     def _check(self, outputs):
@@ -120,6 +120,8 @@ class TrainingMonitor(LossMonitor):
             self.overflows = outputs.overflows - (outputs.overflow_run > 0)
         if not np.isfinite(outputs.loss):
             problem = f'loss is {outputs.loss}'
+        elif not np.isfinite(outputs.norm) and not outputs.overflow_run:  # nothing has kept them from the weights
+            problem = 'gradients are not finite'
         elif outputs.overflow_run >= self.max_overflow_steps:
             problem = f'gradients overflowed in {outputs.overflow_run:.0f} steps running (max_overflow_steps)'
         else:
@@ -128,14 +130,6 @@ class TrainingMonitor(LossMonitor):
         raise TrainingError(f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
                             f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
                             'dynamic, and --resume_override true with --resume')
-
-    def _obey(self, run_context, outputs):
-        asked = self.interruption is not None and self.interruption.number
-        if outputs.stop or asked and self.train_step is None:
-            self.stopping = True
-            run_context.request_stop()
-        elif asked:  # told to the others within the next step, after which all stop
-            ops.assign(self.train_step.stop, Tensor(1.0, ms.float32))
 
     def on_train_end(self, run_context):
         self.bar.close()
@@ -212,15 +206,11 @@ class Checkpoints(_Every):
 
 class Evaluations(_Every):
     """Calls `evaluate()`, which gives an `evaluation.Result`, or None if it was asked to stop, and logs it;
-    `checkpoints` (a `Checkpoints`, or None) keeps the best.
+    `checkpoints` (a `Checkpoints`, or None) keeps the best."""
 
-    `train_step` (TrainStep, or None): is given the weights of its checkpoints meanwhile.
-    """
-
-    def __init__(self, monitor, every, evaluate, train_step=None, checkpoints=None, world=1):
+    def __init__(self, monitor, every, evaluate, checkpoints=None):
         super().__init__(monitor, every)
         self.evaluate, self.checkpoints = evaluate, checkpoints
-        self.weights = partial(evaluation.trained_weights, train_step, world) if train_step else contextlib.nullcontext
 
     def on_train_step_end(self, run_context):
         if not self.monitor.stopping:
@@ -231,8 +221,7 @@ class Evaluations(_Every):
     def act(self):
         step = self.monitor.step
         path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
-        with self.weights():
-            result = self.evaluate()
+        result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return

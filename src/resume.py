@@ -2,16 +2,16 @@
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from src import checkpoint
+from src import checkpoint, collective
 from src.config import differences
 from src.errors import InputError
 
 # A training may go on with other values of these: they say where the records are and how fast they come.
 FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
-OPTIMIZER_STATE = ('moment', 'mean_square', 'scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
+OPTIMIZER_STATE = ('moment', 'mean_square')
+SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
 
 
 def find(option, directory, log):
@@ -63,13 +63,15 @@ def first_step(info, steps_per_epoch, global_batch):
     return info['epoch'] * steps_per_epoch + info['position'] // global_batch
 
 
-def load(step, path, parameters, start, override=False, fixed_scale=True):
+def load(step, path, parameters, start, override=False, loss_scale='dynamic'):
     """Set the state of the training step `step` from `parameters`, to go on at step `start`.
 
     With `override` a moving average that is not in the checkpoint starts at its weights, and the rest of the optimizer's
     state as in a new training.
     """
-    parameters, left = dict(parameters), [checkpoint.NOT_STATE] + ['scale_sense'] * fixed_scale
+    parameters = dict(parameters)
+    # A loss scale that adapts itself starts anew where the checkpoint has none, as after a training in float32.
+    left = [name for name in SCALE_STATE if loss_scale != 'dynamic' or not parameters.keys() >= set(SCALE_STATE)]
     if override:
         for name in step.parameters_dict():
             if name not in parameters and name.startswith(checkpoint.AVERAGE):
@@ -84,6 +86,6 @@ def agreed(start, world):
     """`start` of rank 0, which alone has the checkpoints, on every rank; call where the others give 0."""
     if world == 1:
         return start
-    # Two digits: float32 is exact to 2^24 only, and integers are not reduced on every device.
-    digits = ops.AllReduce()(Tensor(np.array(divmod(start, 1 << 20), np.float32))).asnumpy()
-    return int(digits[0]) * (1 << 20) + int(digits[1])
+    # Two digits: float32 is exact to 2^24 only.
+    high, low = collective.summed(divmod(start, 1 << 20))
+    return int(high) * (1 << 20) + int(low)

@@ -3,6 +3,7 @@ import os
 from collections import namedtuple
 
 import mindspore as ms
+from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
 from src.errors import InputError
@@ -14,6 +15,16 @@ Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level si
 # default is one all-reduce of all 171 MB at the end.
 FUSION_MB = 32
 
+# MindSpore chooses a cached graph by script files alone (2.7 to 2.10): with another learning rate or image size it would
+# run the old one.
+GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
+
+
+def chip():
+    """MindSpore's name of the NPU by which it decides: ascend910 (the first generation), ascend910b, ascend910_93, ...; ''
+    without one."""
+    return MSContext.get_instance().get_ascend_soc_version()
+
 
 def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed=1, jit_level='O2'):
     """Set up MindSpore for this process.
@@ -23,8 +34,12 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     .../parallel/msrun_launcher.html (dynamic cluster, MS_ROLE).
 
     Raises:
-        InputError: no such device, or `rank_size` and the launched processes disagree.
+        InputError: no such device, `rank_size` and the launched processes disagree, or MindSpore's cache of graphs is on.
     """
+    for name in GRAPH_CACHES:
+        if os.environ.get(name, '0') != '0':
+            raise InputError(f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
+                             f'word; unset {name}')
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
         raise InputError('device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
@@ -41,15 +56,17 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
         # Only a graph that is compiled as a whole (O2) loops on the device; O0, the default of newer NPUs, goes back to
         # the host after every step: https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_context.html
         ms.set_context(jit_config={'jit_level': jit_level})
+        _set_precision(amp_level)
     elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
         ms.set_device(target)
     rank, world = 0, 1
     if launched > 1:
         init()
         rank, world = get_rank(), get_group_size()
-        # gradients_mean is off by default, which would make the learning rate depend on the number of ranks.
+        # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
+        # `collective.share` says why parameter_broadcast is.
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                     device_num=world, parameter_broadcast=True,
+                                     device_num=world, parameter_broadcast=False,
                                      comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}})
     ms.set_seed(seed)
     if amp_level == 'auto':
@@ -57,6 +74,16 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
     return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend',
                    int(os.environ.get('LOCAL_RANKS', world)) if launched > 1 else 1)
+
+
+def _set_precision(amp_level):
+    """What an NPU may compute in less than the network asks for; at O0 as little as the chip allows."""
+    precision = ms.device_context.ascend.op_precision
+    if chip() == 'ascend910':
+        # The default is documented as force_fp16. Convolutions have no float32 here; everything else keeps it.
+        precision.precision_mode('allow_fp32_to_fp16')
+    elif amp_level == 'O0':
+        precision.conv_allow_hf32(False)  # 10 bits in place of 23, on by default
 
 
 def describe(runtime, option):

@@ -2,11 +2,12 @@
 from collections import namedtuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+from mindspore.ops import constexpr
 
 from src import checkpoint
 from src.errors import InputError
-from src.optimizer import decayed_parameters
 from src.preprocess import Augment
 
 FIXED_LOSS_SCALE = 1024.0
@@ -35,7 +36,7 @@ class NetworkWithLoss(nn.Cell):
     """A batch of the training pipeline -> mean loss, the auxiliary classifier's added with `aux_loss_weight` (None for
     a network without one).
 
-    Inputs: image uint8 (N, H, W, 3), draws float32 (N, 3), dropout mask uint8 (N, 1536), label int32 (N,). With
+    Inputs: image uint8 (N, 3, H, W), draws float32 (N, 2), dropout mask uint8 (N, 1536), label int32 (N,). With
     `augment_dtype` None the images are what the network takes, float32 (N, 3, H, W), and the draws are not used.
     """
 
@@ -59,19 +60,29 @@ def multiplied(factor, gradient):
     return gradient * factor
 
 
-def overflowed(gradient):
-    return ops.logical_not(ops.isfinite(gradient).all())
-
-
 def moved(share, average, value):
     return ops.assign(average, average + (value - average) * share)
 
 
+def half_square_sum(gradient):
+    """sum(gradient^2) / 2, a scalar."""
+    if not _on_cpu():
+        return ops.L2Loss()(gradient)
+    # The CPU's L2Loss adds value after value, which is 1e-4 off for a large tensor, and takes twice as long.
+    rows = gradient.reshape(gradient.shape[0] if gradient.ndim > 1 else 1, 1, -1)
+    return ops.BatchMatMul(transpose_b=True)(rows, rows).sum() / 2
+
+
+@constexpr
+def _on_cpu():
+    return ms.get_context('device_target') == 'CPU'
+
+
 def loss_scale_update(option):
     """What `nn.TrainOneStepWithLossScaleCell` takes for the option `loss_scale`: `fixed` (1024), a number above 0, or
-    `dynamic` (from 65,536: halved at an overflow, doubled after 2,000 steps without)."""
+    `dynamic` (from 1024: halved at an overflow, doubled after 2,000 steps without)."""
     if option == 'dynamic':
-        return nn.DynamicLossScaleUpdateCell(2.0**16, 2, 2000)
+        return nn.DynamicLossScaleUpdateCell(FIXED_LOSS_SCALE, 2, 2000)
     try:
         scale = FIXED_LOSS_SCALE if option == 'fixed' else float(option)
         if not 0 < scale < 2.0**127:
@@ -81,63 +92,75 @@ def loss_scale_update(option):
     return Tensor(scale, ms.float32)
 
 
-# What a step gives back: loss and total_loss before the step, then the steps without an update so far and those in
-# a row, the loss scale, and the number of ranks that were asked to stop.
-Outputs = namedtuple('Outputs', 'loss total_loss overflows overflow_run loss_scale stop')
+def l2_term(parameters, weight_decay):
+    """weight_decay * sum(w^2) / 2 over `parameters` (see `decayed_parameters`), the term of the total loss whose gradient
+    is the optimizer's weight decay; computed on the host, because only log lines need it."""
+    weights = (parameter.asnumpy().ravel() for parameter in parameters)
+    return weight_decay / 2 * sum(float(np.dot(weight, weight)) for weight in weights)
+
+
+# What a step gives back: the loss before the step, the norm of all gradients, then the steps without an update so far
+# and those in a row, and the loss scale.
+Outputs = namedtuple('Outputs', 'loss norm overflows overflow_run loss_scale')
 
 
 class TrainStep(nn.TrainOneStepWithLossScaleCell):
     """One step of `optimizer` on `network_with_loss`; gives `Outputs`, all scalars.
 
-    The loss is multiplied by the loss scale before the gradients are taken, and they are divided by it before the
-    optimizer sees them. total_loss adds weight_decay * sum(w^2) / 2 over `decayed_parameters`, the term whose gradient
-    is the optimizer's weight decay. A step whose gradients overflowed on any rank changes no weight, but counts as a
-    step for the learning rate. With `ema_decay` the parameters `ema.<name>` hold moving averages of the network's.
+    Args:
+        loss_scale (str, number or None): see `loss_scale_update`; the loss is multiplied by it before the gradients are
+            taken, and they are divided by it before anything else sees them. A step whose gradients overflowed on any rank
+            changes no weight, but counts as a step for the learning rate. None: nothing is scaled, and no step left out.
+        clip_norm (float): gradients whose norm, over all of them together, is larger are scaled down to it; 0: never.
+        ema_decay (float): the parameters `ema.<name>` hold moving averages of the network's; 0: there are none.
 
     MindSpore's `Model` would not give one such a step on the CPU, and nothing but the last overflow of a sink; hence
     everything that must be known of every step is a parameter here.
     https://www.mindspore.cn/docs/en/r2.7.0/api_python/nn/mindspore.nn.TrainOneStepWithLossScaleCell.html
     """
 
-    def __init__(self, network_with_loss, optimizer, loss_scale='fixed', weight_decay=0.0, ema_decay=0.0):
-        super().__init__(network_with_loss, optimizer, loss_scale_update(loss_scale))
-        self.on_cpu = ms.get_context('device_target') == 'CPU'
-        self.decayed = decayed_parameters(network_with_loss)
-        self.weight_decay = weight_decay
+    def __init__(self, network_with_loss, optimizer, loss_scale='dynamic', clip_norm=0.0, ema_decay=0.0):
+        super().__init__(network_with_loss, optimizer, loss_scale_update(1.0 if loss_scale is None else loss_scale))
+        self.scaled = loss_scale is not None
+        # Such an NPU cuts what overflows to the largest float16 and sets a flag; elsewhere it becomes infinite.
+        self.saturates = self.ascend_910a_target or (self.ascend_910b_target
+                                                     and self._ascend_check_overflow_mode == 'SATURATION_MODE')
+        self.clip_norm = clip_norm
         self.values = ParameterTuple(network_with_loss.get_parameters())
         self.averages = self.values.clone(checkpoint.AVERAGE[:-1], init='same') if ema_decay else None
         self.new_share = Tensor(1 - ema_decay, ms.float32)
         self.overflows = Parameter(Tensor(0, ms.int32), 'overflows', requires_grad=False)
         self.overflow_run = Parameter(Tensor(0, ms.int32), 'overflow_run', requires_grad=False)
-        self.stop = Parameter(Tensor(0, ms.float32), checkpoint.NOT_STATE, requires_grad=False)
         self.map = ops.HyperMap()
-
-    def get_overflow_status(self, status, gradients):
-        """As MindSpore does it on the device; it has no way for the CPU."""
-        if not self.on_cpu:
-            return super().get_overflow_status(status, gradients)
-        # After the all-reduce, which carries what is not finite to all ranks.
-        return ops.stack(self.map(overflowed, gradients)).any()
 
     def construct(self, *batch):
         loss = self.network(*batch)
-        squares = 0.0
-        for weight in self.decayed:
-            squares = squares + ops.square(weight).sum()  # `+=` would be an operation in place
         status, scale = self.start_overflow_check(loss, self.scale_sense * 1)  # of this step, not as updated below
         gradients = self.grad(self.network, self.weights)(*batch, ops.fill(loss.dtype, loss.shape, 1) * scale)
-        gradients = self.map(ops.partial(multiplied, 1 / scale), self.grad_reducer(gradients))
-        overflow = self.process_loss_scale(self.get_overflow_status(status, gradients))
-        total_loss = loss + self.weight_decay / 2 * squares
+        gradients = self.grad_reducer(gradients)  # which carries what is not finite to all ranks
+        norm = ops.sqrt(2 * ops.addn(self.map(half_square_sum, gradients))) / scale
+        factor = 1 / scale
+        if self.clip_norm:
+            factor = factor * self.clip_norm / ops.maximum(norm, self.clip_norm)
+        if self.scaled or self.clip_norm:
+            scaled_down = self.map(ops.partial(multiplied, factor), gradients)
+        else:
+            scaled_down = gradients
+        if not self.scaled:
+            return ops.depend(loss, self.update(scaled_down)), norm, self.overflows * 1, self.overflow_run * 1, scale
+        if self.saturates:
+            overflow = self.get_overflow_status(status, gradients)
+        else:
+            overflow = ops.logical_not(ops.isfinite(norm))
+        overflow = self.process_loss_scale(overflow)
         if overflow:
             loss = ops.depend(loss, ops.assign_add(self.optimizer.global_step, 1))
         else:
-            loss = ops.depend(loss, self.update(gradients))
+            loss = ops.depend(loss, self.update(scaled_down))
         count = overflow.astype(ms.int32)
         overflows = ops.assign_add(self.overflows, count)
         run = ops.assign(self.overflow_run, (self.overflow_run + 1) * count)
-        stop = self.allreduce(self.stop) if self.is_distributed else self.stop * 1
-        return loss, total_loss, overflows, run, scale, stop
+        return loss, norm, overflows, run, scale
 
     def update(self, gradients):
         done = self.optimizer(gradients)
@@ -146,6 +169,17 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         return done
 
 
-def sink_size(steps, iterations_per_loop):
-    """Largest number of steps up to `iterations_per_loop` that divides `steps`, so that no sink overshoots the end."""
-    return next(size for size in range(min(iterations_per_loop, steps), 0, -1) if steps % size == 0)
+def sinks(steps, iterations_per_loop):
+    """[(number of sinks, steps in each)] that are `steps` steps in all.
+
+    One kind of sinks if a length from half of `iterations_per_loop` divides them; else whole ones and then the rest in one,
+    for which the graph is compiled again. None of one step, which MindSpore runs in another, slower way.
+    """
+    longest = min(iterations_per_loop, steps)
+    for length in range(longest, max(longest // 2, 1), -1):
+        if steps % length == 0:
+            return [(steps // length, length)]
+    whole, rest = divmod(steps, longest)
+    if rest == 1:
+        whole, rest = whole - 1, longest + 1
+    return [(count, length) for count, length in ((whole, longest), (1, rest)) if count and length]

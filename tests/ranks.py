@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.train import Model
 
-from src import checkpoint, dataset, evaluation, runtime
+from src import checkpoint, collective, dataset, evaluation, runtime
 from src.inceptionv4 import InceptionV4
 from src.optimizer import make_optimizer
 from src.records import open_records
@@ -35,7 +35,9 @@ def main(data_dir, source, out, rank_size):
                 cell.use_batch_statistics = False
         optimizer = make_optimizer('rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9,
                                    on_cpu=True)
-        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, 1e-5).set_train()
+        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0).set_train()
+        if run.world > 1:
+            collective.share(step.get_parameters())
         train = dataset.training_dataset(open_records(data_dir, 'train'), offset=1, image_size=75, keep_prob=0.8, seed=1,
                                          batch_size=GLOBAL_BATCH // run.world, start=0, stop=STEPS, rank=run.rank,
                                          world=run.world)

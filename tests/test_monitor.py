@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from src import checkpoint
 from src.dataset import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation import Result
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
-from src.training import sink_size
+from src.training import sinks
 
 
 class Run:
@@ -32,9 +32,9 @@ class Run:
     def request_stop(self):
         self.stopped = True
 
-    def step(self, steps=1, loss=2.0, overflows=0, overflow_run=0, stop=0):
+    def step(self, steps=1, loss=2.0, norm=1.0, overflows=0, overflow_run=0):
         self.state.cur_step_num += steps
-        self.state.net_outputs = [Tensor(np.float32(v)) for v in (loss, loss + 0.5, overflows, overflow_run, 1024, stop)]
+        self.state.net_outputs = [Tensor(np.float32(v)) for v in (loss, norm, overflows, overflow_run, 1024)]
         self.call('on_train_step_end')
 
 
@@ -43,7 +43,7 @@ def monitor():
     lines = []
     rates = np.linspace(0.1, 0.001, 1000, dtype=np.float32)
     made = TrainingMonitor(lines.append, rates, batch_size=8, steps_per_epoch=10, display_every=20, start=0, stop=100,
-                           max_overflow_steps=3)
+                           max_overflow_steps=3, l2_term=lambda: 0.5)
     made.lines = lines
     return made
 
@@ -128,24 +128,24 @@ def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
         'train-00000-of-00001 record 3: cut off']
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
-def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, ranks):
-    """One rank stops after the step; several agree through the training step first, so after the next."""
-    train_step = SimpleNamespace(stop=Parameter(Tensor(np.float32(0)))) if ranks > 1 else None
-    monitor.train_step, monitor.interruption = train_step, SimpleNamespace(number=0, can_save=False)
+@pytest.mark.parametrize('asked', ['this rank', 'another rank'])
+def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
+    """Whichever rank is asked, all stop after the same step, because they ask each other after every one."""
+    others = []
+    monitor.agreed, monitor.interruption = lambda flag: flag or bool(others), SimpleNamespace(number=0, can_save=False)
     evaluations = []
     run = Run([monitor, Checkpoints(monitor, 50, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2),
                Evaluations(monitor, 12, lambda: evaluations.append(monitor.step))])
     for _ in range(10):
         run.step()
-    assert monitor.interruption.can_save
-    monitor.interruption.number = 15
+    assert monitor.interruption.can_save and not run.stopped
+    if asked == 'this rank':
+        monitor.interruption.number = 15
+    else:
+        others.append(True)
     run.step()
-    if ranks > 1:
-        assert not run.stopped and float(train_step.stop.asnumpy()) == 1
-        run.step(stop=1)
     assert run.stopped and monitor.stopping and not evaluations
-    assert [p.name for p in checkpoint.find(tmp_path)] == [f'inceptionv4-1_{10 + ranks}.ckpt']
+    assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
 
 
 def test_disk_full(monitor, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_best_checkpoint_outlives_the_newest(monitor, tmp_path):
     def evaluate():
         cell.weight.set_data(Tensor(np.full((2, 2), monitor.step, np.float32)))
         return Result(next(accuracies), 90.0, 1.5, 30)
-    run = Run([monitor, saved, Evaluations(monitor, 10, evaluate, None, saved)])
+    run = Run([monitor, saved, Evaluations(monitor, 10, evaluate, saved)])
     for _ in range(99):
         run.step()
     best, info = checkpoint.load(tmp_path / checkpoint.BEST)
@@ -238,7 +238,28 @@ def test_log_appends(tmp_path):
         Log('/proc/none/x.log')
 
 
-@pytest.mark.parametrize('steps, loop, expected', [(1000900, 100, 100), (250200, 100, 100), (1001, 100, 91), (7, 100, 7),
-                                                   (10007, 100, 1), (12, 5, 4)])
-def test_sink_size_divides_the_steps(steps, loop, expected):
-    assert sink_size(steps, loop) == expected
+@pytest.mark.parametrize('steps, loop, expected', [
+    (1000900, 100, [(10009, 100)]), (250200, 100, [(2502, 100)]), (1001, 100, [(11, 91)]), (7, 100, [(1, 7)]),
+    (10009, 100, [(100, 100), (1, 9)]), (10001, 100, [(137, 73)]), (1009, 12, [(83, 12), (1, 13)]), (101, 100, [(1, 101)]),
+    (1, 100, [(1, 1)]), (5, 2, [(1, 2), (1, 3)]), (5, 1, [(5, 1)]), (12, 5, [(3, 4)])])
+def test_sinks(steps, loop, expected):
+    """All steps and no more, and none in a sink of its own, whatever divides them."""
+    assert sinks(steps, loop) == expected and sum(count * length for count, length in expected) == steps
+
+
+def test_steps_go_on_counting_in_a_second_part(monitor):
+    """MindSpore counts from 0 again with every call of `Model.train`."""
+    run = Run([monitor])
+    for _ in range(4):
+        run.step(20)
+    run = Run([monitor])
+    run.step(20)
+    assert logged(monitor) == [20, 40, 60, 80, 100] and monitor.all_images == 60 * 8
+
+
+def test_gradients_that_are_not_finite_stop(monitor):
+    """Where no loss scale leaves such a step out, the weights are lost."""
+    run = Run([monitor])
+    run.step(norm=float('inf'), overflows=1, overflow_run=1)
+    with pytest.raises(TrainingError, match='gradients are not finite at step 2'):
+        run.step(norm=float('nan'), overflows=1)

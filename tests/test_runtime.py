@@ -46,7 +46,7 @@ def test_eight_npus(ascend, monkeypatch):
     assert ascend.set_context.call_args == call(jit_config={'jit_level': 'O0'})
     assert ascend.set_device.call_args == call('Ascend', 7)
     assert ascend.set_auto_parallel_context.call_args == call(
-        parallel_mode=ascend.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=8, parameter_broadcast=True,
+        parallel_mode=ascend.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=8, parameter_broadcast=False,
         comm_fusion={'allreduce': {'mode': 'size', 'config': 32}})
 
 
@@ -62,34 +62,50 @@ def test_rank_size_must_agree(ascend, monkeypatch, launched, rank_size):
         runtime.start(rank_size=rank_size)
 
 
-class Recorded(Exception):
-    pass
+@pytest.mark.parametrize('chip, amp_level, expected', [
+    ('ascend910', 'O3', call.precision_mode('allow_fp32_to_fp16')), ('ascend910', 'O0', call.precision_mode('allow_fp32_to_fp16')),
+    ('ascend910b', 'O0', call.conv_allow_hf32(False)), ('ascend910_93', 'O0', call.conv_allow_hf32(False)),
+    ('ascend910b', 'O3', None)])
+def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, expected):
+    """https://www.mindspore.cn/docs/en/r2.7.0/api_python/device_context/mindspore.device_context.ascend.op_precision.precision_mode.html
+    O3 names float16 where it wants it; O0 is float32 as far as the chip has it. Each may be set once."""
+    monkeypatch.setattr(runtime, 'chip', lambda: chip)
+    runtime.start('Ascend', amp_level=amp_level)
+    assert ascend.device_context.ascend.op_precision.mock_calls == [expected] * bool(expected)
 
 
-@pytest.mark.parametrize('steps, loop, epochs, sink', [(20, 10, 2, 10), (21, 10, 3, 7), (5, 100, 1, 5)])
-def test_model_is_called_with_sinks(steps, loop, epochs, sink, options, monkeypatch, tmp_path, capsys):
-    """On Ascend the whole training is `steps / sink` sinks over one dataset; the CPU stands in for the rest."""
+@pytest.mark.parametrize('name', runtime.GRAPH_CACHES)
+def test_foreign_graph_caches_are_refused(monkeypatch, name):
+    monkeypatch.setenv(name, '1')
+    with pytest.raises(InputError, match=f'{name}=1 is set: .*unset {name}'):
+        runtime.start('CPU')
+
+
+@pytest.mark.parametrize('steps, loop, parts', [(20, 10, [(2, 10)]), (21, 10, [(3, 7)]), (5, 100, [(1, 5)]),
+                                                (23, 10, [(2, 10), (1, 3)])])
+def test_model_is_called_with_sinks(steps, loop, parts, options, monkeypatch, tmp_path, capsys):
+    """On Ascend the whole training is sinks over one dataset, or over two of them; the CPU stands in for the rest."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.runtime, 'start', lambda *args: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
-    seen = SimpleNamespace()
+    seen = SimpleNamespace(networks=[], calls=[])
 
     class Model:
         def __init__(self, network, **kwargs):
-            seen.network = network
+            seen.networks.append(network)
             assert not kwargs
 
-        def train(self, *args, **kwargs):
-            seen.args, seen.kwargs = args, kwargs
-            raise Recorded
+        def train(self, count, data, callbacks, **kwargs):
+            length = kwargs['sink_size']
+            assert kwargs == {'dataset_sink_mode': True, 'sink_size': length} and data.get_dataset_size() == count * length
+            seen.calls.append((count, length))
+            callbacks[0].step += count * length
 
     monkeypatch.setattr(train, 'Model', Model)
-    with pytest.raises(Recorded):
-        train.main([*options, '--max_train_steps', str(steps), '--iterations_per_loop', str(loop)])
-    assert seen.args[0] == epochs and seen.args[1].get_dataset_size() == steps
-    assert seen.kwargs == {'dataset_sink_mode': True, 'sink_size': sink}
-    assert type(seen.network.optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
-    assert float(seen.network.scale_sense.asnumpy()) == 1024
-    assert ('iterations_per_loop' in capsys.readouterr().out) == (sink != min(loop, steps))
+    train.main([*options, '--max_train_steps', str(steps), '--iterations_per_loop', str(loop)])
+    assert seen.calls == parts and len(set(map(id, seen.networks))) == 1
+    assert type(seen.networks[0].optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
+    assert float(seen.networks[0].scale_sense.asnumpy()) == 1024
+    assert ('at the end one of 3' in capsys.readouterr().out) == (len(parts) == 2)
 
 
 def test_light_modules_do_without_mindspore():

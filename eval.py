@@ -1,7 +1,6 @@
 """Top-1, top-5 and loss of one checkpoint or of all in a directory, over exactly every validation image:
 `python eval.py --ckpt_path CKPT --data_dir DIR [--option value ...]`."""
 import sys
-from pathlib import Path
 
 from mindspore.nn.utils import no_init_parameters
 
@@ -13,12 +12,12 @@ from src.records import open_records
 from src.training import set_precision
 
 
-def evaluate_path(config, run, path, log, info=None):
-    """Evaluate the checkpoint or directory `path` as `config` says; the table goes to `log` and, as evaluation.json,
-    beside the checkpoints. Pictures are prepared as the checkpoint says, the last one of a directory, whose `info` is
-    read here if it is not given."""
+def evaluate_path(argv, run, path, log):
+    """Evaluate the checkpoint or directory `path`; the table goes to `log` and, as evaluation.json, beside the checkpoints.
+    Network and preprocessing are those of the checkpoint, the last one of a directory, under the options `argv`."""
     paths = checkpoint.find(path)
-    info = checkpoint.load(paths[-1])[1] if info is None else info
+    _, info = checkpoint.load(paths[-1])
+    config = configuration.load(argv, info.get('config'))
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
@@ -42,12 +41,10 @@ def main(argv=None):
     config = configuration.load(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
-    _, info = checkpoint.load(checkpoint.find(Path(config.ckpt_path))[-1])
-    config = configuration.load(argv, info.get('config'))
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
                         config.jit_level)
     print(runtime.describe(run, config.device_target), flush=True)
-    evaluate_path(config, run, config.ckpt_path, print, info)
+    evaluate_path(argv, run, config.ckpt_path, print)
 
 
 if __name__ == '__main__':

@@ -21,22 +21,29 @@ from src.training import NetworkWithLoss, TrainStep, l2_term, set_precision, sin
 
 @entry_point
 def main(argv=None):
-    config = configuration.load(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    config = configuration.load(argv)
+    if config.mode == 'evaluate':
+        run, _, checkpoints_in, log = set_up(config)
+        return evaluate_path(argv, run, config.eval_dir or checkpoints_in, log)
     with Interruption() as interruption:  # before MindSpore has threads
         train(config, interruption)
 
 
-def train(config, interruption):
-    """The run that `config` (EasyDict) describes."""
+def set_up(config):
+    """(Runtime, this rank's directory, rank 0's, which has the checkpoints, log) of the run that `config` describes."""
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
                         config.jit_level)
     directory = Path('results', f'{run.world}p', str(run.rank if run.world > 1 else run.device_id), config.log_dir)
     checkpoints_in = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
-    if config.mode == 'evaluate':
-        return evaluate_path(config, run, config.eval_dir or directory, log)
+    return run, directory, checkpoints_in, log
 
+
+def train(config, interruption):
+    """The training that `config` (EasyDict) describes."""
+    run, directory, checkpoints_in, log = set_up(config)
     for line in configuration.idle_options(config):
         log(line)
 

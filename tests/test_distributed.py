@@ -62,7 +62,8 @@ def test_ranks_restore_and_evaluate_like_one(world, results):
 
 
 def test_scripts_with_two_ranks(data, tmp_path):
-    """The distributed script trains and evaluates; only rank 0 writes the log and checkpoints."""
+    """The distributed script trains and evaluates, in a training and later all ranks what rank 0 has saved; only rank 0
+    writes the log and checkpoints."""
     table = tmp_path / 'rank table.json'
     run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300,
                   env={**os.environ, 'PYTHON': sys.executable})
@@ -79,3 +80,7 @@ def test_scripts_with_two_ranks(data, tmp_path):
     assert written == ['0/ckpt/config.yaml', '0/ckpt/inception_v4.log', '0/ckpt/inceptionv4-0_2.ckpt',
                        '0/ckpt/inceptionv4-best.ckpt', '0/ckpt/inceptionv4-best.json', '0/train.log', '1/train.log',
                        'scheduler/train.log']
+    done = run(['bash', str(ROOT / 'scripts/run_distribute_train.sh'), str(table), '--data_dir', str(data), '--mode',
+                'evaluate', '--batch_size', '4'])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.findall(r'^ +2 +0\.0 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M) == evaluated

@@ -88,9 +88,10 @@ def test_evaluation_is_exact(trained, data):
     assert [float(v) for v in table[0]] == pytest.approx([last['top1'], last['top5'], last['loss']], abs=0.01)
 
 
-def test_mode_evaluate(trained, options, capsys, monkeypatch):
+def test_mode_evaluate(trained, data, capsys, monkeypatch):
+    """Like eval.py, with the network options of the checkpoint."""
     monkeypatch.chdir(trained[0])
-    train.main(['--mode', 'evaluate', *options])
+    train.main(['--mode', 'evaluate', '--data_dir', str(data), '--batch_size', '4'])
     assert len(re.findall(r'^ +(15|16|20) ', capsys.readouterr().out, re.M)) == 3
 
 

@@ -17,6 +17,7 @@ from src.preprocess import (PREPROCESSING, augment, channels_first, evaluation_p
 
 POOLED_FEATURES = 1536
 SUBSTITUTES = 100  # tried for a bad record
+MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/scaling.md)
 
 
 def label_offset(option, records):
@@ -207,9 +208,14 @@ def _batch(samples):
 
 
 def workers(option, ranks_here=1):
-    """Decoding processes: `option`, or for 0 the cores that this process may use, shared by the ranks of the server."""
+    """Decoding processes: `option` or, for 0, this rank's share of the cores, at most MOST_WORKERS.
+
+    With --bind_core the cores that this process may use are its share already; the launcher, which is not bound, says in
+    LOCAL_CORES how many there are for all its ranks.
+    """
     cores = len(os.sched_getaffinity(0))
-    return min(option, cores) if option else max(1, cores // ranks_here)
+    share = int(os.environ.get('LOCAL_CORES', cores)) // ranks_here
+    return min(option, cores) if option else max(1, min(cores, share, MOST_WORKERS))
 
 
 def _pipeline(order, names, load, columns, batch_size, num_workers):

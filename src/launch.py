@@ -25,7 +25,7 @@ from src.supervisor import Supervisor, say
 SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
 CLUSTER_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
                      "MS_TOPO_TIMEOUT", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID",
-                     "RANK_SIZE", "DEVICE_ID", "LOCAL_RANKS")
+                     "RANK_SIZE", "DEVICE_ID", "LOCAL_RANKS", "LOCAL_CORES")
 
 
 def option(options, name):
@@ -49,20 +49,22 @@ def plan(table, server, target, command, *, launcher="rank_table", table_file=No
     base = {name: value for name, value in environ.items() if name not in CLUSTER_VARIABLES}
     size, single = len(table.devices), len(table.servers) == 1
     master = "127.0.0.1" if single else table.servers[0].server_id
+    # Several servers' worth of CPU ranks run on this machine, all of them: a rehearsal of the real launch.
+    devices = server.devices if target == "Ascend" or launcher == "msrun" else table.devices
+    base |= {"LOCAL_RANKS": str(len(devices)), "LOCAL_CORES": str(len(cores))}
+    if target == "CPU":
+        base.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // len(devices))))
     if launcher == "msrun":
         return [_msrun(table, server, target, command, master, port, bind_core, base)]
-    # Several servers' worth of CPU ranks run on this machine, all of them: a rehearsal of the real launch.
-    devices = server.devices if target == "Ascend" else table.devices
     if bind_core and len(cores) < len(devices):
         raise InputError(f"--bind_core: {len(devices)} ranks, but {len(cores)} cores; leave it out")
     jobs = []
-    base |= {"RANK_SIZE": str(size), "LOCAL_RANKS": str(len(devices))}
+    base["RANK_SIZE"] = str(size)
     if target == "Ascend":
         # Ranks compile for minutes, not all equally long: the default of 120 s to connect is too short.
         base = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_EXEC_TIMEOUT": "1836"} | base
         base["RANK_TABLE_FILE"] = table_file
     else:
-        base.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // len(devices))))
         base |= {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port),
                  "MS_TOPO_TIMEOUT": "600"}
         env = base | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
@@ -84,7 +86,6 @@ def _msrun(table, server, target, command, master, port, bind_core, env):
     if os.path.dirname(shutil.which("python3", path=env.get("PATH")) or "") != here:
         env["PATH"] = here + os.pathsep + env.get("PATH", os.defpath)
     ids = [device.device_id for device in server.devices]
-    env["LOCAL_RANKS"] = str(len(ids))
     if target == "Ascend" and ids != list(range(len(ids))):
         env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, ids))  # msrun numbers devices from 0
     argv = ["msrun", f"--worker_num={size}", f"--local_worker_num={len(ids)}", f"--master_addr={master}",

@@ -1,4 +1,5 @@
 """Which record is where, labels, and the batches themselves."""
+import os
 import pickle
 
 import numpy as np
@@ -128,3 +129,15 @@ def test_wrong_labels(tmp_path, data, labels, offset, message):
     write_shards(tmp_path, 'train', [(picture, label, '') for label in labels], 1)
     with pytest.raises(InputError, match=message):
         dataset.check_labels(index_shards(find_shards(tmp_path, 'train')), offset, 3)
+
+
+@pytest.mark.parametrize('option, cores, of_server, ranks, expected', [
+    (0, 192, 192, 8, 24), (0, 24, 192, 8, 24), (0, 192, None, 8, 24),  # shared; by --bind_core; without the launcher
+    (0, 20, 192, 8, 20), (0, 24, 192, 2, 24),  # msrun divides by all devices, also those without a rank
+    (0, 192, None, 1, 32), (0, 2, 2, 4, 1), (48, 192, 192, 8, 48), (48, 24, 192, 8, 24)])
+def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
+    monkeypatch.delenv('LOCAL_CORES', raising=False)
+    if of_server:
+        monkeypatch.setenv('LOCAL_CORES', str(of_server))
+    assert dataset.workers(option, ranks) == expected

@@ -36,7 +36,7 @@ def test_ascend_environment(sizes, here):
     first = sum(sizes[:here])
     assert jobs == [(str(first + i), [*PYTHON, "t r.py", "--lr", "1"],
                      {"HOME": "/root", "RANK_TABLE_FILE": "/a/t.json", "RANK_SIZE": str(sum(sizes)),
-                      "LOCAL_RANKS": str(sizes[here]),
+                      "LOCAL_RANKS": str(sizes[here]), "LOCAL_CORES": "1",
                       "RANK_ID": str(first + i), "DEVICE_ID": str(i),
                       "HCCL_CONNECT_TIMEOUT": "600", "HCCL_EXEC_TIMEOUT": "1836"})
                     for i in range(sizes[here])]
@@ -58,7 +58,7 @@ def test_cpu_environment():
     scheduler, *ranks = launch.plan(table, table.servers[1], "CPU", ["t.py"], port=7000, cores=range(6),
                                     environ={"RANK_TABLE_FILE": "/t"})
     common = {"MS_WORKER_NUM": "3", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "7000",
-              "MS_TOPO_TIMEOUT": "600", "RANK_SIZE": "3", "LOCAL_RANKS": "3",
+              "MS_TOPO_TIMEOUT": "600", "RANK_SIZE": "3", "LOCAL_RANKS": "3", "LOCAL_CORES": "6",
               "OMP_NUM_THREADS": "2"}
     assert scheduler == ("scheduler", [sys.executable, "-c", launch.SCHEDULER],
                          common | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"})
@@ -73,13 +73,13 @@ def test_msrun_command():
         device.device_id += 8
     (name, argv, env), = launch.plan(table, table.servers[1], "Ascend", ["t.py", "--lr", "1"],
                                      launcher="msrun", port=8118, bind_core=True,
-                                     environ={"PATH": "/bin", "RANK_TABLE_FILE": "/t"})
+                                     cores=range(192), environ={"PATH": "/bin", "RANK_TABLE_FILE": "/t"})
     assert name == "msrun" and argv == [
         "msrun", "--worker_num=16", "--local_worker_num=8", "--master_addr=10.0.0.0", "--master_port=8118",
         "--node_rank=1", "--join=True", "--log_dir=results/16p/msrun", "--tail_worker_log=0",
         "--bind_core=True", "python3", "-u", "t.py", "--lr", "1"]
     assert env == {"PATH": f"{os.path.dirname(sys.executable)}:/bin", "LOCAL_RANKS": "8",
-                   "ASCEND_RT_VISIBLE_DEVICES": "8,9,10,11,12,13,14,15"}
+                   "LOCAL_CORES": "192", "ASCEND_RT_VISIBLE_DEVICES": "8,9,10,11,12,13,14,15"}
 
 
 def test_local_server():

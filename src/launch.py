@@ -10,22 +10,21 @@ others are ended; SIGINT and SIGTERM are passed on, so that the ranks can save a
 left behind.
 """
 import argparse
-import glob
 import ipaddress
 import os
 import shutil
 import socket
 import sys
 
-from src import rank_table
+from src import environment, rank_table
 from src.errors import InputError, entry_point
 from src.supervisor import Supervisor, say
 
 # The scheduler of a dynamic cluster blocks in init() until its workers have left.
 SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
-CLUSTER_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
-                     "MS_TOPO_TIMEOUT", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID",
-                     "RANK_SIZE", "DEVICE_ID", "LOCAL_RANKS", "LOCAL_CORES")
+CLUSTER_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "MS_NODE_RANK",
+                     "MS_LOCAL_WORKER", "MS_SERVER_NUM", "MS_TOPO_TIMEOUT", "RANK_TABLE_FILE",
+                     "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "LOCAL_RANKS", "LOCAL_CORES")
 
 
 def option(options, name):
@@ -40,22 +39,26 @@ def option(options, name):
 
 
 def plan(table, server, target, command, *, launcher="rank_table", table_file=None, port=8118, cores=(0,),
-         bind_core=False, environ=os.environ):
+         bind_core=False, npus=None, environ=os.environ):
     """What to start on `server`: a list of (name, argv, environment); ranks are named by their number.
 
-    table: RankTable; target: "Ascend" or "CPU"; command: [script, option, ...]; cores: CPU cores to use.
+    table: RankTable; target: "Ascend" or "CPU"; command: [script, option, ...]; cores: CPU cores to use; npus: physical
+    numbers of this machine's NPUs, ascending, or None if the table counts devices as CANN does.
     MindSpore refuses a mixture of start-up methods, so variables of another one are not handed on.
     """
     base = {name: value for name, value in environ.items() if name not in CLUSTER_VARIABLES}
     size, single = len(table.devices), len(table.servers) == 1
-    master = "127.0.0.1" if single else table.servers[0].server_id
+    master = "127.0.0.1" if single else table.servers[0].names[0]
     # Several servers' worth of CPU ranks run on this machine, all of them: a rehearsal of the real launch.
     devices = server.devices if target == "Ascend" or launcher == "msrun" else table.devices
     base |= {"LOCAL_RANKS": str(len(devices)), "LOCAL_CORES": str(len(cores))}
+    if table_file is not None:  # it says which devices, and counts them all
+        base.pop("ASCEND_RT_VISIBLE_DEVICES", None)
     if target == "CPU":
         base.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // len(devices))))
     if launcher == "msrun":
-        return [_msrun(table, server, target, command, master, port, bind_core, base)]
+        ids = [device_index(device.device_id, npus) for device in devices] if target == "Ascend" else []
+        return [_msrun(table, server, ids, command, master, port, bind_core, base)]
     if bind_core and len(cores) < len(devices):
         raise InputError(f"--bind_core: {len(devices)} ranks, but {len(cores)} cores; leave it out")
     jobs = []
@@ -73,22 +76,35 @@ def plan(table, server, target, command, *, launcher="rank_table", table_file=No
         share = cores[i * len(cores) // len(devices):(i + 1) * len(cores) // len(devices)]
         prefix = ["taskset", "-c", ",".join(map(str, share))] if bind_core else []
         rank = str(device.rank_id)
-        env = base | {"RANK_ID": rank, "DEVICE_ID": str(device.device_id)}
+        env = base | {"RANK_ID": rank, "DEVICE_ID": str(device_index(device.device_id, npus))}
         if target == "CPU":
             env |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank}
         jobs.append((rank, [*prefix, sys.executable, "-u", *command], env))
     return jobs
 
 
-def _msrun(table, server, target, command, master, port, bind_core, env):
+def device_index(device_id, npus):
+    """The number by which CANN knows a device: a container may see only some, and they are counted from 0 there.
+
+    A rank table has physical numbers (HCCL compares them):
+    https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
+    """
+    if npus is None:
+        return device_id
+    if device_id not in npus:
+        raise InputError(f"device {device_id} of the rank table is not here; there are "
+                         + ", ".join(f"/dev/davinci{i}" for i in npus))
+    return npus.index(device_id)
+
+
+def _msrun(table, server, ids, command, master, port, bind_core, env):
     """The msrun job; it runs `python3` and its own name from PATH, which must be this interpreter's."""
     here, size = os.path.dirname(sys.executable), len(table.devices)
     if os.path.dirname(shutil.which("python3", path=env.get("PATH")) or "") != here:
         env["PATH"] = here + os.pathsep + env.get("PATH", os.defpath)
-    ids = [device.device_id for device in server.devices]
-    if target == "Ascend" and ids != list(range(len(ids))):
-        env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, ids))  # msrun numbers devices from 0
-    argv = ["msrun", f"--worker_num={size}", f"--local_worker_num={len(ids)}", f"--master_addr={master}",
+    if ids != list(range(len(ids))):
+        env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, sorted(ids)))  # msrun numbers devices from 0
+    argv = ["msrun", f"--worker_num={size}", f"--local_worker_num={len(server.devices)}", f"--master_addr={master}",
             f"--master_port={port}", f"--node_rank={table.servers.index(server)}", "--join=True",
             f"--log_dir={os.path.join('results', f'{size}p', 'msrun')}", "--tail_worker_log=0"]
     return "msrun", [*argv, *["--bind_core=True"] * bind_core, "python3", "-u", *command], env
@@ -98,8 +114,10 @@ def local_server(table, server_id=None):
     """The server of the table this machine is; a table of one server means this one."""
     if server_id is None and len(table.servers) == 1:
         return table.servers[0]
-    found = [server for server in table.servers
-             if (server.server_id == server_id if server_id is not None else _is_local(server.server_id))]
+    asked = server_id or os.environ.get("XDL_IP")  # in MindCluster's containers, which need not have the host's address
+    found = [] if server_id else [server for server in table.servers
+                                  if any(map(_is_local, server.addresses or [server.server_id]))]
+    found = found or [server for server in table.servers if asked in server.names]
     if len(found) == 1:
         return found[0]
     names = ", ".join(ascii(server.server_id) for server in table.servers[:8])
@@ -156,7 +174,7 @@ def _arguments(arguments):
 def _target(options):
     """"Ascend" or "CPU": as asked for, or by what this machine has."""
     asked = option(options, "device_target")
-    npus = glob.glob("/dev/davinci[0-9]*")
+    npus = environment.npus()
     if asked not in (None, "auto", "Ascend", "CPU"):
         raise InputError(f"--device_target {asked}: must be auto, Ascend or CPU")
     if asked in ("Ascend", "CPU"):
@@ -179,9 +197,12 @@ def main(arguments=None):
         if target == "Ascend" and launcher == "rank_table" or not 1 <= int(args.rank_table[:6]) <= 1024:
             raise InputError(f"RANK_TABLE {args.rank_table}: a number must be 1 to 1024; NPUs need a file "
                              "(python -m src.rank_table make) or --launcher msrun")
-        table = rank_table.of_this_machine(int(args.rank_table))
+        table, table_file = rank_table.of_this_machine(range(int(args.rank_table))), None
     else:
-        table = rank_table.read(args.rank_table)
+        rank_table.wait(args.rank_table, say)
+        table, table_file = rank_table.read(args.rank_table), os.path.abspath(args.rank_table)
+        for warning in table.warnings:
+            say(f"warning: {warning}")
     size = str(len(table.devices))
     if option(options, "rank_size") not in (None, size):
         raise InputError(f"--rank_size {option(options, 'rank_size')}, but the rank table has {size} ranks")
@@ -199,8 +220,8 @@ def main(arguments=None):
     if port is None and (on_cpu or launcher == "msrun"):
         port = choose_port(args.master_port)
     jobs = plan(table, server, target, [args.script, *options], launcher=launcher, port=port,
-                table_file=os.path.abspath(args.rank_table), cores=sorted(os.sched_getaffinity(0)),
-                bind_core=args.bind_core)
+                table_file=table_file, cores=sorted(os.sched_getaffinity(0)), bind_core=args.bind_core,
+                npus=environment.npus() or None if table_file and target == "Ascend" else None)
     directory = os.path.join("results", f"{size}p")
     logs = "msrun/worker_<rank>.log" if launcher == "msrun" else "<rank>/train.log"
     say(f"{size} ranks, {target}; logs in {os.path.join(directory, logs)}")

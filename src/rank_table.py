@@ -6,20 +6,25 @@
 Formats: `server_list` (versions 1.0 and 1.2) and the older `group_list`, after
 https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html and CANN's "rank table" pages
 https://www.hiascend.com/document/detail/zh/CANNCommunityEdition/850alpha002/hccl/hcclug/hcclug_000068.html
+also as MindCluster writes it (hccl.json) for the containers of a job:
+https://www.hiascend.com/document/detail/en/mindcluster/730/clustersched/schedulingug/mxdlug_appendices_009.html
 """
 import argparse
 import dataclasses
-import glob
 import ipaddress
 import json
 import os
 import re
 import socket
 import sys
+import time
 
+from src import environment
 from src.errors import InputError, entry_point
 
 SIZE_LIMIT = 1 << 20  # bytes; 1024 devices take about 100 KB
+PATIENCE = 300  # seconds for all containers of a job to start, as in MindCluster's own start scripts
+MINDCLUSTER = "/user/serverid/devindex/config"  # where a container finds its hccl.json
 KINDS = {dict: "an object", list: "a list", str: "a string"}
 
 
@@ -33,14 +38,22 @@ class Device:
 
 @dataclasses.dataclass
 class Server:
+    """`addresses`: those beside `server_id`, which then need not be one; the container's first."""
     server_id: str
     devices: list
+    addresses: list = dataclasses.field(default_factory=list)
+
+    @property
+    def names(self):
+        """All that it is known by; the first is where other servers reach it."""
+        return [*self.addresses, self.server_id]
 
 
 @dataclasses.dataclass
 class RankTable:
-    """`servers` in table order; the first one is the master."""
+    """`servers` in table order; the first one is the master. `warnings`: what is odd, but works."""
     servers: list
+    warnings: list = dataclasses.field(default_factory=list)
 
     @property
     def devices(self):
@@ -53,8 +66,36 @@ def read(path):
     if findings:
         if len(findings) > 10:
             findings[10:] = [f"and {len(findings) - 10} more: python -m src.rank_table check lists them"]
-        raise InputError(f"rank table {_show(str(path))}: {'; '.join(findings)}")
+        raise InputError(f"rank table {json.dumps(str(path))}: {'; '.join(findings)}")
     return table
+
+
+def wait(path, tell, patience=None, every=1):
+    """Return when the file is no longer one that MindCluster has yet to complete, for anything else at once.
+
+    tell: called with one line if there is something to wait for; every: seconds from look to look.
+    InputError after `patience` seconds, by default PATIENCE.
+    """
+    patience, deadline = PATIENCE if patience is None else patience, None
+    while _is_coming(path, awaited=deadline is not None):
+        if deadline is None:
+            deadline = time.monotonic() + patience
+            tell(f"rank table {json.dumps(str(path))} is not completed yet; waits for up to {patience:g} s")
+        if time.monotonic() > deadline:
+            raise InputError(f"rank table {json.dumps(str(path))}: still not completed after {patience:g} s; do all "
+                             "containers of this job run?")
+        time.sleep(every)
+
+
+def _is_coming(path, awaited):
+    """Whether the file has to be read again later; `awaited`: it had to before."""
+    try:
+        data = _load(path)
+        return isinstance(data, dict) and data.get("status") == "initializing"
+    except InputError:  # it is emptied before it is written anew; on shared storage it is not there at first
+        if not os.path.exists(path):
+            return awaited or os.path.dirname(os.path.abspath(path)) == MINDCLUSTER
+        return awaited or os.path.isfile(path) and not os.path.getsize(path)
 
 
 def check(path, rank_size=None):
@@ -65,10 +106,11 @@ def check(path, rank_size=None):
     return findings
 
 
-def of_this_machine(count, server_id="127.0.0.1", addresses=None):
-    """RankTable of devices 0..count-1 on one server; `addresses` maps device ids to device IPs."""
+def of_this_machine(device_ids, server_id="127.0.0.1", addresses=None):
+    """RankTable of these devices on one server; `addresses` maps device ids to device IPs."""
     addresses = addresses or {}
-    return RankTable([Server(server_id, [Device(i, addresses.get(i, ""), i) for i in range(count)])])
+    return RankTable([Server(server_id, [Device(device_id, addresses.get(device_id, ""), rank)
+                                         for rank, device_id in enumerate(device_ids)])])
 
 
 def _show(value):
@@ -94,7 +136,7 @@ def _load(path):
         raise InputError(f"larger than {SIZE_LIMIT} bytes: not a rank table")
     try:
         # Python refuses to convert very long integers; no value may be a number: anything will do.
-        return json.loads(data.decode("utf-8"), parse_constant=_not_json,
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_not_json,
                           parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}")
@@ -105,7 +147,11 @@ def _load(path):
 
 
 class _Findings(list):
-    """Findings, and access to parts of the file that notes what is missing or of the wrong type."""
+    """Findings, `warnings`, and access to parts of the file that notes what is missing or of the wrong type."""
+
+    def __init__(self):
+        super().__init__()
+        self.warnings = []
 
     def add(self, place, text):
         self.append(f"{place}: {text}")
@@ -154,7 +200,7 @@ class _Findings(list):
 
 
 def _rows(data, findings):
-    """(place of server id, server id, place of device, device, place of rank, rank) of every device."""
+    """(place of server id, server id, server, place of device, device, place of rank, rank) of every device."""
     if "server_list" in data:
         version = findings.get(data, "", "version", str)
         if version not in (None, "1.0", "1.2"):
@@ -167,7 +213,7 @@ def _rows(data, findings):
                 findings.unique(seen, name, f"{place}.server_id", _show(name))
             for where, device in findings.items(server, place, "device"):
                 rank = findings.number(device, where, "rank_id")
-                yield f"{place}.server_id", name, where, device, where, rank
+                yield f"{place}.server_id", name, server, where, device, where, rank
         return
     groups = list(findings.items(data, "", "group_list"))
     findings.count(data, "", "group_count", len(groups))
@@ -181,7 +227,7 @@ def _rows(data, findings):
             if len(devices) > 1:
                 findings.add(f"{where}.devices", f"{len(devices)} devices, but a rank has one")
             for inner, device in devices:
-                yield f"{where}.server_id", name, inner, device, where, rank
+                yield f"{where}.server_id", name, {}, inner, device, where, rank
             names, total = names | {name}, total + len(devices)
         findings.count(group, place, "device_num", total)
         findings.count(group, place, "server_num", len(names))
@@ -209,7 +255,7 @@ def _inspect_data(data):
     rows = list(_rows(data, findings))
     servers, places, ranks, ids, addresses = {}, {}, {}, {}, {}
     several = len({row[1] for row in rows}) > 1
-    for named_at, name, place, device, ranked_at, rank in rows:
+    for named_at, name, server, place, device, ranked_at, rank in rows:
         if name is not None and name not in servers:
             places[name] = named_at
             if not name.strip() or len(name) > 64:
@@ -223,10 +269,19 @@ def _inspect_data(data):
             findings.unique(ranks, rank, f"{ranked_at}.rank_id", f"rank {rank}")
             if rank >= len(rows):
                 findings.add(f"{ranked_at}.rank_id", f"{rank} is not in 0..{len(rows) - 1}")
-        servers.setdefault(name, Server(name, [])).devices.append(Device(device_id, address, rank))
+        if name not in servers:
+            servers[name] = Server(name, [], _server_addresses(server, named_at, findings))
+        servers[name].devices.append(Device(device_id, address, rank))
     if sorted(ranks) == list(range(len(rows))) and None not in servers:
         _check_order(list(servers.values()), ranks, places, findings)
-    return RankTable(list(servers.values())), findings
+    return RankTable(list(servers.values()), findings.warnings), findings
+
+
+def _server_addresses(server, place, findings):
+    """What stands beside a server_id: in containers they talk by the first, the second is that of the host."""
+    place = place.removesuffix(".server_id")
+    return [text for key in ("container_ip", "host_ip") if server and key in server
+            and (text := findings.get(server, place, key, str))]
 
 
 def _address(device, place, required, seen, findings):
@@ -243,7 +298,8 @@ def _address(device, place, required, seen, findings):
 
 
 def _check_order(servers, ranks, places, findings):
-    """MindSpore asks for rank ids in the dictionary order of server ids; ours ascend through the table."""
+    """Rank ids ascend through the table. MindSpore's documentation also asks for the dictionary order of server ids,
+    which MindCluster does not keep."""
     order = [device.rank_id for server in servers for device in server.devices]
     for previous, rank in zip(order, order[1:]):
         if rank < previous:
@@ -251,8 +307,9 @@ def _check_order(servers, ranks, places, findings):
     names = [server.server_id for server in servers]
     for previous, name in zip(names, names[1:]):
         if name < previous:
-            findings.add(places[name], f"{_show(name)} is after {_show(previous)}; servers, and with them "
-                                       "the ranks, must be in the dictionary order of server_id")
+            findings.warnings.append(f"{places[name]}: {_show(name)} is after {_show(previous)}: servers are not in the "
+                                     "dictionary order that MindSpore's documentation asks for")
+            break
 
 
 def hccn_addresses(path):
@@ -267,19 +324,22 @@ def hccn_addresses(path):
 
 
 def make(devices, hccn=None, server_id=None):
-    """Text of a version 1.0 table for `devices` devices of this server."""
-    addresses = {}
-    if hccn is None and not os.path.exists("/etc/hccn.conf") and not glob.glob("/dev/davinci[0-9]*"):
+    """Text of a version 1.0 table for `devices` devices of this server, the first that this machine or container has."""
+    addresses, npus = {}, environment.npus()
+    if devices > len(npus) > 0:
+        raise InputError(f"--devices {devices}, but there are {len(npus)} NPUs here (/dev/davinci*)")
+    device_ids = npus[:devices] or range(devices)
+    if hccn is None and not os.path.exists("/etc/hccn.conf") and not npus:
         print("note: no NPU and no /etc/hccn.conf here, so no device_ip: enough for CPU processes on this "
               "machine; for NPUs give --hccn FILE with address_X=<what `hccn_tool -i X -ip -g` prints>",
               file=sys.stderr)
     else:
         addresses = hccn_addresses(hccn or "/etc/hccn.conf")
-        missing = [str(i) for i in range(devices) if i not in addresses]
+        missing = [str(i) for i in device_ids if i not in addresses]
         if missing:
             raise InputError(f"{hccn or '/etc/hccn.conf'} has no address_X for device {', '.join(missing)}; "
                              "`hccn_tool -i X -ip -g` prints the address of device X")
-    server, = of_this_machine(devices, server_id or _own_address(), addresses).servers
+    server, = of_this_machine(device_ids, server_id or _own_address(), addresses).servers
     rows = [{key: str(value) for key, value in vars(device).items() if value != ""}
             for device in server.devices]
     table = {"version": "1.0", "server_count": "1", "status": "completed",
@@ -318,11 +378,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m src.rank_table", description="make, check rank tables")
     commands = parser.add_subparsers(dest="command", required=True)
     maker = commands.add_parser("make", help="table of this server's devices")
-    maker.add_argument("--devices", type=int, required=True, help="number of devices, ids 0..N-1")
+    maker.add_argument("--devices", type=int, required=True, help="number of devices")
     maker.add_argument("--hccn", help="file with address_X=IP lines (default: /etc/hccn.conf)")
     maker.add_argument("--server_id", help="address of this server (default: found)")
     maker.add_argument("--output", help="file to write (default: the screen)")
-    checker = commands.add_parser("check", help="print every finding; exit status 2 if there is one")
+    checker = commands.add_parser("check", help="print every finding; exit status 2 if one is an error")
     checker.add_argument("file")
     checker.add_argument("--rank_size", type=int, help="number of ranks expected")
     args = parser.parse_args(arguments)
@@ -337,7 +397,10 @@ def main(arguments=None):
     if findings:
         sys.exit(2)
     table = read(args.file)
-    print(f"{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), nothing to report")
+    for warning in table.warnings:
+        print(f"warning: {warning}")
+    found = "1 warning" if table.warnings else "nothing to report"
+    print(f"{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), {found}")
 
 
 if __name__ == "__main__":

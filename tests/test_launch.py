@@ -1,4 +1,5 @@
 """The launcher: what it would start on NPUs, and how it looks after the processes it does start."""
+import functools
 import json
 import os
 import re
@@ -53,6 +54,24 @@ def test_ascend_physical_ids_and_own_timeouts():
         launch.plan(table, table.servers[0], "Ascend", ["t.py"], table_file="/t", bind_core=True, cores=(0,))
 
 
+def test_devices_of_a_container():
+    """The table has physical numbers, CANN counts what is mounted from 0; of several pods on a host each has its own."""
+    table = servers(3)
+    for device, number in zip(table.servers[0].devices, (5, 4, 7)):
+        device.device_id = number
+    start = functools.partial(launch.plan, table, table.servers[0], "Ascend", ["t.py"])
+    jobs = start(table_file="/t", npus=[4, 5, 7], environ={"ASCEND_RT_VISIBLE_DEVICES": "0", "MS_SERVER_NUM": "0"})
+    assert [env["DEVICE_ID"] for _, _, env in jobs] == ["1", "0", "2"]
+    assert not {"ASCEND_RT_VISIBLE_DEVICES", "MS_SERVER_NUM"} & jobs[0][2].keys()
+    assert [env["DEVICE_ID"] for _, _, env in start(table_file="/t", npus=list(range(8)), environ={})] == ["5", "4", "7"]
+    with pytest.raises(InputError, match="device 4 of the rank table is not here; there are /dev/davinci0, /dev/davinci5"):
+        start(npus=[0, 5], environ={})
+    (_, _, env), = start(launcher="msrun", npus=[3, 4, 5, 7], environ={"PATH": "/bin"})
+    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "1,2,3"
+    (_, _, env), = start(launcher="msrun", npus=[4, 5, 7], environ={"PATH": "/bin"})
+    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "0,1,2"
+
+
 def test_cpu_environment():
     table = servers(1, 2)  # on the CPU all of it runs here
     scheduler, *ranks = launch.plan(table, table.servers[1], "CPU", ["t.py"], port=7000, cores=range(6),
@@ -82,7 +101,7 @@ def test_msrun_command():
                    "LOCAL_CORES": "192", "ASCEND_RT_VISIBLE_DEVICES": "8,9,10,11,12,13,14,15"}
 
 
-def test_local_server():
+def test_local_server(monkeypatch):
     table = servers(1, 1)
     table.servers[1].server_id = "127.0.0.1"
     assert launch.local_server(table) is table.servers[1]
@@ -92,8 +111,23 @@ def test_local_server():
     assert launch.local_server(table) is table.servers[1]
     with pytest.raises(InputError, match="--server_id x is not in"):
         launch.local_server(table, "x")
+    table.servers[1].server_id, table.servers[1].addresses = "8a5-f1", ["203.0.113.7", "127.0.0.1"]
+    assert launch.local_server(table) is launch.local_server(table, "203.0.113.7") is table.servers[1]
+    table.servers[1].addresses.pop()
+    with pytest.raises(InputError, match="0 servers of the rank table"):
+        launch.local_server(table)
+    monkeypatch.setenv("XDL_IP", "10.0.0.0")  # the host's address, in a container
+    assert launch.local_server(table) is table.servers[0]
     for name in ("0.0.0.0", "203.0.113.7", "a" * 70, "\ud800", "no..name"):
         assert not launch._is_local(name)
+
+
+def test_master_of_containers():
+    """Containers reach each other by their own addresses, the servers' names may be opaque."""
+    table = servers(1, 1)
+    table.servers[0].addresses = ["192.168.149.3", "10.0.0.9"]
+    (_, argv, _), = launch.plan(table, table.servers[1], "Ascend", ["t.py"], launcher="msrun", environ={"PATH": "/bin"})
+    assert "--master_addr=192.168.149.3" in argv
 
 
 def test_option():

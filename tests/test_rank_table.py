@@ -5,10 +5,12 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from src import rank_table
+from src import environment, launch, rank_table
 from src.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -88,9 +90,7 @@ def test_addresses_of_a_single_server(address, tmp_path):
     ("server_list.1.server_id", "10.0.0.0",
      'server_list[1].server_id: "10.0.0.0" is already at server_list[0].server_id'),
     ("server_list.1.server_id", " ", 'server_list[1].server_id: " " must have 1 to 64 characters'),
-    ("server_list.0.server_id", "10.0.0.9",
-     'server_list[1].server_id: "10.0.0.1" is after "10.0.0.9"; servers, and with them the ranks, must be '
-     'in the dictionary order of server_id'),
+    ("server_list.1.container_ip", 7, "server_list[1].container_ip: 7 must be a string"),
     ("server_list.1.device.1.rank_id", "2",
      "server_list[1].device[1].rank_id: rank 2 is already at server_list[1].device[0].rank_id"),
     ("server_list.1.device.1.rank_id", "4", "server_list[1].device[1].rank_id: 4 is not in 0..3"),
@@ -134,6 +134,78 @@ def test_rank_order_and_size(tmp_path):
     assert findings(tmp_path, table, 8) == [
         "server_list[0].device[1].rank_id: rank 0 is after rank 1; ranks must ascend in the table",
         "the table has 2 ranks, but rank_size is 8"]
+
+
+# ---- as MindCluster's Ascend Operator writes hccl.json: compact, the fields of a server in this order, the servers by rank
+
+def hccl_json(newer=True, status="completed", physical=(4, 5)):
+    """Two pods with two devices each; the older form has the host's address as server_id."""
+    rows = []
+    for s, host in enumerate(("10.1.2.30", "10.1.2.4")):
+        row = {"device": [{"device_id": str(d), "device_ip": f"192.168.{10 + s}.{d}", "rank_id": str(2 * s + i)}
+                          for i, d in enumerate(physical)],
+               "server_id": f"8f{9 - s}c-77" if newer else host}
+        rows.append(row | ({"host_ip": host} if newer else {}) | {"container_ip": f"172.16.{s}.8"})
+    table = {"status": status, "server_list": rows, "server_count": "2", "version": "1.0"}
+    return json.dumps(table, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_mindcluster(newer, tmp_path):
+    """Servers in another order than their names' is no error; the container's address comes first."""
+    path = tmp_path / "hccl.json"
+    path.write_text(hccl_json(newer))
+    table = rank_table.read(path)
+    assert [server.names for server in table.servers] == (
+        [["172.16.0.8", "10.1.2.30", "8f9c-77"], ["172.16.1.8", "10.1.2.4", "8f8c-77"]] if newer else
+        [["172.16.0.8", "10.1.2.30"], ["172.16.1.8", "10.1.2.4"]])
+    assert [(device.device_id, device.rank_id) for device in table.devices] == [(4, 0), (5, 1), (4, 2), (5, 3)]
+    names = '"8f8c-77" is after "8f9c-77"' if newer else '"10.1.2.4" is after "10.1.2.30"'
+    if newer:
+        assert table.warnings == [f"server_list[1].server_id: {names}: servers are not in the dictionary order that "
+                                  "MindSpore's documentation asks for"]
+        done = run("check", path)
+        assert done.returncode == 0 and done.stdout.splitlines() == [
+            f"warning: {table.warnings[0]}", f"{path}: 4 ranks on 2 server(s), 1 warning"]
+    change(data := json.loads(path.read_text()), "server_list.0.host_ip", "")  # where the node has not said it
+    path.write_text(json.dumps(data))
+    assert "" not in rank_table.read(path).servers[0].names
+
+
+def test_byte_order_mark(tmp_path):
+    assert findings(tmp_path, b"\xef\xbb\xbf" + json.dumps(new_format()).encode()) == []
+
+
+def test_initializing_is_waited_for(tmp_path):
+    """First as the user's ConfigMap has it, then emptied to be written anew, then whole."""
+    path, told = tmp_path / "hccl.json", []
+    path.write_text('{\n    "status":"initializing"\n}\n')
+
+    def later():
+        for text in ("", hccl_json(status="initializing"), '{"status":"comp', hccl_json()):
+            time.sleep(0.05)
+            path.write_text(text)
+    thread = threading.Thread(target=later)
+    thread.start()
+    rank_table.wait(path, told.append, patience=30, every=0.02)
+    thread.join()
+    assert rank_table.check(path) == [] and told == [f'rank table "{path}" is not completed yet; waits for up to 30 s']
+    rank_table.wait(path, told.append)
+    path.write_text("no table")
+    rank_table.wait(path, told.append)  # what else is wrong is the reader's business, at once
+    rank_table.wait(tmp_path / "missing", told.append)
+    assert len(told) == 1
+
+
+def test_waiting_has_an_end(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "hccl.json"
+    path.write_text('{"status":"initializing"}')
+    monkeypatch.setattr(rank_table, "PATIENCE", 0.1)
+    with pytest.raises(SystemExit) as exit_:
+        launch.main([str(path), __file__])
+    err = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 2 and err[-2].startswith("launch: rank table ") and err[-1] == (
+        f'error: rank table "{path}": still not completed after 0.1 s; do all containers of this job run?')
 
 
 def test_all_findings_at_once(tmp_path):
@@ -222,6 +294,19 @@ def test_make_errors(arguments, message, tmp_path, capsys):
         rank_table.main(["make", *[str(tmp_path / "HCCN") if word == "HCCN" else word for word in arguments]])
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and message in err and err.count("\n") == 1
+
+
+def test_make_in_a_container(tmp_path, monkeypatch):
+    """The devices are those that are there, by their physical numbers."""
+    (tmp_path / "HCCN").write_text("".join(f"address_{i}=10.0.0.{i}\n" for i in range(8)))
+    for i in (10, 4, 5):
+        (tmp_path / f"davinci{i}").touch()
+    monkeypatch.setattr(environment, "NPUS", str(tmp_path / "davinci[0-9]*"))
+    assert environment.npus() == [4, 5, 10]
+    devices = json.loads(rank_table.make(2, str(tmp_path / "HCCN"), "10.0.0.1"))["server_list"][0]["device"]
+    assert devices == [{"device_id": str(i), "device_ip": f"10.0.0.{i}", "rank_id": str(i - 4)} for i in (4, 5)]
+    with pytest.raises(InputError, match="--devices 8, but there are 3 NPUs here"):
+        rank_table.make(8, str(tmp_path / "HCCN"))
 
 
 @pytest.mark.skipif(os.path.exists("/etc/hccn.conf"), reason="a machine with NPUs")

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src import checkpoint_file
+from src import checkpoint_file, files
 from src.errors import InputError
 
 PREFIX = 'inceptionv4'
@@ -37,36 +37,19 @@ def _digest(parameters, info):
 def write(path, parameters, info):
     """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all.
 
-    The file is in MindSpore's format, written beside, synced and then renamed; MindSpore's own `ModelCheckpoint`
+    The file is in MindSpore's format, but written by `files.replacing`; MindSpore's own `ModelCheckpoint`
     removes an old file of the name first and does not sync. A checksum over everything is in it, since a file that was
     cut exactly at MindSpore's own CRC loads with a warning. OSError where it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.ckpt')
     info = {name: json.dumps(value) if name in JSON_INFO else value
             for name, value in {'format_version': FORMAT_VERSION, **info}.items()}
     # First in the file, so that no cut leaves a readable file without its checksum; MindSpore puts `info` last.
     entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
-    try:
-        ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(temporary),
+    with files.replacing(path) as temporary:
+        whole = temporary.with_name('whole.ckpt')  # MindSpore would add the suffix to another name
+        ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(whole),
                            append_dict=info)
-        temporary.chmod(0o644)
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        for left in path.parent.glob(f'{temporary.stem}.*'):  # MindSpore's own unfinished file too
-            left.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path):
-    """Make new names in the directory last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        whole.rename(temporary)
 
 
 def save(directory, cell, *, step, epoch, config, **info):
@@ -95,17 +78,12 @@ def mark_best(path, top1):
         pass
     for name, make in ((best, partial(_link_or_copy, path)),
                        (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n'))):
-        temporary = name.with_name(f'.{name.name}.{os.getpid()}')
-        try:
+        with files.replacing(name) as temporary:
             make(temporary)
-            os.replace(temporary, name)
-        finally:
-            temporary.unlink(missing_ok=True)
     return True
 
 
 def _link_or_copy(source, target):
-    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
@@ -121,8 +99,8 @@ def prune(directory, keep):
 
 def remove_unfinished(directory):
     """Remove what a process that was killed while saving left behind."""
-    for path in Path(directory).glob(f'.{PREFIX}-*'):
-        path.unlink(missing_ok=True)
+    for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def by_age(directory):

@@ -3,7 +3,6 @@ import collections
 import difflib
 import math
 import operator
-import os
 import pathlib
 import re
 import sys
@@ -11,6 +10,7 @@ import sys
 import yaml
 from easydict import EasyDict
 
+from src import files
 from src.errors import InputError
 
 DEFAULT_PATH = pathlib.Path(__file__).resolve().parents[1] / "default_config.yaml"
@@ -241,11 +241,8 @@ def network_options(config):
 
 def save(config, path):
     """Write `config` as YAML that --config_path reads back, whole or not at all. InputError if it cannot."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="ascii")
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="ascii")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write configuration {path}: {error.strerror}") from error

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 from tqdm import tqdm
 
-from src import checkpoint, collective
+from src import checkpoint, collective, files
 from src.errors import InputError
 from src.preprocess import PREPROCESSING, scale
 from src.training import cross_entropy
@@ -109,4 +109,6 @@ def evaluate_checkpoints(paths, step, dataset, expected, world, write):
 
 
 def write_json(results, path):
-    Path(path).write_text(json.dumps(results, indent=1) + '\n')
+    """OSError if it cannot be written."""
+    with files.replacing(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + '\n')

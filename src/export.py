@@ -3,8 +3,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import mindspore as ms
@@ -13,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from PIL import Image
 
+from src import files
 from src.errors import InputError
 from src.inceptionv4 import ConvBN
 from src.preprocess import evaluation_picture
@@ -134,9 +133,7 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
     batch_size = 0 if any_batch else max(batch_size, 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A directory of its own, whose mode the exporter for ONNX may change
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as directory:
-            temporary = Path(directory) / path.name
+        with files.replacing(path.with_suffix('.json')) as record, files.replacing(path) as temporary:
             logits = network(Tensor(scaled)).asnumpy().copy()
             if fold_bn:
                 fold(network)
@@ -169,12 +166,8 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
                 'deviation': {**deviations, 'bound': bound, 'computed_in': computed_in, 'measured_on':
                               'the file' if path.suffix in LOADERS else 'the graph before it was written'},
                 'mindspore': ms.__version__}
-            record = temporary.with_suffix('.json')
             report['other_files'] = _others(path)
             record.write_text(json.dumps(report, indent=1) + '\n')
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-            os.replace(record, path.with_suffix('.json'))
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from None
     return report
@@ -219,7 +212,8 @@ def write_aipp(path, preprocessing, image_size):
         lines += [f'mean_chn_{i}: 0', f'min_chn_{i}: {mean:.8g}', f'var_reci_chn_{i}: {1 / std:.8g}']
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text('\n'.join(['aipp_op {', *(f'    {line}' for line in lines), '}']) + '\n')
+        with files.replacing(path) as temporary:
+            temporary.write_text('\n'.join(['aipp_op {', *(f'    {line}' for line in lines), '}']) + '\n')
     except OSError as error:
         raise InputError(f'aipp {path}: cannot be written ({error.strerror}); choose another file') from None
 

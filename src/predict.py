@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 import sys
 import time
 from collections import namedtuple
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src import runtime
+from src import files, runtime
 from src.errors import InputError, entry_point
 from src.preprocess import decode, evaluation_picture
 from src.records.folder import PICTURES
@@ -123,9 +122,8 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
 
 def write_page(path, predictions, title, summary):
     """One HTML file with the pictures and their best classes in it; whole or not at all."""
-    temporary = Path(f'{path}.{os.getpid()}')
     try:
-        with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
+        with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.write(PAGE.format(title=html.escape(title), summary=html.escape(summary)))
             for prediction in predictions:
                 caption = f'<figcaption>{html.escape(str(prediction.path))}</figcaption>'
@@ -137,11 +135,8 @@ def write_page(path, predictions, title, summary):
                                f'<span>{100 * p:.1f} %</span></div>' for _, label, p in prediction.top)
                 file.write(f'<figure><img alt="" src="data:image/jpeg;base64,{picture}">{caption}{rows}</figure>\n')
             file.write('</main></body></html>\n')
-        os.replace(temporary, path)
     except OSError as error:
         raise InputError(f'html {path}: cannot be written ({error.strerror}); choose another file') from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def positive(text):

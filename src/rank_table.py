@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-from src import environment
+from src import environment, files
 from src.errors import InputError, entry_point
 
 SIZE_LIMIT = 1 << 20  # bytes; 1024 devices take about 100 KB
@@ -361,16 +361,11 @@ def _own_address():
 
 
 def _write(path, text):
-    """Write beside, then rename: a reader never sees half a table."""
-    beside = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(beside, path)
+        with files.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        if os.path.exists(beside):
-            os.remove(beside)
-        raise InputError(f"--output {path}: {error.strerror}")
+        raise InputError(f"--output {path}: {error.strerror}") from None
 
 
 @entry_point

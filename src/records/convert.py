@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.errors import InputError, entry_point
+from src.files import move
 from src.records import FORMATS, SPLITS, find_format, mindrecord, open_records, splits, tfrecord
 from src.records.picture import TO_FIX, UNREADABLE, examine, rgb_jpeg
 from src.records.pool import cores, interruptible, spread
@@ -85,17 +86,15 @@ def _write(job, split, number):
     entry["files"] = {} if bad and not job.fix else {
         file: os.path.getsize(os.path.join(job.dst, _PARTIAL, file)) for file in files}
     for file in entry["files"]:
-        path = os.path.join(job.dst, _PARTIAL, file)
-        with open(path, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(path, os.path.join(job.dst, file))
+        move(os.path.join(job.dst, _PARTIAL, file), os.path.join(job.dst, file))
     return name, entry
 
 
-def _save(path, text):
-    with open(path + ".tmp", "w", encoding="utf-8", errors="surrogateescape") as file:  # any file name
+def _save(job, name, text):
+    partial = os.path.join(job.dst, _PARTIAL, name)
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:  # any file name
         file.write(text)
-    os.replace(path + ".tmp", path)
+    move(partial, os.path.join(job.dst, name))
 
 
 def _finished(dst, settings, fix):
@@ -177,15 +176,15 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
 
 
 def _run(job, settings, done, workers, progress):
-    stamp, partial = os.path.join(job.dst, _STAMP), os.path.join(job.dst, _PARTIAL)
+    partial = os.path.join(job.dst, _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    os.mkdir(partial)
 
     def save():
-        _save(stamp, json.dumps({"settings": settings, "shards": dict(sorted(done.items()))}, indent=1))
+        _save(job, _STAMP, json.dumps({"settings": settings, "shards": dict(sorted(done.items()))}, indent=1))
     save()
-    os.mkdir(partial)
     names = enumerate(" ".join(name.split()) for name in settings["labels"])
-    _save(os.path.join(job.dst, "labels.txt"), "".join(f"{label}:{name}\n" for label, name in names if name))
+    _save(job, "labels.txt", "".join(f"{label}:{name}\n" for label, name in names if name))
     tasks = [(split, n) for split in job.records for n in range(job.shards) if job.name(split, n) not in done]
     kept = sum(entry["pictures"] for entry in done.values())
     total = sum(map(len, job.records.values()))

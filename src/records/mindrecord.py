@@ -200,9 +200,6 @@ def write_shard(path, examples, sizes):
         if batch:
             writer.write_raw_data(batch)
         writer.commit()
-        os.umask(mode := os.umask(0))
-        for file in (path, path + ".db"):  # FileWriter lets nobody else read them
-            os.chmod(file, 0o666 & ~mode)
     except (MindRecordException, RuntimeError) as error:
         raise InputError(f"shard {path!r}: MindSpore cannot write it ({str(error).splitlines()[0]}); "
                          "check the free space") from None

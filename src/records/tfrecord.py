@@ -3,12 +3,14 @@
 A record is: uint64 LE length, masked crc32c of the length, the data, masked crc32c of the data. The data is
 a tf.train.Example in protobuf wire format: a map of features, of which only two are read here.
 """
+import contextlib
 import mmap
 import os
 import re
 import struct
 from typing import NamedTuple
 
+from src import files
 from src.errors import InputError
 from src.records.crc import crc32c, length_crc, mask
 from src.records.index import index_files
@@ -241,13 +243,7 @@ def write_shards(directory, split, examples, num_shards):
                          f"give 1 to {min(len(examples), 99999)} shards")
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, f"{split}-{n:05d}-of-{num_shards:05d}") for n in range(num_shards)]
-    partial = [f"{path}.{os.getpid()}.tmp" for path in paths]
-    try:
-        for n, name in enumerate(partial):
-            write_shard(name, examples[n::num_shards])
-        for name, path in zip(partial, paths):
-            os.replace(name, path)
-    finally:
-        for name in filter(os.path.exists, partial):
-            os.remove(name)
+    with contextlib.ExitStack() as stack:
+        for n, path in enumerate(paths):
+            write_shard(stack.enter_context(files.replacing(path)), examples[n::num_shards])
     return paths

@@ -8,11 +8,11 @@ import math
 import mmap
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 
 from src.errors import InputError
+from src.files import replacing
 from src.records.crc import crc32c, mask
 
 MAGIC = bytes.fromhex('57fb808b247547db')
@@ -200,16 +200,15 @@ def _encoded(value):
 def write(prefix, tensors):
     """Write float32 ndarrays ({name: value}) as the V2 checkpoint `prefix`, the index last. OSError if it cannot."""
     entries, offset = {b'': _number(1, 1) + _number(3, _number(1, 1))}, 0  # one shard; written by version 1
-    temporary = [Path(f'{prefix}{suffix}.{os.getpid()}') for suffix in ('.data-00000-of-00001', '.index')]
-    try:
-        with open(temporary[0], 'wb') as data:
+    with replacing(f'{prefix}.index') as index_path, replacing(f'{prefix}.data-00000-of-00001') as data_path:
+        with open(data_path, 'wb') as data:
             for name in sorted(tensors, key=str.encode):
                 value = np.asarray(tensors[name], '<f4')
                 shape = b''.join(_number(2, _number(1, size)) for size in value.shape)
                 entries[name.encode()] = (_number(1, 1) + _number(2, shape) + _number(4, offset) + _number(5, value.nbytes)
                                           + b'\x35' + struct.pack('<I', mask(crc32c(value.tobytes()))))
                 offset += data.write(value.tobytes())
-        with open(temporary[1], 'wb') as table:
+        with open(index_path, 'wb') as table:
             def add(block):
                 start, block = table.tell(), block + struct.pack('<IIB', 0, 1, 0)  # one restart, at 0; not compressed
                 table.write(block + struct.pack('<I', mask(crc32c(block))))
@@ -223,8 +222,3 @@ def write(prefix, tensors):
                     index += b'\0' + _encoded(len(key)) + _encoded(len(handle)) + key + handle
             handles = add(b'') + add(index)
             table.write(handles + bytes(40 - len(handles)) + MAGIC)
-        for path in temporary:
-            os.replace(path, path.with_suffix(''))
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)

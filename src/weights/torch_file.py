@@ -2,7 +2,6 @@
 import functools
 import json
 import math
-import os
 import pickletools
 import struct
 import zipfile
@@ -10,6 +9,7 @@ import zipfile
 import numpy as np
 
 from src.errors import InputError
+from src.files import replacing
 
 MAX_HEADER = 16 << 20  # bytes; that of InceptionV4 has 73,000
 DTYPES = {'F16': '<f2', 'F32': '<f4', 'F64': '<f8', 'I32': '<i4', 'I64': '<i8', 'BF16': '<u2'}  # bfloat16: see `_widened`
@@ -61,16 +61,10 @@ def write_safetensors(path, tensors):
         offset += value.nbytes
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
-    temporary = f'{path}.{os.getpid()}'
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(struct.pack('<Q', len(text)) + text)
-            for value in tensors.values():
-                file.write(np.ascontiguousarray(value, '<f4').data)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        file.write(struct.pack('<Q', len(text)) + text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value, '<f4').data)
 
 
 def _content(program, storage):

@@ -1,0 +1,115 @@
+"""What is written is whole or not there, under the umask, and nobody else can choose where it goes."""
+import errno
+import os
+import stat
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import checkpoint, config, evaluation, export, files, predict, rank_table
+from src.preprocess import PREPROCESSING
+from src.records import convert, tfrecord
+from src.weights import tf_checkpoint, torch_file
+
+ONE = {'logits.bias': np.ones(3, np.float32)}
+
+
+def _convert(layout):
+    def write(path):
+        for k in range(2):
+            (path.parent / f'source/train/{k}').mkdir(parents=True)
+            Image.new('RGB', (40, 40)).save(path.parent / f'source/train/{k}/a.jpg')
+        convert.convert(path.parent / 'source', path.parent / 'target', layout, 1, workers=1)
+    return write
+
+
+def _best(path):
+    made = path.with_name('inceptionv4-1_2.ckpt')
+    checkpoint.write(made, ONE, {'step': 1})
+    checkpoint.mark_best(made, 50.0)
+    return [made, path.with_name('inceptionv4-best.ckpt'), path.with_name('inceptionv4-best.json')]
+
+
+WRITERS = {
+    'config': lambda path: config.save({'lr': 1.0}, path),
+    'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
+    'best': _best,
+    'rank table': lambda path: rank_table._write(path, '{}\n'),
+    'page': lambda path: predict.write_page(path, [], 'title', 'summary'),
+    'evaluation': lambda path: evaluation.write_json([], path),
+    'aipp': lambda path: export.write_aipp(path, PREPROCESSING, 75),
+    'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
+    'tfrecord': _convert('tfrecord'), 'mindrecord': _convert('mindrecord'),
+    'safetensors': lambda path: torch_file.write_safetensors(path, ONE),
+    'tensorflow': lambda path: tf_checkpoint.write(path, ONE)}
+
+
+@pytest.mark.parametrize('umask', [0o077, 0o022, 0o002])
+@pytest.mark.parametrize('name', WRITERS)
+def test_umask(name, umask, tmp_path):
+    """MindSpore's files would be 0400, and a temporary file of Python's tempfile 0600."""
+    before = os.umask(umask)
+    try:
+        WRITERS[name](tmp_path / 'file')
+    finally:
+        os.umask(before)
+    found = [path for path in tmp_path.rglob('*') if path.is_file()]
+    assert found and {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o666 & ~umask}
+    assert not [path for path in tmp_path.rglob('.*')]
+
+
+@pytest.mark.parametrize('writer, guess', [
+    ('page', 'file.{pid}'), ('config', '.file.{pid}'), ('rank table', 'file.{pid}.tmp'), ('safetensors', 'file.{pid}'),
+    ('tensorflow', 'file.index.{pid}'), ('evaluation', 'file')])
+def test_a_link_that_waits_is_not_followed(writer, guess, tmp_path):
+    """In a directory that others may write to, a link under a name that can be guessed leads to another file."""
+    (tmp_path / 'victim').write_text('precious')
+    (tmp_path / guess.format(pid=os.getpid())).symlink_to('victim')
+    WRITERS[writer](tmp_path / 'file')
+    assert (tmp_path / 'victim').read_text() == 'precious'
+
+
+def test_name_tells_the_process(tmp_path):
+    with files.replacing(tmp_path / 'inceptionv4-1_2.ckpt') as temporary:
+        directory, = tmp_path.iterdir()
+        assert directory.name.startswith(f'.inceptionv4-1_2.ckpt.{os.getpid()}.') and temporary.parent == directory
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        temporary.write_text('x')
+        checkpoint.remove_unfinished(tmp_path)
+        assert not list(tmp_path.iterdir())
+        temporary.parent.mkdir()
+        temporary.write_text('x')
+    assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_2.ckpt']
+
+
+@pytest.mark.parametrize('name', ['name', 'ü' * 120, 'x' * 255])
+def test_failure_leaves_the_old_file(name, tmp_path):
+    path = tmp_path / name
+    path.write_text('old')
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
+        temporary.write_text('half')
+        raise KeyError
+    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+    with files.replacing(path) as temporary:
+        temporary.write_text('new')
+    assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_synced_before_the_name_and_the_name_after(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda fd: (done.append(os.readlink(f'/proc/self/fd/{fd}')), sync(fd)))
+    monkeypatch.setattr(os, 'replace', lambda a, b: (done.append(f'name {b}'), replace(a, b)))
+    with files.replacing(tmp_path / 'a') as a, files.replacing(tmp_path / 'b') as b:
+        a.write_text('a')
+        b.write_text('b')
+    assert done == [str(b), f'name {tmp_path / "b"}', str(tmp_path), str(a), f'name {tmp_path / "a"}', str(tmp_path)]
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for name, number in (('pipe', errno.EINVAL), ('', errno.EINVAL), ('none/file', errno.ENOENT)):
+        with pytest.raises(OSError) as error, files.replacing(tmp_path / name):
+            raise AssertionError
+        assert error.value.errno == number
+    assert [p.name for p in tmp_path.iterdir()] == ['pipe'] and stat.S_ISFIFO((tmp_path / 'pipe').stat().st_mode)

@@ -32,7 +32,7 @@ class EvaluationStep(nn.Cell):
         logits = self.network(scale(image.astype(ms.float32), self.preprocessing)).astype(ms.float32)
         counts = (label >= 0).astype(ms.float32)
         label = ops.maximum(label, 0)
-        hit = ops.gather_elements(logits, 1, label.reshape(-1, 1))
+        hit = ops.ReduceSum(keep_dims=True)(logits * ops.one_hot(label, logits.shape[1], 1.0, 0.0), 1)
         # Classes that are not surely worse; so a logit that is not a number is never a right answer.
         above = logits.shape[1] - (logits <= hit).astype(ms.float32).sum(1)
         loss = cross_entropy(logits, label)

@@ -182,8 +182,8 @@ def colour(x, brightness, saturation, maximum, minimum):
     chroma = value - minimum(minimum(red, green), blue)
     # S = chroma / value becomes min(S * saturation, 1); the factor on (value - x) is new S / S. A chroma that is not 0
     # is at least 1 / 255; 1e-3 can be told from 0 in float16 too.
-    factor = (value / chroma.clip(1e-3, None)).clip(None, saturation)
-    return scale((value - (value - x) * factor).clip(0, 1) * 255)
+    factor = minimum(value / maximum(chroma, 1e-3), saturation)
+    return scale(minimum(maximum(value - (value - x) * factor, 0), 1) * 255)
 
 
 def augment(image, draws):

@@ -27,9 +27,10 @@ def cross_entropy(logits, label, smoothing=0.0):
     With label smoothing (Szegedy et al. 2016, section 7) the target is 1 - smoothing on the label plus smoothing / C
     on every class, as in TensorFlow.
     """
-    log_p = ops.log_softmax(logits.astype(ms.float32), -1)
-    hit = ops.gather_elements(log_p, 1, label.reshape(-1, 1)).reshape(-1)
-    return -(1 - smoothing) * hit - smoothing * log_p.mean(-1)
+    # Multiplied by the targets, and not gathered: the gradient of that would run on an NPU's CPU.
+    classes = logits.shape[1]
+    targets = ops.one_hot(label, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+    return -ops.ReduceSum()(targets * ops.log_softmax(logits.astype(ms.float32), -1), -1)
 
 
 class NetworkWithLoss(nn.Cell):
@@ -158,8 +159,9 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         else:
             loss = ops.depend(loss, self.update(scaled_down))
         count = overflow.astype(ms.int32)
-        overflows = ops.assign_add(self.overflows, count)
-        run = ops.assign(self.overflow_run, (self.overflow_run + 1) * count)
+        overflows, run = self.overflows + count, (self.overflow_run + 1) * count
+        ops.assign(self.overflows, overflows)
+        ops.assign(self.overflow_run, run)
         return loss, norm, overflows, run, scale
 
     def update(self, gradients):

@@ -7,6 +7,7 @@ from mindspore.nn.utils import no_init_parameters
 from src import checkpoint, config as configuration, dataset, evaluation, runtime
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
+from src.monitor import Log
 from src.preprocess import recorded_preprocessing
 from src.records import open_records
 from src.training import set_precision
@@ -14,9 +15,10 @@ from src.training import set_precision
 
 def evaluate_path(argv, run, path, log):
     """Evaluate the checkpoint or directory `path`; the table goes to `log` and, as evaluation.json, beside the checkpoints.
-    Network and preprocessing are those of the checkpoint, the last one of a directory, under the options `argv`."""
+    Network and preprocessing are those of the checkpoint, the last one of a directory, under the options `argv`; those in
+    there that are damaged are passed over."""
     paths = checkpoint.find(path)
-    _, info = checkpoint.load(paths[-1])
+    info = newest_info(paths)
     config = configuration.load(argv, info.get('config'))
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
@@ -31,8 +33,26 @@ def evaluate_path(argv, run, path, log):
                                       world=run.world, num_workers=dataset.workers(config.num_workers, run.ranks_here))
     results = evaluation.evaluate_checkpoints(paths, step, data, len(records), run.world, log)
     if run.rank == 0:
-        evaluation.write_json(results, paths[0].parent / 'evaluation.json')
+        target = paths[0].parent / 'evaluation.json'
+        try:
+            evaluation.write_json(results, target)
+        except OSError as error:
+            problem = f'{target} cannot be written ({error.strerror})'
+            if log.lost:
+                raise InputError(f'{problem}, nor the figures to the screen') from None
+            log(f'warning: {problem}; the figures are only those above')
     return results
+
+
+def newest_info(paths):
+    """The information in the last of the checkpoints that can be read; InputError if there is none."""
+    problem = None
+    for path in reversed(paths):
+        try:
+            return checkpoint.load(path)[1]
+        except InputError as error:
+            problem = problem or error
+    raise problem
 
 
 @entry_point
@@ -43,8 +63,9 @@ def main(argv=None):
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
                         config.jit_level)
-    print(runtime.describe(run, config.device_target), flush=True)
-    evaluate_path(argv, run, config.ckpt_path, print)
+    log = Log()
+    log(runtime.describe(run, config.device_target))
+    evaluate_path(argv, run, config.ckpt_path, log)
 
 
 if __name__ == '__main__':

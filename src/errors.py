@@ -1,6 +1,11 @@
 """Errors that a user can mend: one line on stderr and an exit status, never a traceback."""
+import argparse
+import contextlib
+import errno
 import functools
+import os
 import re
+import signal
 import sys
 
 
@@ -29,7 +34,7 @@ def entry_point(main):
     @functools.wraps(main)
     def run(*args):
         try:
-            return main(*args)
+            return _with_output(main, *args)
         except InputError as error:
             message, status, prefix = str(error), error.exit_status, error.prefix
         except KeyboardInterrupt:
@@ -39,6 +44,57 @@ def entry_point(main):
             if not wrapped:
                 raise
             message, status, prefix = wrapped[1], InputError.exit_status, InputError.prefix
-        print(prefix + ' '.join(message.split()), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(prefix + ' '.join(message.split()), file=sys.stderr)
+        _give_up_output()
         sys.exit(status)
     return run
+
+
+def _with_output(main, *args):
+    """`main(*args)`. Where nobody reads the standard output any more (`| head`) this ends the process without a word, with
+    the status of SIGPIPE if `main` was not done. InputError if the output cannot be written for another reason."""
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:  # closed before Python started; the next file would get its number
+            setattr(sys, name, open(os.devnull, mode))
+    result = leaving = None
+    try:
+        result = main(*args)
+    except SystemExit as error:  # of --help, or a tool's status
+        leaving = error
+    except OSError:
+        # Without a buffer what could not be written is gone: only another try tells what the error is about.
+        problem = _give_up_output('\n')
+        if problem is None:
+            raise
+        if problem.errno == errno.EPIPE:
+            sys.exit(128 + signal.SIGPIPE)
+        raise InputError(f'standard output: {problem.strerror}') from None
+    problem = _give_up_output()
+    if problem and problem.errno != errno.EPIPE and not (leaving and leaving.code):
+        raise InputError(f'standard output: {problem.strerror}')
+    if leaving:
+        raise leaving
+    return result
+
+
+def _give_up_output(probe=''):
+    """The OSError for which standard output cannot take `probe` and what is still to be written, or standard error what is
+    still to be written; or None. They then go nowhere, so that the end of the process does not complain."""
+    found = None
+    for stream, text in ((sys.stdout, probe), (sys.stderr, '')):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError as error:
+            found = found or error
+            with open(os.devnull, 'w') as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    return found
+
+
+class Parser(argparse.ArgumentParser):
+    """Unusable arguments are one line, too."""
+
+    def error(self, message):
+        raise InputError(f'{message}; --help lists the options')

@@ -90,7 +90,8 @@ def row(result, step, epoch, when=None):
 
 
 def evaluate_checkpoints(paths, step, dataset, expected, world, write):
-    """Evaluate each checkpoint of `paths` with the network of `step`; lines go to `write`.
+    """Evaluate each checkpoint of `paths` with the network of `step`; lines go to `write`. Of several, one that cannot be
+    read or does not fit is passed over with a warning. InputError if none is left.
 
     Returns:
         list of dict: checkpoint, step, epoch, top1, top5, loss, images.
@@ -98,11 +99,18 @@ def evaluate_checkpoints(paths, step, dataset, expected, world, write):
     write(HEADER)
     results = []
     for path in paths:
-        parameters, info = checkpoint.load(path)
-        checkpoint.load_into(step.network, checkpoint.averaged(parameters), path)
+        try:
+            parameters, info = checkpoint.load(path)
+            when = Path(path).stat().st_mtime
+            checkpoint.load_into(step.network, checkpoint.averaged(parameters), path)
+        except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
+            if path == paths[-1] and not results:
+                raise InputError(str(error)) from None
+            write(f'warning: passed over: {error}')
+            continue
         result = evaluate(step, dataset, expected, world)
         done, epoch = info.get('step', 0), info.get('epoch', 0)
-        write(row(result, done, epoch, Path(path).stat().st_mtime))
+        write(row(result, done, epoch, when))
         results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})
     write(f'{expected} validation images, each evaluated once')
     return results

@@ -15,7 +15,7 @@ from src.training import Outputs
 
 
 class Log:
-    """Writes lines to the screen and, if `path` is given, to the end of that file."""
+    """Writes lines to the screen and, if `path` is given, to the end of that file; `lost` if one could go to neither."""
 
     def __init__(self, path=None):
         try:
@@ -24,15 +24,20 @@ class Log:
             self.file = open(path, 'a', encoding='utf-8') if path else None
         except OSError as error:
             raise InputError(f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir') from None
+        self.lost = False
 
     def __call__(self, line):
         # A full disk or a closed pipe is no reason to end a training.
+        written = False
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+            written = True
         if self.file:
             with contextlib.suppress(OSError):
                 print(line, file=self.file, flush=True)
+                written = True
+        self.lost |= not written
 
 
 class TrainingMonitor(LossMonitor):

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 import eval as eval_entry
 import export
 import train
-from src import checkpoint
+from src import checkpoint, evaluation
 from src.inceptionv4 import InceptionV4
 from src.records import open_records
 from src.records.tfrecord import write_shards
@@ -93,6 +93,70 @@ def test_mode_evaluate(trained, data, capsys, monkeypatch):
     monkeypatch.chdir(trained[0])
     train.main(['--mode', 'evaluate', '--data_dir', str(data), '--batch_size', '4'])
     assert len(re.findall(r'^ +(15|16|20) ', capsys.readouterr().out, re.M)) == 3
+
+
+@pytest.fixture
+def evaluated(trained, data, tmp_path, monkeypatch):
+    """Directory with two of the checkpoints and a newer one that is damaged, and a function that evaluates in it, with
+    figures from nowhere: nothing is compiled."""
+    for name in ('inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt'):
+        os.link(trained[0] / 'results/1p/0/ckpt' / name, tmp_path / name)
+    (tmp_path / 'inceptionv4-9_99.ckpt').write_bytes((tmp_path / name).read_bytes()[:200000])
+    monkeypatch.setattr(evaluation, 'evaluate', lambda step, *_: evaluation.Result(40.0, 60.0, 1.5, 30))
+    return tmp_path, lambda path: eval_entry.main(['--ckpt_path', str(path), '--data_dir', str(data)])
+
+
+def test_damaged_checkpoint_is_passed_over(evaluated, capsys):
+    directory, evaluate = evaluated
+    evaluate(directory)
+    found = capsys.readouterr()
+    assert re.search(r'warning: passed over: .*inceptionv4-9_99.ckpt: not a MindSpore checkpoint', found.out)
+    assert len(re.findall(r'^ +(16|20) +1\.0 +40\.00 +60\.00 ', found.out, re.M)) == 2 and not found.err
+    assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16, 20]
+    for path in (directory / 'inceptionv4-9_99.ckpt', directory):  # alone, or with nothing whole beside it
+        with pytest.raises(SystemExit) as stopped:
+            evaluate(path)
+        assert stopped.value.code == 2 and re.match('error: .*9_99.ckpt: not a MindSpore', capsys.readouterr().err)
+        for other in directory.glob('*-1_*.ckpt'):
+            other.unlink()
+
+
+def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
+    """By a training that keeps only the newest."""
+    directory, evaluate = evaluated
+    found = evaluation.evaluate
+
+    def prune(*arguments):
+        (directory / 'inceptionv4-1_20.ckpt').unlink(missing_ok=True)
+        return found(*arguments)
+    monkeypatch.setattr(evaluation, 'evaluate', prune)
+    evaluate(directory)
+    assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16]
+    assert '1_20.ckpt: no such checkpoint' in capsys.readouterr().out
+
+
+def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
+    """Without permission to write beside the checkpoint they are on the screen, with a closed pipe in the file, with
+    neither it is an error."""
+    directory, evaluate = evaluated
+    path = directory / 'inceptionv4-1_20.ckpt'
+
+    def behind_a_closed_pipe():
+        reader, writer = os.pipe()
+        os.close(reader)
+        with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
+            patch.setattr(sys, 'stdout', closed)
+            evaluate(path)
+    behind_a_closed_pipe()
+    assert json.loads((directory / 'evaluation.json').read_text())[0]['top5'] == 60
+    (directory / 'evaluation.json').unlink()
+    (directory / 'evaluation.json').mkdir()  # root may write everywhere
+    evaluate(path)
+    assert re.search(r'^ +20 .* 40\.00 .*\n30 validation images.*\nwarning: .*evaluation.json cannot be written \(not a '
+                     r'regular file\); the figures are only those above\n\Z', capsys.readouterr().out, re.M)
+    with pytest.raises(SystemExit) as stopped:
+        behind_a_closed_pipe()
+    assert stopped.value.code == 2 and 'nor the figures to the screen' in capsys.readouterr().err
 
 
 def test_export(trained, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src import config as configuration, runtime
 from src.errors import InputError, entry_point
-from src.export import check_format, export_network, sha256, write_aipp
+from src.export import check_format, check_target, export_network, sha256, write_aipp
 from src.preprocess import PREPROCESSING, recorded_preprocessing
 from src.serving import class_names, network_of
 
@@ -25,6 +25,9 @@ def main(argv=None):
         raise InputError('ckpt_path is empty; use --ckpt_path FILE')
     if Path(config.ckpt_path).is_dir():
         raise InputError(f'ckpt_path {config.ckpt_path} is a directory; name one checkpoint in it')
+    suffix = f'.{config.file_format.lower()}'
+    path = Path(config.file_name.removesuffix(suffix) + suffix)
+    check_target(path)
 
     # MINDIR and ONNX are the same wherever they are made, and the CPU verifies them in float32.
     target = 'CPU' if config.device_target == 'auto' and config.file_format != 'AIR' else config.device_target
@@ -33,24 +36,22 @@ def main(argv=None):
     network, info, config = network_of(config.ckpt_path, argv)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     names = class_names(config.labels, info.get('class_names'), config.num_classes)
-    suffix = f'.{config.file_format.lower()}'
     report = export_network(
-        network, config.file_name.removesuffix(suffix) + suffix, file_format=config.file_format,
-        preprocessing=preprocessing, image_size=config.image_size, input_type=config.input, output=config.output,
-        batch_size=config.batch_size, fold_bn=config.fold_bn,
-        computed_in='float16 or HF32' if run.device_target == 'Ascend' else 'float32',
+        network, path, file_format=config.file_format, preprocessing=preprocessing,
+        image_size=config.image_size, input_type=config.input, output=config.output, batch_size=config.batch_size,
+        fold_bn=config.fold_bn, computed_in='float16 or HF32' if run.device_target == 'Ascend' else 'float32',
         about={'classes': names, 'num_classes': config.num_classes,
                'source': {'checkpoint': Path(config.ckpt_path).name, 'sha256': sha256(config.ckpt_path),
                           'step': info.get('step'), 'epoch': info.get('epoch')}})
-    print(describe(config, report))
     if config.aipp:
         write_aipp(config.aipp, preprocessing, config.image_size)
+    print(describe(path, report))
+    if config.aipp:
         print(f'{config.aipp}: scaling of the same preprocessing for atc')
 
 
-def describe(config, report):
-    """Lines that say what was written."""
-    path = Path(config.file_name).with_name(report['file'])
+def describe(path, report):
+    """Lines that say what was written to `path`."""
     takes, gives, found = report['input'], report['output'], report['deviation']
     return (f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output '
             + ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))

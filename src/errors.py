@@ -57,6 +57,8 @@ def _with_output(main, *args):
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:  # closed before Python started; the next file would get its number
             setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')  # names of files may be any bytes
     result = leaving = None
     try:
         result = main(*args)

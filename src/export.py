@@ -1,8 +1,10 @@
 """A network as a file that other programs run (MINDIR, ONNX, AIR): batch norm folded, verified, described."""
+import contextlib
 import hashlib
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import mindspore as ms
@@ -16,7 +18,7 @@ from src.errors import InputError
 from src.inceptionv4 import ConvBN
 from src.preprocess import evaluation_picture
 from src.records import demo
-from src.serving import INPUTS, LOADERS, Served, host_scale, need_onnx, softmax
+from src.serving import INPUTS, LOADERS, Served, host_scale, need_onnx, need_utf8, softmax
 
 # Of the largest logit, or of the probability 1. A folded convolution in float16 or HF32 (10 bits both) is rounded in
 # another way than the unfolded one and batch norm behind it: 6e-4 measured.
@@ -72,6 +74,7 @@ def write_air(cell, path, example, names, any_batch):
 
 
 WRITERS = {'MINDIR': write_mindir, 'ONNX': write_onnx, 'AIR': write_air}
+SUFFIXES = tuple(f'.{name.lower()}' for name in WRITERS)
 
 
 def sample_pictures(size, preprocessing, count=2):
@@ -139,7 +142,8 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
                 fold(network)
             cell = Served(network, input_type, output, preprocessing).set_train(False)
             example = Tensor(images[:1].repeat(max(batch_size, 1), 0))
-            WRITERS[file_format](cell, temporary, example, OUTPUTS[output], any_batch)
+            with _plain_name(temporary) as plain:
+                WRITERS[file_format](cell, plain, example, OUTPUTS[output], any_batch)
             run = LOADERS[path.suffix](temporary) if path.suffix in LOADERS else _directly(cell)
             found = run_in_calls(run, images, batch_size)
             half = len(images) // 2
@@ -166,11 +170,24 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
                 'deviation': {**deviations, 'bound': bound, 'computed_in': computed_in, 'measured_on':
                               'the file' if path.suffix in LOADERS else 'the graph before it was written'},
                 'mindspore': ms.__version__}
-            report['other_files'] = _others(path)
+            report['other_files'] = check_target(path)
             record.write_text(json.dumps(report, indent=1) + '\n')
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from None
     return report
+
+
+@contextlib.contextmanager
+def _plain_name(path):
+    """Another name for the file `path` that is to be written: MindSpore's exporters refuse names and directories with
+    spaces and all that is not ASCII, but they do not look where a link leads."""
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        plain = Path(f'/proc/self/fd/{directory}/model{path.suffix}')
+        yield plain
+        plain.rename(path)
+    finally:
+        os.close(directory)
 
 
 def _directly(cell):
@@ -180,14 +197,23 @@ def _directly(cell):
     return run
 
 
-def _others(path):
-    """What the JSON file beside `path` already says about other model files of the same name that are still there."""
+def check_target(path):
+    """What the JSON file beside the model file `path`, which is to be written, already says about other model files of the
+    same name that are still there ({name: description}). InputError if it is another program's, which would be lost."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f'file_name {str(path.parent)!r} has no name of a file at its end')
+    need_utf8(path)
+    record = path.with_suffix('.json')
     try:
-        old = json.loads(path.with_suffix('.json').read_text())
+        old = json.loads(record.read_text(encoding='utf-8'))
         files = {**old.pop('other_files'), old['file']: old}
         return {name: value for name, value in files.items() if name != path.name and (path.parent / name).is_file()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one of another kind
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f'{record}: would be replaced, but was not written by export.py; choose another --file_name '
+                         'or move it') from None
 
 
 def sha256(path):

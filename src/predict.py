@@ -156,7 +156,6 @@ def main(argv=None):
     parser.add_argument('--json', action='store_true', help='a JSON object per line and picture')
     parser.add_argument('--html', default='', metavar='OUT', help='also write a page with the pictures')
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors='backslashreplace')  # file names may be any bytes
     paths = find_pictures(args.source)
     runtime.start()
     model = open_model(args.model, args.labels)

@@ -1,6 +1,7 @@
 """A checkpoint or an exported file as one function from pictures to probabilities."""
 import importlib.util
 import json
+import os
 import re
 from collections import namedtuple
 from pathlib import Path
@@ -72,6 +73,15 @@ def need_onnx():
     for name in ('onnx', 'onnxruntime'):
         if importlib.util.find_spec(name) is None:
             raise InputError(f'ONNX needs the package {name}; pip install -r requirements-export.txt')
+
+
+def need_utf8(path):
+    """InputError if the file `path` is or would be one that neither MindSpore nor ONNX Runtime can open."""
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f'{path}: MindSpore and ONNX Runtime open no file whose name or directory is not UTF-8; rename '
+                         'it') from None
 
 
 def load_onnx(path):
@@ -152,6 +162,7 @@ def open_model(path, labels=''):
                      class_names(labels, info.get('class_names'), config.num_classes))
     if not path.is_file():
         raise InputError(f'{path}: no such model')
+    need_utf8(path)
     about = description(path)
     run, preprocessing, output = LOADERS[path.suffix](path), about['preprocessing'], about['output']['kind']
     batch_size, *shape = about['input']['shape']

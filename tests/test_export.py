@@ -1,6 +1,7 @@
 """Exported files compute what the checkpoint's network does, say what they are, and are refused where they cannot be."""
 import hashlib
 import json
+import os
 import re
 from unittest.mock import MagicMock, call
 
@@ -44,9 +45,14 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def exported(small, tmp_path_factory):
-    """Directory with net.mindir (float, logits, any batch) and net.onnx (uint8, top5, batches of 2)."""
-    directory = tmp_path_factory.mktemp('exported')
-    entry.main(['--ckpt_path', str(small[0]), '--file_name', str(directory / 'net')])
+    """Directory, of a name that MindSpore's exporters refuse, with net.mindir (float, logits, any batch) and net.onnx
+    (uint8, top5, batches of 2), the former written under another umask."""
+    directory = tmp_path_factory.mktemp('exported to ü+1')
+    before = os.umask(0o077)
+    try:
+        entry.main(['--ckpt_path', str(small[0]), '--file_name', str(directory / 'net')])
+    finally:
+        os.umask(before)
     entry.main(['--ckpt_path', str(small[0]), '--file_name', str(directory / 'net'), '--file_format', 'ONNX', '--input',
                 'uint8', '--output', 'top5', '--batch_size', '2'])
     return directory
@@ -54,7 +60,9 @@ def exported(small, tmp_path_factory):
 
 def test_files_and_their_description(small, exported):
     assert sorted(p.name for p in exported.iterdir()) == ['net.json', 'net.mindir', 'net.onnx']
-    assert all(p.stat().st_mode & 0o777 == 0o644 for p in exported.glob('net.[mo]*'))
+    os.umask(umask := os.umask(0))
+    assert {p.suffix: p.stat().st_mode & 0o777 for p in exported.iterdir()} == {
+        '.mindir': 0o600, '.onnx': 0o666 & ~umask, '.json': 0o666 & ~umask}
     assert exported.stat().st_mode & 0o077 == exported.parent.stat().st_mode & 0o077  # as it was made
     onnx = json.loads((exported / 'net.json').read_text())
     mindir = onnx['other_files']['net.mindir']
@@ -152,6 +160,21 @@ def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(checkpoint, 'load', MagicMock(side_effect=AssertionError))
         arguments = [*arguments, '--ckpt_path', 'nothing.ckpt']
     assert re.search(message, message_of(arguments, capsys)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('file_name, content, message', [
+    ('notes', '{"mine": 1}', r'notes.json: would be replaced, but was not written by export.py; choose another --file_name'),
+    ('notes', '# mine', 'notes.json: would be replaced'), ('best', '{"top1": 50.0, "checkpoint": "x"}', 'best.json: would'),
+    ('', None, r"file_name '.' has no name"), ('models/', None, "file_name 'models' has no name"),
+    (os.fsdecode(b'm\xff'), None, r'm\\udcff.mindir: .* not UTF-8; rename it')])
+def test_target_is_checked_first(file_name, content, message, small, tmp_path, monkeypatch, capsys):
+    """Before anything is loaded, and nothing of others is replaced."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, 'start', MagicMock(side_effect=AssertionError))
+    if content:
+        (tmp_path / f'{file_name}.json').write_text(content)
+    assert re.search(message, message_of(['--ckpt_path', small[0], '--file_name', file_name], capsys))
+    assert [p.read_text() for p in tmp_path.iterdir()] == [content] * bool(content)
 
 
 def test_cannot_be_written(small, capsys):
@@ -274,7 +297,7 @@ def test_class_names(text, expected, tmp_path):
 
 @pytest.mark.parametrize('name, content, message', [
     ('a.mindir', None, 'a.mindir: no such model'), ('a.onnx', b'', 'a.json: missing'),
-    ('a.ckpt', None, 'a.ckpt: no such checkpoint')])
+    (os.fsdecode(b'\xff.onnx'), b'', 'not UTF-8; rename it'), ('a.ckpt', None, 'a.ckpt: no such checkpoint')])
 def test_models_that_cannot_be_opened(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -222,7 +222,6 @@ def main():
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--workers", type=int, help="processes (default: as many as cores)")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
     result = check(args.directory, args.workers, progress=True)
     if args.json:
         print(json.dumps(result, indent=1))

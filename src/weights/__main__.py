@@ -44,8 +44,6 @@ def import_weights(path, out, drop_background=False, slots=False):
         raise InputError(f"{path}: has this project's names already; use it as it is")
     try:
         found = convert(tensors, drop_background, slots)
-        for name, shape, target, remark in found.report:
-            print(f'{name} {shape}' + (f' -> {target}: ' if target else ': ') + remark)
         lowest, highest = check_forward(found.parameters, found.config)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
@@ -55,6 +53,8 @@ def import_weights(path, out, drop_background=False, slots=False):
         info['position'] = found.step * REFERENCE_BATCH
         found.notes.append(f'`resume` counts the {found.step} steps as steps of {REFERENCE_BATCH} images')
     checkpoint.write(out, found.parameters, info)
+    for name, shape, target, remark in found.report:
+        print(f'{name} {shape}' + (f' -> {target}: ' if target else ': ') + remark)
     loaded = sum(remark == 'loaded' for *_, remark in found.report)
     print(*(f'note: {note}' for note in found.notes), sep='\n', end='\n' if found.notes else '')
     print(f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'

@@ -1,10 +1,11 @@
 """Top-1, top-5 and loss of one checkpoint or of all in a directory, over exactly every validation image:
 `python eval.py --ckpt_path CKPT --data_dir DIR [--option value ...]`."""
 import sys
+from pathlib import Path
 
 from mindspore.nn.utils import no_init_parameters
 
-from src import checkpoint, config as configuration, dataset, evaluation, runtime
+from src import checkpoint, config as configuration, dataset, evaluation, runtime, weights
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
 from src.monitor import Log
@@ -14,10 +15,10 @@ from src.training import set_precision
 
 
 def evaluate_path(argv, run, path, log):
-    """Evaluate the checkpoint or directory `path`; the table goes to `log` and, as evaluation.json, beside the checkpoints.
-    Network and preprocessing are those of the checkpoint, the last one of a directory, under the options `argv`; those in
-    there that are damaged are passed over."""
-    paths = checkpoint.find(path)
+    """Evaluate the checkpoint at `path`, of any kind that `weights.read` knows, or all of ours in that directory but damaged
+    ones; the table goes to `log` and, as evaluation.json, beside them. Network and preprocessing are those of the
+    checkpoint, the last one of a directory, under the options `argv`."""
+    paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
     info = newest_info(paths)
     config = configuration.load(argv, info.get('config'))
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
@@ -49,7 +50,7 @@ def newest_info(paths):
     problem = None
     for path in reversed(paths):
         try:
-            return checkpoint.load(path)[1]
+            return weights.read(path)[1]
         except InputError as error:
             problem = problem or error
     raise problem

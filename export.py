@@ -3,7 +3,7 @@ NAME [--option value ...]`; docs/deploy.md says what to do with it."""
 import sys
 from pathlib import Path
 
-from src import config as configuration, runtime
+from src import config as configuration, runtime, weights
 from src.errors import InputError, entry_point
 from src.export import check_format, check_target, export_network, sha256, write_aipp
 from src.preprocess import PREPROCESSING, recorded_preprocessing
@@ -36,12 +36,13 @@ def main(argv=None):
     network, info, config = network_of(config.ckpt_path, argv)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     names = class_names(config.labels, info.get('class_names'), config.num_classes)
+    source = weights.main_file(config.ckpt_path)
     report = export_network(
         network, path, file_format=config.file_format, preprocessing=preprocessing,
         image_size=config.image_size, input_type=config.input, output=config.output, batch_size=config.batch_size,
         fold_bn=config.fold_bn, computed_in='float16 or HF32' if run.device_target == 'Ascend' else 'float32',
         about={'classes': names, 'num_classes': config.num_classes,
-               'source': {'checkpoint': Path(config.ckpt_path).name, 'sha256': sha256(config.ckpt_path),
+               'source': {'checkpoint': Path(source).name, 'sha256': sha256(source),
                           'step': info.get('step'), 'epoch': info.get('epoch')}})
     if config.aipp:
         write_aipp(config.aipp, preprocessing, config.image_size)

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 from tqdm import tqdm
 
-from src import checkpoint, collective, files
+from src import checkpoint, collective, files, weights
 from src.errors import InputError
 from src.preprocess import PREPROCESSING, scale
 from src.training import cross_entropy
@@ -100,8 +100,8 @@ def evaluate_checkpoints(paths, step, dataset, expected, world, write):
     results = []
     for path in paths:
         try:
-            parameters, info = checkpoint.load(path)
-            when = Path(path).stat().st_mtime
+            parameters, info = weights.read(path)
+            when = Path(weights.main_file(path)).stat().st_mtime
             checkpoint.load_into(step.network, checkpoint.averaged(parameters), path)
         except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
             if path == paths[-1] and not results:

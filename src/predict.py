@@ -1,6 +1,7 @@
-"""Labels for pictures: `python -m src.predict IMAGE_OR_DIR --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--html OUT]`."""
-import argparse
+"""Labels for images: `python -m src.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--html OUT]`.
+"""
 import base64
+import contextlib
 import html
 import io
 import json
@@ -15,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import files, runtime
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 from src.preprocess import decode, evaluation_picture
 from src.records.folder import PICTURES
 from src.serving import open_model
@@ -28,15 +29,15 @@ Prediction = namedtuple('Prediction', 'path top error thumbnail')
 
 
 def find_pictures(path):
-    """The picture `path`, or all below the directory, by name. InputError if there is none."""
+    """The image `path`, or all below the directory, by name (list of Path). InputError if there is none."""
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f'{path}: no such picture or directory')
+        raise InputError(f'{path}: no such image or directory')
     found = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES and p.is_file())
     if not found:
-        raise InputError(f'{path}: no picture in it ({", ".join(PICTURES)})')
+        raise InputError(f'{path}: no image in it ({", ".join(PICTURES)})')
     return found
 
 
@@ -121,7 +122,7 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
 
 
 def write_page(path, predictions, title, summary):
-    """One HTML file with the pictures and their best classes in it; whole or not at all."""
+    """One HTML file with the images and their best classes in it; whole or not at all."""
     try:
         with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.write(PAGE.format(title=html.escape(title), summary=html.escape(summary)))
@@ -148,37 +149,51 @@ def positive(text):
 
 @entry_point
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m src.predict', description='Labels for pictures.')
-    parser.add_argument('source', metavar='IMAGE_OR_DIR', help='a picture, or a directory with pictures at any depth')
-    parser.add_argument('--model', required=True, metavar='FILE', help='MINDIR or ONNX file of export.py, or a checkpoint')
+    parser = Parser(prog='python -m src.predict', description='Labels for images.')
+    parser.add_argument('sources', nargs='+', metavar='IMAGE_OR_DIR', help='an image, or a directory with images at any '
+                        'depth')
+    parser.add_argument('--model', required=True, metavar='FILE', help='MINDIR or ONNX file of export.py, or a checkpoint, '
+                        'also of timm (safetensors, .pth), TensorFlow or MindCV')
     parser.add_argument('--top', type=positive, default=5, metavar='N', help='classes to show (default: 5)')
     parser.add_argument('--labels', default='', metavar='FILE', help='class names, lines `name` or `label:name`')
-    parser.add_argument('--json', action='store_true', help='a JSON object per line and picture')
-    parser.add_argument('--html', default='', metavar='OUT', help='also write a page with the pictures')
+    parser.add_argument('--json', action='store_true', help='a JSON object per line and image')
+    parser.add_argument('--html', default='', metavar='OUT', help='also write a page with the images')
     args = parser.parse_args(argv)
-    paths = find_pictures(args.source)
+    paths = [path for source in args.sources for path in find_pictures(source)]
     runtime.start()
     model = open_model(args.model, args.labels)
+    check_top(args.top, model.num_classes, model.num_classes)
     size = model.batch_size or min(BATCH, len(paths))
     blank, _ = model.probabilities(np.zeros((size, model.size, model.size, 3), np.uint8))  # the first call compiles
-    if args.top > max(5, blank.shape[1]):
-        raise InputError(f'top {args.top}: the model gives {blank.shape[1]} classes; a file of --output softmax gives all')
+    check_top(args.top, blank.shape[1], model.num_classes)
     predictions, start = [], time.perf_counter()
-    with tqdm(total=len(paths), unit='image', leave=False, disable=None if Path(args.source).is_dir() else True) as bar:
+    # The page is made even if nobody reads the lines any more.
+    reading = contextlib.suppress(BrokenPipeError) if args.html else contextlib.nullcontext()
+    with tqdm(total=len(paths), unit='image', leave=False, disable=True if len(paths) == 1 else None) as bar:
         for prediction in predict(model, paths, args.top, bool(args.html)):
             text = (as_json if args.json else as_text)(prediction)
-            bar.write(text, sys.stderr if prediction.error and not args.json else sys.stdout)
+            with reading:
+                bar.write(text, sys.stderr if prediction.error and not args.json else sys.stdout)
             bar.update()
             predictions.append(prediction)
     seconds = time.perf_counter() - start
     good = sum(not prediction.error for prediction in predictions)
+    source = args.sources[0] if len(args.sources) == 1 else f'{len(args.sources)} images and directories'
     if not good:
-        raise InputError(f'{args.source}: no picture that can be read')
+        raise InputError(f'{source}: no image that can be read')
     skipped = f', {len(paths) - good} skipped' if good < len(paths) else ''
-    summary = f'{good} pictures{skipped}, {len(paths) / seconds:.1f} images/s, decoding included'
-    print(summary, file=sys.stderr if args.json else sys.stdout)
+    summary = f'{good} image{"s" * (good > 1)}{skipped}, {len(paths) / seconds:.1f} images/s, decoding included'
+    with reading:
+        print(summary, file=sys.stderr if args.json else sys.stdout)
     if args.html:
-        write_page(args.html, predictions, f'{Path(args.model).name} on {Path(args.source).name}', summary)
+        write_page(args.html, predictions, f'{Path(args.model).name} on {Path(source).name}', summary)
+
+
+def check_top(top, given, num_classes):
+    """InputError if the model, which gives `given` of its classes, cannot give `top`, nor that many by default."""
+    if top > max(5, given):
+        raise InputError(f'top {top}: the model gives {given} classes; ' + (
+            'take fewer' if given == num_classes else 'take fewer, or export it with --output softmax, which gives all'))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from src import checkpoint, config as configuration
+from src import checkpoint, config as configuration, weights
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.preprocess import PREPROCESSING, recorded_preprocessing, scale
@@ -20,7 +20,7 @@ INPUTS = {'float': 'float32', 'uint8': 'uint8'}
 
 # `probabilities(pictures)`: uint8 (n, size, size, 3) as `evaluation_picture` makes them -> float32 (n, k), best first, and
 # their class numbers (n, k); n is `batch_size`, or whatever one likes where that is 0. `class_names` may be None.
-Model = namedtuple('Model', 'probabilities size preprocessing batch_size class_names')
+Model = namedtuple('Model', 'probabilities size preprocessing batch_size class_names num_classes')
 
 
 class Served(nn.Cell):
@@ -135,12 +135,13 @@ def description(path):
 
 
 def network_of(path, argv=()):
-    """The network of a checkpoint, in evaluation mode, with the moving averages of the weights if there are any.
+    """The network of a checkpoint, of any kind that `weights.read` knows, in evaluation mode, with the moving averages of
+    the weights if there are any.
 
     Returns:
         (network, info, configuration): with the checkpoint's network options, `argv` (list of str) above them.
     """
-    parameters, info = checkpoint.load(path)
+    parameters, info = weights.read(path)
     config = configuration.load(list(argv), info.get('config'))
     with no_init_parameters():  # the checkpoint fills them all
         network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
@@ -159,7 +160,7 @@ def open_model(path, labels=''):
         preprocessing = recorded_preprocessing(info.get('preprocessing'))
         served = Served(network, preprocessing=preprocessing).set_train(False)
         return Model(lambda pictures: ranked(served(Tensor(pictures)).asnumpy()), config.image_size, preprocessing, 0,
-                     class_names(labels, info.get('class_names'), config.num_classes))
+                     class_names(labels, info.get('class_names'), config.num_classes), config.num_classes)
     if not path.is_file():
         raise InputError(f'{path}: no such model')
     need_utf8(path)
@@ -171,7 +172,7 @@ def open_model(path, labels=''):
         outputs = run(pictures if about['input']['type'] == 'uint8' else host_scale(pictures, preprocessing))
         return outputs if output == 'top5' else ranked(softmax(outputs[0]) if output == 'logits' else outputs[0])
     return Model(probabilities, shape[1], preprocessing, batch_size or 0,
-                 class_names(labels, about['classes'], about['num_classes']))
+                 class_names(labels, about['classes'], about['num_classes']), about['num_classes'])
 
 
 def softmax(logits):

@@ -18,6 +18,7 @@ from src import checkpoint, evaluation
 from src.inceptionv4 import InceptionV4
 from src.records import open_records
 from src.records.tfrecord import write_shards
+from src.weights.__main__ import main as weights_entry
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,19 @@ def test_damaged_checkpoint_is_passed_over(evaluated, capsys):
             other.unlink()
 
 
+def test_weights_of_other_programs(evaluated, capsys):
+    """timm's and TensorFlow's files as they are, with the preprocessing that belongs to them."""
+    directory, evaluate = evaluated
+    source = str(directory / 'inceptionv4-1_20.ckpt')
+    (directory / 'tf').mkdir()
+    weights_entry(['export-timm', source, '--out', str(directory / 'timm.safetensors')])
+    weights_entry(['export-tf', source, '--out', str(directory / 'tf/model.ckpt-7')])
+    for path, recorded in ((directory / 'timm.safetensors', directory), (directory / 'tf/model.ckpt-7', directory / 'tf')):
+        evaluate(path)
+        result, = json.loads((recorded / 'evaluation.json').read_text())
+        assert (result['checkpoint'], result['top1']) == (str(path), 40) and ' 0     0.0   40.00 ' in capsys.readouterr().out
+
+
 def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
     """By a training that keeps only the newest."""
     directory, evaluate = evaluated
@@ -132,7 +146,7 @@ def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, 'evaluate', prune)
     evaluate(directory)
     assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16]
-    assert '1_20.ckpt: no such checkpoint' in capsys.readouterr().out
+    assert '1_20.ckpt: cannot be read' in capsys.readouterr().out
 
 
 def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
@@ -218,7 +232,12 @@ def test_demo_learns(seed, tmp_path):
     check_demo(out, tmp_path / 'out', 150)
 
 
-@pytest.mark.parametrize('script', ['run_standalone_train', 'run_eval', 'run_demo'])
+def test_predict_from_any_directory(tmp_path):
+    status, _, err = run('scripts/run_predict.sh', 'photo.jpg', '--model', 'net.onnx', cwd=tmp_path)
+    assert (status, err) == (2, 'error: photo.jpg: no such image or directory\n')
+
+
+@pytest.mark.parametrize('script', ['run_standalone_train', 'run_eval', 'run_export', 'run_demo'])
 def test_scripts_return_the_status(script, tmp_path):
     status, _, err = run(f'scripts/{script}.sh', '--lr', 'abc', cwd=tmp_path)
     assert (status, err) == (2, "error: lr is 'abc' on the command line; expected a finite number, > 0\n")
@@ -245,7 +264,7 @@ def message_of(entry, arguments, capsys):
     (['--label_offset', '0'], 'label 10 of .*--label_offset 1'), (['--log_dir', '/proc/none'], '--log_dir'),
     (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
     (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
-    (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: no such checkpoint')])
+    (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: cannot be read')])
 def test_bad_training_input(arguments, message, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert re.search(message, message_of(train.main, [*options, *arguments], capsys))
@@ -271,8 +290,9 @@ def small_checkpoint(trained):
 
 @pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
 @pytest.mark.parametrize('damage, message', [
-    (lambda data: None, 'no such checkpoint'), (lambda data: b'', 'damaged'), (lambda data: b'text' * 99, 'damaged'),
-    (lambda data: data[:len(data) // 2], 'damaged|missing')], ids=['missing', 'empty', 'text', 'cut'])
+    (lambda data: None, 'bad.ckpt: cannot be read'), (lambda data: b'', 'damaged'),
+    (lambda data: b'text' * 99, 'damaged'), (lambda data: data[:len(data) // 2], 'damaged|missing')],
+    ids=['missing', 'empty', 'text', 'cut'])
 def test_bad_checkpoints(entry, damage, message, small_checkpoint, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = damage(small_checkpoint.read_bytes())

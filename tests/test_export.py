@@ -152,7 +152,7 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
 @pytest.mark.parametrize('arguments, message', [
     (['--file_format', 'AIR'], r'only an NPU can write it.*run the same command on the NPU, or use --file_format ONNX.*atc'),
     (['--aipp', 'F', '--input', 'uint8'], 'both scale'), ([], 'ckpt_path is empty'),
-    (['--ckpt_path', '.'], 'is a directory'), (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: no such checkpoint'),
+    (['--ckpt_path', '.'], 'is a directory'), (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
     (['--output', 'top3'], 'logits, softmax, top5'), (['--input', 'int8'], 'float, uint8')])
 def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -297,7 +297,7 @@ def test_class_names(text, expected, tmp_path):
 
 @pytest.mark.parametrize('name, content, message', [
     ('a.mindir', None, 'a.mindir: no such model'), ('a.onnx', b'', 'a.json: missing'),
-    (os.fsdecode(b'\xff.onnx'), b'', 'not UTF-8; rename it'), ('a.ckpt', None, 'a.ckpt: no such checkpoint')])
+    (os.fsdecode(b'\xff.onnx'), b'', 'not UTF-8; rename it'), ('a.ckpt', None, 'a.ckpt: cannot be read')])
 def test_models_that_cannot_be_opened(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -2,7 +2,9 @@
 import base64
 import io
 import json
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -30,7 +32,8 @@ def brightness(pictures):
 def model(monkeypatch):
     """In place of what --model names; each test may replace fields of it."""
     brightness.calls = []
-    made = {'probabilities': brightness, 'size': 32, 'preprocessing': PREPROCESSING, 'batch_size': 0, 'class_names': NAMES}
+    made = {'probabilities': brightness, 'size': 32, 'preprocessing': PREPROCESSING, 'batch_size': 0, 'class_names': NAMES,
+            'num_classes': 3}
     monkeypatch.setattr(predict, 'open_model', lambda path, labels: Model(**made))
     monkeypatch.setattr(runtime, 'start', lambda: None)
     return made
@@ -62,7 +65,7 @@ def test_one_picture(pictures, capsys):
     lines = out.splitlines()
     assert lines[0] == str(pictures / '05.jpg')
     assert re.fullmatch(r'   [89]\d\.\d\d %  high', lines[1]) and re.fullmatch(r'    \d\.\d\d %  <b>"medium"</b>', lines[2])
-    assert re.fullmatch(r'1 pictures, [\d.]+ images/s, decoding included', lines[3]) and len(lines) == 4
+    assert re.fullmatch(r'1 image, [\d.]+ images/s, decoding included', lines[3]) and len(lines) == 4
     assert brightness.calls == [1, 1]  # the first one compiles
 
 
@@ -81,14 +84,14 @@ def test_directory(batch_size, pictures, model, capsys):
         assert sum(entry['probability'] for entry in row['top']) == pytest.approx(1, abs=1e-5)
     bad = [row for row in rows if 'error' in row]
     assert len(good) == 11 and [row['file'][-12:] for row in bad] == ['s/50_cut.jpg', '/51_text.png', '52_empty.gif'][:3]
-    assert '11 pictures, 3 skipped' in found.err
+    assert '11 images, 3 skipped' in found.err
     assert set(brightness.calls) == {batch_size or 8}
 
 
 def test_bad_pictures_as_text(pictures, capsys):
     found = run(capsys, pictures)
     assert found.err.count('; skipped\n') == 3 and '51_text.png: not a picture' in found.err
-    assert '11 pictures, 3 skipped' in found.out and 'skipped\n' not in found.out
+    assert '11 images, 3 skipped' in found.out and 'skipped\n' not in found.out
 
 
 def test_without_names(pictures, model, capsys):
@@ -106,10 +109,47 @@ def test_page(pictures, tmp_path, capsys):
     levels = [np.asarray(picture).mean() for picture in thumbnails]
     assert np.abs(np.array(levels) - np.array([v[1] for v in sorted(
         (p.relative_to(pictures), np.asarray(Image.open(p)).mean()) for p in pictures.rglob('[01]*.*'))])).max() < 3
-    assert page.count('class="row"') == 33 and page.count('; skipped') == 3 and '11 pictures, 3 skipped' in page
+    assert page.count('class="row"') == 33 and page.count('; skipped') == 3 and '11 images, 3 skipped' in page
     assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['page.html', 'pictures']
+
+
+def test_several_sources(pictures, capsys):
+    """In the order given, of a directory by name."""
+    given = pictures / '09.jpg', pictures / 'a <i> ü', pictures / '05.jpg'
+    found = run(capsys, *given, '--json')
+    assert [json.loads(line)['file'] for line in found.out.splitlines()] == [
+        str(given[0]), *(str(given[1] / f'{i:02}.PNG') for i in range(4)), str(given[2])]
+    assert re.match(r'6 images, [\d.]+ images/s', found.err.splitlines()[-1])
+
+
+def test_top_of_a_file_that_gives_the_five_best(pictures, model, capsys):
+    model['num_classes'] = 1000
+    with pytest.raises(SystemExit):
+        run(capsys, pictures / '05.jpg', '--top', 7)
+    assert capsys.readouterr().err == ('error: top 7: the model gives 3 classes; take fewer, or export it with --output '
+                                       'softmax, which gives all\n')
+    model['num_classes'] = 6
+    brightness.calls = []
+    with pytest.raises(SystemExit):
+        run(capsys, pictures / '05.jpg', '--top', 7)
+    assert capsys.readouterr().err == 'error: top 7: the model gives 6 classes; take fewer\n' and not brightness.calls
+
+
+def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkeypatch):
+    """Without a page to make, the end of the reader is the end."""
+    def behind_a_closed_pipe(*arguments):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, 'w', 1) as closed:
+            monkeypatch.setattr(sys, 'stdout', closed)
+            predict.main([str(pictures), '--model', 'net.mindir', *arguments])
+    behind_a_closed_pipe('--html', str(tmp_path / 'page.html'))
+    assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
+    with pytest.raises(SystemExit) as stopped:
+        behind_a_closed_pipe()
+    assert stopped.value.code == 141 and len(brightness.calls) == 3 + 2
 
 
 def test_whole_pictures_go_through_the_evaluation_preprocessing(tmp_path, model, capsys):
@@ -141,8 +181,10 @@ def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['{}/none'], 'none: no such picture or directory'), (['{}/a'], 'a: no picture in it'),
-    (['{}/b.jpg'], 'b.jpg: no picture that can be read'), (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes'),
+    (['{}/none'], 'none: no such image or directory'), (['{}/a'], 'a: no image in it'),
+    (['{}/b.jpg'], 'b.jpg: no image that can be read'), (['{}/c.jpg', '{}/none'], 'none: no such image'),
+    (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
+    (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes; take fewer$'),
     (['{}/c.jpg', '--html', '/proc/none/page'], 'html /proc/none/page: cannot be written')])
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()

@@ -198,3 +198,10 @@ def read(path):
         raise InputError(f'{path}: {error}') from None
     return found.parameters, {'step': 0, 'epoch': 0, 'config': found.config,
                               'preprocessing': found.preprocessing._asdict(), 'source': str(path)}
+
+
+def main_file(path):
+    """The file by which to know the weights at `path`: itself, or the index of a TensorFlow checkpoint, which has the
+    checksums of all tensors."""
+    prefix = tf_checkpoint.prefix_of(path)
+    return f'{prefix}.index' if prefix else str(path)

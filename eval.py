@@ -23,7 +23,11 @@ def evaluate_path(argv, run, path, log):
     config = configuration.load(argv, info.get('config'))
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
-    offset = dataset.label_offset(config.label_offset, records)
+    names, option = info.get('class_names'), config.label_offset
+    if names and records.class_names:  # then they tell which class is which, whatever the records' own labels are
+        records = dataset.match_names(records, names, paths[-1])
+        option = info.get('config', {}).get('label_offset', option)
+    offset = dataset.label_offset(option, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
     with no_init_parameters():  # a checkpoint fills them all

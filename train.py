@@ -127,6 +127,7 @@ def train(config, interruption):
         callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
+        validation = dataset.match_names(validation, records.class_names, 'the training records')
         dataset.check_labels(validation, offset, config.num_classes)
         with no_init_parameters():  # each evaluation fills them
             evaluated = set_precision(InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}),

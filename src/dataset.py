@@ -4,6 +4,7 @@ Which record stands where in the training, and every random draw made for it, fo
 alone. So the order does not depend on the number of workers or ranks, and any step can be reached without running
 the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks fixed parts.
 """
+import dataclasses
 import multiprocessing
 import os
 import zlib
@@ -42,6 +43,44 @@ def check_labels(records, offset, num_classes):
                        'set --num_classes and --label_offset to match')
         raise InputError(f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
                          f'(num_classes {num_classes}, label_offset {offset}); {likely}')
+
+
+def match_names(records, recorded, source):
+    """`records` with the labels of the training that recorded its class names as `recorded` (list by label, or None):
+    every class gets the label that its name has there. As they are where either knows no names.
+
+    InputError naming a class that `source`, a checkpoint, does not know.
+    """
+    names = records.class_names
+    if not names or not recorded:
+        return records
+    labels = np.unique(records.label).tolist()
+    name = {label: names[label] for label in labels if 0 <= label < len(names) and names[label]}
+    # As a whole first, since a list may hold a name twice: two of ImageNet's classes are called crane.
+    shift = next((shift for shift in (0, 1, -1) if all(_at(recorded, label + shift) == name[label] for label in name)), None)
+    if shift is None or shift and len(name) < len(labels):
+        number = {label: _number(name.get(label), label, recorded, records, source) for label in labels}
+    else:
+        number = {label: label + shift for label in labels}
+    matched = np.array([number[label] for label in labels], np.int64)[np.searchsorted(labels, records.label)]
+    return dataclasses.replace(records, label=matched, class_names=list(recorded))
+
+
+def _at(names, label):
+    return names[label] if 0 <= label < len(names) else None
+
+
+def _number(name, label, recorded, records, source):
+    """Label that the class `name` has in `recorded`; InputError where there is not exactly one."""
+    if name is not None and recorded.count(name) == 1:
+        return recorded.index(name)
+    where = records.where(int(np.flatnonzero(records.label == label)[0]))
+    known = [other for other in recorded if other]
+    what = ('has no name, and the other names are numbered otherwise than' if name is None else
+            'has a name that stands twice in the names of' if name in recorded else 'is unknown to')
+    raise InputError(f'class {label if name is None else repr(name)} of {where} {what} {source}, which knows '
+                     f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes '
+                     'as its training did')
 
 
 def fingerprint(records):

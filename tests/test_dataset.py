@@ -1,11 +1,15 @@
 """Which record is where, labels, and the batches themselves."""
+import io
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from src import dataset
+import eval as evaluation_entry
+from src import checkpoint, dataset, evaluation
 from src.errors import InputError
 from src.preprocess import augment
 from src.records import open_records
@@ -141,3 +145,75 @@ def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypat
     if of_server:
         monkeypatch.setenv('LOCAL_CORES', str(of_server))
     assert dataset.workers(option, ranks) == expected
+
+
+# Classes by their names
+
+JPEG = io.BytesIO()
+Image.new('RGB', (80, 80)).save(JPEG, 'JPEG')
+
+
+def folder(path, **classes):
+    """Class folders below `path` with so many images each."""
+    for name, count in classes.items():
+        (path / name).mkdir(parents=True)
+        for k in range(count):
+            (path / name / f'{k}.jpg').write_bytes(JPEG.getvalue())
+
+
+def shards(path, split, labels, names=()):
+    path.mkdir(parents=True, exist_ok=True)
+    write_shards(path, split, [(JPEG.getvalue(), label, '') for label in labels], 1)
+    if names:
+        (path / 'labels.txt').write_text(''.join(f'{label}:{name}\n' for label, name in enumerate(names) if name))
+
+
+def evaluated_labels(tmp_path, monkeypatch, names, offset, *options):
+    """Labels that eval.py compares with a network's classes, whose training recorded `names` and `offset`."""
+    path = tmp_path / 'inceptionv4-1_1.ckpt'
+    config = {'num_classes': 3, 'block_counts': [1, 1, 1], 'image_size': 75, 'label_offset': offset}
+    checkpoint.write(path, {}, {'config': config, **({'class_names': names} if names else {})})
+    found = []
+
+    def evaluate(paths, step, data, *_):
+        found.extend(np.concatenate([label for _, label in data.create_tuple_iterator(num_epochs=1, output_numpy=True)]))
+        return []
+    monkeypatch.setattr(evaluation, 'evaluate_checkpoints', evaluate)
+    argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', *options]
+    run = SimpleNamespace(rank=0, world=1, ranks_here=1, amp_level='O0')
+    evaluation_entry.evaluate_path(argv, run, path, print)
+    return [int(label) for label in found if label >= 0]
+
+
+@pytest.mark.parametrize('names, offset, val, expected', [
+    (['background', 'cat', 'dog'], '0', {'cat': 2, 'dog': 1}, [1, 1, 2]),  # the validation images lack a class
+    (['background', 'ant', 'cat', 'dog'], '1', {'cat': 2, 'dog': 1}, [1, 1, 2]),  # trained from TFRecords
+    (['dog', 'emu', 'cat'], '0', {'cat': 1, 'dog': 1, 'emu': 1}, [2, 0, 1]),  # numbered otherwise
+    (None, '0', {'cat': 2, 'dog': 1}, [0, 0, 1])])  # a checkpoint that knows no names
+@pytest.mark.parametrize('train', [{}, {'cat': 1, 'dog': 1, 'emu': 1, 'yak': 1}], ids=['', 'train beside'])
+def test_folders_are_evaluated_by_the_names_in_the_checkpoint(names, offset, val, train, expected, tmp_path, monkeypatch):
+    folder(tmp_path / 'data/val', **val)
+    folder(tmp_path / 'data/train', **train)
+    assert evaluated_labels(tmp_path, monkeypatch, names, offset) == expected
+
+
+@pytest.mark.parametrize('recorded, offset, names, labels, expected', [
+    (['cat', 'dog', 'emu'], '0', ['background', 'cat', 'dog', 'emu'], [1, 2, 3], [0, 1, 2]),
+    (['background', 'cat', 'dog', 'emu'], '1', ['emu', 'dog', 'cat'], [0, 1, 2], [2, 1, 0]),
+    (['background', 'cat', 'dog', 'emu'], '1', (), [1, 3], [0, 2]),  # nothing to match by
+    (['background', 'cat', 'dog', 'emu'], '1', ['', 'cat', '', 'emu'], [1, 2, 3], [0, 1, 2]),  # as far as names are known
+    (['background', 'crane', 'dog', 'crane'], '1', ['crane', 'dog', 'crane'], [0, 1, 2], [0, 1, 2])])
+def test_shards_are_evaluated_by_the_names_in_the_checkpoint(recorded, offset, names, labels, expected, tmp_path, monkeypatch):
+    shards(tmp_path / 'data', 'validation', labels, names)
+    assert evaluated_labels(tmp_path, monkeypatch, recorded, offset) == expected
+
+
+@pytest.mark.parametrize('recorded, names, message', [
+    (['cat', 'dog', 'emu'], ['aaa', 'bbb', 'zzz'], r"class 'aaa' of .*record 0 is unknown to .*inceptionv4-1_1.ckpt, which "
+                                                   r'knows cat, dog, emu \(3 classes\); name the classes as its'),
+    (['cat', 'dog', 'emu'], ['dog', 'cat'], 'class 2 of .*record 2 has no name, and the other names are numbered otherwise'),
+    (['crane', 'crane', 'dog'], ['dog', 'crane', 'crane'], "class 'crane' of .* has a name that stands twice in the names of")])
+def test_unknown_names_are_refused(recorded, names, message, tmp_path, monkeypatch):
+    shards(tmp_path / 'data', 'validation', [0, 1, 2], names)
+    with pytest.raises(InputError, match=message):
+        evaluated_labels(tmp_path, monkeypatch, recorded, '0')

@@ -20,13 +20,13 @@ def evaluate_path(argv, run, path, log):
     checkpoint, the last one of a directory, under the options `argv`."""
     paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
     info = newest_info(paths)
-    config = configuration.load(argv, info.get('config'))
+    config = configuration.load(argv, info['config'])
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
     names, option = info.get('class_names'), config.label_offset
     if names and records.class_names:  # then they tell which class is which, whatever the records' own labels are
         records = dataset.match_names(records, names, paths[-1])
-        option = info.get('config', {}).get('label_offset', option)
+        option = info['config'].get('label_offset', option)
     offset = dataset.label_offset(option, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
@@ -54,7 +54,8 @@ def newest_info(paths):
     problem = None
     for path in reversed(paths):
         try:
-            return weights.read(path)[1]
+            parameters, info = weights.read(path)
+            return checkpoint.with_classes(info, parameters, path)
         except InputError as error:
             problem = problem or error
     raise problem

@@ -51,16 +51,16 @@ def train(config, interruption):
     batch_size = config.batch_size or (128 if run.world == 1 else 64)
     records = open_records(config.data_dir, 'train', config.dataset_format)
     offset = dataset.label_offset(config.label_offset, records)
-    dataset.check_labels(records, offset, config.num_classes)
+    classes, source = dataset.count_classes(config.num_classes, records, offset)
     steps_per_epoch = len(records) // (batch_size * run.world)
     if not steps_per_epoch:
         raise InputError(f'batch_size {batch_size} on {run.world} device(s) needs as many records; '
                          f'{config.data_dir} has {len(records)}')
     steps = config.max_train_steps or config.max_epochs * steps_per_epoch
-    effective = dict(config, label_offset=str(offset), batch_size=batch_size)
+    effective = dict(config, num_classes=classes, label_offset=str(offset), batch_size=batch_size)
     fingerprint = dataset.fingerprint(records)
-    log(f'{len(records)} training images, labels from {offset}, {steps_per_epoch} steps of {batch_size} images x '
-        f'{run.world} an epoch; {steps} steps')
+    log(f'{len(records)} training images, labels from {offset}, {classes} classes ({source}), {steps_per_epoch} steps of '
+        f'{batch_size} images x {run.world} an epoch; {steps} steps')
 
     # A training to go on with; rank 0 has the checkpoints
     start, found = 0, resume.find(config.resume, directory, log) if run.rank == 0 else None
@@ -75,7 +75,7 @@ def train(config, interruption):
         return log(f'nothing is left to train: {start} of {steps} steps are done')
 
     # Network and recipe
-    network = InceptionV4(**configuration.network_options(config))
+    network = InceptionV4(**configuration.network_options(effective))
     if config.restore_path and not start:
         loaded, left = checkpoint.restore(network, config.restore_path)
         log(f'{config.restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
@@ -121,16 +121,16 @@ def train(config, interruption):
     if run.rank == 0:
         configuration.save(effective, directory / 'config.yaml')
         about = {'config': effective, 'data': fingerprint, 'preprocessing': PREPROCESSING._asdict(),
-                 'class_names': records.class_names}
+                 'class_names': records.class_names and records.class_names[:classes + offset]}
         saved = Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step, about,
                             config.keep_checkpoint_max)
         callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
         validation = dataset.match_names(validation, records.class_names, 'the training records')
-        dataset.check_labels(validation, offset, config.num_classes)
+        dataset.check_labels(validation, offset, classes)
         with no_init_parameters():  # each evaluation fills them
-            evaluated = set_precision(InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}),
+            evaluated = set_precision(InceptionV4(**{**configuration.network_options(effective), 'aux_logits': False}),
                                       run.amp_level)
         evaluation_step = evaluation.EvaluationStep(evaluated)
         data = dataset.evaluation_dataset(validation, offset=offset, image_size=config.image_size, batch_size=batch_size,

@@ -156,6 +156,16 @@ def load(path):
     return parameters, info
 
 
+def with_classes(info, parameters, path):
+    """`info` of the weights `parameters` with a `config` that tells at least the number of classes, whoever wrote them."""
+    config = dict(info.get('config', {}))
+    if 'num_classes' not in config:
+        if 'logits.bias' not in parameters:
+            raise InputError(f'{path}: parameter logits.bias is missing; name a checkpoint of InceptionV4 with its classifier')
+        config['num_classes'] = parameters['logits.bias'].size
+    return {**info, 'config': config}
+
+
 def averaged(parameters):
     """`parameters` with the moving averages of the weights (`ema_decay`) in place of the weights, where there are any."""
     return {name: parameters.get(AVERAGE + name, value) for name, value in parameters.items()

@@ -20,6 +20,7 @@ BOOLS = {"true": True, "yes": True, "on": True, "1": True,
 KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 BOUNDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 CONSTRAINT = re.compile(r"(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values")
+AUTO = "auto or a whole number"
 OPTION_LINE = re.compile(r"(\w+): +(.*?) +# (.+)")
 
 NETWORK_OPTIONS = ("num_classes", "dropout_keep_prob", "block_counts", "bn_decay", "bn_scale", "aux_logits",
@@ -142,7 +143,7 @@ def _kind(option):
     default = option.default
     if isinstance(default, list):
         return type(default[0]) if default else str
-    return type(default)
+    return int if AUTO in option.help else type(default)
 
 
 def _scalar(kind, text):
@@ -159,6 +160,8 @@ def _scalar(kind, text):
 def _convert(option, value):
     """`value` (str or list of str) in the type of the option's default; ValueError or KeyError if unfit."""
     many = isinstance(option.default, list)
+    if AUTO in option.help and value == "auto":
+        return value
     if many and isinstance(value, str):
         inner = re.sub(r"^\[(.*)\]$", r"\1", value.strip()).strip()
         value = [item.strip() for item in inner.split(",")] if inner else []
@@ -178,7 +181,7 @@ def _convert(option, value):
 
 
 def _expected(option):
-    kind = KINDS[_kind(option)]
+    kind = AUTO if AUTO in option.help else KINDS[_kind(option)]
     kind = f"a list, each {kind}" if isinstance(option.default, list) else kind
     return ", ".join([kind, *(match.group() for match in CONSTRAINT.finditer(option.help))])
 
@@ -215,6 +218,9 @@ def load(argv, recorded=None, default_path=DEFAULT_PATH):
         except (ValueError, KeyError) as error:
             raise InputError(f"{name} is {value!r:.80} {origin}; "
                              f"expected {_expected(options[name])}") from error
+    for name, value, _ in kept:
+        if AUTO in options[name].help and config[name] == "auto":  # a checkpoint decides what a training found
+            config[name] = _convert(options[name], value)
     return EasyDict(config)
 
 

@@ -32,6 +32,32 @@ def label_offset(option, records):
     return int(records.class_names[0] == 'background' if records.class_names else records.label.min() > 0)
 
 
+def count_classes(option, records, offset):
+    """(number of classes, where it comes from) of a training with `records`: `option` (int), or for 'auto' as many as have
+    names or, where there are no names, labels.
+
+    InputError where the labels, or the names, do not fit the number.
+    """
+    named = len(records.class_names) - offset if records.class_names else 0
+    if option != 'auto':
+        classes, source = option, 'num_classes'
+    elif named:
+        classes, source = named, 'those with names'
+    else:
+        largest = int(records.label.argmax())
+        classes, source = int(records.label[largest]) + 1 - offset, f'by the largest label {records.label[largest]}'
+        if classes > max(len(records), 1001):
+            raise InputError(f'{records.where(largest)} has the label {records.label[largest]}, which would make {classes} '
+                             f'classes of {len(records)} images; mend it, or give --num_classes')
+    check_labels(records, offset, max(classes, 1))
+    if 0 < named < classes:
+        raise InputError(f'num_classes {classes}, but the records name {named} classes (label_offset {offset}); leave '
+                         'num_classes at auto, or name the others')
+    if classes < 2:
+        raise InputError(f'all {len(records)} training images are of one class; a training needs two or more')
+    return classes, source
+
+
 def check_labels(records, offset, num_classes):
     """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
     bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
@@ -39,6 +65,8 @@ def check_labels(records, offset, num_classes):
         label = records.label[bad[0]]
         likely = ('labels start at 1, as TF-slim writes them: use --label_offset 1'
                   if label == num_classes and not offset and records.label.min() > 0
+                  else f'labels.txt names no class {label}: mend it'
+                  if records.class_names and label >= len(records.class_names)
                   else f'the records have labels {records.label.min()} to {records.label.max()}: '
                        'set --num_classes and --label_offset to match')
         raise InputError(f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '

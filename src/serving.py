@@ -142,7 +142,8 @@ def network_of(path, argv=()):
         (network, info, configuration): with the checkpoint's network options, `argv` (list of str) above them.
     """
     parameters, info = weights.read(path)
-    config = configuration.load(list(argv), info.get('config'))
+    info = checkpoint.with_classes(info, parameters, path)
+    config = configuration.load(list(argv), info['config'])
     with no_init_parameters():  # the checkpoint fills them all
         network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, checkpoint.averaged(parameters), path)

@@ -66,7 +66,7 @@ GOOD = [
     ("batch_size", "32", 32), ("seed", "4294967295", 4294967295), ("image_size", "+75", 75),
     ("lr", "1e-5", 1e-5), ("lr", "1E3", 1000.0), ("lr", ".5", 0.5), ("aux_loss_weight", "1", 1.0),
     ("dropout_keep_prob", "1", 1.0), ("eta_min", "0", 0.0),
-    ("label_offset", "0", "0"), ("log_name", "2024", "2024"), ("log_name", "on", "on"),
+    ("label_offset", "0", "0"), ("num_classes", "auto", "auto"), ("num_classes", "2", 2), ("log_name", "2024", "2024"), ("log_name", "on", "on"),
     ("log_name", "007", "007"), ("log_name", "1e-5", "1e-5"), ("data_dir", "/a b/ü=c", "/a b/ü=c"),
     ("data_dir", "2024-01-01", "2024-01-01"), ("amp_level", "O2", "O2"),
     ("block_counts", "[1,1,1]", [1, 1, 1]), ("block_counts", "[1, 2, 3]", [1, 2, 3]),
@@ -118,7 +118,8 @@ BAD = [
     ("lr", "fast", "a finite number"), ("lr", "0", "> 0"), ("dropout_keep_prob", "1.01", "<= 1"),
     ("dropout_keep_prob", "0", "> 0"), ("label_smoothing", "1", "< 1"), ("momentum", "-0.1", ">= 0"),
     ("optimizer", "adam", "one of: rmsprop, momentum"), ("amp_level", "O1", "one of: auto, O0, O2, O3"),
-    ("label_offset", "2", "one of: auto, 0, 1"), ("mode", "''", "one of: train,"),
+    ("label_offset", "2", "one of: auto, 0, 1"), ("num_classes", "1", "expected auto or a whole number, >= 2"),
+    ("num_classes", "automatic", "expected auto or a whole number, >= 2"), ("num_classes", "2.0", "auto or a whole number"), ("mode", "''", "one of: train,"),
     ("block_counts", "[1, 1]", "exactly 3 values"), ("block_counts", "[]", "exactly 3 values"),
     ("block_counts", "[1, 1, a]", "each a whole number"), ("block_counts", "[1, 1, 0]", ">= 1"),
     ("block_counts", "[1, 1, 1.0]", "each a whole number"), ("freeze", "['', a]", "each text"),
@@ -242,5 +243,6 @@ def test_a_checkpoint_gives_network_options():
     found = config.load(["--num_classes", "8"], recorded)
     assert (found.num_classes, found.block_counts, found.bn_scale, found.label_offset) == (8, [1, 2, 1], True, "1")
     assert found.lr == 0.045
+    assert config.load([], recorded).num_classes == config.load(["--num_classes", "auto"], recorded).num_classes == 7
     with pytest.raises(InputError, match="in the checkpoint"):
         config.load([], {"num_classes": "many"})

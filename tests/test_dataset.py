@@ -2,6 +2,7 @@
 import io
 import os
 import pickle
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ import eval as evaluation_entry
 from src import checkpoint, dataset, evaluation
 from src.errors import InputError
 from src.preprocess import augment
-from src.records import open_records
+from src.records import imagenet, open_records, tfrecord
+from src.records.crc import crc32c, length_crc, mask
 from src.records.tfrecord import find_shards, index_shards, write_shards
 
 SETTINGS = {'offset': 1, 'image_size': 75, 'batch_size': 4}
@@ -168,7 +170,7 @@ def shards(path, split, labels, names=()):
         (path / 'labels.txt').write_text(''.join(f'{label}:{name}\n' for label, name in enumerate(names) if name))
 
 
-def evaluated_labels(tmp_path, monkeypatch, names, offset, *options):
+def evaluated_labels(tmp_path, monkeypatch, names, offset):
     """Labels that eval.py compares with a network's classes, whose training recorded `names` and `offset`."""
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     config = {'num_classes': 3, 'block_counts': [1, 1, 1], 'image_size': 75, 'label_offset': offset}
@@ -179,7 +181,7 @@ def evaluated_labels(tmp_path, monkeypatch, names, offset, *options):
         found.extend(np.concatenate([label for _, label in data.create_tuple_iterator(num_epochs=1, output_numpy=True)]))
         return []
     monkeypatch.setattr(evaluation, 'evaluate_checkpoints', evaluate)
-    argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', *options]
+    argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', '--block_counts', '1,1,1', '--image_size', '75']
     run = SimpleNamespace(rank=0, world=1, ranks_here=1, amp_level='O0')
     evaluation_entry.evaluate_path(argv, run, path, print)
     return [int(label) for label in found if label >= 0]
@@ -206,6 +208,72 @@ def test_folders_are_evaluated_by_the_names_in_the_checkpoint(names, offset, val
 def test_shards_are_evaluated_by_the_names_in_the_checkpoint(recorded, offset, names, labels, expected, tmp_path, monkeypatch):
     shards(tmp_path / 'data', 'validation', labels, names)
     assert evaluated_labels(tmp_path, monkeypatch, recorded, offset) == expected
+
+
+IMAGENET = ['background', *imagenet.names()]
+
+
+def counted(path, option='auto', offset='auto'):
+    records = open_records(path, 'train')
+    offset = dataset.label_offset(offset, records)
+    return dataset.count_classes(option, records, offset)
+
+
+@pytest.mark.parametrize('labels, names, options, expected', [
+    ([0, 1, 2], ['cat', 'dog', 'emu'], {}, (3, 'those with names')),
+    ([1, 2], ['background', 'cat', 'dog', 'emu'], {}, (3, 'those with names')),
+    ([1, 2], ['background', 'cat', 'dog', 'emu'], {'option': 2}, (2, 'num_classes')),
+    ([1, 2, 3], ['background', 'cat', 'dog', 'emu'], {'offset': '0'}, (4, 'those with names')),
+    ([0, 5, 1], (), {}, (6, 'by the largest label 5')), ([1, 5], (), {}, (5, 'by the largest label 5')),
+    ([0, 5, 1], (), {'option': 1000}, (1000, 'num_classes')), ([1, 1000], (), {}, (1000, 'by the largest label 1000')),
+    ([0, 999], (), {}, (1000, 'by the largest label 999')), ([1, 1000], (), {'offset': '0'}, (1001, 'by the largest label 1000')),
+    ([1, 2, 3, 700], IMAGENET, {}, (1000, 'those with names'))])
+def test_classes_are_counted(labels, names, options, expected, tmp_path):
+    shards(tmp_path, 'train', labels, names)
+    assert counted(tmp_path, **options) == expected
+
+
+def test_class_folders_are_counted(tmp_path):
+    folder(tmp_path / 'train', cat=1, dog=2, emu=1)
+    assert counted(tmp_path) == (3, 'those with names')
+
+
+@pytest.mark.parametrize('labels, names, options, message', [
+    ([0, 1, 2], ['cat', 'dog', 'emu'], {'option': 2}, r'label 2 of .*record 2 is outside 0..1 \(num_classes 2'),
+    ([0, 1, 2], ['cat', 'dog', 'emu'], {'option': 1000}, 'num_classes 1000, but the records name 3 classes .*leave num_classes'),
+    ([0, 1, 7], ['cat', 'dog', 'emu'], {}, r'label 7 of .*record 2 is outside .*; labels.txt names no class 7: mend it'),
+    ([1, 1], ['background', 'cat'], {}, 'all 2 training images are of one class'),
+    ([0, 2 ** 40], (), {}, 'record 1 has the label 1099511627776, which would make 1099511627777 classes of 2 images')])
+def test_numbers_of_classes_that_do_not_fit(labels, names, options, message, tmp_path):
+    shards(tmp_path, 'train', labels, names)
+    with pytest.raises(InputError, match=message):
+        counted(tmp_path, **options)
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_imagenet_is_known_by_its_word_net_ids(first, tmp_path, monkeypatch):
+    """A part of ImageNet's records has all its classes, although not the largest label."""
+    ids = list(imagenet.classes())
+    assert len(ids) == 1000 and ids == sorted(ids) and (ids[0], imagenet.names()[0]) == ('n01440764', 'tench, Tinca tinca')
+    features = tfrecord._record
+    for labels, noted, names in (([5, 700, 3], [5, 700, 3], True), ([0, 1, 2], [5, 700, 3], False)):
+        synset = iter([ids[number] for number in noted])
+        monkeypatch.setattr(tfrecord, '_record', lambda *example, ids=synset: with_synset(features(*example), next(ids)))
+        shards(tmp_path, 'train', [label + first for label in labels])
+        records = open_records(tmp_path, 'train')
+        assert records.class_names == (['background'] * first + imagenet.names() if names else None)
+    assert dataset.count_classes('auto', records, first) == (3, f'by the largest label {2 + first}')
+
+
+def with_synset(record, synset):
+    """A TFRecord (bytes) with another feature."""
+    size = int.from_bytes(record[:8], 'little')
+    entry = tfrecord._field(1, tfrecord.SYNSET) + tfrecord._field(2, tfrecord._field(1, tfrecord._field(1, synset.encode())))
+    example = record[12:12 + size]
+    _, start = tfrecord._varint(example, 1, size)
+    example = tfrecord._field(1, tfrecord._field(1, entry) + example[start:])
+    return (struct.pack('<QI', len(example), length_crc(len(example))) + example
+            + struct.pack('<I', mask(crc32c(example))))
 
 
 @pytest.mark.parametrize('recorded, names, message', [

@@ -170,7 +170,8 @@ def old(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('change, message', [
     (['--lr', '0.5'], r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true'),
-    (['--num_classes', '11', '--seed', '7'], r'\(seed 1 -> 7; num_classes 10 -> 11\)'),
+    (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
+    (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
     (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)')])
 def test_another_training_is_refused(old, capsys, change, message):
     with pytest.raises(SystemExit) as ended:

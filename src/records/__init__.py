@@ -3,6 +3,7 @@ import os
 import re
 
 from src.errors import InputError
+from src.records import imagenet, tfrecord
 from src.records.folder import class_folders, open_folder
 from src.records.mindrecord import find_mindrecords, index_mindrecords, list_shards
 from src.records.tfrecord import find_shards, index_shards, list_directory
@@ -17,7 +18,8 @@ def open_records(data_dir, split, dataset_format="auto", progress=False):
 
     Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names,
     or as in labels.txt), `read(i)` (the encoded picture, bytes), `where(i)` (for messages), `name(i)` (a file
-    name), `size(i)` (bytes) and `class_names` (list by stored label, or None). They can be pickled and used
+    name), `size(i)` (bytes) and `class_names` (list by stored label, or None; ImageNet's where no labels.txt tells
+    and TFRecords note its WordNet ids). They can be pickled and used
     in forked processes. InputError tells what is missing or damaged, and where.
     """
     if split not in SPLITS:
@@ -40,6 +42,8 @@ def _open(data_dir, split, dataset_format, progress):
     if not len(records):
         raise InputError(f"data_dir {data_dir}: the {split} shards hold no record; make them again")
     records.class_names = read_labels(data_dir)
+    if records.class_names is None and layout == "tfrecord":
+        records.class_names = imagenet.names_by_label(tfrecord.noted_synsets(records.paths[0]))
     return records
 
 

@@ -4,6 +4,7 @@ A record is: uint64 LE length, masked crc32c of the length, the data, masked crc
 a tf.train.Example in protobuf wire format: a map of features, of which only two are read here.
 """
 import contextlib
+import itertools
 import mmap
 import os
 import re
@@ -16,6 +17,7 @@ from src.records.crc import crc32c, length_crc, mask
 from src.records.index import index_files
 
 ENCODED, LABEL = b"image/encoded", b"image/class/label"
+SYNSET = b"image/class/synset"  # WordNet id, in ImageNet's records
 _KINDS = {0x0A: "bytes", 0x12: "float", 0x1A: "int64"}  # tags of the three list types of a Feature
 
 
@@ -195,6 +197,27 @@ def _sound(path):
             raise InputError(f"shard {path!r}, record {count} at byte {record.byte}: {record.problem}; "
                              "copy or make the shard again")
         yield record.offset, record.length, record.label
+
+
+def _feature(data, name):
+    """Bytes of the feature `name` of an Example (bytes, with its checksum); b"" if it is missing or another kind's."""
+    entry = _field(1, name) + b"\x12"  # key, then the tag of its value
+    at = data.find(entry) + len(entry)
+    try:
+        if at < len(entry):
+            return b""
+        length, start = _varint(data, at, len(data))
+        return data[slice(*_only_value(data, name, (start, start + length), "bytes"))]
+    except ValueError:
+        return b""
+
+
+def noted_synsets(path, count=8):
+    """(label, WordNet id) of the first `count` records of a shard; [] if one notes no id."""
+    with open(path, "rb") as file:
+        noted = [(record.label, _feature(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET).decode("latin-1"))
+                 for record in itertools.islice(walk(path), count)]
+    return noted if all(synset for _, synset in noted) else []
 
 
 def index_shards(paths, progress=False):

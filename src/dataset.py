@@ -223,7 +223,7 @@ class LoadTraining:
         """The same, of one record."""
         rng = _generator(self.seed, epoch, record)
         try:
-            image = training_picture(self.records.read(record), self.size, rng, self.min_covered)
+            image = training_picture(self.records.read(record), self.size, rng, self.min_covered, self.records.upright)
         except ValueError as error:
             where = f'{self.records.where(record)}: {error}'
             if self.bad is None:
@@ -244,7 +244,8 @@ class LoadTraining:
             record = int(rng.integers(len(self.records)))
             drawn = np.random.Generator(np.random.Philox(rng.integers(1 << 32)))
             try:
-                return training_picture(self.records.read(record), self.size, drawn, self.min_covered), record
+                encoded = self.records.read(record)
+                return training_picture(encoded, self.size, drawn, self.min_covered, self.records.upright), record
             except ValueError:
                 pass
         raise InputError(f'{SUBSTITUTES} records drawn in a row cannot be decoded, the last of them '
@@ -264,7 +265,8 @@ class LoadEvaluation:
         if record < 0:
             return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
-            image = evaluation_picture(self.records.read(record), self.size, self.preprocessing)
+            encoded = self.records.read(record)
+            image = evaluation_picture(encoded, self.size, self.preprocessing, self.records.upright)
         except ValueError as error:
             raise InputError(f'{self.records.where(record)}: {error}') from None
         return channels_first(image), np.int32(self.records.label[record] - self.offset)

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import glob
 import os
+import struct
 import threading
 from importlib.util import find_spec
 
@@ -18,6 +19,38 @@ _SUBSAMPLING, _WIDTH, _HEIGHT, _FAST_DCT = 4, 5, 6, 10  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 MOST_PIXELS = 1 << 27  # beyond it Pillow decides, which refuses pictures made to exhaust the memory
 _thread = threading.local()
+
+
+def orientation(encoded):
+    """EXIF orientation (1 to 8) in the header of a JPEG (bytes); 1 where there is none, or none that makes sense.
+
+    Only the lengths of the segments in front of the image are looked at: 5 microseconds, where Pillow takes 60.
+    """
+    position, end = 2, min(len(encoded) - 4, 1 << 18)
+    while position < end and encoded[position] == 0xFF:
+        marker, length = encoded[position + 1], encoded[position + 2] << 8 | encoded[position + 3]
+        if marker == 0xE1 and encoded.startswith(b'Exif\0\0', position + 4):
+            return _orientation(encoded[position + 10:position + 2 + length])
+        if marker == 0xDA:  # the image itself
+            break
+        position += 1 if marker == 0xFF else 2 + length  # any number of FF may stand in front of a marker
+    return 1
+
+
+def _orientation(tiff):
+    """That in the first directory of EXIF data (bytes), which have the layout of a TIFF file."""
+    order = {b'II': '<', b'MM': '>'}.get(tiff[:2], '<')
+    try:
+        start, = struct.unpack_from(order + 'I', tiff, 4)
+        count, = struct.unpack_from(order + 'H', tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + 'HH', tiff, entry)
+            if tag == 0x0112:
+                value, = struct.unpack_from(order + ('I' if kind == 4 else 'H'), tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
 
 
 class _Region(ctypes.Structure):

@@ -47,7 +47,7 @@ def load(paths, size, preprocessing, thumbnails=False):
     for path in paths:
         try:
             encoded = path.read_bytes()
-            picture = evaluation_picture(encoded, size, preprocessing)
+            picture = evaluation_picture(encoded, size, preprocessing, upright=True)
             loaded.append((picture, _thumbnail(encoded) if thumbnails else None))
         except (OSError, ValueError) as error:
             loaded.append((getattr(error, 'strerror', None) or str(error), None))
@@ -55,7 +55,7 @@ def load(paths, size, preprocessing, thumbnails=False):
 
 
 def _thumbnail(encoded):
-    picture, file = Image.fromarray(decode(encoded)), io.BytesIO()
+    picture, file = Image.fromarray(decode(encoded, upright=True)), io.BytesIO()
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     picture.save(file, 'JPEG', quality=85)
     return file.getvalue()

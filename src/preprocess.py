@@ -4,7 +4,6 @@ The host decodes, crops, resizes and flips, all in uint8; `Augment`, the first c
 on the device in one pass. The random draws are made on the host from (seed, epoch, record), so any sample can be made again.
 """
 import functools
-import io
 import math
 from collections import namedtuple
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from src import jpeg
 from src.errors import InputError
+from src.records.picture import open_image, orientation, pixels, stored_crop, turned
 
 # What belongs to a set of weights: `mean` and `std` of R, G, B in pixel levels (network input = (pixel - mean) / std);
 # `central_fraction` of height and width that evaluation looks at, of the shorter side if `square`; `interpolation`
@@ -87,36 +87,27 @@ def central_crop(height, width, fraction=PREPROCESSING.central_fraction):
     return top, left, height - 2 * top, width - 2 * left
 
 
-def open_image(encoded):
-    """Header of an encoded picture (bytes) as a lazy PIL image; ValueError when there is none."""
-    try:
-        return Image.open(io.BytesIO(encoded))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'not a picture ({error})') from None
-
-
-def decode(encoded, crop=lambda height, width: (0, 0, height, width)):
+def decode(encoded, crop=lambda height, width: (0, 0, height, width), upright=False):
     """The part `crop(height, width)` -> (top, left, height, width) of any picture that Pillow reads (JPEG, PNG, BMP,
-    CMYK, greyscale) as RGB uint8 (height, width, 3).
+    CMYK, greyscale) as RGB uint8 (height, width, 3); `upright` turns it as its EXIF orientation says.
 
     Raises ValueError on what cannot be decoded, cut-off files included.
     """
     crop = functools.lru_cache(None)(crop)  # a second call would draw another one
-    picture = jpeg.decode(encoded, crop)
-    if picture is not None:
-        return picture
-    picture = open_image(encoded)
-    # Pillow's draft mode at full size: libjpeg's fast DCT, which is what TensorFlow decodes with by default. It rounds
-    # down, so with the accurate one red and blue would be more than a grey level above what the original saw. (It also
-    # repeats the colours of 4:2:0 pictures instead of interpolating them, unlike TensorFlow and libturbojpeg.)
-    if picture.format == 'JPEG':
-        picture.decoderconfig = (1, 1)
-    try:
-        picture = np.asarray(picture.convert('RGB'))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f'cannot be decoded ({error})') from None
-    top, left, height, width = crop(*picture.shape[:2])
-    return picture[top:top + height, left:left + width]
+    turn = orientation(encoded) if upright else 1
+    picture = jpeg.decode(encoded, stored_crop(crop, turn))
+    if picture is None:
+        image = open_image(encoded)
+        turn = orientation(encoded, image) if upright else 1
+        # Pillow's draft mode at full size: libjpeg's fast DCT, which is what TensorFlow decodes with by default. It rounds
+        # down, so with the accurate one red and blue would be more than a grey level above what the original saw. (It also
+        # repeats the colours of 4:2:0 pictures instead of interpolating them, unlike TensorFlow and libturbojpeg.)
+        if image.format == 'JPEG':
+            image.decoderconfig = (1, 1)
+        picture = pixels(image)
+        top, left, height, width = stored_crop(crop, turn)(*picture.shape[:2])
+        picture = picture[top:top + height, left:left + width]
+    return turned(picture, turn)
 
 
 def resize(picture, size):
@@ -133,15 +124,16 @@ def _resizer(size):  # MindSpore takes a tenth of a millisecond to check the arg
     return vision.Resize((size, size), Inter.BILINEAR)
 
 
-def evaluation_picture(encoded, size, preprocessing=PREPROCESSING):
-    """Central crop, resized to `size`: bytes -> uint8 (size, size, 3).
+def evaluation_picture(encoded, size, preprocessing=PREPROCESSING, upright=False):
+    """Central crop, resized to `size`: bytes -> uint8 (size, size, 3); `upright` as in `decode`.
 
     With `square` as torchvision and MindCV do it: the shorter side to size / central_fraction, then the middle of that.
     """
     _, _, fraction, interpolation, square = preprocessing
     if not square:
-        return _resized(decode(encoded, lambda *shape: central_crop(*shape, fraction)), size, size, interpolation)
-    picture = decode(encoded)
+        picture = decode(encoded, lambda *shape: central_crop(*shape, fraction), upright)
+        return _resized(picture, size, size, interpolation)
+    picture = decode(encoded, upright=upright)
     height, width = (int(size / fraction) * length // min(picture.shape[:2]) for length in picture.shape[:2])
     picture = _resized(picture, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
@@ -156,9 +148,9 @@ def _resized(picture, height, width, interpolation):
     return vision.Resize((height, width), Inter.BILINEAR)(np.ascontiguousarray(picture))
 
 
-def training_picture(encoded, size, rng, min_covered=0.1):
-    """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3)."""
-    return resize(decode(encoded, lambda height, width: random_crop(rng, height, width, min_covered)), size)
+def training_picture(encoded, size, rng, min_covered=0.1, upright=False):
+    """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3); `upright` as in `decode`."""
+    return resize(decode(encoded, lambda height, width: random_crop(rng, height, width, min_covered), upright), size)
 
 
 def channels_first(image, flip=False):

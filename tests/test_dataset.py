@@ -14,6 +14,7 @@ from src import checkpoint, dataset, evaluation
 from src.errors import InputError
 from src.preprocess import augment
 from src.records import imagenet, open_records, tfrecord
+from src.records.convert import convert
 from src.records.crc import crc32c, length_crc, mask
 from src.records.tfrecord import find_shards, index_shards, write_shards
 
@@ -168,6 +169,27 @@ def shards(path, split, labels, names=()):
     write_shards(path, split, [(JPEG.getvalue(), label, '') for label in labels], 1)
     if names:
         (path / 'labels.txt').write_text(''.join(f'{label}:{name}\n' for label, name in enumerate(names) if name))
+
+
+def test_folders_are_upright_and_shards_as_stored(tmp_path):
+    """A photo that lies on its side: the same network input from its folder as from the shards made of it."""
+    exif, photo = Image.Exif(), io.BytesIO()
+    exif[0x112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).resize((120, 90)).save(
+        photo, 'PNG', exif=exif)
+    folder(tmp_path / 'folder/train', cat=1)
+    (tmp_path / 'folder/train/cat/0.jpg').write_bytes(photo.getvalue())
+    convert(str(tmp_path / 'folder'), str(tmp_path / 'made'), 'tfrecord', 1)
+    (tmp_path / 'tf').mkdir()
+    write_shards(tmp_path / 'tf', 'train', [(photo.getvalue(), 1, '')], 1)
+    found = {}
+    for name in ('folder', 'made', 'tf'):
+        records = open_records(tmp_path / name, 'train')
+        found[name] = (dataset.LoadTraining(records, 0, 75, 1, 1.0, 0.1).sample(0, 0)[0].astype(int),
+                       dataset.LoadEvaluation(records, 0, 75).sample(0)[0].astype(int))
+    for folder_image, made, stored in zip(*found.values()):
+        assert np.abs(folder_image - made).mean() < 5 < 20 < np.abs(folder_image - stored).mean()
+    assert np.abs(np.rot90(found['tf'][1], -1) - found['folder'][1]).mean() < 1
 
 
 def evaluated_labels(tmp_path, monkeypatch, names, offset):

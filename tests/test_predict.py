@@ -160,6 +160,17 @@ def test_whole_pictures_go_through_the_evaluation_preprocessing(tmp_path, model,
     assert json.loads(run(capsys, tmp_path / 'framed.png', '--json').out)['top'][0]['label'] == 'low'
 
 
+def test_photos_are_turned_upright(tmp_path, capsys):
+    """As their EXIF says, for the network and on the page: a bright top that is stored at the left."""
+    exif, photo = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
+    exif[0x112], photo[:, :45] = 6, 255
+    Image.fromarray(photo).save(tmp_path / 'photo.jpg', exif=exif)
+    image, thumbnail = predict.load([tmp_path / 'photo.jpg'], 32, PREPROCESSING, True)[0]
+    assert image[:12].min() > 200 and image[-12:].max() < 50
+    thumbnail = np.asarray(Image.open(io.BytesIO(thumbnail)))
+    assert thumbnail.shape == (90, 60, 3) and thumbnail[:30].min() > 200
+
+
 def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
     """While a batch is in the network, the decoding of the next one has begun."""
     import threading

@@ -1,13 +1,16 @@
 """Evaluation and training preprocessing against the original's figures. `-s` shows the deviations."""
 import colorsys
 import io
+import struct
+import warnings
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from PIL import Image
+from PIL import Image, ImageOps
 
+from src import jpeg
 from src.preprocess import augment as augment_on_host
 from src.preprocess import (Augment, NO_AUGMENTATION, central_crop, channels_first, decode, evaluation_picture, random_colour,
                             random_crop, resize, training_picture)
@@ -21,6 +24,10 @@ def encoded(picture, kind='PNG', mode='RGB'):
     buffer = io.BytesIO()
     Image.fromarray(picture).convert(mode).save(buffer, kind)
     return buffer.getvalue()
+
+
+def png(picture):
+    return encoded(picture)
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +150,83 @@ def test_decode(kind, mode):
     # JPEG: the fast DCT may differ from the accurate one by a few levels
     assert np.abs(decode(data) - expected).max() <= (6 if kind == 'JPEG' else 0)
     assert evaluation_picture(data, 75).shape == training_picture(data, 75, np.random.default_rng(0)).shape == (75, 75, 3)
+
+
+def test_sixteen_bits():
+    """The upper eight count, as TensorFlow takes them."""
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(64, 48).astype(np.uint16)
+    for kind in ('PNG', 'TIFF'):
+        buffer = io.BytesIO()
+        Image.fromarray(ramp).save(buffer, kind)
+        found = decode(buffer.getvalue())
+        assert found.dtype == np.uint8 and np.array_equal(found, (ramp // 256)[..., None].repeat(3, 2))
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.float32)).save(buffer, 'TIFF')
+    with pytest.raises(ValueError, match='cannot be decoded .32 bits a sample'):
+        decode(buffer.getvalue())
+
+
+def photo(turn, kind='JPEG', **options):
+    """An encoded picture of 123 x 90 pixels, with an EXIF orientation."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x112] = turn
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(noise).resize((123, 90), Image.Resampling.BICUBIC).save(buffer, kind, exif=exif, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('options', [{'subsampling': 0}, {'subsampling': 2, 'progressive': True}, {'kind': 'PNG'},
+                                     {'kind': 'WEBP', 'lossless': True}], ids=str)
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_upright(turn, options):
+    """As Pillow turns it; crops, of which only what they need is decoded, are parts of the upright picture."""
+    encoded = photo(turn, **options)
+    stored = decode(encoded)
+    assert stored.shape == (90, 123, 3) and np.array_equal(stored, decode(photo(1, **options)))
+    with_orientation = Image.fromarray(stored)
+    with_orientation.getexif()[0x112] = turn
+    expected = np.asarray(ImageOps.exif_transpose(with_orientation))
+    assert np.array_equal(decode(encoded, upright=True), expected)
+    for top, left, height, width in ((0, 0, 90, 90), (17, 31, 5, 50), (60, 3, 30, 40)):
+        shapes = []
+        found = decode(encoded, lambda *shape, box=(top, left, height, width): shapes.append(shape) or box, upright=True)
+        assert np.array_equal(found, expected[top:top + height, left:left + width])
+        assert shapes == [expected.shape[:2]]  # drawn once, for the upright picture
+    again = png(expected)
+    if 'kind' in options:
+        assert np.array_equal(training_picture(encoded, 75, np.random.default_rng(1), upright=True),
+                              training_picture(again, 75, np.random.default_rng(1)))
+        assert np.array_equal(evaluation_picture(encoded, 75, upright=True), evaluation_picture(again, 75))
+
+
+def test_orientation_in_odd_headers():
+    plain, turned = photo(1), photo(6)
+    start = turned.index(b'Exif')
+    assert jpeg.orientation(turned) == 6 and jpeg.orientation(plain) == 1
+    assert jpeg.orientation(turned[:2] + b'\xff\xe1\0\6http' + b'\xff' * 3 + turned[2:]) == 6  # XMP, fill bytes in front
+    little = b'II*\0' + struct.pack('<IHHHIH', 8, 1, 0x112, 3, 1, 8)
+    assert jpeg.orientation(b'\xff\xd8\xff\xe1' + struct.pack('>H', len(little) + 8) + b'Exif\0\0' + little) == 8
+    for odd in (b'', b'\xff\xd8', turned[:start + 6], turned[:start + 20], plain[:2] + b'\xff' * 1000, b'\xff\xd8' + b'\xff\xe1\0\0' * 9,
+                turned.replace(struct.pack('>HH', 0x112, 3), struct.pack('>HH', 0x113, 3)), photo(9)):
+        assert jpeg.orientation(odd) == 1
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        bad = bytearray(turned)
+        for at in rng.integers(2, start + 60, 3):
+            bad[at] = rng.integers(256)
+        assert 1 <= jpeg.orientation(bytes(bad)) <= 8
+
+
+def test_messages_are_plain(monkeypatch):
+    """No address of an object in them, and no warning beside them."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 4000)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert decode(encoded(np.zeros((70, 70, 3), np.uint8))).shape == (70, 70, 3)
+        for data in (b'', b'no picture', encoded(np.zeros((100, 100, 3), np.uint8)), photo(1, 'PNG')[:200]):
+            with pytest.raises(ValueError, match='not a picture|cannot be decoded') as caught:
+                decode(data)
+            assert ' at 0x' not in str(caught.value)
 
 
 @pytest.mark.parametrize('data', [b'', b'no picture', encoded(np.zeros((50, 50, 3), np.uint8), 'JPEG')[:300]])

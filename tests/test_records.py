@@ -442,18 +442,20 @@ def test_fix(odd, tmp_path, layout):
         assert "lacks shard" in message(open_records, dst, "train") or not list(dst.glob("train-*"))
     run = cli("convert", *call, "--fix")
     assert run.returncode == 0, run.stderr
-    assert all(part in run.stdout for part in ("train, 13 pictures in 2 shards", "3 pictures left out",
-                                               "4 pictures are CMYK or no JPEG, re-encoded")), run.stdout
+    assert all(part in run.stdout for part in (
+        "train, 13 pictures in 2 shards", "3 pictures left out", "4 pictures are CMYK or no JPEG, re-encoded",
+        "1 pictures turned upright as their EXIF orientation says, re-encoded")), run.stdout
     assert run.stderr.count("left out: ") == 3 and "empty.jpg: no bytes" in run.stderr
     records = open_records(dst, "train")
     pictures = {records.read(i) for i in range(13)}
     original = {p.read_bytes() for p in (odd / "train").glob("*/*")}
-    assert len(pictures & original) == 13 - 4 - 1  # one of the others is there twice
+    assert len(pictures & original) == 13 - 4 - 1 - 1  # one of the others is there twice
     for fixed in pictures - original:
         with Image.open(io.BytesIO(fixed)) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (48, 40))
-    assert rgb_jpeg(ODD["cmyk"]) in pictures
-    assert set(check(dst, 1)["findings"]) == {"greyscale", "tiny", "huge", "exif_rotated", "duplicate"}
+            size = (40, 48) if fixed == rgb_jpeg(ODD["exif_rotated"], True) else (48, 40)
+            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", size)
+    assert {rgb_jpeg(ODD["cmyk"]), rgb_jpeg(ODD["exif_rotated"], True)} <= pictures - original
+    assert set(check(dst, 1)["findings"]) == {"greyscale", "tiny", "huge", "duplicate"}
     assert "3 pictures left out" in cli("convert", *call, "--fix").stdout  # which the first run did
 
 

@@ -1,7 +1,8 @@
 """Read and decode every record of a data set: python -m src.records.check DIR [--json] [--workers N]
 
 Exit status 0 for a data set without problems, 1 with problems (listed), 2 if there is nothing to check.
-Greyscale and EXIF-rotated pictures are notes, no problems: training reads them well, the latter as stored.
+Greyscale and EXIF-rotated pictures are notes, no problems: training turns those of folders upright and takes those in
+shards as they are stored, as the original did.
 """
 import argparse
 import collections

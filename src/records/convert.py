@@ -2,7 +2,8 @@
 
 Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and
 `.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its pictures shuffled over
-all of them by the seed. The bytes of the pictures stay, unless --fix. Labels stay, too, with one exception:
+all of them by the seed. The bytes of the pictures stay, unless --fix; but what a folder's photo needs to be turned
+upright (EXIF) is done to its pixels, because shards are read as they are. Labels stay, too, with one exception:
 folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0 is a
 background class; labels.txt tells. A repeated command keeps the shards that are finished.
 """
@@ -57,7 +58,7 @@ class _Job:
 def _write(job, split, number):
     """Write one shard and name it when it is whole; returns its entry of the stamp."""
     records, order, name = job.records[split], job.order[split][number], job.name(split, number)
-    entry = {"pictures": len(order), "to_fix": 0, "unreadable": [], "fix": job.fix}
+    entry = {"pictures": len(order), "to_fix": 0, "turned": 0, "unreadable": [], "fix": job.fix}
 
     def examples():
         for i in map(int, order):
@@ -67,10 +68,11 @@ def _write(job, split, number):
             if unreadable:
                 entry["unreadable"].append(f"{records.where(i)}: {unreadable[0]}")
                 continue
-            if any(kind in found for kind in TO_FIX):
-                entry["to_fix"] += 1
-                if job.fix:
-                    encoded, file = rgb_jpeg(encoded), os.path.splitext(file)[0] + ".jpg"
+            unfit, turned = any(kind in found for kind in TO_FIX), records.upright and "exif_rotated" in found
+            entry["to_fix"] += unfit
+            entry["turned"] += turned
+            if unfit and job.fix or turned:
+                encoded, file = rgb_jpeg(encoded, records.upright), os.path.splitext(file)[0] + ".jpg"
             yield encoded, int(records.label[i]) + job.shift, file
     partial = os.path.join(job.dst, _PARTIAL, name)
     if job.layout == "tfrecord":
@@ -149,7 +151,7 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
         present = {int(label) for found in records.values() for label in np.unique(found.label)}
         names = [str(n) if n in present else "" for n in range(min(top, 99999) + 1)]
     job = _Job(dst, layout, shards, fix, seed, records, shift)
-    settings = {"version": 1, "format": layout, "shards": shards, "seed": seed, "labels": names,
+    settings = {"version": 1 + (source == "folder"), "format": layout, "shards": shards, "seed": seed, "labels": names,
                 "source": {split: _fingerprint(found) for split, found in records.items()}}
     try:
         os.makedirs(dst, exist_ok=True)
@@ -222,6 +224,8 @@ def main():
             print(f"{args.dst}: {split}, {count} pictures in {len(entries)} shards")
     if fixed:
         print(f"{fixed} pictures are CMYK or no JPEG" + (", re-encoded" if args.fix else ": see --fix"))
+    if turned := sum(entry.get("turned", 0) for entry in done.values()):
+        print(f"{turned} pictures turned upright as their EXIF orientation says, re-encoded")
     if lost:
         print(f"{lost} pictures left out, listed above")
 

@@ -18,6 +18,7 @@ class Folder:
     file: np.ndarray       # bytes [pictures]; one array, so that processes share the names of a million files
     folders: list[str]     # class directories
     class_names: list[str]  # by label; "background" for 0 if the labels start at 1
+    upright = True  # cameras' photos are turned as their EXIF orientation says
 
     def __len__(self):
         return len(self.label)

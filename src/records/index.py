@@ -19,6 +19,7 @@ class Index:
     length: np.ndarray  # int64 [records], bytes of the encoded picture
     label: np.ndarray   # int64 [records], as stored
     class_names: Optional[list[str]] = None  # by stored label
+    upright = False  # images are taken as they are stored, as the original took TFRecords
 
     def __len__(self):
         return len(self.label)

@@ -23,6 +23,8 @@ def evaluate_path(argv, run, path, log):
     config = configuration.load(argv, info['config'])
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     records = open_records(config.data_dir, 'validation', config.dataset_format)
+    if records.left_out:
+        log(f'left out: {records.left_out}')
     names, option = info.get('class_names'), config.label_offset
     if names and records.class_names:  # then they tell which class is which, whatever the records' own labels are
         records = dataset.match_names(records, names, paths[-1])

@@ -50,6 +50,8 @@ def train(config, interruption):
     # Records
     batch_size = config.batch_size or (128 if run.world == 1 else 64)
     records = open_records(config.data_dir, 'train', config.dataset_format)
+    if records.left_out:
+        log(f'left out: {records.left_out}')
     offset = dataset.label_offset(config.label_offset, records)
     classes, source = dataset.count_classes(config.num_classes, records, offset)
     steps_per_epoch = len(records) // (batch_size * run.world)
@@ -127,6 +129,8 @@ def train(config, interruption):
         callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
+        if validation.left_out:
+            log(f'left out: {validation.left_out}')
         validation = dataset.match_names(validation, records.class_names, 'the training records')
         dataset.check_labels(validation, offset, classes)
         with no_init_parameters():  # each evaluation fills them

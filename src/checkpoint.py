@@ -161,7 +161,7 @@ def with_classes(info, parameters, path):
     config = dict(info.get('config', {}))
     if 'num_classes' not in config:
         if 'logits.bias' not in parameters:
-            raise InputError(f'{path}: parameter logits.bias is missing; name a checkpoint of InceptionV4 with its classifier')
+            raise InputError(f'{path}: parameter logits.bias is missing; name a checkpoint with its classifier')
         config['num_classes'] = parameters['logits.bias'].size
     return {**info, 'config': config}
 

@@ -36,8 +36,12 @@ def count_classes(option, records, offset):
     """(number of classes, where it comes from) of a training with `records`: `option` (int), or for 'auto' as many as have
     names or, where there are no names, labels.
 
-    InputError where the labels, or the names, do not fit the number.
+    InputError where the labels, or the names, do not fit the number, and where a class has no image.
     """
+    if records.empty:
+        raise InputError(f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
+                         f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
+                         + (f' (left out: {records.left_out})' if records.left_out else ''))
     named = len(records.class_names) - offset if records.class_names else 0
     if option != 'auto':
         classes, source = option, 'num_classes'

@@ -227,7 +227,7 @@ def test_folders_are_evaluated_by_the_names_in_the_checkpoint(names, offset, val
     (['background', 'cat', 'dog', 'emu'], '1', (), [1, 3], [0, 2]),  # nothing to match by
     (['background', 'cat', 'dog', 'emu'], '1', ['', 'cat', '', 'emu'], [1, 2, 3], [0, 1, 2]),  # as far as names are known
     (['background', 'crane', 'dog', 'crane'], '1', ['crane', 'dog', 'crane'], [0, 1, 2], [0, 1, 2])])
-def test_shards_are_evaluated_by_the_names_in_the_checkpoint(recorded, offset, names, labels, expected, tmp_path, monkeypatch):
+def test_shards_are_evaluated_by_the_names_in_it(recorded, offset, names, labels, expected, tmp_path, monkeypatch):
     shards(tmp_path / 'data', 'validation', labels, names)
     assert evaluated_labels(tmp_path, monkeypatch, recorded, offset) == expected
 
@@ -248,7 +248,8 @@ def counted(path, option='auto', offset='auto'):
     ([1, 2, 3], ['background', 'cat', 'dog', 'emu'], {'offset': '0'}, (4, 'those with names')),
     ([0, 5, 1], (), {}, (6, 'by the largest label 5')), ([1, 5], (), {}, (5, 'by the largest label 5')),
     ([0, 5, 1], (), {'option': 1000}, (1000, 'num_classes')), ([1, 1000], (), {}, (1000, 'by the largest label 1000')),
-    ([0, 999], (), {}, (1000, 'by the largest label 999')), ([1, 1000], (), {'offset': '0'}, (1001, 'by the largest label 1000')),
+    ([0, 999], (), {}, (1000, 'by the largest label 999')),
+    ([1, 1000], (), {'offset': '0'}, (1001, 'by the largest label 1000')),
     ([1, 2, 3, 700], IMAGENET, {}, (1000, 'those with names'))])
 def test_classes_are_counted(labels, names, options, expected, tmp_path):
     shards(tmp_path, 'train', labels, names)
@@ -260,9 +261,35 @@ def test_class_folders_are_counted(tmp_path):
     assert counted(tmp_path) == (3, 'those with names')
 
 
+def test_classes_without_an_image_are_refused(tmp_path):
+    folder(tmp_path / 'train', animals=0, cat=1, dog=1)
+    folder(tmp_path / 'train/animals', ants=2, bees=1)
+    folder(tmp_path / 'val', cat=1, dog=0)  # which is none of a training's business
+    with pytest.raises(InputError, match=r'class folder .*train/animals holds no image \(1 of 3 class folders do not\); put '
+                       r'its images directly into it, or remove it \(left out: 2 x folder inside a class folder, the first '
+                       r'is .*train/animals/ants; 1 x class folder without an image, the first is .*train/animals\)'):
+        counted(tmp_path)
+    assert len(open_records(tmp_path, 'validation')) == 1
+
+
+def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
+    folder(tmp_path / 'data/val', cat=1, dog=2)
+    (tmp_path / 'data/val/cat/inner').mkdir()
+    (tmp_path / 'data/val/.hidden').mkdir()
+    for name in ('cat/b.tif', 'dog/a.TIF', 'dog/notes.txt', 'dog/.notes', 'dog/c.tif', 'dog/README', 'a.jpg'):
+        (tmp_path / 'data/val' / name).write_bytes(b'x')
+    assert evaluated_labels(tmp_path, monkeypatch, None, '0') == [0, 1, 1]
+    line, = [line for line in capsys.readouterr().out.splitlines() if line.startswith('left out: ')]
+    val = tmp_path / 'data/val'
+    assert sorted(line.removeprefix('left out: ').split('; ')) == [
+        f'1 x file .txt, the first is {val}/dog/notes.txt', f'1 x file beside the class folders, the first is {val}/a.jpg',
+        f'1 x file without an ending, the first is {val}/dog/README',
+        f'1 x folder inside a class folder, the first is {val}/cat/inner', f'3 x file .tif, the first is {val}/cat/b.tif']
+
+
 @pytest.mark.parametrize('labels, names, options, message', [
     ([0, 1, 2], ['cat', 'dog', 'emu'], {'option': 2}, r'label 2 of .*record 2 is outside 0..1 \(num_classes 2'),
-    ([0, 1, 2], ['cat', 'dog', 'emu'], {'option': 1000}, 'num_classes 1000, but the records name 3 classes .*leave num_classes'),
+    ([0, 1, 2], ['cat', 'dog', 'emu'], {'option': 1000}, 'num_classes 1000, but the records name 3 classes .*leave num_cl'),
     ([0, 1, 7], ['cat', 'dog', 'emu'], {}, r'label 7 of .*record 2 is outside .*; labels.txt names no class 7: mend it'),
     ([1, 1], ['background', 'cat'], {}, 'all 2 training images are of one class'),
     ([0, 2 ** 40], (), {}, 'record 1 has the label 1099511627776, which would make 1099511627777 classes of 2 images')])
@@ -301,8 +328,8 @@ def with_synset(record, synset):
 @pytest.mark.parametrize('recorded, names, message', [
     (['cat', 'dog', 'emu'], ['aaa', 'bbb', 'zzz'], r"class 'aaa' of .*record 0 is unknown to .*inceptionv4-1_1.ckpt, which "
                                                    r'knows cat, dog, emu \(3 classes\); name the classes as its'),
-    (['cat', 'dog', 'emu'], ['dog', 'cat'], 'class 2 of .*record 2 has no name, and the other names are numbered otherwise'),
-    (['crane', 'crane', 'dog'], ['dog', 'crane', 'crane'], "class 'crane' of .* has a name that stands twice in the names of")])
+    (['cat', 'dog', 'emu'], ['dog', 'cat'], 'class 2 of .*record 2 has no name, and the other names are numbered otherw'),
+    (['crane', 'crane', 'dog'], ['dog', 'crane', 'crane'], "class 'crane' of .* has a name that stands twice in the names")])
 def test_unknown_names_are_refused(recorded, names, message, tmp_path, monkeypatch):
     shards(tmp_path / 'data', 'validation', [0, 1, 2], names)
     with pytest.raises(InputError, match=message):

@@ -206,8 +206,9 @@ def test_orientation_in_odd_headers():
     assert jpeg.orientation(turned[:2] + b'\xff\xe1\0\6http' + b'\xff' * 3 + turned[2:]) == 6  # XMP, fill bytes in front
     little = b'II*\0' + struct.pack('<IHHHIH', 8, 1, 0x112, 3, 1, 8)
     assert jpeg.orientation(b'\xff\xd8\xff\xe1' + struct.pack('>H', len(little) + 8) + b'Exif\0\0' + little) == 8
-    for odd in (b'', b'\xff\xd8', turned[:start + 6], turned[:start + 20], plain[:2] + b'\xff' * 1000, b'\xff\xd8' + b'\xff\xe1\0\0' * 9,
-                turned.replace(struct.pack('>HH', 0x112, 3), struct.pack('>HH', 0x113, 3)), photo(9)):
+    for odd in (b'', b'\xff\xd8', turned[:start + 6], turned[:start + 20], plain[:2] + b'\xff' * 1000,
+                b'\xff\xd8' + b'\xff\xe1\0\0' * 9, photo(9),
+                turned.replace(struct.pack('>HH', 0x112, 3), struct.pack('>HH', 0x113, 3))):
         assert jpeg.orientation(odd) == 1
     rng = np.random.default_rng(0)
     for _ in range(300):

@@ -415,6 +415,21 @@ def test_check_shards(sets, tmp_path):
     assert counts["validation"]["records"] == 6 and counts["train"]["shards"][path.name] == 4
 
 
+def test_check_of_folders(tmp_path):
+    """What is not read is a problem, each kind once a class folder."""
+    write_folder(tmp_path, "train", ["a", "b"], 2)
+    (tmp_path / "train/animals/ants").mkdir(parents=True)
+    for name in ("b/x.tif", "b/y.tif", "b/.hidden"):
+        (tmp_path / "train" / name).write_bytes(b"x")
+    found = check(tmp_path, 1)
+    assert found["problems"] == 3 and found["findings"] == {
+        "left_out": [{"where": str(tmp_path / "train/animals/ants"), "detail": "1 x folder inside a class folder, not read"},
+                     {"where": str(tmp_path / "train/b/x.tif"), "detail": "2 x file .tif, not read"}],
+        "empty": [{"where": str(tmp_path / "train/animals"), "detail": "no image in this class folder"}]}
+    run = cli("convert", "--src", tmp_path, "--dst", tmp_path / "dst", "--format", "tfrecord", "--shards", 1)
+    assert run.returncode == 0 and "left out: 1 x folder inside a class folder, the first is" in run.stderr
+
+
 def test_check_labels(tmp_path):
     for split, labels in (("train", [1, 2, -1]), ("validation", [2, 4])):
         tfrecord.write_shards(str(tmp_path), split, [(jpeg(n + 1), n, "x") for n in labels], 1)

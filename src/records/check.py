@@ -27,7 +27,7 @@ KINDS = {
     "label": "label does not fit", "undecodable": "cannot be decoded", "truncated": "truncated picture",
     "png_in_jpeg": "PNG in place of JPEG", "other_format": "neither JPEG nor PNG", "cmyk": "CMYK",
     "tiny": "tiny, a side below 32 pixels", "huge": "huge, above 20 megapixels",
-    "duplicate": "same file twice",
+    "duplicate": "same file twice", "left_out": "left out", "empty": "class without an image",
     "greyscale": "greyscale", "exif_rotated": "EXIF-rotated", "exif_broken": "broken EXIF",
 }
 NOTES = ("greyscale", "exif_rotated", "exif_broken")
@@ -133,6 +133,11 @@ def check(data_dir, workers=None, dataset_format="auto", progress=False):
     if layout == "folder":
         parts = [_Folder(split, open_records(data_dir, split, layout)) for split in present]
         names = parts[0].records.class_names
+        for part in parts:
+            for what, first, count in part.records.not_read:
+                report("left_out", first, f"{count} x {what}, not read")
+            for path in part.records.empty:
+                report("empty", path, "no image in this class folder")
     else:
         names = read_labels(data_dir)
         paths = [(split, path) for split in present for path in _candidates(data_dir, split, layout, report)]

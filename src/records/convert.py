@@ -140,6 +140,8 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
         raise InputError(f"--src and --dst are both {dst!r}; give another --dst")
     records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
     for split, found in records.items():
+        if found.left_out:
+            print("left out:", found.left_out, file=sys.stderr)
         if not 1 <= shards <= min(len(found), 99999):
             raise InputError(f"{shards} shards for the {len(found)} {split} pictures; "
                              f"give --shards 1 to {min(len(found), 99999)}")

@@ -1,12 +1,21 @@
 """Folders of pictures: <split>/<class>/*.jpg."""
+import collections
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from src.errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # capital letters count as well
+
+
+class LeftOut(NamedTuple):
+    """Something in a class folder that is not read."""
+    what: str
+    first: str  # path of the first such
+    count: int
 
 
 @dataclass
@@ -18,10 +27,25 @@ class Folder:
     file: np.ndarray       # bytes [pictures]; one array, so that processes share the names of a million files
     folders: list[str]     # class directories
     class_names: list[str]  # by label; "background" for 0 if the labels start at 1
+    not_read: list[LeftOut] = field(default_factory=list)  # for each class folder and kind
     upright = True  # cameras' photos are turned as their EXIF orientation says
 
     def __len__(self):
         return len(self.label)
+
+    @property
+    def empty(self):
+        """Paths of the class folders that hold no image."""
+        used = set(np.unique(self.folder).tolist())
+        return [os.path.join(self.path, name) for n, name in enumerate(self.folders) if n not in used]
+
+    @property
+    def left_out(self):
+        """What was passed over and why, in a line; '' if nothing was."""
+        kinds = {}
+        for what, first, count in self.not_read + [LeftOut("class folder without an image", p, 1) for p in self.empty]:
+            kinds.setdefault(what, [first, 0])[1] += count
+        return "; ".join(f"{count} x {what}, the first is {first}" for what, (first, count) in kinds.items())
 
     def where(self, i):
         """The path of picture `i`."""
@@ -50,6 +74,28 @@ def class_folders(path):
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
+def _scan(folder, inside):
+    """Sorted image names (bytes) of a directory, and a list of `LeftOut`; of hidden things is no word.
+
+    `inside` a class folder images are expected, beside the class folders directories.
+    """
+    found, others = [], collections.defaultdict(list)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.lower()
+            if name.startswith(".") or not inside and entry.is_dir():
+                continue
+            if not inside:
+                others["file beside the class folders"].append(entry.name)
+            elif name.endswith(PICTURES):
+                found.append(os.fsencode(entry.name))
+            elif entry.is_dir():
+                others["folder inside a class folder"].append(entry.name)
+            else:
+                others[f"file {os.path.splitext(name)[1] or 'without an ending'}"].append(entry.name)
+    return sorted(found), [LeftOut(what, os.path.join(folder, min(names)), len(names)) for what, names in others.items()]
+
+
 def open_folder(path, train_path, class_names=None):
     """The pictures of a split's directory `path`; InputError if there are none or classes do not match.
 
@@ -58,7 +104,7 @@ def open_folder(path, train_path, class_names=None):
     """
     listed = class_names if class_names is not None else class_folders(train_path)
     number = {name: label for label, name in enumerate(listed)}
-    folders, files, counts = class_folders(path), [], []
+    folders, files, counts, not_read = class_folders(path), [], [], _scan(path, False)[1]
     unknown = [name for name in folders if name not in number]
     if unknown:
         source = "labels.txt" if class_names is not None else train_path
@@ -66,13 +112,13 @@ def open_folder(path, train_path, class_names=None):
                          f"({', '.join(listed[:3])} ...; {len(unknown)} of {len(folders)} are not); "
                          f"name the same classes in both{' or remove labels.txt' if class_names else ''}")
     for folder in folders:
-        with os.scandir(os.path.join(path, folder)) as entries:
-            found = sorted(os.fsencode(e.name) for e in entries
-                           if e.name.lower().endswith(PICTURES) and not e.name.startswith("."))
+        found, others = _scan(os.path.join(path, folder), True)
         files += found
         counts.append(len(found))
+        not_read += others
     if not files:
-        raise InputError(f"no picture in {path}/<class>/ ({', '.join(PICTURES)}); give the right directory")
+        there = "".join(f", but {count} x {what} ({first})" for what, first, count in not_read[:1])
+        raise InputError(f"no picture in {path}/<class>/ ({', '.join(PICTURES)}){there}; give the right directory")
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     label = np.array([number[name] for name in folders], np.int64)[folder]
-    return Folder(path, label, folder, np.array(files, "S"), folders, listed)
+    return Folder(path, label, folder, np.array(files, "S"), folders, listed, not_read)

@@ -19,10 +19,10 @@ def names():
 
 
 def names_by_label(noted):
-    """Names by label, or None, for records of which some have the labels and WordNet ids `noted` (pairs): with a
+    """Names by label, or None, for records of which some have the labels and WordNet ids (bytes) `noted` (pairs): with a
     background class in front, as TF-slim counts, or without."""
     ids = list(classes())
     for first in (1, 0):
-        if noted and all(first <= label < len(ids) + first and ids[label - first] == noted_id for label, noted_id in noted):
+        if noted and all(first <= n < len(ids) + first and ids[n - first].encode() == found for n, found in noted):
             return ["background"] * first + names()
     return None

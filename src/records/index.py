@@ -20,6 +20,7 @@ class Index:
     label: np.ndarray   # int64 [records], as stored
     class_names: Optional[list[str]] = None  # by stored label
     upright = False  # images are taken as they are stored, as the original took TFRecords
+    left_out, empty = "", ()  # as of a `Folder`; a shard is read whole
 
     def __len__(self):
         return len(self.label)

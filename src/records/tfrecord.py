@@ -215,7 +215,7 @@ def _feature(data, name):
 def noted_synsets(path, count=8):
     """(label, WordNet id) of the first `count` records of a shard; [] if one notes no id."""
     with open(path, "rb") as file:
-        noted = [(record.label, _feature(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET).decode("latin-1"))
+        noted = [(record.label, _feature(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET))
                  for record in itertools.islice(walk(path), count)]
     return noted if all(synset for _, synset in noted) else []
 

@@ -116,8 +116,10 @@ def _number(name, label, recorded, records, source):
 
 
 def fingerprint(records):
-    """What a training must find again to go on with the same records: their number and the order of their labels."""
-    return f'{len(records)} with label checksum {zlib.crc32(np.asarray(records.label, np.int64).tobytes()):08x}'
+    """What a training must find again to go on with the same records: their number, the order of their labels, and what
+    can be said of their images without reading them. Older checkpoints have the part before "and"."""
+    labels = zlib.crc32(np.asarray(records.label, np.int64).tobytes())
+    return f'{len(records)} with label checksum {labels:08x} and file checksum {records.files_checksum():08x}'
 
 
 def epoch_order(seed, epoch, count):

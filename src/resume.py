@@ -50,7 +50,8 @@ def check(path, info, config, data, override, log):
     # The batch of a device is what makes up for another number of devices.
     free = (*FREE, 'batch_size') if old.get('rank_size') != config['rank_size'] else FREE
     found = [f'{name} {before} -> {now}' for name, before, now in differences(old, config) if name not in free]
-    found += [f'records {info["data"]} -> {data}'] if info.get('data', data) != data else []
+    # Older checkpoints have the first part of what is said of the records now.
+    found += [f'records {info["data"]} -> {data}'] if not data.startswith(info.get('data', data)) else []
     if found and not override:
         raise InputError(f'{path}: this training was another one ({"; ".join(found)}); give the old values, another '
                          '--log_dir for a new training, or --resume_override true')

@@ -18,7 +18,7 @@ import pytest
 import train
 from src import checkpoint, config as configuration, dataset, resume
 from src.errors import InputError
-from src.records import demo, open_records
+from src.records import demo, mindrecord, open_records, tfrecord
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,11 +182,45 @@ def test_another_training_is_refused(old, capsys, change, message):
 
 def test_other_records_are_refused(old):
     info = checkpoint.load(old.path)[1]
-    with pytest.raises(InputError, match=r'records 20 with label checksum \w{8} -> 21 with'):
+    with pytest.raises(InputError, match=r'records 20 with label checksum \w{8} and file checksum \w{8} -> 21 with'):
         resume.check(old.path, info, info['config'], '21 with label checksum 0', False, print)
     lines = []
     resume.check(old.path, info, {**info['config'], 'lr': 1.0}, '21 with', True, lines.append)
     assert [line.split(':')[0] for line in lines] == ['resume_override'] * 2
+
+
+def test_checkpoints_from_before_file_checksums_go_on(old):
+    info = checkpoint.load(old.path)[1]
+    earlier = {**info, 'data': info['data'].partition(' and ')[0]}
+    assert re.fullmatch(r'20 with label checksum \w{8}', earlier['data'])
+    resume.check(old.path, earlier, info['config'], info['data'], False, print)
+    with pytest.raises(InputError, match='records 20 with'):
+        resume.check(old.path, earlier, info['config'], dataset.fingerprint(open_records(
+            old.options[1], 'validation')), False, print)
+
+
+@pytest.mark.parametrize('layout', ['folder', 'tfrecord', 'mindrecord'])
+def test_other_images_of_the_same_number_and_labels(layout, tmp_path):
+    """Other bytes (of the same length in TFRecords, which note checksums), and in folders other names."""
+    images = [bytes([k]) * (100 + 10 * k) for k in range(4)]
+    changed = [*images[:3], b'x' * (130 + 9 * (layout != 'tfrecord'))]
+
+    def fingerprint(name, images, renamed='2'):
+        path = tmp_path / name
+        path.mkdir()
+        examples = [(image, k // 2, f'{k}.jpg') for k, image in enumerate(images)]
+        if layout == 'tfrecord':
+            tfrecord.write_shards(path, 'train', examples, 2)
+        elif layout == 'mindrecord':
+            mindrecord.write_shard(str(path / 'train.mindrecord'), examples, [140] * 4)
+        for image, label, file in examples if layout == 'folder' else ():
+            (path / 'train' / str(label)).mkdir(parents=True, exist_ok=True)
+            (path / 'train' / str(label) / file.replace('2', renamed)).write_bytes(image)
+        return dataset.fingerprint(open_records(path, 'train'))
+    first = fingerprint('a', images)
+    assert first == fingerprint('copy', images) != fingerprint('changed', changed)
+    assert first.partition(' and ')[0] == fingerprint('again', changed).partition(' and ')[0]
+    assert layout != 'folder' or first != fingerprint('renamed', images, renamed='2b')
 
 
 @pytest.mark.parametrize('global_batch, step', [(8, 3), (4, 7), (2, 14), (5, 5)])

@@ -1,5 +1,6 @@
 """Where the pictures of a set of shards are, and reading them in any order."""
 import os
+import zlib
 from array import array
 from dataclasses import dataclass
 from typing import Optional
@@ -18,6 +19,7 @@ class Index:
     offset: np.ndarray  # int64 [records], first byte of the encoded picture in its shard
     length: np.ndarray  # int64 [records], bytes of the encoded picture
     label: np.ndarray   # int64 [records], as stored
+    crc: int = 0  # of the checksums that the shards note of their records, if they do
     class_names: Optional[list[str]] = None  # by stored label
     upright = False  # images are taken as they are stored, as the original took TFRecords
     left_out, empty = "", ()  # as of a `Folder`; a shard is read whole
@@ -43,6 +45,10 @@ class Index:
                              "the shard became shorter, start again")
         return data
 
+    def files_checksum(self):
+        """Another one for other images (int), from where they are and, in TFRecords, their checksums; none is read."""
+        return zlib.crc32(self.length.tobytes(), zlib.crc32(self.offset.tobytes(), self.crc))
+
     def size(self, i):
         """Bytes of the encoded picture of record `i`."""
         return int(self.length[i])
@@ -59,8 +65,8 @@ class Index:
 
 
 def index_files(walk, paths, progress=False):
-    """Index of the (offset, length, label) that `walk(path)` yields for every record of a shard."""
-    columns, counts = [array("q"), array("q"), array("q")], []
+    """Index of the (offset, length, label), or with a checksum behind, that `walk(path)` yields for every record of a shard."""
+    columns, counts = [array("q"), array("q"), array("q"), array("I")], []
     for path in tqdm(paths, "indexing", unit="shard", disable=not progress, leave=False):
         before = len(columns[0])
         for values in walk(path):
@@ -68,4 +74,5 @@ def index_files(walk, paths, progress=False):
                 column.append(value)
         counts.append(len(columns[0]) - before)
     shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Index(list(paths), shard, *(np.array(column, np.int64) for column in columns))
+    *columns, crc = columns
+    return Index(list(paths), shard, *(np.array(column, np.int64) for column in columns), zlib.crc32(crc))

@@ -155,10 +155,11 @@ class Record(NamedTuple):
     length: int  # of the encoded picture
     label: int
     problem: str = ""  # what is wrong with it; then offset, length and label mean nothing
+    crc: int = 0  # of the data, as the shard notes it
 
 
 def walk(path):
-    """Yield a `Record` for every record of a shard; the data's own checksum is not looked at.
+    """Yield a `Record` for every record of a shard; the data's own checksum is not compared.
 
     A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0.
     """
@@ -183,7 +184,7 @@ def walk(path):
                         found = _locate(buf, byte + 12, byte + 12 + low)
                     except ValueError as error:
                         found = 0, 0, 0, str(error)
-                    yield Record(byte, low, *found)
+                    yield Record(byte, low, *found, crc=struct.unpack_from("<I", buf, byte + 12 + low)[0])
                     byte += low + 16
     except OSError as error:
         raise InputError(f"shard {path!r}: {error.strerror}; check the path and its permissions") from None
@@ -196,7 +197,7 @@ def _sound(path):
         if record.problem:
             raise InputError(f"shard {path!r}, record {count} at byte {record.byte}: {record.problem}; "
                              "copy or make the shard again")
-        yield record.offset, record.length, record.label
+        yield record.offset, record.length, record.label, record.crc
 
 
 def _feature(data, name):

@@ -7,7 +7,7 @@ from src import config as configuration, runtime, weights
 from src.errors import InputError, entry_point
 from src.export import check_format, check_target, export_network, sha256, write_aipp
 from src.preprocess import PREPROCESSING, recorded_preprocessing
-from src.serving import class_names, network_of
+from src.serving import class_names, network_of, recorded_names
 
 
 @entry_point
@@ -35,7 +35,7 @@ def main(argv=None):
     print(runtime.describe(run, target), flush=True)
     network, info, config = network_of(config.ckpt_path, argv)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
-    names = class_names(config.labels, info.get('class_names'), config.num_classes)
+    names = class_names(config.labels, recorded_names(info), config.num_classes)
     source = weights.main_file(config.ckpt_path)
     report = export_network(
         network, path, file_format=config.file_format, preprocessing=preprocessing,

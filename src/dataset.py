@@ -15,6 +15,7 @@ import numpy as np
 from src.errors import InputError
 from src.preprocess import (PREPROCESSING, augment, channels_first, evaluation_picture, random_colour,
                             training_picture)
+from src.records import imagenet
 
 POOLED_FEATURES = 1536
 SUBSTITUTES = 100  # tried for a bad record
@@ -22,14 +23,11 @@ MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/sc
 
 
 def label_offset(option, records):
-    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" 1 if label 0 is the
-    background's in labels.txt or, without that file, if no label is 0.
+    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" the lowest label of a class.
 
-    TF-slim's ImageNet records count from 1 and leave 0 to a background class.
+    TF-slim's ImageNet records count from 1 and leave 0 to a background class; folders count from 0.
     """
-    if option != 'auto':
-        return int(option)
-    return int(records.class_names[0] == 'background' if records.class_names else records.label.min() > 0)
+    return records.label_base if option == 'auto' else int(option)
 
 
 def count_classes(option, records, offset):
@@ -87,32 +85,41 @@ def match_names(records, recorded, source):
     if not names or not recorded:
         return records
     labels = np.unique(records.label).tolist()
-    name = {label: names[label] for label in labels if 0 <= label < len(names) and names[label]}
-    # As a whole first, since a list may hold a name twice: two of ImageNet's classes are called crane.
-    shift = next((shift for shift in (0, 1, -1) if all(_at(recorded, label + shift) == name[label] for label in name)), None)
-    if shift is None or shift and len(name) < len(labels):
-        number = {label: _number(name.get(label), label, recorded, records, source) for label in labels}
+    # A name that is just the number says nothing: conversions of nameless records write such ones.
+    name = {label: names[label] for label in labels if 0 <= label < len(names) and names[label]
+            and (names[label] != str(label) or names[label] in recorded)}
+    for spelled in (str, imagenet.words):  # ImageNet's classes go by WordNet ids in one place, by words in another
+        number = _numbers(labels, {label: spelled(name[label]) for label in name}, [spelled(known) for known in recorded])
+        if number:
+            break
     else:
-        number = {label: label + shift for label in labels}
+        raise InputError(_unmatched(labels, name, recorded, records, source))
     matched = np.array([number[label] for label in labels], np.int64)[np.searchsorted(labels, records.label)]
     return dataclasses.replace(records, label=matched, class_names=list(recorded))
 
 
-def _at(names, label):
-    return names[label] if 0 <= label < len(names) else None
+def _numbers(labels, name, recorded):
+    """{label: place of its name in `recorded`}; None if not every one has exactly one."""
+    # As a whole first, since a list may hold a name twice: two of ImageNet's classes are called crane.
+    for shift in (0, 1, -1):
+        if all(0 <= label + shift < len(recorded) and recorded[label + shift] == name[label] for label in name) and (
+                not shift or len(name) == len(labels)):
+            return {label: label + shift for label in labels}
+    if len(name) == len(labels) and all(recorded.count(one) == 1 for one in name.values()):
+        return {label: recorded.index(name[label]) for label in labels}
+    return None
 
 
-def _number(name, label, recorded, records, source):
-    """Label that the class `name` has in `recorded`; InputError where there is not exactly one."""
-    if name is not None and recorded.count(name) == 1:
-        return recorded.index(name)
-    where = records.where(int(np.flatnonzero(records.label == label)[0]))
-    known = [other for other in recorded if other]
-    what = ('has no name, and the other names are numbered otherwise than' if name is None else
-            'has a name that stands twice in the names of' if name in recorded else 'is unknown to')
-    raise InputError(f'class {label if name is None else repr(name)} of {where} {what} {source}, which knows '
-                     f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes '
-                     'as its training did')
+def _unmatched(labels, name, recorded, records, source):
+    """Which class of `records` is not to be found among those of `source`, and why."""
+    words, known = [imagenet.words(one) for one in recorded], [one for one in recorded if one]
+    label = next(label for label in labels if label not in name or words.count(imagenet.words(name[label])) != 1)
+    what = ('has no name, and the other names are numbered otherwise than' if label not in name else
+            'has a name that stands twice in the names of' if imagenet.words(name[label]) in words else 'is unknown to')
+    where = records.where(int(np.argmax(records.label == label)))
+    return (f'class {repr(name[label]) if label in name else label} of {where} {what} {source}, which knows '
+            f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as '
+            'its training did')
 
 
 def fingerprint(records):

@@ -2,7 +2,7 @@
 import importlib.util
 import json
 import os
-import re
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from src import checkpoint, config as configuration, weights
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.preprocess import PREPROCESSING, recorded_preprocessing, scale
+from src.records import imagenet, labels
 
 INPUTS = {'float': 'float32', 'uint8': 'uint8'}
 
@@ -102,24 +103,38 @@ LOADERS = {'.mindir': load_mindir, '.onnx': load_onnx}
 
 
 def class_names(path, recorded, num_classes):
-    """Names by class number: those of the file `path` (lines `name` or `label:name`), else `recorded` (list or None).
+    """Names by class number: those of the file `path` (lines `name` or `number:name`), else `recorded` (list or None).
 
-    One name more than classes, the first of all, is the background's and left out. InputError for other numbers.
+    Number 0 may be the background's, and is left out, where the network has a class less; ImageNet's background is put in
+    front, with a line on stderr, where the network has 1001 classes. InputError for names that do not fit.
     """
     names = recorded
     if path:
         try:
-            lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f'labels {path} cannot be read ({error}); give a text file, one class a line') from None
-        pairs = [re.fullmatch(r'(\d{1,6}):\s*(.+)', line) for line in lines]
-        names = [pair[2] for pair in sorted(pairs, key=lambda pair: int(pair[1]))] if lines and all(pairs) else lines
-    if names and len(names) == num_classes + 1 and names[0] in ('background', ''):
+            names = labels.by_number(labels.parse(path)[0])
+        except FileNotFoundError:
+            raise InputError(f'labels {path}: no such file; give a text file, one class a line') from None
+    if not names:
+        return None
+    if len(names) == num_classes + 1 and names[0] in ('background', ''):
         names = names[1:]
-    if names and len(names) != num_classes:
-        raise InputError(f'{path or "class_names in the checkpoint"}: {len(names)} names, but the network has '
-                         f'{num_classes} classes; give --labels FILE with one line per class')
-    return names or None
+    elif len(names) == num_classes - 1 == len(imagenet.classes()):
+        print(f'note: {path or "the checkpoint"} names {len(names)} classes, the network has {num_classes}: class 0 is the '
+              'background', file=sys.stderr)
+        names = ['background', *names]
+    if len(names) != num_classes:
+        raise InputError(f'{path or "class_names in the checkpoint"}: names the classes 0 to {len(names) - 1}, but the '
+                         f'network has {num_classes} classes; give --labels FILE with one line per class')
+    return [name or f'class {number}' for number, name in enumerate(names)]
+
+
+def recorded_names(info):
+    """Class names in a checkpoint's `info`, or ImageNet's for weights of other programs that were imported without any."""
+    layout, classes = str(info.get('source', '')).partition(' ')[0], info['config'].get('num_classes')
+    if info.get('class_names') or layout not in ('tf_slim', 'timm', 'mindcv'):
+        return info.get('class_names')
+    # The original trained 1000 classes with labels from 1, so of its own weights one cannot tell what class 0 is.
+    return imagenet.class_names(classes) if (layout, classes) != ('tf_slim', 1000) else None
 
 
 def description(path):
@@ -150,10 +165,10 @@ def network_of(path, argv=()):
     return network, info, config
 
 
-def open_model(path, labels=''):
+def open_model(path, labels_path=''):
     """`Model` of a checkpoint, or of a MINDIR or ONNX file with its description beside it.
 
-    `labels` is a file of class names, for models that know none. InputError if something is missing or unfit.
+    `labels_path` is a file of class names, for models that know none. InputError if something is missing or unfit.
     """
     path = Path(path)
     if path.suffix not in LOADERS:
@@ -161,7 +176,7 @@ def open_model(path, labels=''):
         preprocessing = recorded_preprocessing(info.get('preprocessing'))
         served = Served(network, preprocessing=preprocessing).set_train(False)
         return Model(lambda pictures: ranked(served(Tensor(pictures)).asnumpy()), config.image_size, preprocessing, 0,
-                     class_names(labels, info.get('class_names'), config.num_classes), config.num_classes)
+                     class_names(labels_path, recorded_names(info), config.num_classes), config.num_classes)
     if not path.is_file():
         raise InputError(f'{path}: no such model')
     need_utf8(path)
@@ -173,7 +188,7 @@ def open_model(path, labels=''):
         outputs = run(pictures if about['input']['type'] == 'uint8' else host_scale(pictures, preprocessing))
         return outputs if output == 'top5' else ranked(softmax(outputs[0]) if output == 'logits' else outputs[0])
     return Model(probabilities, shape[1], preprocessing, batch_size or 0,
-                 class_names(labels, about['classes'], about['num_classes']), about['num_classes'])
+                 class_names(labels_path, about['classes'], about['num_classes']), about['num_classes'])
 
 
 def softmax(logits):

@@ -221,7 +221,18 @@ def test_folders_are_evaluated_by_the_names_in_the_checkpoint(names, offset, val
     assert evaluated_labels(tmp_path, monkeypatch, names, offset) == expected
 
 
+@pytest.mark.parametrize('recorded, val, expected', [
+    (['n01440764', 'n02012849', 'n03126707'], {'n03126707': 1}, [2]),  # two classes of the same words, told apart by their ids
+    (['background', *imagenet.names()], {'n01440764': 1, 'n04604644': 1}, [0, 912]),
+    (['0', '1', '2'], {'0': 1, '2': 1}, [0, 2])])  # names that are numbers
+def test_other_names(recorded, val, expected, tmp_path, monkeypatch):
+    folder(tmp_path / 'data/val', **val)
+    records = dataset.match_names(open_records(tmp_path / 'data', 'validation'), recorded, 'x')
+    assert (records.label - (recorded[0] == 'background')).tolist() == expected
+
+
 @pytest.mark.parametrize('recorded, offset, names, labels, expected', [
+    (['background', *imagenet.names()], '1', list('0123'), [1, 3], [0, 2]),  # names made of the numbers by a conversion
     (['cat', 'dog', 'emu'], '0', ['background', 'cat', 'dog', 'emu'], [1, 2, 3], [0, 1, 2]),
     (['background', 'cat', 'dog', 'emu'], '1', ['emu', 'dog', 'cat'], [0, 1, 2], [2, 1, 0]),
     (['background', 'cat', 'dog', 'emu'], '1', (), [1, 3], [0, 2]),  # nothing to match by
@@ -254,6 +265,19 @@ def counted(path, option='auto', offset='auto'):
 def test_classes_are_counted(labels, names, options, expected, tmp_path):
     shards(tmp_path, 'train', labels, names)
     assert counted(tmp_path, **options) == expected
+
+
+@pytest.mark.parametrize('labels_txt, offset', [(None, 0), ('background\ncat\ndog\n', 0), ('3:background\n1:cat\n2:dog', 1)])
+def test_a_class_folder_called_background(labels_txt, offset, tmp_path):
+    """It is a class as any other, also in the shards made of it."""
+    folder(tmp_path / 'data/train', background=2, cat=1, dog=1)
+    if labels_txt:
+        (tmp_path / 'data/labels.txt').write_text(labels_txt)
+    convert(str(tmp_path / 'data'), str(tmp_path / 'made'), 'tfrecord', 1)
+    for path in ('data', 'made'):
+        records = open_records(tmp_path / path, 'train')
+        assert dataset.label_offset('auto', records) == offset and counted(tmp_path / path)[0] == 3
+        assert 'background' in records.class_names[offset:] and np.bincount(records.label - offset).max() == 2
 
 
 def test_class_folders_are_counted(tmp_path):

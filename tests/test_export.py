@@ -15,6 +15,7 @@ from src import checkpoint, export, runtime, serving
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.preprocess import PREPROCESSING, Preprocessing
+from src.records import imagenet
 
 OTHER = Preprocessing((124.0, 117.0, 104.0), (58.0, 57.0, 56.5), 0.9, 'bicubic', True)
 NAMES = [f'class "{i}"' for i in range(10)]
@@ -183,7 +184,7 @@ def test_cannot_be_written(small, capsys):
 
 def test_labels_must_fit(small, tmp_path, capsys):
     (tmp_path / 'labels.txt').write_text('a\nb\n')
-    assert re.search('2 names, but the network has 10 classes', message_of(
+    assert re.search('labels.txt: names the classes 0 to 1, but the network has 10 classes', message_of(
         ['--ckpt_path', small[0], '--labels', tmp_path / 'labels.txt'], capsys))
 
 
@@ -288,11 +289,36 @@ def test_every_image_runs_once_in_calls_of_the_batch_size(batch_size, calls):
 
 @pytest.mark.parametrize('text, expected', [
     ('a\nb\n\nc\n', ['a', 'b', 'c']), ('1:b\n0: a\n2:c d\n', ['a', 'b', 'c d']), ('background\na\nb\nc\n', ['a', 'b', 'c']),
-    ('a\n1:b\nc\n', ['a', '1:b', 'c'])])
+    ('1:a\n2:b\n3:c\n', ['a', 'b', 'c']), ('0:background\n3:c\n2:b\n1:a', ['a', 'b', 'c']),  # labels that count from 1
+    ('0:a\n2:c\n', ['a', 'class 1', 'c']), ('2:c', ['class 0', 'class 1', 'c']),
+    ('0:background\n1:a\n2:b', ['background', 'a', 'b'])])
 def test_class_names(text, expected, tmp_path):
     (tmp_path / 'labels').write_text(text)
     assert serving.class_names(tmp_path / 'labels', ['recorded'] * 3, 3) == expected
     assert serving.class_names('', None, 3) is None and serving.class_names('', ['x', 'y', 'z'], 3) == ['x', 'y', 'z']
+    assert serving.class_names('', ['background', 'y', 'z'], 3) == ['background', 'y', 'z']  # a folder of that name
+
+
+@pytest.mark.parametrize('text, message', [
+    ('0:a\n1:b\n1:c\n', "names label 1 twice, 'b' and 'c'; mend it"), ('a\n1:b\nc\n', "'a' is no line label:name, others are"),
+    ('5:a\n7:b\n9:c\n', 'names the classes 0 to 9, but the network has 3 classes; give --labels FILE'),
+    ('a\nb\n', 'names the classes 0 to 1, but the network has 3 classes'), (None, 'no such file')])
+def test_class_names_that_do_not_fit(text, message, tmp_path):
+    if text:
+        (tmp_path / 'labels').write_text(text)
+    with pytest.raises(InputError, match=message):
+        serving.class_names(tmp_path / 'labels', None, 3)
+
+
+def test_imagenet_names(capsys):
+    names = imagenet.names()
+    assert serving.class_names('', names, 1001) == ['background', *names]
+    assert 'the checkpoint names 1000 classes, the network has 1001: class 0 is the background' in capsys.readouterr().err
+    for source, classes, expected in (
+            ('timm a.safetensors', 1001, ['background', *names]), ('mindcv a.ckpt', 1000, names), ('timm a', 10, None),
+            ('tf_slim a', 1001, ['background', *names]), ('tf_slim a', 1000, None), ('', 1000, None)):
+        assert serving.recorded_names({'source': source, 'config': {'num_classes': classes}}) == expected
+    assert serving.recorded_names({'source': 'timm a', 'config': {'num_classes': 1000}, 'class_names': ['x']}) == ['x']
 
 
 @pytest.mark.parametrize('name, content, message', [

@@ -220,8 +220,8 @@ def test_folder_labels(tmp_path):
         (tmp_path / "labels.txt").write_text(text)
         assert labels() == expected
     assert open_records(tmp_path, "train").class_names == ["x", "c", "b", "a"]
-    for text, part in [("a\nb\n", "/c' is not in labels.txt"), ("0:a\n0:b\n1:c", "a label or a class twice"),
-                       ("0:a\nb\n", "'b' is no line"), ("a\na\nb\nc", "a label or a class twice"),
+    for text, part in [("a\nb\n", "/c' is not in labels.txt"), ("0:a\n0:b\n1:c", "names label 0 twice, 'a' and 'b'"),
+                       ("0:a\nb\n", "'b' is no line"), ("a\na\nb\nc", "names a class twice"),
                        ("999999999:a\n", "/a' is not in labels.txt"), ("", "/a' is not in labels.txt")]:
         (tmp_path / "labels.txt").write_text(text)
         assert part in message(open_records, tmp_path, "train")

@@ -3,7 +3,7 @@ import os
 import re
 
 from src.errors import InputError
-from src.records import imagenet, tfrecord
+from src.records import imagenet, labels, tfrecord
 from src.records.folder import class_folders, open_folder
 from src.records.mindrecord import find_mindrecords, index_mindrecords, list_shards
 from src.records.tfrecord import find_shards, index_shards, list_directory
@@ -118,26 +118,18 @@ def read_labels(data_dir, numbered=True):
     """Names by label from labels.txt, lines `label:name`; None without the file.
 
     Lines without numbers count from 0, or give None with `numbered`: labels of shards may start at 1.
-    InputError for a list that names a class or a label twice or is no list.
+    InputError for a list that names a label, or without `numbered` a class, twice or is no list.
     """
     path = os.path.join(data_dir, "labels.txt")
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.strip() for line in file if line.strip()]
+        found, has_numbers = labels.parse(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise InputError(f"{path!r} cannot be read ({error.strerror}); write lines label:name") from None
-    pairs = [re.fullmatch(r"([0-9]{1,5}):\s*(.+)", line) for line in lines]
-    if not any(pairs):
-        if numbered:
-            return None
-        found = dict(enumerate(lines))
-    elif not all(pairs):
-        raise InputError(f"{path!r}: {lines[pairs.index(None)]!r} is no line label:name, others are; mend it")
-    else:
-        found = {int(pair[1]): pair[2] for pair in pairs}
-    names = [found.get(n, "background" if n == 0 else "") for n in range(max(found, default=-1) + 1)]
-    if len(found) < len(lines) or len(set(found.values())) < len(lines) and not numbered:
-        raise InputError(f"{path!r} names a label or a class twice; mend it")
+    if numbered and not has_numbers:
+        return None
+    if not numbered and len(set(found.values())) < len(found):
+        raise InputError(f"{path!r} names a class twice; mend it")
+    names = labels.by_number(found)
+    if names and not names[0]:
+        names[0] = "background"
     return names

@@ -30,6 +30,7 @@ class Folder:
     folders: list[str]     # class directories
     class_names: list[str]  # by label; "background" for 0 if the labels start at 1
     not_read: list[LeftOut] = field(default_factory=list)  # for each class folder and kind
+    label_base: int = 0  # lowest label; 1 only if labels.txt counts so
     upright = True  # cameras' photos are turned as their EXIF orientation says
 
     def __len__(self):
@@ -130,6 +131,7 @@ def open_folder(path, train_path, class_names=None):
     if not files:
         there = "".join(f", but {count} x {what} ({first})" for what, first, count in not_read[:1])
         raise InputError(f"no picture in {path}/<class>/ ({', '.join(PICTURES)}){there}; give the right directory")
+    label_base = int(listed[0] == "background" and all(number.get(name) != 0 for name in class_folders(train_path)))
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     label = np.array([number[name] for name in folders], np.int64)[folder]
-    return Folder(path, label, folder, np.array(files, "S"), folders, listed, not_read)
+    return Folder(path, label, folder, np.array(files, "S"), folders, listed, not_read, label_base)

@@ -18,6 +18,16 @@ def names():
     return list(classes().values())
 
 
+def words(name):
+    """The words of a WordNet id that is a class's; any other `name` as it is."""
+    return classes().get(name, name)
+
+
+def class_names(count):
+    """Names of the classes of a network with 1000 classes, or 1001 with a background; None for another `count`."""
+    return {1000: names(), 1001: ["background", *names()]}.get(count)
+
+
 def names_by_label(noted):
     """Names by label, or None, for records of which some have the labels and WordNet ids (bytes) `noted` (pairs): with a
     background class in front, as TF-slim counts, or without."""

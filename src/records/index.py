@@ -45,6 +45,12 @@ class Index:
                              "the shard became shorter, start again")
         return data
 
+    @property
+    def label_base(self):
+        """Lowest label of a class: 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it."""
+        unnamed = not self.class_names or self.class_names[0] in ("background", "")
+        return int(unnamed and self.label.min() > 0)
+
     def files_checksum(self):
         """Another one for other images (int), from where they are and, in TFRecords, their checksums; none is read."""
         return zlib.crc32(self.length.tobytes(), zlib.crc32(self.offset.tobytes(), self.crc))
@@ -65,7 +71,7 @@ class Index:
 
 
 def index_files(walk, paths, progress=False):
-    """Index of the (offset, length, label), or with a checksum behind, that `walk(path)` yields for every record of a shard."""
+    """Index of the (offset, length, label), or these and a checksum, that `walk(path)` yields for the records of a shard."""
     columns, counts = [array("q"), array("q"), array("q"), array("I")], []
     for path in tqdm(paths, "indexing", unit="shard", disable=not progress, leave=False):
         before = len(columns[0])

@@ -15,7 +15,8 @@ from importlib.util import find_spec
 import numpy as np
 
 _DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
-_SUBSAMPLING, _WIDTH, _HEIGHT, _FAST_DCT = 4, 5, 6, 10  # TJPARAM
+_CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
+_SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT = 4, 5, 6, 8, 10  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 MOST_PIXELS = 1 << 27  # beyond it Pillow decides, which refuses pictures made to exhaust the memory
 _thread = threading.local()
@@ -57,6 +58,10 @@ class _Region(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in ('x', 'y', 'w', 'h')]
 
 
+class _Factor(ctypes.Structure):
+    _fields_ = [('num', ctypes.c_int), ('denom', ctypes.c_int)]
+
+
 @functools.lru_cache(None)
 def library():
     """libturbojpeg with the functions used here, or None."""
@@ -73,6 +78,9 @@ def library():
         found.tj3DecompressHeader.argtypes = buffer
         found.tj3Decompress8.argtypes = [*buffer, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.tj3Destroy.argtypes = [ctypes.c_void_p]
+        found.tj3SetScalingFactor.argtypes = [ctypes.c_void_p, _Factor]
+        found.tj3GetErrorCode.argtypes = found.tj3GetErrorStr.argtypes = [ctypes.c_void_p]
+        found.tj3GetErrorStr.restype = ctypes.c_char_p
         found.tj3Get.argtypes = [ctypes.c_void_p, ctypes.c_int]
         found.tj3Set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         return found
@@ -116,3 +124,22 @@ def _decode(lib, handle, encoded, crop):
             or lib.tj3Decompress8(handle, encoded, len(encoded), picture.ctypes.data, 0, _RGB)):
         return None
     return picture[:, left - start:left - start + w]
+
+
+def warning(encoded):
+    """The first warning (str) of the decoder about a JPEG (bytes), '' if it has none, None if it cannot tell: without the
+    library, or for what it cannot decode. All is read, at an eighth of the size."""
+    lib = library()
+    if lib is None or not encoded.startswith(b'\xff\xd8'):
+        return None
+    handle = lib.tj3Init(_DECOMPRESS)
+    try:
+        if lib.tj3DecompressHeader(handle, encoded, len(encoded)) or lib.tj3SetScalingFactor(handle, _Factor(1, 8)):
+            return None
+        form = _CMYK if lib.tj3Get(handle, _COLOURS) in _FOUR_INKS else _RGB
+        pixels = np.empty((-(-lib.tj3Get(handle, _HEIGHT) // 8), -(-lib.tj3Get(handle, _WIDTH) // 8), 4), np.uint8)
+        if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, form):
+            return ''
+        return None if lib.tj3GetErrorCode(handle) else lib.tj3GetErrorStr(handle).decode(errors='replace')
+    finally:
+        lib.tj3Destroy(handle)

@@ -300,7 +300,7 @@ def test_class_names(text, expected, tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('0:a\n1:b\n1:c\n', "names label 1 twice, 'b' and 'c'; mend it"), ('a\n1:b\nc\n', "'a' is no line label:name, others are"),
+    ('0:a\n1:b\n1:c\n', "names label 1 twice, 'b' and 'c'; mend it"), ('a\n1:b\nc\n', "'a' is no line label:name"),
     ('5:a\n7:b\n9:c\n', 'names the classes 0 to 9, but the network has 3 classes; give --labels FILE'),
     ('a\nb\n', 'names the classes 0 to 1, but the network has 3 classes'), (None, 'no such file')])
 def test_class_names_that_do_not_fit(text, message, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src import jpeg as jpeg_decoder
 from src.errors import InputError
 from src.records import find_format, mindrecord, open_records, tfrecord
 from src.records.check import check
@@ -345,7 +346,7 @@ ODD = {
     "cmyk": jpeg(1, mode="CMYK"), "greyscale": jpeg(2, mode="L"), "png_in_jpeg": jpeg(3, form="PNG"),
     "other_format": jpeg(4, form="BMP"), "tiny": jpeg(5, size=(31, 60)), "huge": jpeg(6, size=(5000, 4001)),
     "truncated": jpeg(7)[:-60], "undecodable": b"no picture at all",
-    "exif_rotated": jpeg(8, exif=TURNED), "duplicate": jpeg([0, 0, 0]),
+    "exif_rotated": jpeg(8, exif=TURNED), "two_labels": jpeg([0, 0, 0]),
 }
 
 
@@ -371,7 +372,7 @@ def test_check_finds_each_defect(odd, tmp_path):
     examples = [(encoded, 1, kind) for kind, encoded in ODD.items()] + [(b"", 1, "empty")]
     tfrecord.write_shards(str(tmp_path / "tf"), "train", examples, 2)
     shards = check(tmp_path / "tf", 2)
-    assert set(shards["findings"]) == set(ODD) - {"duplicate"} and shards["label_base"] == 1
+    assert set(shards["findings"]) == set(ODD) - {"two_labels"} and shards["label_base"] == 1
     run = cli("check", odd, "--json", "--workers", "2")
     assert run.returncode == 1 and "16/16" in run.stderr
     assert json.loads(run.stdout) == json.loads(json.dumps(found))
@@ -436,12 +437,54 @@ def test_check_labels(tmp_path):
     (tmp_path / "labels.txt").write_text("1:a\n2:b\n3:c\n")
     second = list(tfrecord.walk(str(tmp_path / "train-00000-of-00001")))[1].byte
     found = check(tmp_path, 1)["findings"]
-    assert [one["detail"] for one in found["label"]] == ["label -1 of 1 pictures is negative",
-                                                        "label 4 of 1 pictures is not in labels.txt"]
-    assert [one["detail"] for one in found["duplicate"]] == [
-        f"same bytes as train-00000-of-00001, record 1, byte {second}"]
+    assert [one["detail"] for one in found["label"]] == ["label -1 of 1 pictures in train is negative",
+                                                        "label 4 of 1 pictures in validation is not in labels.txt"]
+    assert [one["where"].partition(", byte")[0] for one in found["label"]] == [
+        "train-00000-of-00001, record 2", "validation-00000-of-00001, record 1"]
+    assert found["leaked"] == [{"where": "validation-00000-of-00001, record 0, byte 0",
+                                "detail": f"same bytes as train-00000-of-00001, record 1, byte {second}"}]
     (tmp_path / "labels.txt").unlink()
-    assert "label 4 of 1 pictures has no training picture" in str(check(tmp_path, 1)["findings"]["label"])
+    assert "label 4 of 1 pictures in validation has no training picture" in str(check(tmp_path, 1)["findings"]["label"])
+    tfrecord.write_shards(str(tmp_path), "train", [(jpeg(1), 0, ""), (jpeg(2), 2 ** 40, "")], 1)
+    assert "label 1099511627776 of 1 pictures in train would make 1099511627777 classes" in str(
+        check(tmp_path, 1)["findings"]["label"])
+
+
+def test_check_of_copies(tmp_path):
+    """In the order of weight: training images in the validation set, labels that contradict each other, plain copies."""
+    a, b, c = (jpeg(n) for n in range(3))
+    labelled = [(a, 1), (b, 1), (a, 1), (b, 2), (b"", 1), (b"", 2)]
+    tfrecord.write_shards(str(tmp_path), "train", [(*one, "") for one in labelled], 1)
+    tfrecord.write_shards(str(tmp_path), "validation", [(c, 1, ""), (b, 2, ""), (c, 1, "")], 1)
+    found = check(tmp_path, 2)["findings"]
+    assert list(found) == ["leaked", "two_labels", "undecodable", "duplicate"]
+
+    def pairs(kind):
+        return [tuple(map(int, re.search(r"record (\d+).*record (\d+)", f"{one['where']} {one['detail']}").groups()))
+                for one in found[kind]]
+    assert (pairs("leaked"), pairs("two_labels"), pairs("duplicate")) == ([(1, 1)], [(3, 1), (1, 1)], [(2, 0), (2, 0)])
+    assert found["two_labels"][0]["detail"].endswith(" with the label 1, here 2")
+    assert found["duplicate"][1]["where"].startswith("validation-00000-of-00001, record 2")
+
+
+@pytest.mark.skipif(not jpeg_decoder.library(), reason="no libturbojpeg of version 3 (requirements.txt has a wheel)")
+def test_examine_damaged_data():
+    """What decoders pass over: zeros or noise in place of data; padding in front of the end is none."""
+    rng, kinds = np.random.default_rng(0), []
+    for seed in range(20):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((400, 300), 2).save(file, "JPEG", quality=90)
+        encoded = file.getvalue()
+        start = encoded.rindex(b"\xff\xda") + 14
+        at = int(rng.integers(start, len(encoded) - 600))
+        assert examine(encoded) == {}
+        zeros = examine(encoded[:at] + bytes(len(encoded) - at - 2) + encoded[-2:])
+        assert re.fullmatch(r"the last \d{3,} bytes of its data are zeros", zeros.get("corrupt", "")), zeros
+        noise = rng.integers(0, 256, 64, np.uint8).tobytes()
+        kinds += examine(encoded[:at] + noise + encoded[at + 64:]) or ["unnoticed"]
+    assert sum(kind in ("corrupt", "undecodable", "truncated") for kind in kinds) >= 15, kinds
+    for padding in (b"\0" * 30, b"\xaa" * 30):
+        assert list(examine(encoded[:-2] + padding + encoded[-2:])) == ["warned"]
 
 
 @pytest.mark.parametrize("layout", ["tfrecord", "mindrecord"])
@@ -470,7 +513,7 @@ def test_fix(odd, tmp_path, layout):
             size = (40, 48) if fixed == rgb_jpeg(ODD["exif_rotated"], True) else (48, 40)
             assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", size)
     assert {rgb_jpeg(ODD["cmyk"]), rgb_jpeg(ODD["exif_rotated"], True)} <= pictures - original
-    assert set(check(dst, 1)["findings"]) == {"greyscale", "tiny", "huge", "duplicate"}
+    assert set(check(dst, 1)["findings"]) == {"greyscale", "tiny", "huge", "two_labels"}
     assert "3 pictures left out" in cli("convert", *call, "--fix").stdout  # which the first run did
 
 

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -18,6 +19,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # not EPS and t
 # Hostile bytes get nearly any exception out of Pillow.
 _BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
            SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+_HARMLESS = ("unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters", "bad ICC marker")
 _EXPECTED = {".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"}
 
 
@@ -37,7 +39,7 @@ def open_image(encoded):
     except Image.UnidentifiedImageError:  # whose own message is the address of an object
         raise ValueError("not a picture" if encoded else "not a picture: no bytes") from None
     except _BROKEN as error:
-        raise ValueError(f"not a picture ({error})") from None
+        raise ValueError(f"cannot be decoded ({error})") from None
 
 
 def pixels(image):
@@ -94,37 +96,63 @@ def examine(encoded, name=""):
     Everything is decoded (a JPEG at an eighth of its size, which reads all of its bytes).
     """
     found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about huge pictures and broken EXIF
-        try:
-            picture = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-            width, height = picture.size
-            size, form = f"{width} x {height}", picture.format.replace("MPO", "JPEG")
-            if form != _EXPECTED.get(os.path.splitext(name)[1].lower(), "JPEG"):
-                found["png_in_jpeg" if form == "PNG" else "other_format"] = form
-            if picture.mode == "CMYK":
-                found["cmyk"] = size
-            if picture.mode in ("1", "L", "LA", "I;16", "I", "F"):
-                found["greyscale"] = size
-            if min(width, height) < TINY:
-                found["tiny"] = size
-            if width * height > HUGE:
-                found["huge"] = size
-            picture.draft(None, (1, 1))
-            picture.load()
-        except _BROKEN as error:
-            detail = str(error) or type(error).__name__
-            if isinstance(error, Image.UnidentifiedImageError):
-                detail = "not a picture" if encoded else "no bytes"
-            found["truncated" if "truncated" in detail.lower() else "undecodable"] = detail
-            return found
-        if (turn := orientation(encoded, picture)) > 1:
-            found["exif_rotated"] = f"orientation {turn}"
-        try:
-            picture.getexif()
-        except _BROKEN as error:
-            found["exif_broken"] = str(error) or type(error).__name__
+    try:
+        image = open_image(encoded)
+        found = _unusual(image, name)
+        warning = jpeg.warning(encoded)
+        if image.format in ("JPEG", "MPO") and warning != "":
+            image.draft(None, (1, 1))
+            with _quiet():
+                image.load()
+        elif warning is None:
+            pixels(image)
+    except _BROKEN as error:
+        detail = re.sub(r"^cannot be decoded \((.*)\)$", r"\1", str(error) or type(error).__name__, flags=re.DOTALL)
+        found["truncated" if "truncated" in detail.lower() else "undecodable"] = detail if encoded else "no bytes"
+        return found
+    if warning:
+        kind, detail = _damage(encoded, warning)
+        found[kind] = detail
+    if (turn := orientation(encoded, image)) > 1:
+        found["exif_rotated"] = f"orientation {turn}"
+    try:
+        with _quiet():
+            image.getexif()
+    except _BROKEN as error:
+        found["exif_broken"] = str(error) or type(error).__name__
     return found
+
+
+def _unusual(image, name):
+    """Findings about format, colours and size of an opened PIL image."""
+    (width, height), form = image.size, image.format.replace("MPO", "JPEG")
+    size, ending, found = f"{width} x {height}", os.path.splitext(name)[1].lower(), {}
+    if form != _EXPECTED.get(ending, form):
+        found["misnamed"] = f"{form} in a file called {ending}"
+    elif ending not in _EXPECTED and form != "JPEG":
+        found["png_in_jpeg" if form == "PNG" else "other_format"] = form
+    if image.mode == "CMYK":
+        found["cmyk"] = size
+    if image.mode in ("1", "L", "LA", "I;16", "I", "F"):
+        found["greyscale"] = size
+    if min(width, height) < TINY:
+        found["tiny"] = size
+    if width * height > HUGE:
+        found["huge"] = size
+    return found
+
+
+def _damage(encoded, warning):
+    """(kind, detail) of what made libjpeg-turbo give `warning` (str): "corrupt", or "warned" where the pixels are sound."""
+    data = encoded[:encoded.rfind(b"\xff\xd9")]
+    zeros, left = len(data) - len(data.rstrip(b"\0")), re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    count = int(left[1]) if left else 0
+    if zeros - count > 16:  # more than the decoder reads ahead: they were taken for pixels
+        return "corrupt", f"the last {zeros} bytes of its data are zeros"
+    # Left over where bytes were lost is what pixels were made of, and much of it; else it is padding.
+    if left and (count <= 4 or len(set(data[-count:])) <= 2) or any(text in warning for text in _HARMLESS):
+        return "warned", warning
+    return "corrupt", warning
 
 
 def rgb_jpeg(encoded, upright=False):

@@ -17,6 +17,7 @@ from src.records import imagenet, open_records, tfrecord
 from src.records.convert import convert
 from src.records.crc import crc32c, length_crc, mask
 from src.records.tfrecord import find_shards, index_shards, write_shards
+from src.weights.convert import OURS
 
 SETTINGS = {'offset': 1, 'image_size': 75, 'batch_size': 4}
 
@@ -189,14 +190,14 @@ def test_folders_are_upright_and_shards_as_stored(tmp_path):
                        dataset.LoadEvaluation(records, 0, 75).sample(0)[0].astype(int))
     for folder_image, made, stored in zip(*found.values()):
         assert np.abs(folder_image - made).mean() < 5 < 20 < np.abs(folder_image - stored).mean()
-    assert np.abs(np.rot90(found['tf'][1], -1) - found['folder'][1]).mean() < 1
+    assert np.abs(np.rot90(found['tf'][1], -1, (1, 2)) - found['folder'][1]).mean() < 1
 
 
 def evaluated_labels(tmp_path, monkeypatch, names, offset):
     """Labels that eval.py compares with a network's classes, whose training recorded `names` and `offset`."""
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     config = {'num_classes': 3, 'block_counts': [1, 1, 1], 'image_size': 75, 'label_offset': offset}
-    checkpoint.write(path, {}, {'config': config, **({'class_names': names} if names else {})})
+    checkpoint.write(path, {OURS: np.zeros(1, np.float32)}, {'config': config, **({'class_names': names} if names else {})})
     found = []
 
     def evaluate(paths, step, data, *_):

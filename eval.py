@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mindspore.nn.utils import no_init_parameters
 
-from src import checkpoint, config as configuration, dataset, evaluation, runtime, weights
+from src import checkpoint, config as configuration, dataset, evaluation, jpeg, runtime, weights
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
 from src.monitor import Log
@@ -73,6 +73,7 @@ def main(argv=None):
                         config.jit_level)
     log = Log()
     log(runtime.describe(run, config.device_target))
+    log(jpeg.describe())
     evaluate_path(argv, run, config.ckpt_path, log)
 
 

@@ -8,7 +8,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindspore.train import Model
 
 from eval import evaluate_path
-from src import checkpoint, collective, config as configuration, dataset, evaluation, memory, resume, runtime
+from src import checkpoint, collective, config as configuration, dataset, evaluation, jpeg, memory, resume, runtime
 from src.errors import InputError, Interrupted, entry_point
 from src.inceptionv4 import InceptionV4
 from src.interruption import Interruption
@@ -38,6 +38,7 @@ def set_up(config):
     checkpoints_in = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
+    log(jpeg.describe())
     return run, directory, checkpoints_in, log
 
 

@@ -5,6 +5,13 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export GLOG_v=${GLOG_v:-3} # MindSpore's warnings are for its developers; GLOG_v=2 shows them
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} # of NumPy, whose threads would catch signals (src/interruption.py)
 
+# On a machine with NPUs a virtual environment has to see what is installed for CANN, and has more requirements
+if compgen -G "${NPU_DEVICES:-/dev/davinci[0-9]*}" >/dev/null; then
+    VENV_OPTIONS=--system-site-packages REQUIREMENTS=requirements-ascend.txt
+else
+    VENV_OPTIONS='' REQUIREMENTS=requirements.txt
+fi
+
 _has_requirements() {
     "$1" -c 'import mindspore, numpy, easydict, yaml, tqdm; assert mindspore.__version__ == "2.8.0"' >/dev/null 2>&1
 }
@@ -25,7 +32,7 @@ if [ -z "$PYTHON" ]; then
         exit 2
     fi
     echo "installing the requirements into $ROOT/.venv (mindspore is 800 MB), once"
-    "$_base" -m venv "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/requirements.txt" || {
+    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/$REQUIREMENTS" || {
         echo "error: the requirements could not be installed; see above, then remove $ROOT/.venv and try again" >&2
         exit 1
     }

@@ -3,7 +3,7 @@
 set -e
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if ! "$PYTHON" -c 'import pytest, xdist' 2>/dev/null; then
-    [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv"
+    [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv $VENV_OPTIONS "$ROOT/.venv"
     PYTHON="$ROOT/.venv/bin/python"
     "$PYTHON" -m pip install -q -r "$ROOT/requirements-test.txt"
 fi

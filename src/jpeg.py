@@ -19,6 +19,7 @@ _CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
 _SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT = 4, 5, 6, 8, 10  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 MOST_PIXELS = 1 << 27  # beyond it Pillow decides, which refuses pictures made to exhaust the memory
+OFFICIAL = '/opt/libjpeg-turbo/lib64/libturbojpeg.so.0'  # of libjpeg-turbo's own packages and of a build by its defaults
 _thread = threading.local()
 
 
@@ -67,7 +68,7 @@ def library():
     """libturbojpeg with the functions used here, or None."""
     wheel = find_spec('turbojpeg')
     bundled = glob.glob(os.path.join(os.path.dirname(wheel.origin), 'turbojpeg.libs', 'libturbojpeg*')) if wheel else []
-    for name in ('libturbojpeg.so.0', *bundled):
+    for name in ('libturbojpeg.so.0', OFFICIAL, *bundled):
         try:
             found = ctypes.CDLL(name)
             found.tj3Init.restype = ctypes.c_void_p
@@ -85,6 +86,14 @@ def library():
         found.tj3Set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         return found
     return None
+
+
+def describe():
+    """One line that says what decodes."""
+    found = library()
+    if found is None:
+        return 'JPEG decoder: Pillow, slower; docs/input_pipeline.md says where libturbojpeg 3 comes from'
+    return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
 
 
 def decode(encoded, crop):

@@ -203,6 +203,8 @@ def main(arguments=None):
         table, table_file = rank_table.read(args.rank_table), os.path.abspath(args.rank_table)
         for warning in table.warnings:
             say(f"warning: {warning}")
+    if target == "Ascend" and environment.npus():
+        environment.check()
     size = str(len(table.devices))
     if option(options, "rank_size") not in (None, size):
         raise InputError(f"--rank_size {option(options, 'rank_size')}, but the rank table has {size} ranks")

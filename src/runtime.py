@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
+from src import environment
 from src.errors import InputError
 
 # `ranks_here` are the ranks on this server, which share its cores; `sink`: the device has dataset sink mode.
@@ -34,12 +35,15 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     .../parallel/msrun_launcher.html (dynamic cluster, MS_ROLE).
 
     Raises:
-        InputError: no such device, `rank_size` and the launched processes disagree, or MindSpore's cache of graphs is on.
+        InputError: no such device, CANN cannot work as it is, `rank_size` and the launched processes disagree, or
+            MindSpore's cache of graphs is on.
     """
     for name in GRAPH_CACHES:
         if os.environ.get(name, '0') != '0':
             raise InputError(f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
                              f'word; unset {name}')
+    if device_target != 'CPU' and environment.npus():
+        environment.check()
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
         raise InputError('device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '

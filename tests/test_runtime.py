@@ -111,6 +111,6 @@ def test_model_is_called_with_sinks(steps, loop, parts, options, monkeypatch, tm
 def test_light_modules_do_without_mindspore():
     """House rule: these work, and import quickly, where MindSpore is not needed."""
     import subprocess
-    code = ('import src.config, src.rank_table, src.launch, src.optimizer, src.weights, src.records, sys; '
+    code = ('import src.config, src.rank_table, src.launch, src.environment, src.optimizer, src.weights, src.records, sys; '
             'sys.exit("mindspore" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0

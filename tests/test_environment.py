@@ -1,0 +1,182 @@
+"""The check of a server: the interpreter, CANN and its packages are made of files here, and no site-packages are seen."""
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import train
+from src import environment, jpeg, launch, runtime
+from src.errors import InputError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Server:
+    """A sound one, in `root`; `remove` takes parts away."""
+
+    def __init__(self, root):
+        self.root, self.home, self.packages = root, root / 'Ascend/8.5.0', root / 'packages'
+        for i in range(2):
+            self.write(f'dev/davinci{i}')
+        self.write('dev/davinci_manager')
+        self.write('driver/version.info', 'package_version=25.5.0\nVersion=25.5.0\n')
+        self.write('Ascend/8.5.0/compiler/version.info', 'Version=8.5.0\nversion_dir=8.5.0\n')
+        for module in (*environment.COMPILATION.values(), *environment.TOOLS.values(), 'te', 'hccl'):
+            self.write(f'packages/{module.replace(".", "/")}/__init__.py')
+        self.write('packages/numpy-1.26.4.dist-info/METADATA', 'Metadata-Version: 2.1\nName: numpy\nVersion: 1.26.4\n')
+        self.write('bin/g++').chmod(0o755)
+        self.write('set_env.sh')
+        self.environ = {'PATH': str(root / 'bin'), 'ASCEND_HOME_PATH': str(self.home), 'PYTHONPATH': str(self.packages)}
+
+    def write(self, name, text=''):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def run(self):
+        """(exit status, stdout, stderr) of `python -m src.environment` there."""
+        code = (f'import sys; sys.path.insert(0, {ROOT!r}); from src import environment as e; '
+                f'e.NPUS = {str(self.root / "dev/davinci[0-9]*")!r}; e.SET_ENV = ({str(self.root / "set_env.sh")!r},); '
+                f'e.DRIVER = {str(self.root / "driver/version.info")!r}; e.main()')
+        done = subprocess.run([sys.executable, '-S', '-c', code], env=self.environ, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def server(tmp_path):
+    return Server(tmp_path)
+
+
+def test_sound(server):
+    status, out, err = server.run()
+    assert (status, err) == (0, '') and 'warning' not in out
+    lines = dict(line.split(None, 1) for line in out.splitlines())
+    assert lines['NPUs'] == '2: /dev/davinci0, /dev/davinci1' and lines['driver'] == '25.5.0'
+    assert lines['CANN'] == f'8.5.0 in {server.home}' and lines['packages'] == 'all that CANN asks for'
+
+
+def without(*modules):
+    def remove(server):
+        for module in modules:
+            (server.packages / module / '__init__.py').unlink()
+            (server.packages / module).rmdir()
+    return remove
+
+
+def new_numpy(server):
+    server.write('packages/numpy-1.26.4.dist-info/METADATA', 'Metadata-Version: 2.1\nName: numpy\nVersion: 2.3.1\n')
+
+
+def wheels_only(server):
+    without('te', 'hccl', 'attr')(server)
+    for name in ('te-0.4.0', 'hccl-0.1.0'):
+        server.write(f'Ascend/8.5.0/lib64/{name}-py3-none-any.whl')
+
+
+PIP = f'{sys.executable} -m pip install '
+
+
+@pytest.mark.parametrize('change, message', [
+    (without('attr', 'decorator'), f'CANN compiles with this Python, which lacks attrs, decorator: {PIP}attrs decorator'),
+    # What only tools need is named in the line that mends it, but stops nothing by itself.
+    (without('sympy', 'pathlib2', 'absl'), f'which lacks sympy: {PIP}sympy absl-py pathlib2'),
+    (new_numpy, f"which lacks numpy<2: {PIP}'numpy<2'"),
+    (wheels_only, f'which lacks attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),
+    (without('te'), 'Python finds no te, packages of CANN: source its set_env.sh in this very shell'),
+    (lambda server: os.remove(server.root / 'bin/g++'), 'CANN needs g++: apt-get install g++, or yum install gcc-c++'),
+    (lambda server: server.environ.pop('ASCEND_HOME_PATH'), "CANN's environment is not set: source ROOT/set_env.sh"),
+    (lambda server: server.write('Ascend/8.5.0/compiler/version.info', 'Version=8.0.RC2\n'),
+     'CANN 8.0.RC2 in HOME is too old for MindSpore 2.8, which takes 8.2, 8.3, 8.5')])
+def test_one_line_that_mends_it(server, change, message):
+    change(server)
+    status, _, err = server.run()
+    assert status == 2 and err.startswith('error: ') and err.count('\n') == 1
+    assert message.replace('HOME', str(server.home)).replace('ROOT', str(server.root)) in err
+
+
+@pytest.mark.parametrize('path, version, warned', [
+    ('compiler/version.info', '9.0.0', True), ('compiler/version.info', '8.3.RC1', False),
+    ('share/info/runtime/version.info', '9.1.0', True), ('elsewhere', '1.0', False)])
+def test_versions_that_mindspore_would_only_warn_of(server, path, version, warned):
+    (server.home / 'compiler/version.info').unlink()
+    server.write(f'Ascend/8.5.0/{path}', f'Version={version}\n')
+    status, out, err = server.run()
+    assert (status, err) == (0, '')
+    assert (f'warning: CANN {version}: MindSpore 2.8 was made for 8.2, 8.3, 8.5\n' in out) == warned
+
+
+def test_tools_alone_stop_nothing(server):
+    without('Cython', 'requests')(server)
+    status, out, _ = server.run()
+    assert status == 0 and 'without cython, requests' in out
+
+
+def test_no_npu(server):
+    for path in (server.root / 'dev').glob('davinci?'):
+        path.unlink()
+    server.environ = {}
+    status, out, err = server.run()
+    assert (status, err) == (0, '') and out.startswith('no NPU here')
+
+
+def test_entry_points_check_before_mindspore_is_asked(server, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(environment, 'NPUS', str(server.root / 'dev/davinci[0-9]*'))
+    monkeypatch.setattr(environment, 'SET_ENV', (str(server.root / 'set_env.sh'),))
+    monkeypatch.delenv('ASCEND_HOME_PATH', raising=False)
+    monkeypatch.setattr(runtime, 'ms', None)
+    message = f"CANN's environment is not set: source {server.root}/set_env.sh"
+    for target in ('auto', 'Ascend'):
+        with pytest.raises(InputError, match=message):
+            runtime.start(target)
+    for main, arguments in ((train.main, ['--data_dir', '.']), (launch.main, ['2', __file__, '--launcher', 'msrun'])):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_requirements_of_an_npu():
+    with open(os.path.join(ROOT, 'requirements-ascend.txt')) as file:
+        lines = file.read().split('\n')
+    with open(os.path.join(ROOT, 'requirements.txt')) as file:
+        lines += file.read().split('\n')
+    assert {*environment.COMPILATION, *environment.TOOLS, '-r requirements.txt'} <= set(lines)
+
+
+STUB = """#!/bin/bash
+# As an interpreter without MindSpore; a virtual environment it makes has one that tells how it is called.
+case "$*" in
+*'import mindspore'*) exit 1 ;;
+'-m venv '*)
+    echo "venv: ${*:3}"
+    mkdir -p "${!#}/bin" && printf '#!/bin/bash\\necho "called: $*"\\n' > "${!#}/bin/python" && chmod +x "${!#}/bin/python" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize('device', ['davinci0', 'davinci_manager'])
+def test_virtual_environment_sees_what_cann_needs(device, tmp_path):
+    """scripts/environment.sh, where there is an NPU and where there is none."""
+    script = tmp_path / 'root/scripts/environment.sh'
+    for path in (script, tmp_path / 'bin/python3', tmp_path / 'dev' / device):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o755)
+    script.write_text(open(os.path.join(ROOT, 'scripts/environment.sh')).read())
+    (tmp_path / 'bin/python3').write_text(STUB)
+    done = subprocess.run(['bash', '-c', f'set -e; source {script}; "$PYTHON" train.py'], capture_output=True, text=True, env={
+        'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'NPU_DEVICES': f'{tmp_path}/dev/davinci[0-9]*'})
+    root, npu = tmp_path / 'root', device == 'davinci0'
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.splitlines()[1:] == [
+        f'venv: {"--system-site-packages " * npu}{root}/.venv',
+        f'called: -m pip install -q -r {root}/requirements{"-ascend" * npu}.txt', 'called: train.py']
+
+
+def test_jpeg_decoder_is_named(monkeypatch):
+    monkeypatch.setattr(jpeg, 'library', lambda: None)
+    assert jpeg.describe().startswith('JPEG decoder: Pillow, slower; docs/input_pipeline.md')
+    for name, shown in (('libturbojpeg.so.0', 'libturbojpeg.so.0'), ('/a/turbojpeg.libs/libturbojpeg-1.so', 'of the wheel'),
+                        (jpeg.OFFICIAL, jpeg.OFFICIAL)):
+        monkeypatch.setattr(jpeg, 'library', lambda name=name: SimpleNamespace(_name=name))
+        assert jpeg.describe() == f'JPEG decoder: libturbojpeg 3 ({shown})'

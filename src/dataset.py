@@ -7,11 +7,13 @@ the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and 
 import dataclasses
 import multiprocessing
 import os
+import sys
 import zlib
 
 import mindspore.dataset as ds
 import numpy as np
 
+from src import sysvipc
 from src.errors import InputError
 from src.preprocess import (PREPROCESSING, augment, channels_first, evaluation_picture, random_colour,
                             training_picture)
@@ -301,6 +303,8 @@ def workers(option, ranks_here=1):
 
 
 def _pipeline(order, names, load, columns, batch_size, num_workers):
+    if num_workers > 1 and (left := sysvipc.remove_orphans()):
+        print(f'removed {left / 1e6:.1f} MB of shared memory that killed data workers had left', file=sys.stderr, flush=True)
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1).batch(batch_size, drop_remainder=True)
     # A worker makes whole batches: one picture a call costs the main process four times as much.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from src import sysvipc
 from src.errors import InputError
 
 SIGNALS = {number.value: number.name for number in signal.Signals}
@@ -23,20 +24,23 @@ def say(text):
 
 
 def _processes():
-    """{pid: (parent's pid, is a zombie)} of this machine."""
+    """{pid: (parent's pid, has ended and is only not yet waited for)} of this machine."""
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-            found[int(pid)] = int(parent), state == b"Z"
+                fields = file.read().rpartition(b")")[2].split()
+            # The first thread may be a zombie before the others have ended.
+            found[int(pid)] = int(fields[1]), fields[0] == b"Z" and int(fields[17]) < 2
         except OSError:
             pass  # it has ended in the meantime
     return found
 
 
 def _kill_all():
-    """SIGKILL everything below this process until nothing is left; orphans too, as it is their subreaper."""
+    """SIGKILL everything below this process until nothing is left, orphans too, as it is their subreaper, and remove what
+    killed data workers leave."""
+    killed = set()
     for _ in range(100):
         processes, below, size = _processes(), {os.getpid()}, 0
         while len(below) > size:  # a generation each time
@@ -44,11 +48,13 @@ def _kill_all():
             below |= {pid for pid, (parent, _) in processes.items() if parent in below}
         alive = [pid for pid in below - {os.getpid()} if not processes[pid][1]]
         if not alive:
-            return
+            break
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        killed.update(alive)
         time.sleep(0.05)
+    sysvipc.remove_orphans(killed)
 
 
 def _msrun_workers(msrun):

@@ -10,18 +10,20 @@ others are ended; SIGINT and SIGTERM are passed on, so that the ranks can save a
 left behind.
 """
 import argparse
+import contextlib
 import ipaddress
 import os
 import shutil
 import socket
 import sys
 
-from src import environment, rank_table
+from src import environment, lock, rank_table
 from src.errors import InputError, entry_point
 from src.supervisor import Supervisor, say
 
 # The scheduler of a dynamic cluster blocks in init() until its workers have left.
 SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
+RESTART = 30  # seconds that a launcher which is ending may take, where its job is started again early
 CLUSTER_VARIABLES = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "MS_NODE_RANK",
                      "MS_LOCAL_WORKER", "MS_SERVER_NUM", "MS_TOPO_TIMEOUT", "RANK_TABLE_FILE",
                      "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "LOCAL_RANKS", "LOCAL_CORES")
@@ -186,10 +188,21 @@ def _target(options):
     return "Ascend" if npus else "CPU"
 
 
+def _hold(directory, rank):
+    """Refuse a second launcher of these ranks here; other servers may use the same directory over a network."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be made: {error.strerror}")
+    return lock.hold(directory, RESTART, say, f".launch-{rank}.lock")
+
+
 @entry_point
 def main(arguments=None):
     args, options = _arguments(arguments)
     launcher, grace = args.launcher or "rank_table", 60 if args.grace is None else args.grace
+    if not 0 <= grace < float("inf"):
+        raise InputError(f"--grace {grace:g}: must be 0 or more seconds")
     if not os.path.isfile(args.script):
         raise InputError(f"no script {args.script}")
     target = _target(options)
@@ -227,7 +240,8 @@ def main(arguments=None):
     directory = os.path.join("results", f"{size}p")
     logs = "msrun/worker_<rank>.log" if launcher == "msrun" else "<rank>/train.log"
     say(f"{size} ranks, {target}; logs in {os.path.join(directory, logs)}")
-    sys.exit(Supervisor(jobs, directory, grace).run())
+    with _hold(directory, server.devices[0].rank_id) or contextlib.nullcontext():
+        sys.exit(Supervisor(jobs, directory, grace).run())
 
 
 if __name__ == "__main__":

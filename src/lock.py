@@ -11,7 +11,7 @@ from src.errors import InputError
 NAME = '.lock'
 
 
-def hold(directory, wait=0, say=print):
+def hold(directory, wait=0, say=print, name=NAME):
     """Make this process the only one that holds the existing `directory`; gives a file that must be kept open meanwhile.
 
     Any end of the process gives the directory free, its closing the file, too. A holder that may be ending just now, as
@@ -22,7 +22,7 @@ def hold(directory, wait=0, say=print):
     data workers, which may outlive the process. It is also lost when this process closes any other descriptor of the file;
     so nothing else may open it. The file stays: once removed, two could each hold one of that name.
     """
-    path, end, told = Path(directory, NAME), time.monotonic() + wait, False
+    path, end, told = Path(directory, name), time.monotonic() + wait, False
     try:
         file = open(path, 'a+', encoding='utf-8')
     except OSError as error:

@@ -15,6 +15,8 @@ from src.errors import InputError
 
 SIGNALS = {number.value: number.name for number in signal.Signals}
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
+ECHO = 2  # seconds after a signal in which another is its echo: batch systems signal a process and then its group
+OLD_LOGS = 5  # kept of each rank
 # How msrun reports a worker that failed, just after it has killed the others (process_entity/_api.py, MindSpore 2.8).
 MSRUN_FAILURE = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 
@@ -69,6 +71,14 @@ def _msrun_workers(msrun):
     return found
 
 
+def _keep(path):
+    """Number the old logs one higher: `path` becomes path.1, what was OLD_LOGS goes."""
+    for old in range(OLD_LOGS, 0, -1):
+        newer = f"{path}.{old - 1}" if old > 1 else path
+        if os.path.exists(newer):
+            os.replace(newer, f"{path}.{old}")
+
+
 def _end(log):
     """The last 64 KB of an open file."""
     return os.pread(log.fileno(), 1 << 16, max(0, os.fstat(log.fileno()).st_size - (1 << 16)))
@@ -80,7 +90,7 @@ class Supervisor:
     def __init__(self, jobs, directory, grace):
         """directory: where each job's <name>/train.log goes; grace: seconds for the ranks after a signal."""
         self.jobs, self.directory, self.grace = jobs, directory, grace
-        self.signals, self.ended = [], queue.SimpleQueue()
+        self.signals, self.signalled, self.ended = [], 0, queue.SimpleQueue()
         self.processes, self.logs, self.shown = {}, {}, 0
         self.workers, self.scans = {}, 50  # msrun's {pid: rank}; it starts them all within a moment of the first
         self.libc = ctypes.CDLL(None)
@@ -89,7 +99,7 @@ class Supervisor:
         """Exit status: 0; the failed rank's own, or 128 + its signal; 128 + the signal this process got."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, lambda got, _: self.signals.append(got))
+                signal.signal(number, self._signalled)
         self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans below become ours
         try:
             try:
@@ -101,6 +111,11 @@ class Supervisor:
             _kill_all()
             self._echo()
 
+    def _signalled(self, number, _):
+        if not self.signals or time.monotonic() > self.signalled + ECHO:
+            self.signals.append(number)
+            self.signalled = time.monotonic()
+
     def _start(self):
         launcher = os.getpid()
 
@@ -111,8 +126,7 @@ class Supervisor:
         for name, argv, env in self.jobs:
             path = os.path.join(self.directory, name, "train.log")
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            if os.path.exists(path):
-                os.replace(path, f"{path}.1")
+            _keep(path)
             self.logs[name] = log = open(path, "a+b")
             self.processes[name] = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                                     start_new_session=True, preexec_fn=die_with_launcher)
@@ -128,7 +142,8 @@ class Supervisor:
             if self.signals and not told:
                 told, deadline = True, min(deadline, time.monotonic() + self.grace)
                 name = signal.Signals(self.signals[0]).name
-                say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal kills them")
+                say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or later, "
+                    "kills them")
                 asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # as good an end as status 0 from here on
                 # Not SIGINT, which MindSpore takes in its own way within a step.
                 self._tell(signal.SIGTERM)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from src import config, launch, rank_table
+from src import config, launch, rank_table, supervisor
 from src.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -241,8 +241,47 @@ def test_second_signal_kills(tmp_path):
     run.wait_for("ready0", "ready1")
     for _ in range(2):
         run.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        time.sleep(supervisor.ECHO + 0.2)
     assert run.end()[0] == 143 and not (run.cwd / "saved0").exists()
+
+
+def test_echo_of_a_signal_does_not(tmp_path):
+    """Batch systems signal a process, and then all of its group."""
+    run = Launch(tmp_path, SAVES)
+    run.wait_for("ready0", "ready1")
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        run.process.send_signal(number)
+        time.sleep(0.15)
+    status, _, err = run.end()
+    assert status == 143 and (run.cwd / "saved0").exists() and (run.cwd / "saved1").exists() and "killed" not in err
+
+
+def test_one_launcher_at_a_time(tmp_path, monkeypatch, capsys):
+    """The second waits for one that is ending, and is refused by one that goes on, before it has touched anything."""
+    first = Launch(tmp_path, SAVES)
+    first.wait_for("ready0", "ready1")
+    monkeypatch.chdir(first.cwd)
+    monkeypatch.setattr(launch, "RESTART", 0.3)
+    with pytest.raises(SystemExit) as exit_:
+        launch.main(["rank table.json", "the script.py", "--device_target", "Ascend"])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and f"error: results/2p is in use by pid {first.process.pid} on " in err
+    assert not (first.cwd / "results/2p/0/train.log.1").exists()
+    second = Launch(tmp_path, READY.replace("ready", "again"))
+    lines = iter(second.process.stderr.readline, "")
+    assert any("waiting 30 s for its end" in line for line in lines)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end()[0] == 143 and second.end()[0] == 0
+    assert (first.cwd / "again1").exists() and "saved" in first.log(1, ".1")
+
+
+def test_old_logs_are_kept(tmp_path):
+    log = tmp_path / "train.log"
+    for text in "abcdefgh":
+        log.write_text(text)
+        supervisor._keep(str(log))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        f"train.log.{k}": "hgfed"[k - 1] for k in range(1, supervisor.OLD_LOGS + 1)}
 
 
 def test_ranks_die_with_a_killed_launcher(tmp_path):
@@ -267,6 +306,8 @@ def test_screen_may_close(tmp_path):
     (["2", __file__, "--device_target", "TPU"], "must be auto, Ascend or CPU"),
     (["2", __file__, "--device_target", "Ascend"], "NPUs need a file"),
     (["0", __file__], "a number must be 1 to 1024"),
+    (["2", __file__, "--grace", "-5"], "--grace -5: must be 0 or more seconds"),
+    (["2", __file__, "--grace", "nan"], "--grace nan: must be 0 or more seconds"),
     (["2", __file__, "--master_port", "80"], "must be 1024 to 65535"),
     (["2", __file__, "--server_id", "b"], "--server_id b is not in the rank table ('127.0.0.1')")])
 def test_input_errors(arguments, message, capsys):
@@ -355,7 +396,7 @@ def test_ascend_document(tmp_path):
     for message in ("compiling the training graph: seconds to minutes in which nothing moves", "nothing to report",
                     "time to the first ", ", compilation included: ", " training images, labels from ",
                     " failed first: ", " ranks, {target}; logs in ", " passed on; ", " images/s; checkpoints in ",
-                    " (auto: MindSpore sees no NPU)", " does not divide ", " servers of the rank table (",
+                    " (auto: MindSpore sees no NPU)", " steps in sinks of ", " servers of the rank table (",
                     " have an address of ", " at step "):
         assert message in source, message
     for k in (1, 2):

@@ -85,7 +85,8 @@ def check(environ=os.environ):
     """InputError if the NPUs here could not be used; warnings go to stderr."""
     found = look(environ)
     if texts := problems(found):
-        raise InputError("; ".join(texts) + "; `python -m src.environment` shows all of it, --device_target CPU goes without")
+        texts.append("`python -m src.environment` shows all of it, --device_target CPU goes without")
+        raise InputError("; ".join(texts))
     for text in warnings(found):
         print(f"warning: {text}", file=sys.stderr, flush=True)
 

@@ -10,65 +10,39 @@ import sys
 import threading
 import time
 
-from src import sysvipc
+from src import processes, sysvipc
 from src.errors import InputError
+from src.screen import Screen, end, last_lines
 
 SIGNALS = {number.value: number.name for number in signal.Signals}
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
 ECHO = 2  # seconds after a signal in which another is its echo: batch systems signal a process and then its group
+RUNNING = 5  # looks, 0.2 s apart, at which a rank that was stopped has to run to count as going on
+SYMPTOM = 2  # seconds in which a rank may fail after the scheduler and be the cause
 OLD_LOGS = 5  # kept of each rank
 # How msrun reports a worker that failed, just after it has killed the others (process_entity/_api.py, MindSpore 2.8).
 MSRUN_FAILURE = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+# How the scheduler names the rank whose heartbeat it missed first, before it fails itself (meta_server_node.cc).
+LOST = re.compile(rb"worker (\d+) is the first one timed out")
 
 
 def say(text):
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
-def _processes():
-    """{pid: (parent's pid, has ended and is only not yet waited for)} of this machine."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            # The first thread may be a zombie before the others have ended.
-            found[int(pid)] = int(fields[1]), fields[0] == b"Z" and int(fields[17]) < 2
-        except OSError:
-            pass  # it has ended in the meantime
-    return found
-
-
-def _kill_all():
-    """SIGKILL everything below this process until nothing is left, orphans too, as it is their subreaper, and remove what
-    killed data workers leave."""
-    killed = set()
-    for _ in range(100):
-        processes, below, size = _processes(), {os.getpid()}, 0
-        while len(below) > size:  # a generation each time
-            size = len(below)
-            below |= {pid for pid, (parent, _) in processes.items() if parent in below}
-        alive = [pid for pid in below - {os.getpid()} if not processes[pid][1]]
-        if not alive:
-            break
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        killed.update(alive)
-        time.sleep(0.05)
-    sysvipc.remove_orphans(killed)
-
-
 def _msrun_workers(msrun):
     """{pid: rank} of the living workers of the process `msrun`."""
     found = {}
-    for pid, (parent, _) in _processes().items():
-        if parent == msrun:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-                env = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
-                if env.get(b"MS_ROLE") == b"MS_WORKER":
-                    found[pid] = env.get(b"RANK_ID", b"?").decode()
+    for pid in processes.children(msrun):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            env = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
+            if env.get(b"MS_ROLE") == b"MS_WORKER":
+                found[pid] = env.get(b"RANK_ID", b"?").decode()
     return found
+
+
+def _title(name):
+    return f"rank {name}" if name.isdecimal() else name
 
 
 def _keep(path):
@@ -79,11 +53,6 @@ def _keep(path):
             os.replace(newer, f"{path}.{old}")
 
 
-def _end(log):
-    """The last 64 KB of an open file."""
-    return os.pread(log.fileno(), 1 << 16, max(0, os.fstat(log.fileno()).st_size - (1 << 16)))
-
-
 class Supervisor:
     """Runs the jobs of `launch.plan` to their end."""
 
@@ -91,7 +60,8 @@ class Supervisor:
         """directory: where each job's <name>/train.log goes; grace: seconds for the ranks after a signal."""
         self.jobs, self.directory, self.grace = jobs, directory, grace
         self.signals, self.signalled, self.ended = [], 0, queue.SimpleQueue()
-        self.processes, self.logs, self.shown = {}, {}, 0
+        self.processes, self.logs, self.screen = {}, {}, None
+        self.failures, self.stopped = [], {}  # (name, status) in order; {rank: times that it was seen running since}
         self.workers, self.scans = {}, 50  # msrun's {pid: rank}; it starts them all within a moment of the first
         self.libc = ctypes.CDLL(None)
 
@@ -108,8 +78,8 @@ class Supervisor:
                 raise InputError(f"cannot start: {error}")
             return self._watch()
         finally:
-            _kill_all()
-            self._echo()
+            sysvipc.remove_orphans(processes.kill_descendants())
+            self._show(final=True)
 
     def _signalled(self, number, _):
         if not self.signals or time.monotonic() > self.signalled + ECHO:
@@ -137,39 +107,75 @@ class Supervisor:
 
     def _watch(self):
         ranks, asked = set(self.processes) - {"scheduler"}, set()
-        failed, told, deadline = None, False, float("inf")
+        told, deadline, blamed_at = False, float("inf"), float("inf")
         while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
             if self.signals and not told:
                 told, deadline = True, min(deadline, time.monotonic() + self.grace)
                 name = signal.Signals(self.signals[0]).name
-                say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or later, "
-                    "kills them")
+                say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or "
+                    "later, kills them")
                 asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # as good an end as status 0 from here on
                 # Not SIGINT, which MindSpore takes in its own way within a step.
                 self._tell(signal.SIGTERM)
-            self._echo()
+            self._look_for_stopped()
+            self._show()
             name, status = self._next_end()
             ranks.discard(name)
             if name and name not in self.processes:  # a worker of msrun, which has killed the others
                 ranks = set()  # and would wait more than a minute for its scheduler
-            if status and status not in asked and not failed:
-                failed = name, status
-                deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
-                if not told:
-                    told = True
-                    self._tell(signal.SIGTERM)
+            if status and status not in asked and time.monotonic() < blamed_at:
+                if not self.failures:
+                    deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
+                self.failures.append((name, status))
+                # The scheduler fails where a rank is lost: that rank may be about to end.
+                blamed_at = time.monotonic() + (SYMPTOM if name == "scheduler" and len(self.failures) == 1 else 0)
+            if not told and time.monotonic() >= blamed_at:
+                told = True
+                self._tell(signal.SIGTERM)
         if ranks:
             say(f"killed: {', '.join(sorted(ranks))} did not end in time")
-        if failed:
-            self._report(*failed)
+        return self._status()
+
+    def _status(self):
+        """Name the rank to blame, if one is, and give the launcher's exit status."""
+        name, status = self._culprit() if self.failures else (None, 0)
+        if name:
+            self._report(name, status)
         if self.signals:
             return 128 + self.signals[0]
-        if failed:
-            return 128 - failed[1] if failed[1] < 0 else failed[1] if failed[1] <= 125 else 1
+        if name:
+            return 128 - status if status < 0 else status if 0 < status <= 125 else 1
         if "scheduler" in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes["scheduler"].wait(10)  # about a second; its status no longer matters
         return 0
+
+    def _look_for_stopped(self):
+        """Keep the ranks that SIGSTOP (or a debugger) holds in `stopped`, and say so at once: the others will wait for
+        them, and be the first to fail."""
+        pids = {process.pid: name for name, process in self.processes.items()}
+        for pid, rank in (pids | self.workers).items():
+            letter = (processes.state(pid) or "Z")[0]
+            if letter in "Tt" and rank not in self.stopped:
+                self.stopped[rank] = 0
+                say(f"{_title(rank)} is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT {pid} "
+                    "lets it go on")
+            elif letter in "RSD" and rank in self.stopped:  # or it is being killed
+                self.stopped[rank] += 1
+                if self.stopped[rank] == RUNNING:
+                    del self.stopped[rank]
+                    say(f"{_title(rank)} goes on")
+
+    def _culprit(self):
+        """(name, status) of what failed first. The status is 0 for a rank that did not fail but stopped answering, at
+        which others failed."""
+        failed = dict(self.failures)
+        if self.stopped and self.failures[0][0] not in self.stopped:
+            return min(self.stopped), 0
+        lost = LOST.search(end(self.logs["scheduler"])) if "scheduler" in self.logs else None
+        if lost and (rank := lost[1].decode()) in self.processes:
+            return rank, failed.get(rank, 0)
+        return next((failure for failure in self.failures if failure[0] != "scheduler"), self.failures[0])
 
     def _next_end(self):
         """(name, status) of the next process to end, also of a worker that msrun says has failed; (None, 0) after
@@ -178,7 +184,7 @@ class Supervisor:
             if self.scans:
                 self.workers |= _msrun_workers(self.processes["msrun"].pid)
                 self.scans -= bool(self.workers)
-            found = MSRUN_FAILURE.search(_end(self.logs["msrun"]))
+            found = MSRUN_FAILURE.search(end(self.logs["msrun"]))
             if found and int(found[1]) in self.workers:
                 return self.workers.pop(int(found[1])), int(found[2])
         try:
@@ -196,25 +202,25 @@ class Supervisor:
             elif name != "scheduler":
                 process.send_signal(number)
 
-    def _echo(self):
+    def _show(self, final=False):
         """Show what the first rank has written since the last time."""
-        log = self.logs.get(next((name for name, _, _ in self.jobs if name != "scheduler"), None))
-        while log and (data := os.pread(log.fileno(), 1 << 20, self.shown)):
-            self.shown += len(data)
-            try:
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
-            except OSError:  # the reader of a pipe has gone: the training goes on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        name = next(name for name, _, _ in self.jobs if name != "scheduler")
+        if self.screen is None and name in self.logs:
+            self.screen = Screen(self.logs[name])
+        if self.screen:
+            elsewhere = self.failures and self.failures[0][0] != name and not self.signals
+            self.screen.show(bool(elsewhere or self.stopped), final)
 
     def _report(self, name, status):
-        self._echo()
+        self._show()
         path = os.path.join(self.directory, name, "train.log")
         if name not in self.processes:
             path = os.path.join(self.directory, "msrun", f"worker_{name}.log")
         with open(path, "rb") as log:
-            end = _end(log).decode(errors="replace")
+            lines = last_lines(log, 20)
         cause = f"status {status}" if status > 0 else f"signal {SIGNALS.get(-status, -status)}"
-        hint = " (out of memory, or killed by hand)" if status == -signal.SIGKILL else ""
-        what = name if name == "msrun" else f"rank {name}"
-        say(f"{what} failed first: {cause}{hint}; the last lines of {path}:\n" + "\n".join(end.splitlines()[-20:]))
+        cause = "failed first: " + cause + " (out of memory, or killed by hand)" * (status == -signal.SIGKILL)
+        if not status:
+            why = "it is stopped" if name in self.stopped else "the scheduler heard no more of it"
+            cause = f"stopped answering: {why}"
+        say(f"{_title(name)} {cause}; the last lines of {path}:\n" + "\n".join(lines))

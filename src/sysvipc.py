@@ -6,6 +6,8 @@ all are killed at once, nobody does. A batch of 128 pictures is 34 MB.
 import ctypes
 import os
 
+from src.processes import lives
+
 PERMISSIONS = 0o600  # MindSpore's
 IPC_RMID = 0
 
@@ -18,11 +20,11 @@ def remove_orphans(killed=()):
     of another pid namespace shows as 0 and is not taken for dead.
     """
     libc, removed = ctypes.CDLL(None), 0
-    queues = {row["key"]: row for row in _table("msg") if not _lives(row["lspid"]) and not _lives(row["lrpid"])}
+    queues = {row["key"]: row for row in _table("msg") if not lives(row["lspid"]) and not lives(row["lrpid"])}
     segments = _table("shm")
     for segment in segments:
         pids = segment["cpid"], segment["lpid"]
-        if segment["nattch"] or not all(pids) or any(map(_lives, pids)):
+        if segment["nattch"] or not all(pids) or any(map(lives, pids)):
             continue
         queue = queues.pop(segment["key"], None)
         if queue or segment["cpid"] in killed:
@@ -47,13 +49,3 @@ def _table(kind):
     rows = [{name: int(text, 8 if name == "perms" else 10) for name, text in zip(names, line)} for line in lines]
     return [row for row in rows
             if row["key"] and row["cuid"] == row["uid"] == os.geteuid() and row["perms"] & 0o777 == PERMISSIONS]
-
-
-def _lives(pid):
-    """Whether there is a process or thread of that number; one that is dead, but not yet waited for, does not live."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1  # other threads
-    except OSError:
-        return False

@@ -151,7 +151,8 @@ case "$*" in
 *'import mindspore'*) exit 1 ;;
 '-m venv '*)
     echo "venv: ${*:3}"
-    mkdir -p "${!#}/bin" && printf '#!/bin/bash\\necho "called: $*"\\n' > "${!#}/bin/python" && chmod +x "${!#}/bin/python" ;;
+    mkdir -p "${!#}/bin" && printf '#!/bin/bash\\necho "called: $*"\\n' > "${!#}/bin/python"
+    chmod +x "${!#}/bin/python" ;;
 esac
 """
 
@@ -165,8 +166,9 @@ def test_virtual_environment_sees_what_cann_needs(device, tmp_path):
         path.touch(0o755)
     script.write_text(open(os.path.join(ROOT, 'scripts/environment.sh')).read())
     (tmp_path / 'bin/python3').write_text(STUB)
-    done = subprocess.run(['bash', '-c', f'set -e; source {script}; "$PYTHON" train.py'], capture_output=True, text=True, env={
-        'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'NPU_DEVICES': f'{tmp_path}/dev/davinci[0-9]*'})
+    environ = {'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'NPU_DEVICES': f'{tmp_path}/dev/davinci[0-9]*'}
+    done = subprocess.run(['bash', '-c', f'set -e; source {script}; "$PYTHON" train.py'], capture_output=True, text=True,
+                          env=environ)
     root, npu = tmp_path / 'root', device == 'davinci0'
     assert (done.returncode, done.stderr) == (0, '') and done.stdout.splitlines()[1:] == [
         f'venv: {"--system-site-packages " * npu}{root}/.venv',

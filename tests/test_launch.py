@@ -220,6 +220,70 @@ def test_rank_that_ignores_sigterm(tmp_path):
     assert status == 3 and "rank 0 failed first: status 3" in err and "killed: 1 did not end in time" in err
 
 
+FOLLOWS = """
+def fail(*_):
+    print('checkpoint saved')
+    print('[ERROR] KERNEL(1,7f,python):2026-11-24-06:54:32 [allreduce.cc:89] Launch] failed.')
+    raise RuntimeError('Launch kernel failed')
+"""
+
+
+def test_stopped_rank_is_named_not_the_one_that_waited_for_it(tmp_path):
+    run = Launch(tmp_path, FOLLOWS + "if rank == '1':\n  print('last words', flush=True)\n"
+                                     "  os.kill(os.getpid(), signal.SIGSTOP)\nprint('step: 1')\ntime.sleep(1.5)\nfail()\n",
+                 "--grace", "1")
+    status, out, err = run.end()
+    assert status == 1 and out == "step: 1\ncheckpoint saved\n" and "Traceback" in run.log(0)
+    lines = err.splitlines()
+    assert lines[2].startswith("launch: rank 1 is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT")
+    assert lines[3:] == [
+        "launch: killed: 1 did not end in time",
+        "launch: rank 1 stopped answering: it is stopped; the last lines of results/2p/1/train.log:", "last words"]
+
+
+def test_stopped_rank_may_go_on(tmp_path):
+    run = Launch(tmp_path, "if rank == '1':\n  os.kill(os.getpid(), signal.SIGSTOP)\n" + READY +
+                 "time.sleep(3)\nsys.exit(4)\n")
+    run.wait_for("pid1", "ready0")
+    for line in iter(run.process.stderr.readline, ""):
+        if "kill -CONT" in line:
+            break
+    time.sleep(0.5)
+    os.kill(int((run.cwd / "pid1").read_text()), signal.SIGCONT)
+    status, _, err = run.end()
+    assert status == 4 and "launch: rank 1 goes on\nlaunch: rank 0 failed first: status 4" in err
+
+
+def test_consequences_of_a_killed_rank_stay_in_the_log(tmp_path):
+    run = Launch(tmp_path, FOLLOWS + "signal.signal(signal.SIGTERM, fail)\n" + READY +
+                 "while not os.path.exists('ready0'): time.sleep(.01)\n"
+                 "if rank == '1': os.kill(os.getpid(), 9)\ntime.sleep(100)\n")
+    status, out, err = run.end()
+    assert status == 137 and out == "checkpoint saved\n" and "[ERROR]" in run.log(0)
+    assert "Traceback" not in err and "launch: rank 1 failed first: signal SIGKILL (out of memory, or killed by hand)" in err
+
+
+SCHEDULER_ERROR = ("RuntimeError: The total number of timed out node is 1. Timed out node list is: [const vector]{1}, "
+                   "worker 1 is the first one timed out, please check its log.")
+
+
+@pytest.mark.parametrize("scheduler, rank0, status, message", [
+    ("sys.exit(1)", "time.sleep(.5); sys.exit(3)", 3, "launch: rank 0 failed first: status 3"),
+    (f"print({SCHEDULER_ERROR!r}); sys.exit(1)", "time.sleep(.5); sys.exit(3)", 1,
+     "launch: rank 1 stopped answering: the scheduler heard no more of it"),
+    ("sys.exit(5)", "time.sleep(100)", 5, "launch: scheduler failed first: status 5"),
+    ("os.kill(os.getpid(), 9)", "time.sleep(100)", 137, "launch: scheduler failed first: signal SIGKILL")])
+def test_failing_scheduler_is_blamed_only_if_no_rank_is(scheduler, rank0, status, message, tmp_path):
+    """Where a rank is lost the scheduler fails too, and may be the first to."""
+    jobs = [(name, [sys.executable, "-uc", f"import os, sys, time; {code}"], dict(os.environ))
+            for name, code in (("scheduler", scheduler), ("0", rank0), ("1", "time.sleep(100)"))]
+    code = f"import sys; from src.supervisor import Supervisor; sys.exit(Supervisor({jobs!r}, 'results', 60).run())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, text=True,
+                          capture_output=True)
+    assert done.returncode == status and done.stderr.startswith(message), done.stderr
+    assert done.stderr.count("failed first") + done.stderr.count("stopped answering") == 1
+
+
 SAVES = ("def save(number, frame):\n"
          "    time.sleep(.5); print('saved', number); open('saved' + rank, 'w'); sys.exit(0)\n"
          "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)\n" + READY +
@@ -342,7 +406,21 @@ def test_two_cpu_ranks_reduce(tmp_path):
     status, out, err = run.end()
     assert status == 0, err
     expected = f"sum 3.0 2 {max(1, len(os.sched_getaffinity(0)) // 2)}\n"
-    assert expected in out and expected in run.log(1)
+    assert expected in out and expected in run.log(1) and "[INFO] DISTRIBUTED" not in out
+
+
+@pytest.mark.slow
+def test_real_rank_that_stops(tmp_path):
+    """MindSpore's other rank gives up after half a minute, its scheduler a little later; neither is the cause."""
+    run = Launch(tmp_path, REDUCE + READY + "for i in range(3000):\n    time.sleep(.05)\n"
+                 "    ms.ops.AllReduce()(ms.Tensor(np.float32(1))).asnumpy()\n", target="CPU")
+    run.wait_for("ready0", "ready1")
+    time.sleep(2)
+    os.kill(int((run.cwd / "pid1").read_text()), signal.SIGSTOP)
+    run.process.wait(120)
+    status, out, err = run.end()
+    assert status == 1 and "Traceback" not in out + err and "[ERROR]" not in out + err and "failed first" not in err
+    assert "launch: rank 1 stopped answering: it is stopped; the last lines of results/2p/1/train.log:" in err
 
 
 @pytest.mark.parametrize("death, status, cause", [("sys.exit(3)", 3, "status 3"),
@@ -395,7 +473,7 @@ def test_ascend_document(tmp_path):
         "train.py", "src/monitor.py", "src/runtime.py", "src/launch.py", "src/supervisor.py", "src/rank_table.py"))
     for message in ("compiling the training graph: seconds to minutes in which nothing moves", "nothing to report",
                     "time to the first ", ", compilation included: ", " training images, labels from ",
-                    " failed first: ", " ranks, {target}; logs in ", " passed on; ", " images/s; checkpoints in ",
+                    "failed first: ", " ranks, {target}; logs in ", " passed on; ", " images/s; checkpoints in ",
                     " (auto: MindSpore sees no NPU)", " steps in sinks of ", " servers of the rank table (",
                     " have an address of ", " at step "):
         assert message in source, message

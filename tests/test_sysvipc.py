@@ -48,8 +48,9 @@ class Left:
 
     def __init__(self, own_queue=True, queue=True, mode='600', wait=False):
         key = random.randrange(1 << 20, 1 << 30)
-        self.process = subprocess.Popen([sys.executable, '-c', WORKER, str(key), str(key + (not own_queue) if queue else 0), mode,
-                                         'wait' if wait else ''], stdout=subprocess.PIPE, text=True)
+        msg_key = key + (not own_queue) if queue else 0
+        self.process = subprocess.Popen([sys.executable, '-c', WORKER, str(key), str(msg_key), mode, 'wait' if wait else ''],
+                                        stdout=subprocess.PIPE, text=True)
         self.segment, self.queue = map(int, self.process.stdout.readline().split())
         if not wait:
             self.process.wait()
@@ -113,7 +114,8 @@ RANK = """
 import os, sys, time
 from src import dataset
 from src.records import open_records
-data = dataset.evaluation_dataset(open_records(sys.argv[1], 'validation'), offset=1, image_size=75, batch_size=4, num_workers=2)
+records = open_records(sys.argv[1], 'validation')
+data = dataset.evaluation_dataset(records, offset=1, image_size=75, batch_size=4, num_workers=2)
 batches = data.create_tuple_iterator(num_epochs=-1)
 next(batches)
 open('ready' + os.environ['RANK_ID'], 'w').write(str(os.getpid()))
@@ -141,8 +143,8 @@ def test_launcher_that_kills_all_leaves_nothing(data, tmp_path):
     (tmp_path / 'table.json').write_text(
         '{"version": "1.0", "server_count": "1", "status": "completed", "server_list": [{"server_id": "here", "device": '
         '[{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]}')
-    run = subprocess.Popen([sys.executable, '-m', 'src.launch', 'table.json', 'rank.py', str(data), '--device_target', 'Ascend',
-                            '--grace', '1'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    run = subprocess.Popen([sys.executable, '-m', 'src.launch', 'table.json', 'rank.py', str(data), '--device_target',
+                            'Ascend', '--grace', '1'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     ready = [tmp_path / 'ready0', tmp_path / 'ready1']
     try:
         limit = time.monotonic() + 120

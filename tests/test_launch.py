@@ -467,7 +467,8 @@ def test_ascend_document(tmp_path):
     files = re.findall(r"(?:scripts|src|tests)/\w+\.\w+", text)
     assert len(files) > 10 and not [path for path in files if not os.path.exists(os.path.join(ROOT, path))]
     known = config.load([]).keys() | {"server_id", "launcher"}
-    ours = text.replace("--devices", "").replace("--output", "")  # of src.rank_table and src.scaling
+    ours = re.sub("```bash\ndocker .*?```|`--[a-z]+-[^`]*`|`--(network|device) [^`]*`", "", text, flags=re.DOTALL)
+    ours = ours.replace("--devices", "").replace("--output", "")  # of src.rank_table and src.scaling
     assert {name for name in re.findall(r"--(\w+)", ours)} <= known
     source = "".join(open(os.path.join(ROOT, path)).read() for path in (
         "train.py", "src/monitor.py", "src/runtime.py", "src/launch.py", "src/supervisor.py", "src/rank_table.py"))

@@ -26,9 +26,10 @@ def evaluate_path(argv, run, path, log):
     if records.left_out:
         log(f'left out: {records.left_out}')
     names, option = info.get('class_names'), config.label_offset
-    if names and records.class_names:  # then they tell which class is which, whatever the records' own labels are
-        records = dataset.match_names(records, names, paths[-1])
-        option = info['config'].get('label_offset', option)
+    matched = dataset.match_names(records, names, paths[-1])
+    if matched is not records:  # then names tell which class is which, whatever the records' own labels are
+        records = matched
+        option = info['config'].get('label_offset', '1' if len(names) > config.num_classes else '0')
     offset = dataset.label_offset(option, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')

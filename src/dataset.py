@@ -90,6 +90,8 @@ def match_names(records, recorded, source):
     # A name that is just the number says nothing: conversions of nameless records write such ones.
     name = {label: names[label] for label in labels if 0 <= label < len(names) and names[label]
             and (names[label] != str(label) or names[label] in recorded)}
+    if not name:
+        return records
     for spelled in (str, imagenet.words):  # ImageNet's classes go by WordNet ids in one place, by words in another
         number = _numbers(labels, {label: spelled(name[label]) for label in name}, [spelled(known) for known in recorded])
         if number:

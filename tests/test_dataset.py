@@ -197,6 +197,7 @@ def evaluated_labels(tmp_path, monkeypatch, names, offset):
     """Labels that eval.py compares with a network's classes, whose training recorded `names` and `offset`."""
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     config = {'num_classes': 3, 'block_counts': [1, 1, 1], 'image_size': 75, 'label_offset': offset}
+    config = {name: value for name, value in config.items() if value is not None}
     checkpoint.write(path, {OURS: np.zeros(1, np.float32)}, {'config': config, **({'class_names': names} if names else {})})
     found = []
 
@@ -235,6 +236,9 @@ def test_other_names(recorded, val, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize('recorded, offset, names, labels, expected', [
     (['background', *imagenet.names()], '1', list('0123'), [1, 3], [0, 2]),  # names made of the numbers by a conversion
     (['cat', 'dog', 'emu'], '0', ['background', 'cat', 'dog', 'emu'], [1, 2, 3], [0, 1, 2]),
+    (['cat', 'dog', 'emu'], None, ['background', 'cat', 'dog', 'emu'], [1, 2, 3], [0, 1, 2]),  # imported weights
+    (['cat', 'dog', 'emu'], None, ['', '1', '2', '3'], [1, 2, 3], [0, 1, 2]),
+    (['background', 'cat', 'dog', 'emu'], None, ['cat', 'dog', 'emu'], [0, 1, 2], [0, 1, 2]),
     (['background', 'cat', 'dog', 'emu'], '1', ['emu', 'dog', 'cat'], [0, 1, 2], [2, 1, 0]),
     (['background', 'cat', 'dog', 'emu'], '1', (), [1, 3], [0, 2]),  # nothing to match by
     (['background', 'cat', 'dog', 'emu'], '1', ['', 'cat', '', 'emu'], [1, 2, 3], [0, 1, 2]),  # as far as names are known
@@ -242,6 +246,12 @@ def test_other_names(recorded, val, expected, tmp_path, monkeypatch):
 def test_shards_are_evaluated_by_the_names_in_it(recorded, offset, names, labels, expected, tmp_path, monkeypatch):
     shards(tmp_path / 'data', 'validation', labels, names)
     assert evaluated_labels(tmp_path, monkeypatch, recorded, offset) == expected
+
+
+def test_labels_txt_from_1_beside_imported_weights(tmp_path, monkeypatch):
+    folder(tmp_path / 'data/val', cat=1, dog=1, emu=1)
+    (tmp_path / 'data/labels.txt').write_text('3:cat\n2:dog\n1:emu\n')
+    assert evaluated_labels(tmp_path, monkeypatch, ['cat', 'dog', 'emu'], None) == [0, 1, 2]
 
 
 IMAGENET = ['background', *imagenet.names()]

@@ -22,6 +22,7 @@ from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.optimizer import make_optimizer
 from src.preprocess import evaluation_picture, recorded_preprocessing, scale
+from src.records import imagenet
 from src.training import NetworkWithLoss, TrainStep
 from src.weights import convert, read, tf_checkpoint, to_tf_slim, torch_file
 from src.weights.__main__ import main
@@ -100,6 +101,8 @@ def test_same_logits(tmp_path, program, scaled, preprocessing):
     assert info['config'] == {'num_classes': 1000, 'block_counts': [4, 7, 3], 'aux_logits': program == 'tf_slim',
                               'bn_scale': scaled, 'image_size': 299}
     assert recorded_preprocessing(json.loads(json.dumps(info['preprocessing']))) == preprocessing
+    # The original trained its 1000 classes with labels from 1, so nobody knows what its class 0 is.
+    assert info['class_names'] == (None if program == 'tf_slim' else imagenet.names())
 
 
 @pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.index',
@@ -145,13 +148,14 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
     assert info['config']['num_classes'] == 1001 and info['config']['label_offset'] == '0' and info['step'] == 0
+    assert info['class_names'] == ['background', *imagenet.names()]
 
     main(['import', source, '--out', out, '--slots', '--drop_background'])
     text = capsys.readouterr().out
     assert 'class k is now ImageNet class k of 0..999' in text and 'as in a new training: aux_logits.aux_logits.bias' in text
     parameters, info = checkpoint.load(out)
     assert info['config']['num_classes'] == 1000 and 'label_offset' not in info['config']
-    assert info['step'] == 5 and info['position'] == 5 * 128
+    assert info['step'] == 5 and info['position'] == 5 * 128 and info['class_names'] == imagenet.names()
     assert np.array_equal(parameters['logits.bias'], small['logits.bias'][1:])
     assert np.array_equal(parameters['moment.logits.weight'],
                           slots['InceptionV4/Logits/Logits/weights/RMSProp_1'].T[1:])

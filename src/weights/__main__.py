@@ -12,7 +12,6 @@ import numpy as np
 from src.errors import InputError, entry_point
 from src.optimizer import REFERENCE_BATCH
 from src.preprocess import recorded_preprocessing
-from src.records import imagenet
 from src.weights import tf_checkpoint, torch_file
 from src.weights.convert import OURS, convert, load_tensors, network_of
 from src.weights.names import names_in, to_tf_slim
@@ -50,9 +49,8 @@ def import_weights(path, out, drop_background=False, slots=False):
         raise InputError(f'{path}: {error}') from None
     info = {'step': found.step, 'epoch': 0, 'config': found.config, 'source': f'{found.layout} {path}',
             'preprocessing': found.preprocessing._asdict()}
-    names = imagenet.class_names(found.config['num_classes'])
-    if names and (found.layout != 'tf_slim' or len(names) != len(imagenet.classes()) or drop_background):
-        info['class_names'] = names  # of the original's 1000 one cannot tell: it trained them with labels from 1
+    if found.class_names:
+        info['class_names'] = found.class_names
     if slots:  # a training goes on by the images it has seen; the file has steps only
         info['position'] = found.step * REFERENCE_BATCH
         found.notes.append(f'`resume` counts the {found.step} steps as steps of {REFERENCE_BATCH} images')

@@ -6,6 +6,7 @@ import numpy as np
 
 from src.config import NETWORK_OPTIONS
 from src.errors import InputError
+from src.records import imagenet
 from src.weights import tf_checkpoint, torch_file
 from src.weights.names import fit, names_in, transposed
 
@@ -23,7 +24,7 @@ BACKGROUND_CLASSES = 1001  # ImageNet with a background class in front
 SLOTS = {'/RMSProp': 'mean_square.', '/RMSProp_1': 'moment.'}  # TensorFlow's suffix, MindSpore's prefix
 IMAGE_SIZE = 299
 
-Conversion = namedtuple('Conversion', 'parameters config preprocessing step layout report notes')
+Conversion = namedtuple('Conversion', 'parameters config preprocessing step layout report notes class_names')
 
 
 def load_tensors(path):
@@ -76,7 +77,7 @@ def convert(tensors, drop_background=False, slots=False):
     Returns:
         Conversion: parameters (dict of float32 ndarrays, with the slots as `nn.RMSProp` names them), config (dict of the
         options that describe the network), preprocessing (`Preprocessing`), step (int), layout (str), report (list of
-        (name, shape, our name or '', remark), one for every tensor), notes (list of str).
+        (name, shape, our name or '', remark), one for every tensor), notes (list of str), class_names (ImageNet's, or None).
 
     Raises:
         InputError: these are no InceptionV4's weights, or not all of them.
@@ -150,7 +151,10 @@ def convert(tensors, drop_background=False, slots=False):
                remarks.get(name) or _left_out(name, value, tensors)) for name, value in tensors.items()]
     mean, std = (tuple(round(255 * level, 3) for level in levels) for levels in (layout.mean, layout.std))
     preprocessing = Preprocessing(mean, std, 0.875, layout.interpolation, layout.square)
-    return Conversion(parameters, config, preprocessing, step, layout.name, report, notes)
+    # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
+    known = not hwio or drop_background or config['num_classes'] != len(imagenet.classes())
+    return Conversion(parameters, config, preprocessing, step, layout.name, report, notes,
+                      imagenet.class_names(config['num_classes']) if known else None)
 
 
 def _slots(tensors, trained, names, shapes):
@@ -187,7 +191,7 @@ def read(path):
     """Weights at `path`, of this project or any of the others.
 
     Returns:
-        (parameters, info): float32 ndarrays by our names; info with `config` and `preprocessing` (dicts).
+        (parameters, info): float32 ndarrays by our names; info with `config` and `preprocessing` (dicts), `class_names`.
     """
     tensors, info = load_tensors(path)
     if OURS in tensors:
@@ -196,7 +200,7 @@ def read(path):
         found = convert(tensors)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
-    return found.parameters, {'step': 0, 'epoch': 0, 'config': found.config,
+    return found.parameters, {'step': 0, 'epoch': 0, 'config': found.config, 'class_names': found.class_names,
                               'preprocessing': found.preprocessing._asdict(), 'source': str(path)}
 
 

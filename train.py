@@ -9,7 +9,7 @@ from mindspore.train import Model
 
 from eval import evaluate_path
 from src import checkpoint, collective, config as configuration, dataset, evaluation, jpeg, memory, resume, runtime
-from src.errors import InputError, Interrupted, entry_point
+from src.errors import InputError, Interrupted, counted, entry_point
 from src.inceptionv4 import InceptionV4
 from src.interruption import Interruption
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
@@ -165,7 +165,8 @@ def train(config, interruption):
     if monitor.stopping:
         raise Interrupted(f'{interruption.name}: stopped after step {monitor.step} of {steps}; checkpoints in '
                           f'{checkpoints_in}, go on with --resume auto', interruption.number)
-    log(f'trained {steps - start} steps, {monitor.fps:.1f} images/s; checkpoints in {directory}')
+    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
+    log(f'trained {counted(steps - start, "step")}{speed}; checkpoints in {directory}')
 
 
 if __name__ == '__main__':

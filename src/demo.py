@@ -38,9 +38,9 @@ def main():
     run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
     log = (output / 'training' / config.log_name).read_text()
-    speed = re.findall(r'trained \d+ steps, ([\d.]+) images/s', log)[-1]
+    trained_in = re.findall(r'trained (.*); checkpoints in', log)[-1]
     rows = [('pictures', f'{data} (10 classes, seed {config.seed})'),
-            ('training', f'{result["step"]} steps, {speed} images/s, log in {output / "training" / config.log_name}'),
+            ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
             ('checkpoint', trained),
             ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out pictures'),
             ('MINDIR', output / 'inceptionv4.mindir'),

@@ -29,6 +29,11 @@ class Interrupted(InputError):
         self.exit_status = 128 + number
 
 
+def counted(number, noun):
+    """'1 image' or '2 images'."""
+    return f'{number} {noun}{"s" * (number != 1)}'
+
+
 def entry_point(main):
     """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
     @functools.wraps(main)

@@ -1,6 +1,5 @@
 """Top-1, top-5 and loss over exactly every record."""
 import datetime
-import json
 from collections import namedtuple
 from pathlib import Path
 
@@ -119,4 +118,4 @@ def evaluate_checkpoints(paths, step, dataset, expected, world, write):
 def write_json(results, path):
     """OSError if it cannot be written."""
     with files.replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + '\n')
+        temporary.write_text(files.as_json(results, 1) + '\n')

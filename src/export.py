@@ -171,7 +171,7 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
                               'the file' if path.suffix in LOADERS else 'the graph before it was written'},
                 'mindspore': ms.__version__}
             report['other_files'] = check_target(path)
-            record.write_text(json.dumps(report, indent=1) + '\n')
+            record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from None
     return report

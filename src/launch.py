@@ -18,7 +18,7 @@ import socket
 import sys
 
 from src import environment, lock, rank_table
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 from src.supervisor import Supervisor, say
 
 # The scheduler of a dynamic cluster blocks in init() until its workers have left.
@@ -157,14 +157,14 @@ def choose_port(asked):
 
 def _arguments(arguments):
     """(launcher's options, the script's options); the launcher's may also stand among the script's."""
-    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ours = Parser(add_help=False, allow_abbrev=False)
     ours.add_argument("--launcher", choices=("rank_table", "msrun"), help="default: rank_table")
     ours.add_argument("--server_id", help="which server of the table this is (default: by its addresses)")
     ours.add_argument("--bind_core", action="store_true", help="give each rank its share of the CPU cores")
     ours.add_argument("--master_port", type=int, help="port of the scheduler (default: a free one)")
     ours.add_argument("--grace", type=float, help="seconds to save and exit after a signal (default: 60)")
-    parser = argparse.ArgumentParser(prog="python -m src.launch", parents=[ours], allow_abbrev=False,
-                                     description="start one process per device of this server")
+    parser = Parser(prog="python -m src.launch", parents=[ours], allow_abbrev=False,
+                    description="start one process per device of this server")
     parser.add_argument("rank_table", help="file; or, for the CPU or msrun, just a number of devices")
     parser.add_argument("script")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="passed on to the script")

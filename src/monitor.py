@@ -45,7 +45,7 @@ class TrainingMonitor(LossMonitor):
     training that has gone wrong, or that was asked to stop.
 
     FPS are the images per second of all ranks since the last line, without the time for compilation, checkpoints and
-    evaluations. In sink mode a line can only come at the end of a sink.
+    evaluations (`-` if there was nothing else). In sink mode a line can only come at the end of a sink.
 
     Args:
         log (callable): takes a line.
@@ -100,8 +100,8 @@ class TrainingMonitor(LossMonitor):
                 self.interruption.can_save = True
         self.bar.update(done)
         if due:
-            fps = self.images / self.seconds if self.seconds else float('nan')
-            self.log(f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps:.1f} '
+            fps = f'{self.images / self.seconds:.1f}' if self.seconds else '-'
+            self.log(f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps} '
                      f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
                      f'lr:{self.rates[self.step - 1]:.5f}')
             if outputs.overflows > self.overflows:
@@ -141,8 +141,8 @@ class TrainingMonitor(LossMonitor):
 
     @property
     def fps(self):
-        """Images per second of the whole run."""
-        return self.all_images / self.all_seconds if self.all_seconds else float('nan')
+        """Images per second of the whole run, None if it was over with the compilation."""
+        return self.all_images / self.all_seconds if self.all_seconds else None
 
 
 class _Every(Callback):

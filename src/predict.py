@@ -4,7 +4,6 @@ import base64
 import contextlib
 import html
 import io
-import json
 import sys
 import time
 from collections import namedtuple
@@ -16,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src import files, runtime
-from src.errors import InputError, Parser, entry_point
+from src.errors import InputError, Parser, counted, entry_point
 from src.preprocess import decode, evaluation_picture
 from src.records.folder import PICTURES
 from src.serving import open_model
@@ -96,8 +95,8 @@ def as_text(prediction):
 
 def as_json(prediction):
     if prediction.error:
-        return json.dumps({'file': str(prediction.path), 'error': prediction.error})
-    return json.dumps({'file': str(prediction.path), 'top': [
+        return files.as_json({'file': str(prediction.path), 'error': prediction.error})
+    return files.as_json({'file': str(prediction.path), 'top': [
         {'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in prediction.top]})
 
 
@@ -182,7 +181,7 @@ def main(argv=None):
     if not good:
         raise InputError(f'{source}: no image that can be read')
     skipped = f', {len(paths) - good} skipped' if good < len(paths) else ''
-    summary = f'{good} image{"s" * (good > 1)}{skipped}, {len(paths) / seconds:.1f} images/s, decoding included'
+    summary = f'{counted(good, "image")}{skipped}, {len(paths) / seconds:.1f} images/s, decoding included'
     with reading:
         print(summary, file=sys.stderr if args.json else sys.stdout)
     if args.html:

@@ -9,7 +9,6 @@ https://www.hiascend.com/document/detail/zh/CANNCommunityEdition/850alpha002/hcc
 also as MindCluster writes it (hccl.json) for the containers of a job:
 https://www.hiascend.com/document/detail/en/mindcluster/730/clustersched/schedulingug/mxdlug_appendices_009.html
 """
-import argparse
 import dataclasses
 import ipaddress
 import json
@@ -20,7 +19,7 @@ import sys
 import time
 
 from src import environment, files
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 
 SIZE_LIMIT = 1 << 20  # bytes; 1024 devices take about 100 KB
 PATIENCE = 300  # seconds for all containers of a job to start, as in MindCluster's own start scripts
@@ -370,7 +369,7 @@ def _write(path, text):
 
 @entry_point
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m src.rank_table", description="make, check rank tables")
+    parser = Parser(prog="python -m src.rank_table", description="make, check rank tables")
     commands = parser.add_subparsers(dest="command", required=True)
     maker = commands.add_parser("make", help="table of this server's devices")
     maker.add_argument("--devices", type=int, required=True, help="number of devices")

@@ -2,11 +2,10 @@
 
     python -m src.scaling --devices N [--batch_size B] [--cores_per_server N] [--images_per_core N] [--storage GB/s] ...
 """
-import argparse
 import math
 from collections import namedtuple
 
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 from src.optimizer import scaled_rate
 
 WEIGHTS = 42_648_232  # trained float32 weights with 1000 classes, no auxiliary classifier
@@ -118,14 +117,9 @@ def report(devices, **options):
     return '\n'.join(f'{name:<12}{text}' for name, text in rows)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f'{message}; --help lists the options')
-
-
 @entry_point
 def main(arguments=None):
-    parser = _Parser(prog='python -m src.scaling', description='what limits the training on N Ascend 910s, on paper')
+    parser = Parser(prog='python -m src.scaling', description='what limits the training on N Ascend 910s, on paper')
     parser.add_argument('--devices', type=int, required=True, help='1, 2, 4, or a multiple of 8 up to 4096')
     for name, default, text in OPTIONS:
         parser.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default: {default:g})')

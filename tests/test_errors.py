@@ -1,10 +1,13 @@
 """How the entry points end: one line, a status, and no complaint about a standard output that is closed or full."""
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from src.errors import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALING = '"$PYTHON" -m src.scaling --devices'
@@ -44,3 +47,20 @@ def test_other_errors_of_the_system_are_shown_whole():
     code = 'from src.errors import entry_point\nentry_point(lambda: open("/none"))()'
     status, _, err = shell(f"\"$PYTHON\" -c '{code}'")
     assert status == 1 and err.startswith('Traceback') and 'FileNotFoundError' in err
+
+
+@pytest.mark.parametrize('module', ['launch', 'predict', 'rank_table', 'records.check', 'records.convert', 'records.demo',
+                                    'scaling', 'weights.__main__'])
+@pytest.mark.parametrize('arguments', [['--nonsense'], []])
+def test_unusable_arguments_of_every_tool(module, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [module, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f'src.{module}').main()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.startswith('error: ') and err.endswith('; --help lists the options\n')
+    assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize('number, text', [(0, '0 images'), (1, '1 image'), (2, '2 images')])
+def test_counted(number, text):
+    assert counted(number, 'image') == text

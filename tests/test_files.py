@@ -1,6 +1,8 @@
 """What is written is whole or not there, under the umask, and nobody else can choose where it goes."""
 import errno
+import json
 import os
+import re
 import stat
 
 import numpy as np
@@ -104,6 +106,16 @@ def test_content_is_synced_before_the_name_and_the_name_after(tmp_path, monkeypa
         a.write_text('a')
         b.write_text('b')
     assert done == [str(b), f'name {tmp_path / "b"}', str(tmp_path), str(a), f'name {tmp_path / "a"}', str(tmp_path)]
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('photo.jpg', 'photo.jpg'), ('ü😀.jpg', 'ü😀.jpg'), (os.fsdecode(b'a\xff.jpg'), 'a\\udcff.jpg'), ('\\udcff', '\\udcff'),
+    (os.fsdecode('ü😀'.encode('latin-1', 'ignore') + b'\n"'), '\\udcfc\n"')])
+def test_any_name_in_json(name, expected):
+    """ASCII, and no half of a surrogate pair, which Python alone takes."""
+    text = files.as_json({'file': [name]}, 1)
+    assert text.isascii() and not re.search(r'(?<!\\)(\\\\)*\\ud[c-f]', text.replace('\\ud83d\\ude00', ''))
+    assert json.loads(text) == {'file': [expected]} and json.loads(text)['file'][0].encode()
 
 
 def test_a_pipe_is_not_replaced(tmp_path):

@@ -474,7 +474,7 @@ def test_ascend_document(tmp_path):
         "train.py", "src/monitor.py", "src/runtime.py", "src/launch.py", "src/supervisor.py", "src/rank_table.py"))
     for message in ("compiling the training graph: seconds to minutes in which nothing moves", "nothing to report",
                     "time to the first ", ", compilation included: ", " training images, labels from ",
-                    "failed first: ", " ranks, {target}; logs in ", " passed on; ", " images/s; checkpoints in ",
+                    "failed first: ", " ranks, {target}; logs in ", " passed on; ", " images/s", "; checkpoints in ",
                     " (auto: MindSpore sees no NPU)", " steps in sinks of ", " servers of the rank table (",
                     " have an address of ", " at step "):
         assert message in source, message

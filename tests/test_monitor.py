@@ -70,6 +70,15 @@ def test_lines_of_sinks(monitor, sink, expected):
     assert monitor.images == 0 and monitor.all_images == (100 - sink) * 8  # the first sink holds the compilation
 
 
+def test_speed_of_the_compilation_alone_is_not_told(monitor):
+    run = Run([monitor])
+    assert monitor.fps is None
+    run.step(20)
+    assert re.fullmatch(r'step: 20 epoch: 2.0 FPS: - loss: 2.000 .*', monitor.lines[-1]) and monitor.fps is None
+    run.step(20)
+    assert 'FPS: -' not in monitor.lines[-1] and monitor.fps > 0
+
+
 def test_time_of_other_work_is_not_in_fps(monitor):
     clock = [0.0]
     monitor_time = SimpleNamespace(perf_counter=lambda: clock[0])

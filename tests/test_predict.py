@@ -94,6 +94,14 @@ def test_bad_pictures_as_text(pictures, capsys):
     assert '11 images, 3 skipped' in found.out and 'skipped\n' not in found.out
 
 
+def test_name_that_is_not_utf8(tmp_path, capsys):
+    """Programs that take no half surrogate pairs can read the lines."""
+    path = tmp_path / os.fsdecode(b'\xfc.png')
+    Image.new('RGB', (90, 90)).save(path)
+    line = run(capsys, path, '--json').out
+    assert json.loads(line)['file'] == f'{tmp_path}/\\udcfc.png' and json.loads(line)['file'].encode()
+
+
 def test_without_names(pictures, model, capsys):
     model['class_names'] = None
     assert '%  class 2\n' in run(capsys, pictures / '05.jpg').out

@@ -288,8 +288,8 @@ def test_kept_and_refused(sets, tmp_path):
 def test_convert_errors(sets, tmp_path):
     src, new = sets / "folder", tmp_path / "new"
     good = {"src": src, "dst": new, "layout": "tfrecord", "shards": 1}
-    for change, part in [({"shards": 0}, "0 shards for the 21 train"), ({"layout": "zip"}, "format is 'zip'"),
-                         ({"shards": 7}, "the 6 validation pictures; give --shards 1 to 6"),
+    for change, part in [({"shards": 0}, "0 shards for 21 train pictures"), ({"layout": "zip"}, "format is 'zip'"),
+                         ({"shards": 7}, "7 shards for 6 validation pictures; give --shards 1 to 6"),
                          ({"seed": -1}, "seed is -1"), ({"workers": 0}, "workers is 0"),
                          ({"dst": src}, "are both"), ({"src": new}, "No such file")]:
         assert part in message(convert, **{**good, **change})
@@ -437,16 +437,16 @@ def test_check_labels(tmp_path):
     (tmp_path / "labels.txt").write_text("1:a\n2:b\n3:c\n")
     second = list(tfrecord.walk(str(tmp_path / "train-00000-of-00001")))[1].byte
     found = check(tmp_path, 1)["findings"]
-    assert [one["detail"] for one in found["label"]] == ["label -1 of 1 pictures in train is negative",
-                                                        "label 4 of 1 pictures in validation is not in labels.txt"]
+    assert [one["detail"] for one in found["label"]] == ["label -1 of 1 picture in train is negative",
+                                                        "label 4 of 1 picture in validation is not in labels.txt"]
     assert [one["where"].partition(", byte")[0] for one in found["label"]] == [
         "train-00000-of-00001, record 2", "validation-00000-of-00001, record 1"]
     assert found["leaked"] == [{"where": "validation-00000-of-00001, record 0, byte 0",
                                 "detail": f"same bytes as train-00000-of-00001, record 1, byte {second}"}]
     (tmp_path / "labels.txt").unlink()
-    assert "label 4 of 1 pictures in validation has no training picture" in str(check(tmp_path, 1)["findings"]["label"])
+    assert "label 4 of 1 picture in validation has no training picture" in str(check(tmp_path, 1)["findings"]["label"])
     tfrecord.write_shards(str(tmp_path), "train", [(jpeg(1), 0, ""), (jpeg(2), 2 ** 40, "")], 1)
-    assert "label 1099511627776 of 1 pictures in train would make 1099511627777 classes" in str(
+    assert "label 1099511627776 of 1 picture in train would make 1099511627777 classes" in str(
         check(tmp_path, 1)["findings"]["label"])
 
 
@@ -501,8 +501,8 @@ def test_fix(odd, tmp_path, layout):
     run = cli("convert", *call, "--fix")
     assert run.returncode == 0, run.stderr
     assert all(part in run.stdout for part in (
-        "train, 13 pictures in 2 shards", "3 pictures left out", "4 pictures are CMYK or no JPEG, re-encoded",
-        "1 pictures turned upright as their EXIF orientation says, re-encoded")), run.stdout
+        "train, 13 pictures in 2 shards", "3 pictures left out", "4 pictures, CMYK or no JPEG, re-encoded",
+        "1 picture turned upright as their EXIF orientation says, re-encoded")), run.stdout
     assert run.stderr.count("left out: ") == 3 and "empty.jpg: no bytes" in run.stderr
     records = open_records(dst, "train")
     pictures = {records.read(i) for i in range(13)}

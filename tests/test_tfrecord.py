@@ -227,7 +227,7 @@ def test_data_dir(tmp_path):
 
 def test_write_shards_leaves_nothing_half_done(tmp_path):
     for shards in (0, 2):
-        assert f"{shards} train shards for 1 pictures; give 1 to 1" in message(
+        assert f" train shard{'s' * (shards != 1)} for 1 picture; give 1 to 1" in message(
             write_shards, str(tmp_path), "train", [(b"a", 1, "a")], shards)
     with pytest.raises(AttributeError):
         write_shards(str(tmp_path), "train", [(b"a", 1, "a"), (b"a", 1, None)], 2)

@@ -9,7 +9,6 @@ photos.
 import argparse
 import collections
 import hashlib
-import json
 import os
 import re
 import struct
@@ -18,7 +17,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, counted, entry_point
+from src.files import as_json
 from src.records import SPLITS, find_format, mindrecord, open_records, read_labels, splits, tfrecord
 from src.records.crc import crc32c, mask
 from src.records.picture import examine
@@ -215,7 +215,7 @@ def _check_labels(parts, summary, names, report):
             if reason:
                 part = next(part for part in parts if part.split == split and label in part.label)
                 report("label", part.where(int(np.argmax(part.label == label))),
-                       f"label {label} of {count} pictures in {split} {reason}")
+                       f"label {label} of {counted(count, 'picture')} in {split} {reason}")
 
 
 def _range(counts, noun):
@@ -241,21 +241,21 @@ def _print(result):
             print(f"  {one['where']}: {one['detail']}")
         if len(found) > _SHOWN:
             print(f"  and {len(found) - _SHOWN} more (--json lists all)")
-    print(f"{result['problems']} problems")
+    print(counted(result["problems"], "problem"))
 
 
 @entry_point
 @interruptible
 def main():
-    parser = argparse.ArgumentParser(prog="python -m src.records.check", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m src.records.check", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", metavar="DIR", help="TFRecord or MindRecord shards, or folders")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--workers", type=int, help="processes (default: as many as cores)")
     args = parser.parse_args()
     result = check(args.directory, args.workers, progress=True)
     if args.json:
-        print(json.dumps(result, indent=1))
+        print(as_json(result, 1))
     else:
         _print(result)
     sys.exit(1 if result["problems"] else 0)

@@ -19,7 +19,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, counted, entry_point
 from src.files import move
 from src.records import FORMATS, SPLITS, find_format, mindrecord, open_records, splits, tfrecord
 from src.records.picture import TO_FIX, UNREADABLE, examine, rgb_jpeg
@@ -143,7 +143,7 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
         if found.left_out:
             print("left out:", found.left_out, file=sys.stderr)
         if not 1 <= shards <= min(len(found), 99999):
-            raise InputError(f"{shards} shards for the {len(found)} {split} pictures; "
+            raise InputError(f"{counted(shards, 'shard')} for {counted(len(found), split + ' picture')}; "
                              f"give --shards 1 to {min(len(found), 99999)}")
     names = next(iter(records.values())).class_names
     shift = int(source == "folder" and layout == "tfrecord" and names[0] != "background")
@@ -174,7 +174,7 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
         for text in unreadable:
             print("left out:" if fix else "bad:", text, file=sys.stderr)
         if not fix:
-            raise InputError(f"{len(unreadable)} pictures cannot be decoded, the first is {unreadable[0]}; "
+            raise InputError(f"{counted(len(unreadable), 'picture')} cannot be decoded, the first is {unreadable[0]}; "
                              "replace them, or leave them out with --fix")
     return done
 
@@ -205,8 +205,8 @@ def _run(job, settings, done, workers, progress):
 @entry_point
 @interruptible
 def main():
-    parser = argparse.ArgumentParser(prog="python -m src.records.convert", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m src.records.convert", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", required=True, help="data set: TFRecord or MindRecord shards, or folders")
     parser.add_argument("--dst", required=True, help="where the shards go")
     parser.add_argument("--format", required=True, choices=FORMATS[:2])
@@ -223,13 +223,13 @@ def main():
         entries = [entry for name, entry in done.items() if name.startswith(split)]
         if entries:
             count = sum(entry["pictures"] - len(entry["unreadable"]) for entry in entries)
-            print(f"{args.dst}: {split}, {count} pictures in {len(entries)} shards")
+            print(f"{args.dst}: {split}, {counted(count, 'picture')} in {counted(len(entries), 'shard')}")
     if fixed:
-        print(f"{fixed} pictures are CMYK or no JPEG" + (", re-encoded" if args.fix else ": see --fix"))
+        print(f"{counted(fixed, 'picture')}, CMYK or no JPEG" + (", re-encoded" if args.fix else ": see --fix"))
     if turned := sum(entry.get("turned", 0) for entry in done.values()):
-        print(f"{turned} pictures turned upright as their EXIF orientation says, re-encoded")
+        print(f"{counted(turned, 'picture')} turned upright as their EXIF orientation says, re-encoded")
     if lost:
-        print(f"{lost} pictures left out, listed above")
+        print(f"{counted(lost, 'picture')} left out, listed above")
 
 
 if __name__ == "__main__":

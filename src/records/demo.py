@@ -8,7 +8,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 from src.records.tfrecord import write_shards
 
 # One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,
@@ -123,8 +123,8 @@ def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_sha
 
 @entry_point
 def main():
-    parser = argparse.ArgumentParser(prog="python -m src.records.demo", description=__doc__.partition(":")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m src.records.demo", description=__doc__.partition(":")[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("directory", metavar="DIR", help="where the shards go")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same bytes")
     parser.add_argument("--train_per_class", type=int, default=60, help="training pictures per class")

@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple
 
 from src import files
-from src.errors import InputError
+from src.errors import InputError, counted
 from src.records.crc import crc32c, length_crc, mask
 from src.records.index import index_files
 
@@ -263,7 +263,7 @@ def write_shards(directory, split, examples, num_shards):
     """
     examples = list(examples)
     if not 1 <= num_shards <= min(len(examples), 99999):
-        raise InputError(f"{num_shards} {split} shards for {len(examples)} pictures; "
+        raise InputError(f"{counted(num_shards, split + ' shard')} for {counted(len(examples), 'picture')}; "
                          f"give 1 to {min(len(examples), 99999)} shards")
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, f"{split}-{n:05d}-of-{num_shards:05d}") for n in range(num_shards)]

@@ -9,17 +9,12 @@ import os
 
 import numpy as np
 
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 from src.optimizer import REFERENCE_BATCH
 from src.preprocess import recorded_preprocessing
 from src.weights import tf_checkpoint, torch_file
 from src.weights.convert import OURS, convert, load_tensors, network_of
 from src.weights.names import names_in, to_tf_slim
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(f'{message}; --help lists the options')
 
 
 def check_forward(parameters, config):
@@ -92,8 +87,8 @@ def export_weights(path, out, layout):
 
 @entry_point
 def main(arguments=None):
-    parser = _Parser(prog='python -m src.weights', description=__doc__,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='python -m src.weights', description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('import', help='foreign weights to a checkpoint of this project')
     command.add_argument('file', help='TensorFlow checkpoint (V1 file, V2 prefix), safetensors, .pth or .ckpt')

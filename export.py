@@ -19,7 +19,7 @@ def main(argv=None):
         raise InputError('aipp and input uint8 would both scale the pixels; use --input float with --aipp')
     if config.aipp and not config.ckpt_path:
         write_aipp(config.aipp, PREPROCESSING, config.image_size)
-        return print(f'{config.aipp}: scaling of the default preprocessing for pictures of {config.image_size} x '
+        return print(f'{config.aipp}: scaling of the default preprocessing for images of {config.image_size} x '
                      f'{config.image_size} pixels')
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE')
@@ -57,8 +57,8 @@ def describe(path, report):
     return (f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output '
             + ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
             + f'\ndeviation of {found["measured_on"]} from the checkpoint\'s network: {found["random"]:.1e} for random '
-            f'pixels, {found["drawn"]:.1e} for drawn pictures (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it in '
-            f'{path.with_suffix(".json")}')
+            f'pixels, {found["drawn"]:.1e} for drawn images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it '
+            f'in {path.with_suffix(".json")}')
 
 
 def _shape(shape):

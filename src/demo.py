@@ -1,4 +1,4 @@
-"""The demo: make pictures, train, evaluate and export with the project's own entry points, and show what came out.
+"""The demo: make images, train, evaluate and export with the project's own entry points, and show what came out.
 
 `python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; further options go to train.py.
 """
@@ -39,10 +39,10 @@ def main():
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
     log = (output / 'training' / config.log_name).read_text()
     trained_in = re.findall(r'trained (.*); checkpoints in', log)[-1]
-    rows = [('pictures', f'{data} (10 classes, seed {config.seed})'),
+    rows = [('images', f'{data} (10 classes, seed {config.seed})'),
             ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
             ('checkpoint', trained),
-            ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out pictures'),
+            ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
             ('MINDIR', output / 'inceptionv4.mindir'),
             ('wall time', f'{time.time() - start:.0f} s')]
     print()

@@ -19,7 +19,7 @@ Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
 class EvaluationStep(nn.Cell):
     """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): right in the first, in the first five, loss, images.
 
-    All four are sums over the pictures whose label is not -1.
+    All four are sums over the images whose label is not -1.
     """
 
     def __init__(self, network, preprocessing=PREPROCESSING):
@@ -58,7 +58,7 @@ def evaluate(step, dataset, expected, world=1, asked_to_stop=lambda: False):
     """Run `step` (an `EvaluationStep`) over `dataset` and reduce over the ranks; None if `asked_to_stop()` came true on
     one of them.
 
-    Raises InputError when the pictures counted are not the `expected` number of records.
+    Raises InputError when the images counted are not the `expected` number of records.
     """
     step.set_train(False)
     sums, stopped = np.zeros(4), False

@@ -78,7 +78,7 @@ SUFFIXES = tuple(f'.{name.lower()}' for name in WRITERS)
 
 
 def sample_pictures(size, preprocessing, count=2):
-    """`count` pictures of random pixels and as many drawn ones, uint8 (2 count, size, size, 3)."""
+    """`count` images of random pixels and as many drawn ones, uint8 (2 count, size, size, 3)."""
     rng = np.random.default_rng(0)
     drawn = []
     for words in list(demo.CLASSES.values())[:count]:
@@ -121,7 +121,7 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
     """Write `network` (in evaluation mode, never exported before: MindSpore keeps the first graph of a cell) to `path`,
     and what a server must know to the JSON file beside it: the arguments, shapes, `about` (dict) and the deviation.
 
-    The file is loaded by its own runtime and must give what the network gives, for pictures of random pixels and drawn
+    The file is loaded by its own runtime and must give what the network gives, for images of random pixels and drawn
     ones, within the bound of the precision `computed_in` (of `BOUNDS`; below float32 the likeliest class must be the same
     too); only then do both files get their names. AIR has no runtime but the NPU's after atc: there the graph is compared
     before it is written. `network` is changed by it.

@@ -23,7 +23,7 @@ from src.serving import open_model
 BATCH = 8
 THUMBNAIL = 240  # pixels, longer side
 
-# `top`: [(class number, label, probability)], best first; for a picture that cannot be read, None and the `error`.
+# `top`: [(class number, label, probability)], best first; for an image that cannot be read, None and the `error`.
 Prediction = namedtuple('Prediction', 'path top error thumbnail')
 
 
@@ -41,7 +41,7 @@ def find_pictures(path):
 
 
 def load(paths, size, preprocessing, thumbnails=False):
-    """For each path the picture, uint8 (size, size, 3), or what is wrong with it, and a small JPEG (bytes or None)."""
+    """For each path the image, uint8 (size, size, 3), or what is wrong with it, and a small JPEG (bytes or None)."""
     loaded = []
     for path in paths:
         try:

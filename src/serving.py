@@ -1,4 +1,4 @@
-"""A checkpoint or an exported file as one function from pictures to probabilities."""
+"""A checkpoint or an exported file as one function from images to probabilities."""
 import importlib.util
 import json
 import os
@@ -28,7 +28,7 @@ class Served(nn.Cell):
     """`network` with what a server would otherwise do around it.
 
     Args:
-        input_type (str): `float`: float32 (N, 3, H, W), scaled; `uint8`: pictures (N, H, W, 3), scaled in the graph.
+        input_type (str): `float`: float32 (N, 3, H, W), scaled; `uint8`: images (N, H, W, 3), scaled in the graph.
         output (str): `logits` or `softmax`: float32 (N, classes); `top5`: the five highest probabilities, float32 (N, 5),
             best first, and their class numbers, int32 (N, 5).
     """
@@ -51,7 +51,7 @@ class Served(nn.Cell):
 
 
 def host_scale(pictures, preprocessing):
-    """Pictures uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
+    """Images uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
     return scale(Tensor(pictures.transpose(0, 3, 1, 2).astype(np.float32)), preprocessing).asnumpy()
 
 

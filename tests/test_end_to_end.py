@@ -208,10 +208,10 @@ def test_transfer_learning(data, tmp_path):
 
 
 def check_demo(out, folder, megabytes):
-    for name in ('pictures', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time'):
+    for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time'):
         assert re.search(rf'^{name} +\S', out, re.M), name
     assert (folder / 'inceptionv4.mindir').stat().st_size > megabytes * 1e6
-    assert '200 held-out pictures' in out
+    assert '200 held-out images' in out
 
 
 def test_demo_path(tmp_path):
@@ -225,7 +225,7 @@ def test_demo_path(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [1, 2, 3])
 def test_demo_learns(seed, tmp_path):
-    """The whole demo with its own settings: at least 90 % top-1 on the held-out pictures."""
+    """The whole demo with its own settings: at least 90 % top-1 on the held-out images."""
     status, out, err = run('scripts/run_demo.sh', tmp_path / 'out', '--seed', seed, cwd=tmp_path, timeout=1200)
     assert status == 0, err
     result, = json.loads((tmp_path / 'out/training/evaluation.json').read_text())

@@ -144,7 +144,7 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
     assert 'loss_scale (): left out: not part of the network' in text and 'use --drop_background' in text
     assert len([line for line in text.splitlines() if ': loaded' in line or ': left out' in line]) == len(slim) + len(
         slots) + 2
-    assert 'logits of a random picture: finite' in text
+    assert 'logits of a random image: finite' in text
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
     assert info['config']['num_classes'] == 1001 and info['config']['label_offset'] == '0' and info['step'] == 0

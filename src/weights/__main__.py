@@ -18,7 +18,7 @@ from src.weights.names import names_in, to_tf_slim
 
 
 def check_forward(parameters, config):
-    """Smallest and largest logit of a random picture; InputError if one is not finite."""
+    """Smallest and largest logit of a random image; InputError if one is not finite."""
     from mindspore import Tensor
 
     from src import checkpoint
@@ -57,7 +57,7 @@ def import_weights(path, out, drop_background=False, slots=False):
     print(f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'
           f'network: {", ".join(f"{name} {value}" for name, value in found.config.items())}\n'
           f'preprocessing: {", ".join(f"{name} {value}" for name, value in found.preprocessing._asdict().items())}\n'
-          f'logits of a random picture: finite, {lowest:.3g} to {highest:.3g}\n{out}: written')
+          f'logits of a random image: finite, {lowest:.3g} to {highest:.3g}\n{out}: written')
 
 
 def export_weights(path, out, layout):

@@ -1,4 +1,5 @@
 """Train InceptionV4: `python train.py --data_dir DIR [--option value ...]`; default_config.yaml lists the options."""
+import secrets
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,27 +25,30 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     config = configuration.load(argv)
     if config.mode == 'evaluate':
-        run, _, checkpoints_in, log = set_up(config)
+        run, _, checkpoints_in, _, log = set_up(config)
         return evaluate_path(argv, run, config.eval_dir or checkpoints_in, log)
     with Interruption() as interruption:  # before MindSpore has threads
         train(config, interruption)
 
 
 def set_up(config):
-    """(Runtime, this rank's directory, rank 0's, which has the checkpoints, log) of the run that `config` describes."""
+    """(Runtime, this rank's directory, rank 0's, which has the checkpoints, rank 0's `resume.Claim` to it where there is a
+    training, log) of the run that `config` describes."""
     run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
                         config.jit_level)
     directory = Path('results', f'{run.world}p', str(run.rank if run.world > 1 else run.device_id), config.log_dir)
     checkpoints_in = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
+    claim = None if config.mode == 'evaluate' else resume.on_rank_0(
+        run, resume.claim, directory, config.resume, config.overwrite, config.log_name)
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())
-    return run, directory, checkpoints_in, log
+    return run, directory, checkpoints_in, claim, log
 
 
 def train(config, interruption):
     """The training that `config` (EasyDict) describes."""
-    run, directory, checkpoints_in, log = set_up(config)
+    run, directory, checkpoints_in, claim, log = set_up(config)
     for line in configuration.idle_options(config):
         log(line)
 
@@ -66,14 +70,16 @@ def train(config, interruption):
         f'{batch_size} images x {run.world} an epoch; {steps} steps')
 
     # A training to go on with; rank 0 has the checkpoints
-    start, found = 0, resume.find(config.resume, directory, log) if run.rank == 0 else None
+    start, training = 0, secrets.randbits(40) if run.rank == 0 else 0
+    found = resume.on_rank_0(run, resume.continued, config.resume, directory, effective, fingerprint,
+                             config.resume_override, log)
     if found:
         path, parameters, info = found
-        resume.check(path, info, effective, fingerprint, config.resume_override, log)
         start = resume.first_step(info, steps_per_epoch, batch_size * run.world)
+        training = int(info.get('training', '0'), 16) or training
         log(f'{path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, here '
             f'step {start} of {steps} on {run.world} device(s)')
-    start = resume.agreed(start, run.world)
+    start, training = resume.agreed([start, training], run.world)
     if start >= steps:
         return log(f'nothing is left to train: {start} of {steps} steps are done')
 
@@ -124,9 +130,10 @@ def train(config, interruption):
     if run.rank == 0:
         configuration.save(effective, directory / 'config.yaml')
         about = {'config': effective, 'data': fingerprint, 'preprocessing': PREPROCESSING._asdict(),
-                 'class_names': records.class_names and records.class_names[:classes + offset]}
+                 'class_names': records.class_names and records.class_names[:classes + offset],
+                 'training': f'{training:x}'}
         saved = Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step, about,
-                            config.keep_checkpoint_max)
+                            config.keep_checkpoint_max, claim.replaced)
         callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)

@@ -1,4 +1,5 @@
 """Checkpoints: write, list, read."""
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,8 @@ BEST = f'{PREFIX}-best.ckpt'
 FORMAT_VERSION = 2
 AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
 CLASSIFIERS = ('logits.', 'aux_logits.')
-INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source')
+INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source',
+        'training')
 JSON_INFO = {'config', 'preprocessing', 'class_names'}
 
 
@@ -90,22 +92,34 @@ def _link_or_copy(source, target):
         shutil.copyfile(source, target)
 
 
-def prune(directory, keep):
-    """Remove all but the `keep` newest checkpoints; call after the newest is written."""
-    # Newest by time, not by step: the directory may hold a longer training's from before.
-    for path in by_age(directory)[:-keep]:
-        path.unlink(missing_ok=True)
+def written_by(directory, training):
+    """Numbered checkpoints of `directory` that the training with this id, or one that it went on from, wrote; oldest first."""
+    found = []
+    for path in by_age(directory):
+        with contextlib.suppress(OSError, ValueError, TypeError, IndexError):  # a damaged one belongs to nobody
+            if checkpoint_file.read_text(path, 'training') == training:
+                found.append(path)
+    return found
 
 
 def remove_unfinished(directory):
-    """Remove what a process that was killed while saving left behind."""
+    """Remove what processes that were killed while saving left behind; call only where no other one can be saving."""
     for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`
-        shutil.rmtree(path, ignore_errors=True)
+        # Another rank of a training before may still be ending; a name with our number is of a process that had it before.
+        if not any(Path('/proc', part).exists() for part in path.name.split('.')
+                   if part.isdigit() and part != str(os.getpid())):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def by_age(directory):
     """Numbered checkpoints of `directory`, oldest first."""
     return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: p.stat().st_mtime_ns)
+
+
+def of_training(directory):
+    """All checkpoints of `directory`, the best one first and then the numbered ones, oldest first."""
+    best = Path(directory, BEST)
+    return [*([best] if best.exists() else []), *by_age(directory)]
 
 
 def find(path):

@@ -4,6 +4,7 @@ of the tensor's shape without comparing the two, so that a file can write over o
 A file is a protocol buffer of values (field 1): a name (1) and a tensor (2) of dimensions (1), type (2), content (3).
 """
 import math
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,29 @@ def read(path):
 
     OSError if it cannot be read; ValueError, TypeError or IndexError if it is damaged or no such file.
     """
-    data, pieces = memoryview(Path(path).read_bytes()), {}
-    if data[-17:-10] == CRC:
-        data = data[:-17]
-    for number, value in message_fields(data):
-        value = dict(message_fields(value)) if number == 1 else {}
-        if 1 not in value or 2 not in value:
-            raise ValueError('it holds more than names and tensors')
+    pieces = {}
+    for name, tensor in _pieces(memoryview(Path(path).read_bytes())):
         # A large tensor comes in several pieces, each with the shape of the whole.
-        pieces.setdefault(str(value[1], 'utf-8'), []).append(value[2])
+        pieces.setdefault(name, []).append(tensor)
     if not pieces:
         raise ValueError('it holds no tensor')
     return {name: _value(name, tensors) for name, tensors in pieces.items()}
+
+
+def read_text(path, name):
+    """The str `name` of the file `path`, None if it has none; as `read`, but of the rest it looks at the names only."""
+    with open(path, 'rb') as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return next((_value(name, [tensor]) for found, tensor in _pieces(data) if found == name), None)
+
+
+def _pieces(data):
+    """Yield (name, tensor) of a file's content."""
+    for number, value in message_fields(data[:-17] if data[-17:-10] == CRC else data):
+        value = dict(message_fields(value)) if number == 1 else {}
+        if 1 not in value or 2 not in value:
+            raise ValueError('it holds more than names and tensors')
+        yield str(value[1], 'utf-8'), value[2]
 
 
 def _value(name, tensors):

@@ -32,7 +32,7 @@ def main():
     start = time.time()
     data = demo.make(output / 'data', seed=config.seed)
     run('train.py', '--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training',
-        *arguments)
+        *([] if config.resume else ['--overwrite', 'true']), *arguments)
     trained = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
     run('eval.py', '--ckpt_path', trained, '--data_dir', data)
     run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')

@@ -7,17 +7,24 @@ import os
 import re
 import signal
 import sys
+import time
 
 
 class InputError(Exception):
     """Unusable input; the message names the offending value and the remedy, in one line."""
     exit_status = 2
     prefix = 'error: '
+    wait = 0
 
 
 class TrainingError(InputError):
     """Training cannot go on (for example a loss that is not finite)."""
     exit_status = 3
+
+
+class ElsewhereError(InputError):
+    """Another rank has ended the training; this one ends a little later, so that the launcher names the other first."""
+    wait = 2  # seconds
 
 
 class Interrupted(InputError):
@@ -38,10 +45,11 @@ def entry_point(main):
     """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
     @functools.wraps(main)
     def run(*args):
+        wait = 0
         try:
             return _with_output(main, *args)
         except InputError as error:
-            message, status, prefix = str(error), error.exit_status, error.prefix
+            message, status, prefix, wait = str(error), error.exit_status, error.prefix, error.wait
         except KeyboardInterrupt:
             message, status, prefix = 'interrupted', 130, ''
         except RuntimeError as error:  # MindSpore wraps what its data workers raise in its own report
@@ -52,6 +60,7 @@ def entry_point(main):
         with contextlib.suppress(OSError):
             print(prefix + ' '.join(message.split()), file=sys.stderr)
         _give_up_output()
+        time.sleep(wait)
         sys.exit(status)
     return run
 

@@ -161,16 +161,17 @@ class _Every(Callback):
 
 
 class Checkpoints(_Every):
-    """Saves `cell` to `directory` and keeps the `keep` newest; `info` (dict) goes into each (see `checkpoint.INFO`).
+    """Saves `cell` to `directory` and keeps the `keep` newest of this training; `info` (dict) goes into each (see
+    `checkpoint.INFO`). The files `replaced`, of a training before, are removed once the first is written.
 
     Where a checkpoint cannot be written, training goes on without it and tries again.
     """
 
-    def __init__(self, monitor, every, directory, cell, info, keep):
+    def __init__(self, monitor, every, directory, cell, info, keep, replaced=()):
         super().__init__(monitor, every)
-        self.directory, self.cell, self.info, self.keep = directory, cell, info, keep
+        self.directory, self.cell, self.info, self.keep, self.replaced = directory, cell, info, keep, replaced
         self.path, self.saved, self.missed = None, monitor.start, False
-        checkpoint.remove_unfinished(directory)
+        self.written = checkpoint.written_by(directory, info['training']) if 'training' in info else []
 
     def on_train_step_end(self, run_context):
         if self.missed and self._free() > self._needed():
@@ -205,7 +206,11 @@ class Checkpoints(_Every):
             self.missed = True
             return None
         self.saved, self.missed = step, False
-        checkpoint.prune(self.directory, self.keep)
+        # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
+        self.written = [path for path in self.written if path != self.path] + [self.path]
+        for path in [*self.written[:-self.keep], *(path for path in self.replaced if path != self.path)]:
+            path.unlink(missing_ok=True)
+        self.written, self.replaced = self.written[-self.keep:], ()
         return self.path
 
 

@@ -1,17 +1,58 @@
-"""Going on with a training where its checkpoint ends."""
+"""Going on with a training where its checkpoint ends, and never by accident over another one."""
+from collections import namedtuple
 from pathlib import Path
 
 import mindspore as ms
 from mindspore import Tensor
 
-from src import checkpoint, collective
+from src import checkpoint, collective, lock
 from src.config import differences
-from src.errors import InputError
+from src.errors import ElsewhereError, InputError
 
 # A training may go on with other values of these: they say where the records are and how fast they come.
 FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
 OPTIMIZER_STATE = ('moment', 'mean_square')
 SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
+WAIT = 30  # seconds for another training in the directory to end
+# Of a training: the lock of its directory, held for as long as this exists, and the files of another one that go with its
+# first checkpoint.
+Claim = namedtuple('Claim', 'lock replaced')
+
+
+def claim(directory, option, overwrite, log_name, say=print):
+    """Make `directory` (Path) this training's own; a `Claim`.
+
+    InputError where another training is running in it, or where its checkpoints are neither what `option` (of `resume`)
+    goes on from nor to be replaced (`overwrite`). The log of a training that is replaced becomes <log_name>.1.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{directory}: cannot be made ({error.strerror}); choose another --log_dir') from None
+    held = lock.hold(directory, WAIT, say)
+    if held:
+        checkpoint.remove_unfinished(directory)
+    there, place = checkpoint.of_training(directory), Path(option).resolve()
+    here = option == 'auto' or option and directory.resolve() in (place, place.parent)
+    if here and overwrite:
+        raise InputError(f'resume {option} goes on with the training in {directory}, overwrite true replaces it: give one')
+    if there and not here and not overwrite:
+        raise InputError(f'{directory} holds the checkpoints of a training ({", ".join(path.name for path in there)}); go on '
+                         'with it by --resume auto, choose another --log_dir, or replace it by --overwrite true, which removes '
+                         'them as soon as the first new checkpoint is written')
+    if not overwrite:
+        return Claim(held, [])
+    if there and (directory / log_name).exists():
+        (directory / log_name).replace(directory / f'{log_name}.1')
+    return Claim(held, [*there, *directory.glob(Path(checkpoint.BEST).with_suffix('.json').name)])
+
+
+def continued(option, directory, config, data, override, log):
+    """What `find` gives, after `check`."""
+    found = find(option, directory, log)
+    if found:
+        check(found[0], found[2], config, data, override, log)
+    return found
 
 
 def find(option, directory, log):
@@ -25,7 +66,7 @@ def find(option, directory, log):
     place = Path(directory if option == 'auto' else option)
     if place.is_file():
         return place, *_load(place)
-    for path in reversed(checkpoint.by_age(place)):
+    for path in reversed(checkpoint.of_training(place)):
         try:
             return path, *_load(path)
         except InputError as error:
@@ -83,10 +124,26 @@ def load(step, path, parameters, start, override=False, loss_scale='dynamic'):
     step.optimizer.global_step.set_data(Tensor([start], ms.int32))
 
 
-def agreed(start, world):
-    """`start` of rank 0, which alone has the checkpoints, on every rank; call where the others give 0."""
+def on_rank_0(run, work, *arguments):
+    """What `work(*arguments)` gives on rank 0 of the `Runtime`, which alone has the checkpoints; None on the others. An
+    InputError there is one on all ranks, none of which waits for another any more."""
+    found, problem = None, None
+    if run.rank == 0:
+        try:
+            found = work(*arguments)
+        except InputError as error:
+            problem = error
+    if agreed([int(problem is not None)], run.world)[0]:
+        if problem:
+            raise problem
+        raise ElsewhereError('rank 0 cannot start; its log says why')
+    return found
+
+
+def agreed(values, world):
+    """`values` (list of int from 0 to 2^40) of rank 0 on every rank; call where the others give 0."""
     if world == 1:
-        return start
+        return values
     # Two digits: float32 is exact to 2^24 only.
-    high, low = collective.summed(divmod(start, 1 << 20))
-    return int(high) * (1 << 20) + int(low)
+    digits = iter(collective.summed([digit for value in values for digit in divmod(value, 1 << 20)]))
+    return [int(high) * (1 << 20) + int(next(digits)) for high in digits]

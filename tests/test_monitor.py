@@ -1,4 +1,5 @@
 """Log lines, checkpoints and evaluations on their schedule, also where steps come in sinks (no graph is compiled)."""
+import os
 import re
 from types import SimpleNamespace
 
@@ -221,12 +222,41 @@ def test_checkpoints(monitor, tmp_path, sink, expected):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
 
 
-def test_older_checkpoints_of_a_longer_training_go_first(tmp_path):
+def test_only_checkpoints_of_this_training_are_pruned(monitor, tmp_path):
+    """Those that it and the ones that it goes on from wrote, in the order of writing; the rest is somebody else's."""
     cell = nn.Dense(2, 2)
-    for step in (500, 600, 10, 20):
-        checkpoint.save(tmp_path, cell, step=step, epoch=0, config={})
-    checkpoint.prune(tmp_path, 2)
-    assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-0_10.ckpt', 'inceptionv4-0_20.ckpt']
+    for step, info in ((60, {'training': '1'}), (70, {'training': 'f'}), (500, {}), (50, {'training': 'f'})):
+        checkpoint.save(tmp_path, cell, step=step, epoch=0, config={}, **info)
+    (tmp_path / 'inceptionv4-0_80.ckpt').write_bytes(b'damaged')
+    run = Run([monitor, Checkpoints(monitor, 10, tmp_path, cell, {'config': {}, 'training': 'f'}, keep=2)])
+    for kept in ([60, 500, 50, 10], [60, 500, 10, 20], [60, 500, 20, 30]):
+        for _ in range(10):
+            run.step()
+        assert {p.name for p in tmp_path.iterdir()} == {'inceptionv4-0_80.ckpt'} | {
+            f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept}
+
+
+def test_training_that_is_replaced_goes_with_the_first_new_checkpoint(monitor, tmp_path):
+    names = ['inceptionv4-0_5.ckpt', 'inceptionv4-1_10.ckpt', 'inceptionv4-best.ckpt', 'inceptionv4-best.json']
+    for name in names:
+        (tmp_path / name).write_text('old')
+    saved = Checkpoints(monitor, 10, tmp_path, nn.Dense(2, 2), {'config': {}}, 2, [tmp_path / name for name in names])
+    run = Run([monitor, saved])
+    for _ in range(9):
+        run.step()
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    run.step()
+    assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_10.ckpt']
+    assert checkpoint.load(saved.path)[1]['step'] == 10
+
+
+@pytest.mark.parametrize('owner, there', [(1, True), (os.getpid(), False), (None, False)])
+def test_only_what_dead_processes_left_is_removed(tmp_path, owner, there):
+    """A name with this process's own number is of an earlier one: it has not saved yet."""
+    left = tmp_path / f'.inceptionv4-0_4.ckpt.{owner or 99999999}.x4_k'
+    left.mkdir()
+    checkpoint.remove_unfinished(tmp_path)
+    assert left.exists() == there
 
 
 def test_failed_save_leaves_nothing(monitor, tmp_path, monkeypatch):

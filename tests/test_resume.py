@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import train
-from src import checkpoint, config as configuration, dataset, resume
+from src import checkpoint, config as configuration, dataset, lock, resume
 from src.errors import InputError
 from src.records import demo, mindrecord, open_records, tfrecord
 from tests.conftest import SMALL
@@ -168,16 +169,93 @@ def old(data, tmp_path, monkeypatch):
     return SimpleNamespace(path=path, options=options, records=records)
 
 
+def refused(capsys, options):
+    """The one line with which train.py ends."""
+    with pytest.raises(SystemExit) as ended:
+        train.main(options)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and error.startswith('error: ')
+    return error
+
+
+def content(directory):
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != lock.NAME}
+
+
+@pytest.mark.parametrize('options, message', [
+    ([], r'ckpt holds the checkpoints of a training \(inceptionv4-best.ckpt, inceptionv4-1_3.ckpt\); go on with it by '
+         '--resume auto, choose another --log_dir, or replace it by --overwrite true'),
+    (['--resume', 'elsewhere/inceptionv4-1_3.ckpt'], 'ckpt holds the checkpoints of a training'),
+    (['--resume', 'auto', '--overwrite', 'true'], 'resume auto goes on .*, overwrite true replaces it: give one'),
+    (['--resume', 'results/1p/0/ckpt/inceptionv4-1_3.ckpt', '--overwrite', 'true'], 'overwrite true replaces it')])
+def test_no_training_over_another_one(old, capsys, options, message):
+    """Another network, without a word of going on: nothing is touched."""
+    directory = old.path.parent
+    (directory / 'inception_v4.log').write_text('step: 3\n')
+    for place in (directory / 'inceptionv4-best.ckpt', Path('elsewhere', old.path.name)):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(old.path.read_bytes())
+    before = content(directory)
+    assert re.search(message, refused(capsys, [*old.options, '--block_counts', '1,2,1', *options]))
+    assert content(directory) == before
+
+
+def test_best_checkpoint_alone_is_not_written_over(old, capsys):
+    """And `--resume auto` goes on from it, if no numbered one is whole."""
+    best = old.path.rename(old.path.with_name(checkpoint.BEST))
+    assert 'ckpt holds the checkpoints of a training (inceptionv4-best.ckpt); go on' in refused(capsys, old.options)
+    old.path.write_bytes(b'damaged')
+    assert resume.find('auto', best.parent, print)[0] == best
+
+
+def test_replaced_training_stays_until_the_first_new_checkpoint(old):
+    directory = old.path.parent
+    record = directory / 'inceptionv4-best.json'
+    record.write_text('{}')
+    (directory / 'inception_v4.log').write_text('step: 3\n')
+    claim = resume.claim(directory, '', True, 'inception_v4.log')
+    claim.lock.close()
+    assert claim.replaced == [old.path, record] and old.path.exists()
+    assert (directory / 'inception_v4.log.1').read_text() == 'step: 3\n'
+
+
+def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
+    """Its files, the unfinished one of the save that it is making included, stay."""
+    monkeypatch.setattr(resume, 'WAIT', 0)
+    unfinished = old.path.with_name('.inceptionv4-1_4.ckpt.99999999.x4_k')
+    unfinished.mkdir()
+    command = 'import sys, time; from src import lock; f = lock.hold(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+    first = subprocess.Popen([sys.executable, '-c', command, str(old.path.parent)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        first.stdout.readline()
+        error = refused(capsys, [*old.options, '--resume', 'auto'])
+        assert f'results/1p/0/ckpt is in use by pid {first.pid} on {socket.gethostname()}' in error
+        assert unfinished.exists()
+    finally:
+        first.kill()
+        first.wait()
+    assert 'max_train_steps 9 -> 8' in refused(capsys, [*old.options, '--resume', 'auto', '--max_train_steps', '8'])
+    assert not unfinished.exists()
+
+
+def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
+    old.path.parents[2].rename(tmp_path / 'results/2p')
+    training = Training(data, tmp_path, script='src/launch.py', arguments=['2', str(ROOT / 'train.py')])
+    assert training.end() == 2, training.text[-3000:]
+    errors = [re.findall('^error: .*', (tmp_path / f'results/2p/{rank}/train.log').read_text(), re.M) for rank in (0, 1)]
+    assert len(errors[0]) == 1 and errors[0][0].startswith('error: results/2p/0/ckpt holds the checkpoints ')
+    assert errors[1] == ['error: rank 0 cannot start; its log says why']
+    assert 'rank 0 failed first' in training.text and not training.leftovers()
+
+
 @pytest.mark.parametrize('change, message', [
     (['--lr', '0.5'], r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true'),
     (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
     (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
     (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)')])
 def test_another_training_is_refused(old, capsys, change, message):
-    with pytest.raises(SystemExit) as ended:
-        train.main([*old.options, '--resume', 'auto', *change])
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ended.value.code == 2 and re.search(f'^error: .*inceptionv4-1_3.ckpt: .*{message}', error), error
+    error = refused(capsys, [*old.options, '--resume', 'auto', *change])
+    assert re.search(f'^error: .*inceptionv4-1_3.ckpt: .*{message}', error), error
 
 
 def test_other_records_are_refused(old):

@@ -10,7 +10,7 @@ from mindspore.train import Model
 
 from eval import evaluate_path
 from src import checkpoint, collective, config as configuration, dataset, evaluation, jpeg, memory, resume, runtime
-from src.errors import InputError, Interrupted, counted, entry_point
+from src.errors import InputError, counted, entry_point
 from src.inceptionv4 import InceptionV4
 from src.interruption import Interruption
 from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
@@ -18,6 +18,7 @@ from src.optimizer import decayed_parameters, freeze, learning_rates, make_optim
 from src.preprocess import PREPROCESSING
 from src.records import open_records
 from src.training import NetworkWithLoss, TrainStep, l2_term, set_precision, sinks
+from src.watch import Watch
 
 
 @entry_point
@@ -126,14 +127,13 @@ def train(config, interruption):
                               interruption=interruption, agreed=collective.any_rank if run.world > 1 else bool,
                               l2_term=partial(l2_term, decayed_parameters(network), config.weight_decay),
                               max_overflow_steps=config.max_overflow_steps, directory=checkpoints_in, bad=bad)
-    callbacks, saved = [monitor], None
+    about = {'config': effective, 'data': fingerprint, 'preprocessing': PREPROCESSING._asdict(),
+             'class_names': records.class_names and records.class_names[:classes + offset], 'training': f'{training:x}'}
+    saved = Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, checkpoints_in, step, about,
+                        config.keep_checkpoint_max, claim.replaced if claim else (), spare=run.rank > 0)
+    callbacks = [monitor]
     if run.rank == 0:
         configuration.save(effective, directory / 'config.yaml')
-        about = {'config': effective, 'data': fingerprint, 'preprocessing': PREPROCESSING._asdict(),
-                 'class_names': records.class_names and records.class_names[:classes + offset],
-                 'training': f'{training:x}'}
-        saved = Checkpoints(monitor, config.save_checkpoint_steps or steps_per_epoch, directory, step, about,
-                            config.keep_checkpoint_max, claim.replaced)
         callbacks.append(saved)
     if config.mode == 'train_and_evaluate':
         validation = open_records(config.data_dir, 'validation', config.dataset_format)
@@ -151,12 +151,15 @@ def train(config, interruption):
         def evaluate():
             evaluation.take_weights(evaluated, step, run.world)
             return evaluation.evaluate(evaluation_step, data, len(validation), run.world, lambda: interruption.number)
-        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate, saved))
+        callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate,
+                                     saved if run.rank == 0 else None))
     # One pass over the data is the whole training, in sinks where the device has them.
     parts = sinks(steps - start, config.iterations_per_loop) if run.sink else [(1, -1)]
     if run.sink and len(parts) > 1:
         log(f'{steps - start} steps in sinks of {parts[0][1]}, at the end one of {parts[1][1]}, for which the graph is '
             'compiled once more')
+    watch = Watch(monitor, saved, interruption, run.rank, run.sink)
+    callbacks.append(watch)
     try:
         for count, length in parts:
             stop = monitor.step + count * length if run.sink else steps
@@ -164,14 +167,14 @@ def train(config, interruption):
                               sink_size=length)
             if monitor.stopping:
                 break
-    except RuntimeError:
-        if not interruption.number or run.world > 1 or run.sink:
+    except Exception as error:
+        if (end := watch.after(error)) is None:
             raise
-        saved.act()  # the signal ended the data workers too; no step was cut short
-        monitor.stopping = True
+        raise end from None
+    finally:
+        watch.close()
     if monitor.stopping:
-        raise Interrupted(f'{interruption.name}: stopped after step {monitor.step} of {steps}; checkpoints in '
-                          f'{checkpoints_in}, go on with --resume auto', interruption.number)
+        raise monitor.end()
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
     log(f'trained {counted(steps - start, "step")}{speed}; checkpoints in {directory}')
 

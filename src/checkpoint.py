@@ -56,9 +56,14 @@ def write(path, parameters, info):
 
 def save(directory, cell, *, step, epoch, config, **info):
     """`write` the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path."""
-    path = Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
+    path = numbered(directory, step, epoch)
     write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
     return path
+
+
+def numbered(directory, step, epoch):
+    """Where the checkpoint of `step` belongs."""
+    return Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
 
 
 def values(cell):

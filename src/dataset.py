@@ -8,6 +8,7 @@ import dataclasses
 import multiprocessing
 import os
 import sys
+import time
 import zlib
 
 import mindspore.dataset as ds
@@ -187,12 +188,13 @@ class EvaluationOrder:
 
 
 class BadRecords:
-    """Training records of this rank that cannot be decoded, counted by epoch over all worker processes.
+    """What data workers say to the training: records of this rank that cannot be read or decoded, counted by epoch over all
+    workers, and the error that ended one of them.
 
-    Workers run ahead of the steps, hence a count for each epoch.
+    Workers run ahead of the steps, hence a count for each epoch, judged when the epoch is trained.
 
     Args:
-        max_fraction (float): part of the rank's `per_epoch` records that may be bad before the training stops.
+        max_fraction (float): part of the rank's `per_epoch` records that may be bad, but at least one, if it is not 0.
         epochs (int): of the training.
     """
 
@@ -200,49 +202,103 @@ class BadRecords:
         self.max_fraction, self.per_epoch = max_fraction, per_epoch
         self._counts = multiprocessing.Array('q', epochs)  # shared with the workers by fork
         self._first = multiprocessing.Array('c', 1000)
+        self._failure, self._failed = multiprocessing.RawArray('c', 2000), multiprocessing.RawValue('b')
 
     def add(self, epoch, where):
-        """Count one; InputError once there are too many."""
+        """Count one."""
         with self._counts.get_lock():
             self._counts[epoch] += 1
-            count, self._first.value = self._counts[epoch], self._first.value or where.encode()[:999]
-        if count > self.max_fraction * self.per_epoch:
-            raise InputError(f'{count} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot be '
-                             f'decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
-                             f'{self.first}; python -m src.records.check DIR lists them all')
+            self._first.value = self._first.value or where.encode()[:999]
+
+    def fail(self, error):
+        """Tell of the error that ends a worker."""
+        self._failure.value = str(error if isinstance(error, InputError) else repr(error)).encode()[:1999]
+        self._failed.value = 1
 
     def count(self, epoch):
         """How many were bad in `epoch` (from 0)."""
-        return self._counts[epoch]
+        return self._counts.get_obj()[epoch]  # without the lock, which a worker that was killed may hold
 
     @property
     def first(self):
         """Place and damage of the first one."""
-        return self._first.value.decode(errors='replace')
+        return self._first.get_obj().value.decode(errors='replace')
+
+    @property
+    def failure(self):
+        """The error that ended a worker, or ''."""
+        return self._failure.value.decode(errors='replace') if self._failed.value else ''
+
+    def problem(self, epochs):
+        """Why a training that is in `epochs` must end: `failure`, or too many bad records; '' where it need not."""
+        for epoch in epochs:
+            if self.count(epoch) > (self.max_fraction and max(1, self.max_fraction * self.per_epoch)):
+                return (f'{self.count(epoch)} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
+                        f'be read or decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
+                        f'{self.first}; python -m src.records.check DIR lists them all')
+        return self.failure
+
+
+class PatientReader:
+    """`record` -> its bytes. What cannot be read is tried again after `PAUSES`: a network disk may stall for a while, a file
+    be away while it is replaced. When that was in vain, less is waited for the next ones, until waiting has helped again.
+
+    Raises ValueError.
+    """
+    PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds
+
+    def __init__(self, records):
+        self.records, self.pauses = records, self.PAUSES
+
+    def __call__(self, record):
+        for waited in (0, *self.pauses):
+            time.sleep(waited)
+            try:
+                encoded = self.records.read(record)
+            except (OSError, InputError) as error:
+                problem = error
+                continue
+            self.pauses = self.PAUSES if waited else self.pauses
+            return encoded
+        self.pauses = self.PAUSES[:1]
+        raise ValueError(str(problem))
+
+
+def _where(records, record, error):
+    place, problem = records.where(record), str(error)
+    return problem if problem.startswith(place) else f'{place}: {problem}'
 
 
 class LoadTraining:
     """Epochs (N,), records (N,) -> image uint8 (N, 3, size, size), or with `augment_on_host` as the network takes it:
     float32 of the same shape; draws float32 (N, 2), dropout mask uint8 (N, 1536), label int32 (N,).
 
-    A record that cannot be decoded is counted in `bad` and another one takes its place (so that all ranks keep the same
-    number of steps); without `bad` it is an InputError.
+    A record that cannot be read or decoded is counted in `bad` and another one takes its place (so that all ranks keep the
+    same number of steps); without `bad` it is an InputError. What ends a worker is told to `bad`, too.
     """
 
     def __init__(self, records, offset, image_size, seed, keep_prob, min_covered, augment_on_host=False, bad=None):
         self.records, self.offset, self.size, self.seed = records, offset, image_size, seed
         self.keep, self.min_covered, self.augment_on_host, self.bad = keep_prob, min_covered, augment_on_host, bad
+        self.read = PatientReader(records)
 
     def __call__(self, epochs, records):
-        return _batch([self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)])
+        try:
+            return _batch([self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)])
+        except Exception as error:
+            if isinstance(error, MemoryError):  # at an error of this name MindSpore kills the training process
+                error = InputError('a data worker got no memory; fewer --num_workers need less')
+            if self.bad:
+                self.bad.fail(error)
+            raise error from None
 
     def sample(self, epoch, record):
         """The same, of one record."""
         rng = _generator(self.seed, epoch, record)
         try:
-            image = training_picture(self.records.read(record), self.size, rng, self.min_covered, self.records.upright)
+            image = training_picture(self.read(record), self.size, rng, self.min_covered, self.records.upright)
         except ValueError as error:
-            where = f'{self.records.where(record)}: {error}'
+            where = _where(self.records, record, error)
             if self.bad is None:
                 raise InputError(where) from None
             self.bad.add(epoch, where)
@@ -263,10 +319,10 @@ class LoadTraining:
             try:
                 encoded = self.records.read(record)
                 return training_picture(encoded, self.size, drawn, self.min_covered, self.records.upright), record
-            except ValueError:
-                pass
-        raise InputError(f'{SUBSTITUTES} records drawn in a row cannot be decoded, the last of them '
-                         f'{self.records.where(record)}; python -m src.records.check DIR lists them all')
+            except (ValueError, OSError, InputError) as error:
+                last = _where(self.records, record, error)
+        raise InputError(f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {last}; '
+                         'python -m src.records.check DIR lists them all')
 
 
 class LoadEvaluation:
@@ -274,6 +330,7 @@ class LoadEvaluation:
 
     def __init__(self, records, offset, image_size, preprocessing=PREPROCESSING):
         self.records, self.offset, self.size, self.preprocessing = records, offset, image_size, preprocessing
+        self.read = PatientReader(records)
 
     def __call__(self, records):
         return _batch([self.sample(int(record)) for record in records])
@@ -282,10 +339,9 @@ class LoadEvaluation:
         if record < 0:
             return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
-            encoded = self.records.read(record)
-            image = evaluation_picture(encoded, self.size, self.preprocessing, self.records.upright)
+            image = evaluation_picture(self.read(record), self.size, self.preprocessing, self.records.upright)
         except ValueError as error:
-            raise InputError(f'{self.records.where(record)}: {error}') from None
+            raise InputError(_where(self.records, record, error)) from None
         return channels_first(image), np.int32(self.records.label[record] - self.offset)
 
 

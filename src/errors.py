@@ -41,27 +41,36 @@ def counted(number, noun):
     return f'{number} {noun}{"s" * (number != 1)}'
 
 
+def input_error(error):
+    """`error` if it is an `InputError`, or the one that MindSpore's report of an error in a data worker tells of; or None."""
+    if isinstance(error, InputError):
+        return error
+    wrapped = isinstance(error, RuntimeError) and re.search(r"^src.errors.InputError: (.+)", str(error), re.M)
+    return InputError(wrapped[1]) if wrapped else None
+
+
+def report(error):
+    """The one line of an `InputError`."""
+    with contextlib.suppress(OSError):
+        print(error.prefix + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+
+
 def entry_point(main):
     """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
     @functools.wraps(main)
     def run(*args):
-        wait = 0
         try:
             return _with_output(main, *args)
-        except InputError as error:
-            message, status, prefix, wait = str(error), error.exit_status, error.prefix, error.wait
-        except KeyboardInterrupt:
-            message, status, prefix = 'interrupted', 130, ''
-        except RuntimeError as error:  # MindSpore wraps what its data workers raise in its own report
-            wrapped = re.search(r"^src.errors.InputError: (.+)", str(error), re.M)
-            if not wrapped:
+        except (InputError, RuntimeError) as found:
+            error = input_error(found)
+            if error is None:
                 raise
-            message, status, prefix = wrapped[1], InputError.exit_status, InputError.prefix
-        with contextlib.suppress(OSError):
-            print(prefix + ' '.join(message.split()), file=sys.stderr)
+        except KeyboardInterrupt:
+            error = Interrupted('interrupted', 2)
+        report(error)
         _give_up_output()
-        time.sleep(wait)
-        sys.exit(status)
+        time.sleep(error.wait)
+        sys.exit(error.exit_status)
     return run
 
 

@@ -1,19 +1,25 @@
-"""SIGTERM and SIGINT: a training saves before it ends."""
+"""SIGTERM, SIGINT and the death of a data worker: a training saves before it ends."""
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 
+from src.processes import states
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds after the first signal in which another is taken for its echo: where a whole process group is told to end,
-# MindSpore sends itself a SIGTERM for every data worker that has ended.
-ECHO = 1.0
+# Seconds after the first signal in which another is taken for its echo: where a whole process group is told to end, a
+# signal may come from the batch system and from a launcher. The launcher takes it in the same way.
+ECHO = 2.0
 
 
 class Interruption:
-    """While active, the first SIGTERM or SIGINT is kept in `number`; the second, or one that comes before `can_save`
-    is set, ends the process at once with the status 128 + number.
+    """While active, the first SIGTERM or SIGINT is kept in `number`, and what it means in `name`; a second one after `ECHO`
+    seconds, or one that comes before `can_save` is set, ends the process at once with the status 128 + number.
+
+    MindSpore sends the process a SIGTERM when one of its data workers has died. Such a one never counts as a second; as a
+    first one it is told from a person's by the worker that is dead: `number` is then what ended the worker.
 
     A Python signal handler would run only when the graph of a step has come back, and MindSpore (2.8) turns a SIGINT
     within a graph into SIGTERM. So the signals are blocked, here and in all threads made from now on, and a thread waits
@@ -24,7 +30,7 @@ class Interruption:
     _hooked = False
 
     def __enter__(self):
-        self.number, self.told, self.can_save, self.lock = 0, 0.0, False, threading.Lock()
+        self.number, self.name, self.told, self.can_save, self.lock = 0, '', None, False, threading.Lock()
         self.source, self.sink = os.pipe()
         os.set_blocking(self.sink, False)
         self.handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
@@ -47,15 +53,11 @@ class Interruption:
         os.write(self.sink, b'\0')  # ends its thread
         os.close(self.sink)
 
-    @property
-    def name(self):
-        return signal.Signals(self.number).name
-
     def _watch_blocked(self):
         while Interruption._active is self:
             found = signal.sigtimedwait(SIGNALS, 0.2)
             if found:
-                self._received(found.si_signo)
+                self._received(found.si_signo, found.si_pid == os.getpid() or found.si_pid in states(os.getpid()))
 
     def _watch_pipe(self):
         while (received := os.read(self.source, 1)) not in (b'', b'\0'):
@@ -63,17 +65,40 @@ class Interruption:
                 self._received(received[0])
         os.close(self.source)
 
-    def _received(self, number):
+    def _received(self, number, ours=False):
+        """`ours`: this process or one of its children sent it."""
         with self.lock:
-            if self.number and time.monotonic() < self.told + ECHO:
+            first = self.told is None
+            if ours and self.number or not first and time.monotonic() < self.told + ECHO:
                 return
+            if not ours:
+                self.told = time.monotonic()
+            if self.number and first:  # it ends already, because of a worker
+                return
+            number, name = not self.number and _dead_worker() or (number, signal.Signals(number).name)
             if self.number or not self.can_save:
                 why = 'again' if self.number else 'before the first step'
-                print(f'{signal.Signals(number).name} {why}: stopped at once', file=sys.stderr, flush=True)
+                print(f'{name} {why}: stopped at once', file=sys.stderr, flush=True)
                 os._exit(128 + number)
-            self.number, self.told = number, time.monotonic()
-            print(f'{self.name}: stops after this step and saves; a second signal stops at once', file=sys.stderr,
-                  flush=True)
+            self.number, self.name = number, name
+            print(f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once',
+                  file=sys.stderr, flush=True)
+
+
+def _dead_worker():
+    """(signal number, what happened) where a data worker has died otherwise than by one of `SIGNALS`; else None."""
+    for pid in (pid for pid, letter in states(os.getpid()).items() if letter == 'Z'):
+        with contextlib.suppress(ChildProcessError):
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # MindSpore waits for it itself
+            by_signal = end and end.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            if by_signal and end.si_status == signal.SIGKILL:
+                return signal.SIGKILL, (f'a data worker (pid {pid}) was killed, probably for lack of memory (fewer '
+                                        '--num_workers need less)')
+            if by_signal and end.si_status not in SIGNALS:
+                return end.si_status, f'a data worker (pid {pid}) died of {signal.Signals(end.si_status).name}'
+            if end and end.si_code == os.CLD_EXITED and end.si_status:
+                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {end.si_status}'
+    return None
 
 
 def _leave_to_the_parent():

@@ -2,6 +2,7 @@
 import contextlib
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mindspore.train import Callback, LossMonitor
 from tqdm import tqdm
 
 from src import checkpoint, evaluation
-from src.errors import InputError, TrainingError
+from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
 from src.training import Outputs
 
 
@@ -58,7 +59,9 @@ class TrainingMonitor(LossMonitor):
         l2_term (callable): gives what the total loss has beside the loss.
         max_overflow_steps (int): steps in a row without an update after which training ends.
         directory (Path): where the checkpoints are.
-        bad (dataset.BadRecords): its counts are logged at the ends of epochs.
+        bad (dataset.BadRecords): its counts are logged at the ends of epochs, and may end the training.
+
+    `moving` is held while a step changes the weights, since or until `changed`; `duration` is that of the last step.
     """
 
     def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop, *, interruption=None,
@@ -68,7 +71,8 @@ class TrainingMonitor(LossMonitor):
         self.start, self.stop, self.step = start, stop, start
         self.interruption, self.agreed, self.l2_term = interruption, agreed, l2_term
         self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
-        self.stopping, self.overflows = False, None
+        self.stopping, self.problem, self.overflows = False, '', None
+        self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
 
     def on_train_begin(self, run_context):
@@ -81,6 +85,10 @@ class TrainingMonitor(LossMonitor):
         """Call after anything that must not count in FPS."""
         self.clock = time.perf_counter()
 
+    def on_train_step_begin(self, run_context):
+        self.moving.acquire()
+        self.changed = time.monotonic()
+
     def on_train_step_end(self, run_context):
         cb_params = run_context.original_args()
         done = self.first + cb_params.cur_step_num - self.step
@@ -88,6 +96,8 @@ class TrainingMonitor(LossMonitor):
         due = self.step - self.logged >= self._per_print_times or self.step >= self.stop
         outputs = Outputs(*(float(value.asnumpy()) for value in cb_params.net_outputs))  # waits for the device
         self._check(outputs)
+        self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
+        self.moving.release()  # not after an error: what is left then is nothing to be saved
         elapsed = time.perf_counter() - self.clock
         if self.compiled:
             self.images += done * self.batch_size
@@ -113,9 +123,12 @@ class TrainingMonitor(LossMonitor):
             self.images, self.seconds = 0, 0.0
         for epoch in range((self.step - done) // self.steps_per_epoch, self.step // self.steps_per_epoch):
             if self.bad and self.bad.count(epoch):
-                self.log(f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be decoded, others took '
-                         f'their places; first of all: {self.bad.first}')
-        if self.agreed(bool(self.interruption and self.interruption.number)):
+                self.log(f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be read or decoded, '
+                         f'others took their places; first of all: {self.bad.first}')
+        if self.bad:
+            self.problem = self.bad.problem(range((self.step - done) // self.steps_per_epoch,
+                                                  (self.step - 1) // self.steps_per_epoch + 1))
+        if self.agreed(bool(self.problem or self.interruption and self.interruption.number)):
             self.stopping = True
             run_context.request_stop()
         self.start_clock()
@@ -138,6 +151,15 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_end(self, run_context):
         self.bar.close()
+
+    def end(self):
+        """The error with which a training ends that was stopped before its last step."""
+        how = f'stopped after step {self.step} of {self.stop}; checkpoints in {self.directory}, go on with --resume auto'
+        if self.problem:
+            return InputError(f'{self.problem}; {how}')
+        if self.interruption.number:
+            return Interrupted(f'{self.interruption.name}: {how}', self.interruption.number)
+        return ElsewhereError(f'another rank, whose log says why, ended the training: {how}')
 
     @property
     def fps(self):
@@ -164,13 +186,14 @@ class Checkpoints(_Every):
     """Saves `cell` to `directory` and keeps the `keep` newest of this training; `info` (dict) goes into each (see
     `checkpoint.INFO`). The files `replaced`, of a training before, are removed once the first is written.
 
-    Where a checkpoint cannot be written, training goes on without it and tries again.
+    Where a checkpoint cannot be written, training goes on without it and tries again. With `spare` it is another rank's,
+    which saves only what rank 0 did not.
     """
 
-    def __init__(self, monitor, every, directory, cell, info, keep, replaced=()):
+    def __init__(self, monitor, every, directory, cell, info, keep, replaced=(), spare=False):
         super().__init__(monitor, every)
         self.directory, self.cell, self.info, self.keep, self.replaced = directory, cell, info, keep, replaced
-        self.path, self.saved, self.missed = None, monitor.start, False
+        self.path, self.saved, self.missed, self.spare, self.lock = None, monitor.start, False, spare, threading.Lock()
         self.written = checkpoint.written_by(directory, info['training']) if 'training' in info else []
 
     def on_train_step_end(self, run_context):
@@ -191,10 +214,17 @@ class Checkpoints(_Every):
 
     def act(self):
         """Save the state of now if that was not done yet; path of the checkpoint, None if it cannot be written."""
+        with self.lock:  # `watch.Watch` may save where the main thread does not get on
+            return self._act()
+
+    def _act(self):
         step, per_epoch = self.monitor.step, self.monitor.steps_per_epoch
         if self.saved == step:
             return self.path
+        if self.spare and (there := checkpoint.numbered(self.directory, step, step // per_epoch)).exists():
+            return there
         try:
+            Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
             self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=step // per_epoch,
                                         position=step % per_epoch * self.monitor.batch_size, **self.info)
         except OSError as error:

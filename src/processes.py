@@ -43,7 +43,11 @@ def kill_descendants():
     return killed
 
 
+def states(parent):
+    """{pid: letter of its state} of the children of a process."""
+    return {int(pid): found[0] for pid in filter(str.isdigit, os.listdir("/proc")) if (found := state(pid)) and found[1] == parent}
+
+
 def children(parent):
     """Pids of the living children of a process."""
-    return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc"))
-            if (found := state(pid)) and found[1] == parent and found[0] != "Z"]
+    return [pid for pid, letter in states(parent).items() if letter != "Z"]

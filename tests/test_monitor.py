@@ -35,6 +35,7 @@ class Run:
 
     def step(self, steps=1, loss=2.0, norm=1.0, overflows=0, overflow_run=0):
         self.state.cur_step_num += steps
+        self.call('on_train_step_begin')
         self.state.net_outputs = [Tensor(np.float32(v)) for v in (loss, norm, overflows, overflow_run, 1024)]
         self.call('on_train_step_end')
 
@@ -82,7 +83,7 @@ def test_speed_of_the_compilation_alone_is_not_told(monitor):
 
 def test_time_of_other_work_is_not_in_fps(monitor):
     clock = [0.0]
-    monitor_time = SimpleNamespace(perf_counter=lambda: clock[0])
+    monitor_time = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0)
     import src.monitor
     original, src.monitor.time = src.monitor.time, monitor_time
     try:
@@ -134,8 +135,38 @@ def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
     for _ in range(20):
         run.step()
     assert [line for line in monitor.lines if line.startswith('epoch')] == [
-        'epoch 1: 2 records of this rank cannot be decoded, others took their places; first of all: '
+        'epoch 1: 2 records of this rank cannot be read or decoded, others took their places; first of all: '
         'train-00000-of-00001 record 3: cut off']
+
+
+@pytest.mark.parametrize('fraction, allowed', [(0.05, 4), (0.001, 1), (0, 0)])
+def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed):
+    """Workers are an epoch ahead with their bad records. One is allowed, if any; the training is saved when it ends."""
+    monitor.bad, monitor.directory = BadRecords(fraction, per_epoch=80, epochs=10), tmp_path
+    run = Run([monitor, Checkpoints(monitor, 100, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2)])
+    for _ in range(allowed):
+        monitor.bad.add(0, 'first.jpg: away')
+    for _ in range(allowed + 1):
+        monitor.bad.add(1, 'second.jpg: away')
+    for _ in range(10):
+        run.step()
+    assert not run.stopped
+    run.step()
+    first = 'first' if allowed else 'second'
+    assert run.stopped and re.fullmatch(
+        rf'{allowed + 1} of the 80 records that this rank takes in epoch 2 cannot be read or decoded, more than '
+        rf'max_bad_fraction {fraction} allows; the first was {first}.jpg: away; .*; stopped after step 11 of 100; '
+        rf'checkpoints in {tmp_path}, go on with --resume auto', str(monitor.end()))
+    assert monitor.end().exit_status == 2 and [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
+
+
+def test_bad_records_of_a_sink_through_two_epochs(monitor):
+    monitor.bad = BadRecords(0, per_epoch=80, epochs=10)
+    run = Run([monitor])
+    run.step(5)
+    monitor.bad.add(0, 'a.jpg: away')
+    run.step(15)
+    assert run.stopped and 'in epoch 1 cannot' in monitor.problem
 
 
 @pytest.mark.parametrize('asked', ['this rank', 'another rank'])
@@ -155,6 +186,9 @@ def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
         others.append(True)
     run.step()
     assert run.stopped and monitor.stopping and not evaluations
+    monitor.interruption.name = 'SIGTERM'
+    assert str(monitor.end()).startswith('SIGTERM: stopped after step 11 of 100; ' if asked == 'this rank' else
+                                         'another rank, whose log says why, ended the training: stopped after step 11')
     assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
 
 

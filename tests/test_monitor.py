@@ -284,7 +284,7 @@ def test_training_that_is_replaced_goes_with_the_first_new_checkpoint(monitor, t
     assert checkpoint.load(saved.path)[1]['step'] == 10
 
 
-@pytest.mark.parametrize('owner, there', [(1, True), (os.getpid(), False), (None, False)])
+@pytest.mark.parametrize('owner, there', [(1, True), (os.getpid(), False), (None, False)], ids=['living', 'own', 'dead'])
 def test_only_what_dead_processes_left_is_removed(tmp_path, owner, there):
     """A name with this process's own number is of an earlier one: it has not saved yet."""
     left = tmp_path / f'.inceptionv4-0_4.ckpt.{owner or 99999999}.x4_k'

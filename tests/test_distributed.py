@@ -77,9 +77,9 @@ def test_scripts_with_two_ranks(data, tmp_path):
     evaluated = re.findall(r'^ +2 +0\.3 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M)
     assert len(evaluated) == 1
     written = sorted(str(p.relative_to(tmp_path / 'results/2p')) for p in (tmp_path / 'results').rglob('*.*'))
-    assert written == ['.launch-0.lock', '0/ckpt/.lock', '0/ckpt/config.yaml', '0/ckpt/inception_v4.log', '0/ckpt/inceptionv4-0_2.ckpt',
-                       '0/ckpt/inceptionv4-best.ckpt', '0/ckpt/inceptionv4-best.json', '0/train.log', '1/train.log',
-                       'scheduler/train.log']
+    assert written == ['.launch-0.lock', '0/ckpt/.lock', '0/ckpt/config.yaml', '0/ckpt/inception_v4.log',
+                       '0/ckpt/inceptionv4-0_2.ckpt', '0/ckpt/inceptionv4-best.ckpt', '0/ckpt/inceptionv4-best.json',
+                       '0/train.log', '1/train.log', 'scheduler/train.log']
     done = run(['bash', str(ROOT / 'scripts/run_distribute_train.sh'), str(table), '--data_dir', str(data), '--mode',
                 'evaluate', '--batch_size', '4'])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

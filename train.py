@@ -82,7 +82,7 @@ def train(config, interruption):
             f'step {start} of {steps} on {run.world} device(s)')
     start, training = resume.agreed([start, training], run.world)
     if start >= steps:
-        return log(f'nothing is left to train: {start} of {steps} steps are done')
+        return log(f'nothing is left to train: {start} of {steps} steps are done; a larger --max_epochs goes on')
 
     # Network and recipe
     network = InceptionV4(**configuration.network_options(effective))

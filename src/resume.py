@@ -8,6 +8,7 @@ from mindspore import Tensor
 from src import checkpoint, collective, lock
 from src.config import differences
 from src.errors import ElsewhereError, InputError
+from src.optimizer import learning_rates, scaled_rate
 
 # A training may go on with other values of these: they say where the records are and how fast they come.
 FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
@@ -86,8 +87,14 @@ def _load(path):
 
 def check(path, info, config, data, override, log):
     """InputError naming every option of the network, data or recipe in which the checkpoint's training differs from
-    `config`, or its records from `data` (`dataset.fingerprint`); with `override` a line to `log` instead."""
+    `config`, or its records from `data` (`dataset.fingerprint`); with `override` a line to `log` instead.
+
+    More epochs are no other training: `max_epochs`, and with it `T_max`, may be larger, with a line to `log`."""
     old = info['config']
+    longer = longer_training(old, config, info.get('epoch', 0))
+    if longer:
+        log(longer)
+        old = {**old, 'max_epochs': config['max_epochs'], 'T_max': config['T_max']}
     # The batch of a device is what makes up for another number of devices.
     free = (*FREE, 'batch_size') if old.get('rank_size') != config['rank_size'] else FREE
     found = [f'{name} {before} -> {now}' for name, before, now in differences(old, config) if name not in free]
@@ -98,6 +105,27 @@ def check(path, info, config, data, override, log):
                          '--log_dir for a new training, or --resume_override true')
     for difference in found:
         log(f'resume_override: {difference}')
+
+
+def longer_training(old, config, epoch):
+    """What it means for the learning rate after `epoch` epochs that `config` trains more of them than `old`, in one line;
+    None if it does not, or in another way."""
+    epochs, rising = (old.get('max_epochs'), config['max_epochs']), (old.get('T_max'), config['T_max'])
+    if None in (*epochs, *rising) or not epochs[0] < epochs[1] or rising[0] > rising[1]:
+        return None
+
+    def rate(options):
+        every = learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, **{
+            name: options[name] for name in ('lr', 'T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs')})
+        return scaled_rate(every[epoch], options['lr_scaling'], options['batch_size'] * options['rank_size'])
+    line = f'max_epochs {epochs[0]} -> {epochs[1]}'
+    if config['lr_schedule'] != 'cosine' or rising[0] == rising[1] >= epochs[1]:
+        return f'{line}: the learning rate goes on from {rate(config):.5f} as its schedule says'
+    if rising[0] == rising[1]:
+        return (f'{line}, T_max stays {rising[1]}: the learning rate is {rate(config):.5f} now and eta_min {config["eta_min"]:g} '
+                f'after epoch {rising[1]}; give --T_max {epochs[1]} too for a cosine over all of it')
+    return (f'{line}, T_max {rising[0]} -> {rising[1]}: the learning rate is {rate(config):.5f} now, where it would have been '
+            f'{rate({**config, "T_max": rising[0]}):.5f}')
 
 
 def first_step(info, steps_per_epoch, global_batch):

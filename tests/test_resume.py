@@ -258,6 +258,33 @@ def test_another_training_is_refused(old, capsys, change, message):
     assert re.search(f'^error: .*inceptionv4-1_3.ckpt: .*{message}', error), error
 
 
+@pytest.mark.parametrize('change, line', [
+    ({'max_epochs': 4, 'T_max': 4}, 'max_epochs 2 -> 4, T_max 2 -> 4: the learning rate is 0.05000 now, where it would have been '
+                                    '0.00000'),
+    ({'max_epochs': 4}, 'max_epochs 2 -> 4, T_max stays 2: the learning rate is 0.00000 now and eta_min 0 after epoch 2; give '
+                        '--T_max 4 too for a cosine over all of it'),
+    ({'max_epochs': 1}, None), ({'T_max': 4}, None), ({'max_epochs': 4, 'T_max': 1}, None),
+    ({'max_epochs': 4, 'T_max': 4, 'lr': 0.2}, None)])
+def test_more_epochs_are_the_same_training(change, line):
+    before = {**configuration.load(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])}
+    info, lines = {'config': before, 'epoch': 2, 'data': 'x'}, []
+    if line:
+        resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
+        assert lines == [line]
+    else:
+        with pytest.raises(InputError, match='this training was another one'):
+            resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
+
+
+@pytest.mark.parametrize('schedule, rate', [('exponential', 0.094), ('constant', 0.1), ('cosine', 0.09990)])
+def test_more_epochs_of_schedules_that_go_on(schedule, rate):
+    """A cosine over the default 100 epochs is one of them."""
+    before = {**configuration.load(['--lr', '0.1', '--max_epochs', '2', '--batch_size', '8', '--lr_schedule', schedule])}
+    lines = []
+    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
+    assert lines == [f'max_epochs 2 -> 9: the learning rate goes on from {rate:.5f} as its schedule says']
+
+
 def test_other_records_are_refused(old):
     info = checkpoint.load(old.path)[1]
     with pytest.raises(InputError, match=r'records 20 with label checksum \w{8} and file checksum \w{8} -> 21 with'):

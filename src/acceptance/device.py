@@ -1,0 +1,128 @@
+"""The checks that one device makes, in one process; src/acceptance/__main__.py starts it."""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
+
+from src import preprocess, runtime
+from src.acceptance import reference
+from src.acceptance.report import Teller, equal, run, within
+from src.acceptance.steps import Steps
+from src.config import load
+from src.export import BOUNDS
+from src.inceptionv4 import InceptionV4
+from src.records import demo
+from src.training import set_precision
+
+PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
+STATE = ('what lies on the device and what the host sees of it differ: src/training.py and src/monitor.py use the '
+         'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step')
+
+
+class Device:
+    def __init__(self, args):
+        self.args, self.output = args, Path(args.output)
+
+    def start(self):
+        self.run = runtime.start(self.args.device_target, self.args.device_id)
+        on_npu = self.run.device_target == 'Ascend'
+        self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
+        self.size = 'whole' if on_npu else 'small'
+        return {'text': f'{runtime.describe(self.run, self.args.device_target)}{f", {self.name}" if self.name else ""}',
+                'device_target': self.run.device_target, 'device': self.name, 'chip': runtime.chip(),
+                'precision': self.run.amp_level, 'mindspore': ms.__version__}
+
+    def construction(self):
+        with no_init_parameters():
+            network = InceptionV4(aux_logits=True)
+        millions = sum(parameter.size for parameter in network.trainable_params()) / 1e6
+        return {'text': f'whole network and auxiliary classifier, {millions:.1f} million weights', 'millions': millions}
+
+    def forward(self):
+        expected = reference.stored(self.size, self.args.figures or reference.STORED)
+        self.network = reference.network(self.size)
+        start = time.perf_counter()
+        found = reference.logits(set_precision(self.network, self.run.amp_level), self.size)
+        seconds = time.perf_counter() - start
+        bound = BOUNDS['float32' if self.run.amp_level == 'O0' else 'float16 or HF32']
+        equal(found.shape, expected.shape, 'logits of the shape')
+        difference = within(float(np.abs(found - expected).max() / np.abs(expected).max()), bound,
+                            'difference from the float32 logits of a CPU, in parts of the largest,')
+        equal(found.argmax(1).tolist(), expected.argmax(1).tolist(), 'likeliest classes')
+        return {'text': f'{self.size} network, {difference:.1e} of the largest logit (bound {bound:g}), same top-1',
+                'difference': difference, 'bound': bound, 'first_call_seconds': seconds}
+
+    def augmentation(self):
+        rng = np.random.default_rng(3)
+        image, draws = rng.integers(0, 256, (4, 3, 299, 299), np.uint8), []
+        for _ in image:
+            draws.append(preprocess.random_colour(rng)[1])
+        draws = np.stack(draws)
+        dtype = ms.float32 if self.run.amp_level == 'O0' else ms.float16
+        found = preprocess.Augment(dtype)(Tensor(image), Tensor(draws)).asnumpy().astype(np.float32)
+        expected = np.stack([preprocess.augment(*pair) for pair in zip(image, draws)])
+        difference = within(float(np.abs(found - expected).max()), 1 / 255, 'difference from NumPy')
+        return {'text': f'{difference:.1e} from NumPy (bound 1/255)', 'difference': difference, 'bound': 1 / 255}
+
+    def records(self):
+        data = demo.make(self.output / 'data', train_per_class=40, validation_per_class=3)
+        self.steps = Steps(self.run, data, self.output)
+        lengths = [len(self.steps.records.read(record)) for record in range(50)]
+        return {'text': f'{len(self.steps.records)} images drawn, {sum(lengths) / 50e3:.0f} KB each'}
+
+    def weights(self):
+        """A checkpoint for export.py: of the network that `forward` compared."""
+        from src import checkpoint
+        options = {name: list(value) if isinstance(value, tuple) else value
+                   for name, value in reference.NETWORKS[self.size].items()}
+        path = self.output / 'seeded.ckpt'
+        values = {name: value.astype(np.float32) for name, value in checkpoint.values(self.network).items()}
+        checkpoint.write(path, values, {'step': 0, 'epoch': 0, 'config': {**load([]), **options}})
+        return {'text': str(path)}
+
+
+def checks(device):
+    """[(name, check, remedy)] in the order in which they are made; those of the steps need `device.records` before."""
+    def of_steps(name):
+        return lambda: getattr(device.steps, name)()
+    return [
+        ('device', device.start, f'python -m src.environment says what is missing; {PLACE}'),
+        ('construction', device.construction, 'MindSpore refuses a layer on this chip: src/inceptionv4.py and '
+                                              'tests/test_ascend_contract.py'),
+        ('forward', device.forward, 'MindSpore and CANN must belong together (docs/ascend.md, "Versions"); then compare '
+                                    '--amp_level O0: src/runtime.py sets what the chip may compute in'),
+        ('augmentation', device.augmentation, '--augment_device host goes without it; src/preprocess.py, colour'),
+        ('records', device.records, 'a disk with some 100 MB free: --output DIR'),
+        ('overflow', of_steps('overflow'), 'TrainStep.saturates (src/training.py) says how the chip tells overflow; unset '
+                                           'MS_ASCEND_CHECK_OVERFLOW_MODE; --amp_level O0 needs no loss scale'),
+        ('steps without sinks', of_steps('without_sinks'), PLACE),
+        ('sinks of 10', of_steps('sinks'), STATE),
+        ('overflow inside a sink', of_steps('overflow_in_sinks'), 'the branch on overflow does not work in a loop on the '
+                                                                  'device: --jit_level O0 goes without the loop'),
+        ('evaluation between sinks', of_steps('evaluation_between'), STATE),
+        ('state in a checkpoint', of_steps('checkpoint'), f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC'),
+        ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; an --iterations_per_loop that divides the steps needs none'),
+        ('resumption', of_steps('resumption'), f'{STATE}; src/resume.py'),
+        ('speed', of_steps('speed'), PLACE),
+        ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR')]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--device_target', default='auto')
+    parser.add_argument('--device_id', type=int, default=0)
+    parser.add_argument('--output')
+    parser.add_argument('--figures')
+    parser.add_argument('--events', type=int)
+    args = parser.parse_args()
+    tell = Teller(args.events)
+    sys.exit(0 if all(run(*check, tell) for check in checks(Device(args))) else 1)
+
+
+if __name__ == '__main__':
+    main()

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from src import preprocess, runtime
+from src import checkpoint, preprocess, runtime
 from src.acceptance import reference
 from src.acceptance.report import Teller, equal, run, within
 from src.acceptance.steps import Steps
@@ -20,6 +20,10 @@ from src.records import demo
 from src.training import set_precision
 
 PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
+FORWARD = ('MindSpore and CANN must belong together (docs/ascend.md, "Versions"); src/runtime.py sets what the chip may '
+           'compute in less than float32')
+OVERFLOW = ('TrainStep.saturates (src/training.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
+            '--amp_level O0 needs no loss scale')
 STATE = ('what lies on the device and what the host sees of it differ: src/training.py and src/monitor.py use the '
          'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step')
 
@@ -45,9 +49,10 @@ class Device:
 
     def forward(self):
         expected = reference.stored(self.size, self.args.figures or reference.STORED)
-        self.network = reference.network(self.size)
+        network = reference.network(self.size)
+        self.seeded = checkpoint.values(network)
         start = time.perf_counter()
-        found = reference.logits(set_precision(self.network, self.run.amp_level), self.size)
+        found = reference.logits(set_precision(network, self.run.amp_level), self.size)
         seconds = time.perf_counter() - start
         bound = BOUNDS['float32' if self.run.amp_level == 'O0' else 'float16 or HF32']
         equal(found.shape, expected.shape, 'logits of the shape')
@@ -77,12 +82,10 @@ class Device:
 
     def weights(self):
         """A checkpoint for export.py: of the network that `forward` compared."""
-        from src import checkpoint
         options = {name: list(value) if isinstance(value, tuple) else value
                    for name, value in reference.NETWORKS[self.size].items()}
         path = self.output / 'seeded.ckpt'
-        values = {name: value.astype(np.float32) for name, value in checkpoint.values(self.network).items()}
-        checkpoint.write(path, values, {'step': 0, 'epoch': 0, 'config': {**load([]), **options}})
+        checkpoint.write(path, self.seeded, {'step': 0, 'epoch': 0, 'config': {**load([]), **options}})
         return {'text': str(path)}
 
 
@@ -92,18 +95,15 @@ def checks(device):
         return lambda: getattr(device.steps, name)()
     return [
         ('device', device.start, f'python -m src.environment says what is missing; {PLACE}'),
-        ('construction', device.construction, 'MindSpore refuses a layer on this chip: src/inceptionv4.py and '
-                                              'tests/test_ascend_contract.py'),
-        ('forward', device.forward, 'MindSpore and CANN must belong together (docs/ascend.md, "Versions"); then compare '
-                                    '--amp_level O0: src/runtime.py sets what the chip may compute in'),
+        ('construction', device.construction,
+         'MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py'),
+        ('forward', device.forward, FORWARD),
         ('augmentation', device.augmentation, '--augment_device host goes without it; src/preprocess.py, colour'),
-        ('records', device.records, 'a disk with some 100 MB free: --output DIR'),
-        ('overflow', of_steps('overflow'), 'TrainStep.saturates (src/training.py) says how the chip tells overflow; unset '
-                                           'MS_ASCEND_CHECK_OVERFLOW_MODE; --amp_level O0 needs no loss scale'),
+        ('records', device.records, 'a disk with some 500 MB free: --output DIR'),
+        ('overflow', of_steps('overflow'), OVERFLOW),
         ('steps without sinks', of_steps('without_sinks'), PLACE),
         ('sinks of 10', of_steps('sinks'), STATE),
-        ('overflow inside a sink', of_steps('overflow_in_sinks'), 'the branch on overflow does not work in a loop on the '
-                                                                  'device: --jit_level O0 goes without the loop'),
+        ('overflow inside a sink', of_steps('overflow_in_sinks'), f'{OVERFLOW}; --jit_level O0 has no loop on the device'),
         ('evaluation between sinks', of_steps('evaluation_between'), STATE),
         ('state in a checkpoint', of_steps('checkpoint'), f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC'),
         ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; an --iterations_per_loop that divides the steps needs none'),

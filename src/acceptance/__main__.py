@@ -1,0 +1,144 @@
+"""Try on this machine what the project needs of it, one thing after another, up to the first that fails.
+
+    python -m src.acceptance [RANK_TABLE] [--device_target auto|Ascend|CPU] [--device_id N] [--output DIR]
+
+RANK_TABLE: file of one server, or for the CPU a number of ranks; without it everything is tried on one device. On a CPU
+it is a rehearsal with a small network. Exit status: 0, 1 where a check failed, 2 for bad arguments.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from src import environment, files, jpeg, rank_table
+from src.acceptance import programs
+from src.acceptance.report import Failed, line, run, warning
+from src.errors import InputError, entry_point
+
+PLACE = 'docs/ascend.md, "When it goes wrong"'
+
+
+def check_environment(target):
+    found, cores = environment.look(), len(os.sched_getaffinity(0))
+    if target != 'CPU' and found.npus and (problems := environment.problems(found)):
+        raise Failed('a CANN that works with this Python', '; '.join(problems), 'what the line above says, then again')
+    decoder = 'libturbojpeg' if jpeg.library() else 'Pillow'
+    cann, driver = (f'{name} {version}' if version else f'no {name}' for name, version in
+                    (('CANN', found.version), ('driver', found.driver)))
+    text = f'{len(found.npus)} NPUs, {cann}, {driver}, Python {platform.python_version()}, {cores} cores, {decoder}'
+    figures = {'text': text, 'npus': len(found.npus), 'cann': found.version, 'driver': found.driver,
+               'python': platform.python_version(), 'machine': platform.machine(), 'cores': cores, 'decoder': decoder}
+    if decoder == 'Pillow':
+        figures['warning'] = 'JPEGs are decoded by Pillow, slower: install libturbojpeg 3 (docs/input_pipeline.md)'
+    return figures
+
+
+class Session:
+    """Results as they come: lines on the screen, at the end a table and acceptance.json."""
+
+    def __init__(self, args, output):
+        self.args, self.output, self.results = args, output, []
+
+    def tell(self, result):
+        if 'result' not in result:
+            if sys.stdout.isatty():
+                print(f'{result["name"]} ...', end='\r', flush=True)
+            return
+        self.results.append(result)
+        print(line(result), flush=True)
+        if warning(result):
+            print(f'  warning: {warning(result)}', flush=True)
+
+    def run(self):
+        """All checks; True unless one failed."""
+        if not run('environment', partial(check_environment, self.args.device_target),
+                   'python -m src.environment', self.tell):
+            return False
+        arguments = ['--device_target', self.args.device_target, '--device_id', str(self.args.device_id),
+                     '--output', str(self.output)]
+        arguments += ['--figures', self.args.figures] if self.args.figures else []
+        if not programs.on_device(arguments, self.output / 'device.log', self.tell):
+            return False
+        device = next(result['figures'] for result in self.results if result['name'] == 'device')
+        return self._ranks(device['device_target']) and self._export(device)
+
+    def _ranks(self, target):
+        if not self.args.rank_table:
+            self.tell({'name': 'ranks', 'result': 'skipped', 'seconds': 0.0, 'figures': {'text': 'no RANK_TABLE was given'}})
+            return True
+        ranks = programs.Ranks(self.args.rank_table, target, self.output / 'data', self.output)
+        return (ranks.together(self.tell)
+                and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
+                and run('resumption of all ranks', ranks.resumed, 'src/resume.py; the logs beside acceptance.json', self.tell))
+
+    def _export(self, device):
+        return (all(run(f'export {name}', partial(programs.exported, name, device['device_target'], self.output),
+                        f'docs/deploy.md; {self.output}/export-{name}.log', self.tell) for name in ('MINDIR', 'ONNX', 'AIR'))
+                and run('atc', partial(programs.converted, device['device'], self.output),
+                        f'docs/deploy.md; {self.output}/atc.log', self.tell))
+
+    def end(self, passed):
+        counts = {kind: sum(result['result'] == kind for result in self.results) for kind in ('ok', 'skipped', 'FAILED')}
+        print('\n' + '\n'.join(map(line, self.results)))
+        path = self.output / 'acceptance.json'
+        with files.replacing(path) as temporary:
+            temporary.write_text(json.dumps({
+                'passed': passed, 'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+                'rank_table': self.args.rank_table, 'checks': self.results}, indent=1) + '\n')
+        print(f'\n{"passed" if passed else "NOT passed"}: {counts["ok"]} ok, {counts["skipped"]} skipped, '
+              f'{counts["FAILED"]} failed; {sum(result["seconds"] for result in self.results):.0f} s; {path}')
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog='scripts/run_acceptance.sh', description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('rank_table', nargs='?', metavar='RANK_TABLE')
+    parser.add_argument('--device_target', default='auto', choices=('auto', 'Ascend', 'CPU'))
+    parser.add_argument('--device_id', type=int, default=0)
+    parser.add_argument('--output', default='results/acceptance', help='directory of its logs, data and result')
+    parser.add_argument('--figures', help='the logits to compare with (python -m src.acceptance.reference FILE)')
+    args = parser.parse_args(argv)
+    if args.device_id < 0:
+        raise InputError(f'device_id {args.device_id}; give one from 0')
+    if args.figures and not os.path.isfile(args.figures):
+        raise InputError(f'--figures {args.figures}: no such file')
+    table = args.rank_table
+    if table and table.isdecimal() and not os.path.exists(table):
+        if args.device_target == 'Ascend' or args.device_target == 'auto' and environment.npus():
+            raise InputError(f'RANK_TABLE {table}: NPUs need a file (python -m src.rank_table make --devices {table:.4} '
+                             '--output FILE)')
+        if not 2 <= int(table[:6]) <= 64:
+            raise InputError(f'RANK_TABLE {table}: a number of ranks must be 2 to 64')
+    elif table:
+        if len(rank_table.read(table).servers) > 1:
+            raise InputError(f'{table}: more than one server; run the check on each with a table of its own')
+        args.rank_table = os.path.abspath(table)
+    return args
+
+
+def _interrupted(number, frame):
+    raise KeyboardInterrupt
+
+
+@entry_point
+def main(argv=None):
+    args = parse(argv)
+    output = Path(args.output).resolve()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'--output {output}: {error.strerror}; choose another directory') from None
+    signal.signal(signal.SIGTERM, _interrupted)
+    session = Session(args, output)
+    passed = session.run()
+    session.end(passed)
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,99 @@
+"""The checks that all ranks make together: the launcher starts this file on each; rank 0 writes the results."""
+import argparse
+import os
+import sys
+
+import numpy as np
+
+from src import checkpoint, collective, evaluation, runtime
+from src.acceptance.report import Failed, Teller, run
+from src.acceptance.steps import SMALL, Recorder, make_step, train, training_data
+from src.inceptionv4 import InceptionV4
+from src.records import open_records
+
+SINK, BATCH = 10, 4
+STATISTICS = ('.moving_mean', '.moving_variance')
+COLLECTIVE = 'src/collective.py; CANN\'s logs are in ~/ascend/log; python -m src.rank_table check TABLE'
+
+
+def agree(fine, expected, found):
+    """Failed on all ranks unless `fine` on all: none may wait for one that has gone."""
+    if collective.any_rank(not fine):
+        raise Failed(f'{expected} on all ranks', found)
+
+
+def flat(cell, wanted):
+    return np.concatenate([value.ravel() for name, value in checkpoint.values(cell).items() if wanted(name)])
+
+
+class Ranks:
+    def __init__(self, args):
+        self.args = args
+
+    def start(self):
+        # Another seed for each, so that nothing but what rank 0 sends makes them equal.
+        self.run = runtime.start(self.args.device_target, rank_size=self.args.rank_size,
+                                 seed=1 + int(os.environ.get('RANK_ID', '0')))
+        return {'text': runtime.describe(self.run, self.args.device_target), 'ranks': self.run.world}
+
+    def stopping(self):
+        last = self.run.rank == self.run.world - 1
+        found = collective.any_rank(False), collective.any_rank(last)
+        agree(found == (False, True), 'a request to stop that one rank has', f'none: {found[0]}, one: {found[1]}')
+        return {'text': f'that of rank {self.run.world - 1} is known to all'}
+
+    def sharing(self):
+        """Moving means of 7 on the last rank, and weights of another seed everywhere, become rank 0's."""
+        self.step = make_step(self.run, SMALL)
+        if self.run.rank == self.run.world - 1:
+            checkpoint.load_into(self.step, {name: np.full_like(value, 7) for name, value in
+                                             checkpoint.values(self.step).items() if name.endswith('.moving_mean')}, 'sevens',
+                                 [name for name in self.step.parameters_dict() if not name.endswith('.moving_mean')])
+        before = flat(self.step, lambda name: not name.startswith('ema.'))
+        if not collective.any_rank((before != collective.from_first(before)).any()):
+            raise Failed('ranks that differ before', 'equal ones')
+        collective.share(self.step.get_parameters())
+        values = flat(self.step, lambda name: True).astype(np.float32)
+        agree((values == collective.from_first(values)).all(), 'the values of rank 0', 'others')
+        agree(not (flat(self.step, lambda name: name.endswith('.moving_mean')) == 7).any(), 'no moving mean of 7', 'some')
+        return {'text': f'{len(values) / 1e6:.1f} million values of rank 0'}
+
+    def training(self):
+        steps = 40 if self.run.sink else 10  # a CPU takes a second for one
+        data = training_data(open_records(self.args.data_dir, 'train'), SMALL, BATCH, 0, steps, self.run.rank,
+                             self.run.world)
+        outputs = train(self.run, self.step, data, steps // SINK, SINK, Recorder()).outputs
+        weights = {parameter.name for parameter in self.step.optimizer.parameters}
+        values = flat(self.step, lambda name: name in weights)
+        difference = np.abs(values - collective.from_first(values)).max()
+        agree(difference == 0, f'the weights of rank 0 after {steps} steps', f'here a difference of {difference:.1e}')
+        statistics = flat(self.step, lambda name: name.endswith(STATISTICS))
+        if not collective.any_rank((statistics != collective.from_first(statistics)).any()):
+            raise Failed('batch norm statistics of each rank\'s own images', 'the same on all')
+        return {'text': f'{steps} steps, loss {outputs[steps].loss:.3f}, all ranks hold the same weights'}
+
+    def statistics(self):
+        network = InceptionV4(**SMALL)
+        evaluation.take_weights(network, self.step, self.run.world)
+        values = flat(network, lambda name: True)
+        agree((values == collective.from_first(values)).all(), 'the network that rank 0 evaluates', 'another')
+        return {'text': 'every rank evaluates rank 0\'s network'}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--device_target')
+    parser.add_argument('--rank_size', type=int)
+    parser.add_argument('--data_dir')
+    parser.add_argument('--results')
+    args = parser.parse_args()
+    ranks = Ranks(args)
+    tell = Teller(args.results) if os.environ.get('RANK_ID', '0') == '0' else lambda result: None
+    checks = (('ranks', ranks.start, COLLECTIVE), ('stop agreed on', ranks.stopping, COLLECTIVE),
+              ('rank 0\'s values', ranks.sharing, COLLECTIVE), ('weights of all ranks', ranks.training, COLLECTIVE),
+              ('network evaluated', ranks.statistics, COLLECTIVE))
+    sys.exit(0 if all(run(*check, tell) for check in checks) else 1)
+
+
+if __name__ == '__main__':
+    main()

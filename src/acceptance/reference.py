@@ -25,8 +25,8 @@ def image_size(name):
 def weights(shapes):
     """{name: float32 ndarray} for {name: shape}, by a seed for each name, so that no version of MindSpore matters.
 
-    Each filter sums to 0 and its spread is that which keeps the activations' through a ReLU: so what images differ in is
-    still there at the end, and nothing leaves the range of float16.
+    He normal: nothing leaves the range of float16, and its rounding stays below 1e-3 of the largest logit of the whole
+    network (computed with O3 on a CPU). With filters that sum to 0 it would grow from layer to layer, to 0.17.
     """
     return {name: _weight(name.rpartition('.')[2], shape, np.random.default_rng(zlib.crc32(name.encode())))
             for name, shape in shapes.items()}
@@ -34,11 +34,7 @@ def weights(shapes):
 
 def _weight(kind, shape, rng):
     if kind == 'weight':
-        value = rng.standard_normal(shape)
-        if len(shape) == 4:
-            value -= value.mean((1, 2, 3), keepdims=True)
-        fan_in = np.prod(shape[1:])
-        value *= (1 / (0.34 * fan_in)) ** 0.5  # 0.34: variance of the positive part of a normal distribution
+        value = rng.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5
     else:
         value = {'gamma': 1 + 0.1 * rng.standard_normal(shape), 'beta': 0.1 * rng.standard_normal(shape),
                  'bias': 0.1 * rng.standard_normal(shape), 'moving_mean': 0.1 * rng.standard_normal(shape),

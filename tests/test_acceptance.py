@@ -86,13 +86,14 @@ def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
 def test_process_that_dies(tmp_path, monkeypatch):
     """The check that had begun has failed, with the end of the log."""
     program = tmp_path / 'python'
-    program.write_text('#!/bin/bash\necho \'{"name": "overflow", "remedy": "look here"}\' >&"${!#}"\necho out of memory\nexit 7\n')
+    program.write_text('#!/bin/bash\necho \'{"name": "overflow", "remedy": "look here"}\' >&"${!#}"\n'
+                       'echo out of memory\nexit 7\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(program))
     results = []
     assert not programs.on_device([], tmp_path / 'log', results.append)
-    assert results[-1] == {'name': 'overflow', 'remedy': 'look here', 'result': 'FAILED', 'seconds': 0.0, 'expected': 'a result',
-                           'found': 'the process ended with status 7: out of memory'}
+    assert results[-1] == {'name': 'overflow', 'remedy': 'look here', 'result': 'FAILED', 'seconds': 0.0,
+                           'expected': 'a result', 'found': 'the process ended with status 7: out of memory'}
 
 
 def test_results():
@@ -125,7 +126,8 @@ def test_change_difference():
 
 @pytest.mark.parametrize('arguments, message', [
     (['8', '--device_target', 'Ascend'], 'NPUs need a file'), (['1', '--device_target', 'CPU'], 'must be 2 to 64'),
-    (['nowhere.json'], 'nowhere.json'), (['--figures', 'none.npz'], 'no such file'), (['--device_id', '-1'], 'device_id -1')])
+    (['nowhere.json'], 'nowhere.json'), (['--figures', 'none.npz'], 'no such file'),
+    (['--device_id', '-1'], 'device_id -1')])
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         acceptance.parse(arguments)

@@ -74,7 +74,7 @@ class Session:
         ranks = programs.Ranks(self.args.rank_table, target, self.output / 'data', self.output)
         return (ranks.together(self.tell)
                 and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
-                and run('resumption of all ranks', ranks.resumed, 'src/resume.py; the logs beside acceptance.json', self.tell))
+                and run('resumption of all ranks', ranks.resumed, f'src/resume.py; {self.output}/resumed.log', self.tell))
 
     def _export(self, device):
         return (all(run(f'export {name}', partial(programs.exported, name, device['device_target'], self.output),

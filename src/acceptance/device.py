@@ -106,7 +106,7 @@ def checks(device):
         ('overflow inside a sink', of_steps('overflow_in_sinks'), f'{OVERFLOW}; --jit_level O0 has no loop on the device'),
         ('evaluation between sinks', of_steps('evaluation_between'), STATE),
         ('state in a checkpoint', of_steps('checkpoint'), f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC'),
-        ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; an --iterations_per_loop that divides the steps needs none'),
+        ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; --iterations_per_loop may divide the steps'),
         ('resumption', of_steps('resumption'), f'{STATE}; src/resume.py'),
         ('speed', of_steps('speed'), PLACE),
         ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR')]

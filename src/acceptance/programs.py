@@ -112,9 +112,10 @@ class Ranks:
     def _train(self, log, *options, stop_after=None):
         """(exit status, {step: loss}) of train.py on all ranks; SIGTERM once the log has the step `stop_after`."""
         steps = 10 if self.target == 'CPU' else 1000  # an NPU takes milliseconds for one
-        common = ['--data_dir', self.data, '--num_classes', 10, '--block_counts', '1,1,1', '--image_size', 75, '--batch_size',
-                  4, '--num_workers', 1, '--display_every', 1, '--iterations_per_loop', 4, '--save_checkpoint_steps', 4,
-                  '--keep_checkpoint_max', 3, '--lr', 0.002, '--lr_schedule', 'constant', '--max_train_steps', steps]
+        common = ['--data_dir', self.data, '--num_classes', 10, '--block_counts', '1,1,1', '--image_size', 75,
+                  '--batch_size', 4, '--num_workers', 1, '--display_every', 1, '--iterations_per_loop', 4,
+                  '--save_checkpoint_steps', 4, '--keep_checkpoint_max', 3, '--lr', 0.002, '--lr_schedule', 'constant',
+                  '--max_train_steps', steps]
         with self._launch(ROOT / 'train.py', [*map(str, common), *options], log) as process:
             while stop_after is not None and process.poll() is None:
                 if max(self._losses(log), default=0) >= stop_after:
@@ -187,9 +188,10 @@ def converted(soc_version, output):
         raise Skipped('no atc here')
     if not path.exists() or not soc_version:
         raise Skipped('no ONNX file was written' if soc_version else 'the name of the chip is not known')
-    done = subprocess.run(['atc', '--framework=5', f'--model={path}', '--input_shape=input:8,3,299,299', '--input_format=NCHW',
-                           f'--output={output / "inceptionv4"}', f'--soc_version={soc_version}'], cwd=output, text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+    command = ['atc', '--framework=5', f'--model={path}', '--input_shape=input:8,3,299,299', '--input_format=NCHW',
+               f'--output={output / "inceptionv4"}', f'--soc_version={soc_version}']
+    done = subprocess.run(command, cwd=output, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=PATIENCE)
     (output / 'atc.log').write_text(done.stdout)
     if done.returncode or not path.with_suffix('.om').exists():
         raise Failed('a file inceptionv4.om', f'status {done.returncode}: {done.stdout.strip()[-300:]}')

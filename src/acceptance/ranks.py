@@ -46,9 +46,9 @@ class Ranks:
         """Moving means of 7 on the last rank, and weights of another seed everywhere, become rank 0's."""
         self.step = make_step(self.run, SMALL)
         if self.run.rank == self.run.world - 1:
-            checkpoint.load_into(self.step, {name: np.full_like(value, 7) for name, value in
-                                             checkpoint.values(self.step).items() if name.endswith('.moving_mean')}, 'sevens',
-                                 [name for name in self.step.parameters_dict() if not name.endswith('.moving_mean')])
+            values = checkpoint.values(self.step)
+            sevens = {name: np.full_like(value, 7) for name, value in values.items() if name.endswith('.moving_mean')}
+            checkpoint.load_into(self.step, sevens, 'sevens', [name for name in values if name not in sevens])
         before = flat(self.step, lambda name: not name.startswith('ema.'))
         if not collective.any_rank((before != collective.from_first(before)).any()):
             raise Failed('ranks that differ before', 'equal ones')

@@ -40,8 +40,8 @@ def make_step(run, options, state=None):
 
 
 def training_data(records, options, batch_size, start, stop, rank=0, world=1, num_workers=1):
-    return dataset.training_dataset(records, offset=1, image_size=options.get('image_size', 299), batch_size=batch_size, seed=1,
-                                    keep_prob=0.8, start=start, stop=stop, rank=rank, world=world,
+    return dataset.training_dataset(records, offset=1, image_size=options.get('image_size', 299),
+                                    batch_size=batch_size, seed=1, keep_prob=0.8, start=start, stop=stop, rank=rank, world=world,
                                     num_workers=num_workers)
 
 
@@ -227,7 +227,8 @@ def speed(run, step, decoded, fixed, length, batch_size, workers):
     with_data, alone = times[5 * length] - times[2 * length], times[8 * length] - times[6 * length]
     images = 3 * length * batch_size / with_data
     wait = max(0.0, 1 - alone / 2 * 3 / with_data)
-    text = f'{images:.1f} images/s at batch {batch_size}, {100 * wait:.0f} % of the time waits for data ({workers} processes)'
+    text = (f'{images:.1f} images/s at batch {batch_size}, {100 * wait:.0f} % of the time waits for data '
+            f'({workers} decoding)')
     figures = {'text': text, 'images_per_second': images, 'data_wait': wait, 'batch_size': batch_size, 'workers': workers}
     if wait > 0.1:
         figures['warning'] = ('more than 10 % of the time waits for data: more cores or --num_workers, and libturbojpeg 3 '

@@ -128,7 +128,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     [step] = re.findall(rf'^SIGTERM: stopped after step (\d+) of {STEPS}; checkpoints in results/1p/0/ckpt, '
                         'go on with --resume auto$', stopped.text, re.M)
     assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{int(step) // 5}_{step}.ckpt'
-    assert not list(directory.glob('.*'))
+    assert not list(directory.glob('.inceptionv4*'))
 
     last = Training(data, tmp_path, '--resume', 'auto')
     assert last.end() == 0, last.text[-3000:]

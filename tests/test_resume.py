@@ -359,7 +359,7 @@ def test_full_disk(data, tmp_path):
         assert re.search(r'^warning: checkpoint of step 4 not saved: No space left on device; it needs 2\d\d.\d MB, [\d.]+ '
                          'MB are free in results/1p/0/ckpt; training goes on and tries again$', training.text, re.M)
         assert re.search(rf'^error: checkpoint of step {STEPS} not saved: No space', training.text, re.M)
-        assert [p.name for p in directory.glob('*.ckpt')] == ['inceptionv4-0_2.ckpt'] and not list(directory.glob('.*'))
+        assert [p.name for p in directory.glob('*.ckpt')] == ['inceptionv4-0_2.ckpt'] and not list(directory.glob('.inceptionv4*'))
         assert checkpoint.load(directory / 'inceptionv4-0_2.ckpt')[1]['step'] == 2
     finally:
         subprocess.run(['umount', str(directory)], check=True)

@@ -29,7 +29,7 @@ def rehearse(tmp_path, *arguments):
     """(exit status, standard output, acceptance.json) of the script on the CPU."""
     output = tmp_path / 'with spaces'
     done = subprocess.run(['bash', str(ROOT / 'scripts/run_acceptance.sh'), *arguments, '--device_target', 'CPU', '--output',
-                           str(output)], cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False,
+                           str(output)], cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False,
                           env={**os.environ, 'PYTHON': sys.executable})
     written = output / 'acceptance.json'
     assert written.exists(), done.stdout[-3000:] + done.stderr[-3000:]

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.popen_fork import Popen
 
 from src.processes import states
 
@@ -31,6 +32,8 @@ class Interruption:
 
     def __enter__(self):
         self.number, self.name, self.told, self.can_save, self.lock = 0, '', None, False, threading.Lock()
+        self.ended, self.poll = {}, Popen.poll
+        Popen.poll = self._noting_ends()
         self.source, self.sink = os.pipe()
         os.set_blocking(self.sink, False)
         self.handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
@@ -46,12 +49,22 @@ class Interruption:
 
     def __exit__(self, *_):
         Interruption._active = None
+        Popen.poll = self.poll
         signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
         signal.set_wakeup_fd(self.wakeup)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         os.write(self.sink, b'\0')  # ends its thread
         os.close(self.sink)
+
+    def _noting_ends(self):
+        """`Popen.poll` of `multiprocessing`, by which MindSpore waits for a dead worker before anybody can ask how it died."""
+        def poll(process, flag=os.WNOHANG):
+            code = self.poll(process, flag)
+            if code is not None:
+                self.ended[process.pid] = code
+            return code
+        return poll
 
     def _watch_blocked(self):
         while Interruption._active is self:
@@ -75,7 +88,8 @@ class Interruption:
                 self.told = time.monotonic()
             if self.number and first:  # it ends already, because of a worker
                 return
-            number, name = not self.number and _dead_worker() or (number, signal.Signals(number).name)
+            worker = None if self.number else _dead_worker(self.ended, 1 if ours else 0)
+            number, name = worker or (number, signal.Signals(number).name)
             if self.number or not self.can_save:
                 why = 'again' if self.number else 'before the first step'
                 print(f'{name} {why}: stopped at once', file=sys.stderr, flush=True)
@@ -85,20 +99,33 @@ class Interruption:
                   file=sys.stderr, flush=True)
 
 
-def _dead_worker():
-    """(signal number, what happened) where a data worker has died otherwise than by one of `SIGNALS`; else None."""
-    for pid in (pid for pid, letter in states(os.getpid()).items() if letter == 'Z'):
-        with contextlib.suppress(ChildProcessError):
-            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # MindSpore waits for it itself
-            by_signal = end and end.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-            if by_signal and end.si_status == signal.SIGKILL:
+def _dead_worker(ended, seconds):
+    """(signal number, what happened) where a data worker has died otherwise than by one of `SIGNALS`, looked for as long;
+    else None. `ended`: {process id: exit code as of `multiprocessing`} of those that were waited for already."""
+    until = time.monotonic() + seconds
+    while True:
+        for pid, code in {**ended, **_zombies()}.items():
+            if code == -signal.SIGKILL:
                 return signal.SIGKILL, (f'a data worker (pid {pid}) was killed, probably for lack of memory (fewer '
                                         '--num_workers need less)')
-            if by_signal and end.si_status not in SIGNALS:
-                return end.si_status, f'a data worker (pid {pid}) died of {signal.Signals(end.si_status).name}'
-            if end and end.si_code == os.CLD_EXITED and end.si_status:
-                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {end.si_status}'
-    return None
+            if code < 0 and -code not in SIGNALS:
+                return -code, f'a data worker (pid {pid}) died of {signal.Signals(-code).name}'
+            if code > 0:
+                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {code}'
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.05)
+
+
+def _zombies():
+    """{process id: exit code} of the children that have ended and were not waited for yet, which is left to MindSpore."""
+    found = {}
+    for pid in (pid for pid, letter in states(os.getpid()).items() if letter == 'Z'):
+        with contextlib.suppress(ChildProcessError):
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end:
+                found[pid] = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+    return found
 
 
 def _leave_to_the_parent():

@@ -1,5 +1,6 @@
 """What a training does that gets no further: real processes and signals, with a cell instead of a compiled graph."""
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -255,9 +256,17 @@ def test_how_a_data_worker_died(ending, number, name):
     """Where the whole process group was told to end, it is no news that workers did."""
     child = subprocess.Popen([sys.executable, '-c', f'import os; {ending}'])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    found = interruption._dead_worker()
-    child.wait()
+    found = interruption._dead_worker({}, 0)
+    assert interruption._dead_worker({child.pid: child.wait()}, 0) == found
     assert (found or [None])[0] == number and (number is None or f'(pid {child.pid})' in found[1] and name in found[1])
+
+
+def test_worker_that_was_waited_for_is_known():
+    with interruption.Interruption() as asked:
+        child = multiprocessing.get_context('fork').Process(target=os._exit, args=[3])
+        child.start()
+        child.join()
+        assert asked.ended == {child.pid: 3}
 
 
 @pytest.mark.parametrize('rank, stopping, saved', [(0, True, True), (1, False, True), (1, True, False)])

@@ -115,9 +115,9 @@ def longer_training(old, config, epoch):
         return None
 
     def rate(options):
-        every = learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, **{
-            name: options[name] for name in ('lr', 'T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs')})
-        return scaled_rate(every[epoch], options['lr_scaling'], options['batch_size'] * options['rank_size'])
+        lr = scaled_rate(options['lr'], options['lr_scaling'], options['batch_size'] * options['rank_size'])
+        return learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, lr=lr, **{
+            name: options[name] for name in ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')})[epoch]
     line = f'max_epochs {epochs[0]} -> {epochs[1]}'
     if config['lr_schedule'] != 'cosine' or rising[0] == rising[1] >= epochs[1]:
         return f'{line}: the learning rate goes on from {rate(config):.5f} as its schedule says'

@@ -5,6 +5,7 @@ The slow part kills one training at 20 random moments.
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 import train
-from src import checkpoint, config as configuration, dataset, lock, resume
+from src import checkpoint, config as configuration, dataset, lock, processes, resume
 from src.errors import InputError
 from src.records import demo, mindrecord, open_records, tfrecord
 from tests.conftest import SMALL
@@ -134,6 +135,59 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     assert last.end() == 0, last.text[-3000:]
     assert steps_logged(stopped.text) + steps_logged(last.text) == list(range(3, STEPS + 1))
     assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
+
+
+@pytest.mark.slow
+def test_stalled_disk_then_a_killed_worker(data, tmp_path):
+    """SIGTERM while no data come, then a data worker killed as for lack of memory, then the disk gone, then to the end, with
+    the weights of a training that nothing happened to."""
+    records, directory, reference = tmp_path / 'records', checkpoints(tmp_path), tmp_path / 'reference'
+    shutil.copytree(data, records)
+    reference.mkdir()
+    options = ['--num_workers', '2', '--save_checkpoint_steps', '100', '--max_train_steps', '24']
+    assert Training(data, reference, *options).end() == 0
+    options += ['--resume', 'auto']
+
+    def ended(training, status, line):
+        assert training.end(60) == status and 'Traceback' not in training.text, training.text[-3000:]
+        [step] = re.findall(line, training.text, re.M)
+        assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{int(step) // 5}_{step}.ckpt'
+        assert steps_logged(training.text)[-1] == int(step) and not training.leftovers()
+
+    def swap(make):
+        for shard in records.glob('train-*'):
+            shard.unlink()
+            make(shard)
+
+    stalled = Training(records, tmp_path, *options)
+    assert stalled.wait_for(lambda: steps_logged(stalled.text)), stalled.text[-3000:]
+    swap(os.mkfifo)  # to open one waits for ever
+    steps = []
+    while steps != steps_logged(stalled.text):
+        steps = steps_logged(stalled.text)
+        time.sleep(3)
+    stalled.process.terminate()
+    asked = time.monotonic()
+    ended(stalled, 143, r'^SIGTERM: stopped after step (\d+) of 24; checkpoints in ')
+    assert time.monotonic() - asked < 10
+    swap(lambda shard: shutil.copy(data / shard.name, shard))
+
+    killed = Training(records, tmp_path, *options)
+    assert killed.wait_for(lambda: steps_logged(killed.text)), killed.text[-3000:]
+    worker = min(processes.children(killed.process.pid))
+    os.kill(worker, signal.SIGKILL)
+    ended(killed, 137, rf'^a data worker \(pid {worker}\) was killed, .*: stopped after step (\d+) of 24; checkpoints in ')
+
+    away = Training(records, tmp_path, *options, '--max_bad_fraction', '1')
+    assert away.wait_for(lambda: steps_logged(away.text)), away.text[-3000:]
+    swap(lambda shard: None)
+    ended(away, 2, r'^error: 100 records drawn in a row cannot be read or decoded, .*(?:step|after step) (\d+) (?:is saved|of)')
+    for shard in data.glob('train-*'):
+        shutil.copy(shard, records)
+
+    last = Training(records, tmp_path, *options)
+    assert last.end() == 0, last.text[-3000:]
+    assert_same(directory / 'inceptionv4-4_24.ckpt', checkpoints(reference) / 'inceptionv4-4_24.ckpt')
 
 
 def test_two_ranks_stop_at_the_same_step(data, tmp_path):
@@ -283,6 +337,15 @@ def test_more_epochs_of_schedules_that_go_on(schedule, rate):
     lines = []
     resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
     assert lines == [f'max_epochs 2 -> 9: the learning rate goes on from {rate:.5f} as its schedule says']
+
+
+def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
+    """`lr_scaling` is for `lr`; eta_min stays as it is."""
+    before = configuration.load(['--lr', '0.1', '--eta_min', '0.01', '--lr_scaling', 'linear', '--max_epochs', '2', '--T_max',
+                                 '2', '--batch_size', '256'])
+    lines = []
+    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 4, 'T_max': 4}, 'x', False, lines.append)
+    assert lines[0].endswith('T_max 2 -> 4: the learning rate is 0.10500 now, where it would have been 0.01000')
 
 
 def test_other_records_are_refused(old):

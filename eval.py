@@ -3,15 +3,11 @@
 import sys
 from pathlib import Path
 
-from mindspore.nn.utils import no_init_parameters
-
 from src import checkpoint, config as configuration, dataset, evaluation, jpeg, runtime, weights
 from src.errors import InputError, entry_point
-from src.inceptionv4 import InceptionV4
 from src.monitor import Log
 from src.preprocess import recorded_preprocessing
 from src.records import open_records
-from src.training import set_precision
 
 
 def evaluate_path(argv, run, path, log):
@@ -33,9 +29,7 @@ def evaluate_path(argv, run, path, log):
     offset = dataset.label_offset(option, records)
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
-    with no_init_parameters():  # a checkpoint fills them all
-        network = InceptionV4(**{**configuration.network_options(config), 'aux_logits': False})
-    step = evaluation.EvaluationStep(set_precision(network, run.amp_level), preprocessing)
+    step = evaluation.make_step(configuration.network_options(config), run.amp_level, preprocessing)
     data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
                                       batch_size=config.batch_size or 64, preprocessing=preprocessing, rank=run.rank,
                                       world=run.world, num_workers=dataset.workers(config.num_workers, run.ranks_here))

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import mindspore as ms
-from mindspore.nn.utils import no_init_parameters
 from mindspore.train import Model
 
 from eval import evaluate_path
@@ -141,15 +140,12 @@ def train(config, interruption):
             log(f'left out: {validation.left_out}')
         validation = dataset.match_names(validation, records.class_names, 'the training records')
         dataset.check_labels(validation, offset, classes)
-        with no_init_parameters():  # each evaluation fills them
-            evaluated = set_precision(InceptionV4(**{**configuration.network_options(effective), 'aux_logits': False}),
-                                      run.amp_level)
-        evaluation_step = evaluation.EvaluationStep(evaluated)
+        evaluation_step = evaluation.make_step(configuration.network_options(effective), run.amp_level)
         data = dataset.evaluation_dataset(validation, offset=offset, image_size=config.image_size, batch_size=batch_size,
                                           rank=run.rank, world=run.world, num_workers=num_workers)
 
         def evaluate():
-            evaluation.take_weights(evaluated, step, run.world)
+            evaluation.take_weights(evaluation_step.network, step, run.world)
             return evaluation.evaluate(evaluation_step, data, len(validation), run.world, lambda: interruption.number)
         callbacks.append(Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate,
                                      saved if run.rank == 0 else None))

@@ -6,12 +6,14 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
+from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
 from src import checkpoint, collective, files, weights
 from src.errors import InputError
+from src.inceptionv4 import InceptionV4
 from src.preprocess import PREPROCESSING, scale
-from src.training import cross_entropy
+from src.training import cross_entropy, set_precision
 
 Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
 
@@ -40,15 +42,28 @@ class EvaluationStep(nn.Cell):
                           (loss * counts).sum(), counts.sum()])
 
 
+STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of what batch norm averages
+
+
+def make_step(options, amp_level, preprocessing=PREPROCESSING):
+    """An `EvaluationStep` in the precision `amp_level` on a network of `options` (dict), the auxiliary classifier left out,
+    whose weights are not initialised: a checkpoint or `take_weights` fills them all."""
+    with no_init_parameters():
+        network = InceptionV4(**{**options, 'aux_logits': False})
+    return EvaluationStep(set_precision(network, amp_level), preprocessing)
+
+
 def take_weights(network, train_step, world=1):
     """Set `network` to what the checkpoint of `train_step` would give: the moving averages of the weights, if there are
     any, and rank 0's batch norm statistics, which differ between ranks.
 
     An evaluation has a network of its own, so that nothing of the training is changed by it.
     """
-    values = checkpoint.averaged(checkpoint.values(train_step))
+    state = train_step.parameters_dict()
+    names = [parameter.name for parameter in network.get_parameters()]  # the optimizer's state stays on the device
+    values = {name: state.get(checkpoint.AVERAGE + name, state[name]).asnumpy() for name in names}
     if world > 1:
-        names = [name for name in values if name.endswith(('.moving_mean', '.moving_variance'))]
+        names = [name for name in names if name.endswith(STATISTICS)]
         shared = collective.from_first(np.concatenate([values[name] for name in names]))
         values.update(zip(names, np.split(shared, np.cumsum([values[name].size for name in names])[:-1])))
     checkpoint.load_into(network, values, 'this training')

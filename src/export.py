@@ -207,8 +207,8 @@ def check_target(path):
     record = path.with_suffix('.json')
     try:
         old = json.loads(record.read_text(encoding='utf-8'))
-        files = {**old.pop('other_files'), old['file']: old}
-        return {name: value for name, value in files.items() if name != path.name and (path.parent / name).is_file()}
+        described = {**old.pop('other_files'), old['file']: old}
+        return {name: value for name, value in described.items() if name != path.name and (path.parent / name).is_file()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

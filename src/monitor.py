@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from src import checkpoint, evaluation
 from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
-from src.training import Outputs
+from src.training import on_host
 
 
 class Log:
@@ -94,7 +94,7 @@ class TrainingMonitor(LossMonitor):
         done = self.first + cb_params.cur_step_num - self.step
         self.step += done
         due = self.step - self.logged >= self._per_print_times or self.step >= self.stop
-        outputs = Outputs(*(float(value.asnumpy()) for value in cb_params.net_outputs))  # waits for the device
+        outputs = on_host(cb_params.net_outputs)
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
         self.moving.release()  # not after an error: what is left then is nothing to be saved

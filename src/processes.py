@@ -23,11 +23,16 @@ def lives(pid):
     return found is not None and found[0] not in "ZX"
 
 
+def _all():
+    """{pid: (state, parent's pid)} of this machine's processes."""
+    return {int(pid): found for pid in filter(str.isdigit, os.listdir("/proc")) if (found := state(pid))}
+
+
 def kill_descendants():
     """SIGKILL everything below this process until nothing is left, orphans too if it is their subreaper; gives the pids."""
     killed = set()
     for _ in range(100):
-        processes = {int(pid): found for pid in filter(str.isdigit, os.listdir("/proc")) if (found := state(pid))}
+        processes = _all()
         below, size = {os.getpid()}, 0
         while len(below) > size:  # a generation each time
             size = len(below)
@@ -45,7 +50,7 @@ def kill_descendants():
 
 def states(parent):
     """{pid: letter of its state} of the children of a process."""
-    return {int(pid): found[0] for pid in filter(str.isdigit, os.listdir("/proc")) if (found := state(pid)) and found[1] == parent}
+    return {pid: letter for pid, (letter, above) in _all().items() if above == parent}
 
 
 def children(parent):

@@ -105,6 +105,11 @@ def l2_term(parameters, weight_decay):
 Outputs = namedtuple('Outputs', 'loss norm overflows overflow_run loss_scale')
 
 
+def on_host(outputs):
+    """What a `TrainStep` gave, as `Outputs` of float; waits for the device."""
+    return Outputs(*(float(value.asnumpy()) for value in outputs))
+
+
 class TrainStep(nn.TrainOneStepWithLossScaleCell):
     """One step of `optimizer` on `network_with_loss`; gives `Outputs`, all scalars.
 

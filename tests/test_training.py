@@ -9,7 +9,7 @@ from src.errors import InputError
 from src.evaluation import take_weights
 from src.inceptionv4 import InceptionV4
 from src.optimizer import in_whole_vectors, make_optimizer
-from src.training import NetworkWithLoss, Outputs, TrainStep, half_square_sum, l2_term, loss_scale_update
+from src.training import NetworkWithLoss, TrainStep, half_square_sum, l2_term, loss_scale_update, on_host
 
 WEIGHT = 'mixed_5b.branch_0.conv2d_0a_1x1.conv.weight'
 DECAY = 0.75
@@ -30,7 +30,7 @@ class Training:
             np.ones((2, 1536), np.uint8), np.int32([1, 2]))]
 
     def __call__(self):
-        return Outputs(*(float(value.asnumpy()) for value in self.step(*self.batch)))
+        return on_host(self.step(*self.batch))
 
     def get(self, name):
         return self.parameters[name].asnumpy().copy()

@@ -18,9 +18,7 @@ from pathlib import Path
 from src import environment, files, jpeg, rank_table
 from src.acceptance import programs
 from src.acceptance.report import Failed, line, run, warning
-from src.errors import InputError, entry_point
-
-PLACE = 'docs/ascend.md, "When it goes wrong"'
+from src.errors import InputError, Parser, entry_point
 
 
 def check_environment(target):
@@ -95,8 +93,8 @@ class Session:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog='scripts/run_acceptance.sh', description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='scripts/run_acceptance.sh', description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('rank_table', nargs='?', metavar='RANK_TABLE')
     parser.add_argument('--device_target', default='auto', choices=('auto', 'Ascend', 'CPU'))
     parser.add_argument('--device_id', type=int, default=0)

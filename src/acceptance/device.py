@@ -12,8 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 from src import checkpoint, preprocess, runtime
 from src.acceptance import reference
 from src.acceptance.report import Teller, equal, run, within
-from src.acceptance.steps import Steps
-from src.config import load
+from src.acceptance.steps import Steps, recorded
 from src.export import BOUNDS
 from src.inceptionv4 import InceptionV4
 from src.records import demo
@@ -82,10 +81,8 @@ class Device:
 
     def weights(self):
         """A checkpoint for export.py: of the network that `forward` compared."""
-        options = {name: list(value) if isinstance(value, tuple) else value
-                   for name, value in reference.NETWORKS[self.size].items()}
         path = self.output / 'seeded.ckpt'
-        checkpoint.write(path, self.seeded, {'step': 0, 'epoch': 0, 'config': {**load([]), **options}})
+        checkpoint.write(path, self.seeded, {'step': 0, 'epoch': 0, 'config': recorded(reference.NETWORKS[self.size])})
         return {'text': str(path)}
 
 

@@ -15,16 +15,15 @@ from src.acceptance.report import Failed, Skipped, equal, within
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1800  # seconds: a compilation takes minutes, ranks that wait for each other forever
-ENVIRONMENT = {'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))), 'GLOG_v': '3'}
 
 
 @contextlib.contextmanager
 def program(argv, log, cwd=None, **options):
     """A program of its own session with its output in `log`; none of it is left when the block ends."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
     with open(log, 'wb') as file:
         process = subprocess.Popen([sys.executable, *map(str, argv)], stdout=file, stderr=subprocess.STDOUT, cwd=cwd,
-                                   env={**ENVIRONMENT, **os.environ, 'PYTHONPATH': ENVIRONMENT['PYTHONPATH']},
-                                   start_new_session=True, **options)
+                                   env={'GLOG_v': '3', **os.environ, 'PYTHONPATH': path}, start_new_session=True, **options)
     try:
         yield process
     finally:

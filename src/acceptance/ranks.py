@@ -12,7 +12,6 @@ from src.inceptionv4 import InceptionV4
 from src.records import open_records
 
 SINK, BATCH = 10, 4
-STATISTICS = ('.moving_mean', '.moving_variance')
 COLLECTIVE = 'src/collective.py; CANN\'s logs are in ~/ascend/log; python -m src.rank_table check TABLE'
 
 
@@ -67,7 +66,7 @@ class Ranks:
         values = flat(self.step, lambda name: name in weights)
         difference = np.abs(values - collective.from_first(values)).max()
         agree(difference == 0, f'the weights of rank 0 after {steps} steps', f'here a difference of {difference:.1e}')
-        statistics = flat(self.step, lambda name: name.endswith(STATISTICS))
+        statistics = flat(self.step, lambda name: name.endswith(evaluation.STATISTICS))
         if not collective.any_rank((statistics != collective.from_first(statistics)).any()):
             raise Failed('batch norm statistics of each rank\'s own images', 'the same on all')
         return {'text': f'{steps} steps, loss {outputs[steps].loss:.3f}, all ranks hold the same weights'}

@@ -10,13 +10,16 @@ import numpy as np
 from mindspore.train import Callback, Model
 
 from src import checkpoint, dataset, evaluation, resume
+from src.acceptance.reference import NETWORKS
 from src.acceptance.report import Failed, Skipped, equal, within
+from src.config import load
+from src.evaluation import STATISTICS
 from src.inceptionv4 import InceptionV4
 from src.optimizer import make_optimizer
 from src.records import open_records
-from src.training import NetworkWithLoss, Outputs, TrainStep, set_precision
+from src.training import NetworkWithLoss, TrainStep, on_host, set_precision
 
-SMALL = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
+SMALL = NETWORKS['small']
 BATCH = 8
 STEPS, SINK = 20, 10
 # Two graphs of one training on one device: relative difference of losses; of the weights' and their slots' changes.
@@ -24,6 +27,11 @@ LOSS_BOUND = {'float32': 1e-4, 'float16': 1e-2}
 CHANGE_BOUND = {'float32': 1e-3, 'float16': 1e-1}
 # Scales with which gradients, or the squares of their norm, surely overflow three times, but not much oftener.
 HUGE_SCALE = {'float32': 2.0**62, 'float16': 2.0**26}
+
+
+def recorded(options):
+    """The configuration that a checkpoint of a network of `options` records."""
+    return {**load([]), **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}}
 
 
 def make_step(run, options, state=None):
@@ -56,7 +64,7 @@ class Recorder(Callback):
     def on_train_step_end(self, run_context):
         cb_params = run_context.original_args()
         step = self.first + cb_params.cur_step_num
-        self.outputs[step] = Outputs(*(float(value.asnumpy()) for value in cb_params.net_outputs))  # waits for the device
+        self.outputs[step] = on_host(cb_params.net_outputs)
         self.times[step] = time.perf_counter()
         if step == self.at:
             self.after()
@@ -108,14 +116,13 @@ class Steps:
         after = copies(self.step)
         counted = {'global_step', 'overflows', 'overflow_run', 'scale_sense', 'last_overflow_iterator_step',
                    'current_iterator_step'}
-        statistics = ('.moving_mean', '.moving_variance')  # of the forward pass, which every step makes
         changed = [name for name, value in before.items() if (value != after[name]).any()
-                   and name not in counted and not name.endswith(statistics)]
+                   and name not in counted and not name.endswith(STATISTICS)]  # those of the forward pass move
         equal(changed, [], 'parameters that changed:')
         equal(int(after['global_step'].item()), 3, 'global_step')
         equal(float(after['scale_sense']) * 8, HUGE_SCALE[self.precision], '8 times the loss scale')
         for batch in self._data(3, 43).create_tuple_iterator(num_epochs=1):
-            outputs = Outputs(*(float(value.asnumpy()) for value in self.step(*batch)))
+            outputs = on_host(self.step(*batch))
             if not outputs.overflow_run:
                 break
         equal(outputs.overflow_run, 0, 'steps in a row without an update after the scale was halved 40 times:')
@@ -164,12 +171,11 @@ class Steps:
 
     def evaluation_between(self):
         self.step = make_step(self.run, SMALL, self.state)
-        network = set_precision(InceptionV4(**SMALL), self.run.amp_level)
         data = dataset.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
-        evaluation_step, results = evaluation.EvaluationStep(network), []
+        evaluation_step, results = evaluation.make_step(SMALL, self.run.amp_level), []
 
         def evaluate():
-            evaluation.take_weights(network, self.step)
+            evaluation.take_weights(evaluation_step.network, self.step)
             results.append(evaluation.evaluate(evaluation_step, data, len(self.validation)))
         worst = self._same_losses(train(self.run, self.step, self._data(0, 8), 2, 4, Recorder(at=4, after=evaluate)))
         equal(len(results), 1, 'number of evaluations')
@@ -178,14 +184,12 @@ class Steps:
 
     def checkpoint(self):
         """After 2 sinks a checkpoint holds all state as it is then, not as it was copied to the device."""
-        from src.config import load
-        options = {name: list(value) if isinstance(value, tuple) else value for name, value in SMALL.items()}
-        self.path = checkpoint.save(self.output, self.step, step=8, epoch=0, config={**load([]), **options})
+        self.path = checkpoint.save(self.output, self.step, step=8, epoch=0, config=recorded(SMALL))
         saved, _ = checkpoint.load(self.path)
         weights = [parameter.name for parameter in self.step.optimizer.parameters]
         names = [*weights, *(checkpoint.AVERAGE + name for name in weights),
                  *(name for name in saved if name.startswith(resume.OPTIMIZER_STATE)
-                   or name.endswith(('.moving_mean', '.moving_variance')))]
+                   or name.endswith(STATISTICS))]
         stale = [name for name in names if np.array_equal(saved[name], self.state[name])]
         equal(stale, [], 'parameters that 8 steps did not change:')
         equal(saved['global_step'].item(), self.state['global_step'].item() + 8, 'global_step')

@@ -1,9 +1,11 @@
 """Top-1, top-5 and loss of one checkpoint or of all in a directory, over exactly every validation image:
 `python eval.py --ckpt_path CKPT --data_dir DIR [--option value ...]`."""
+
 import sys
 from pathlib import Path
 
-from src import checkpoint, config as configuration, dataset, evaluation, jpeg, runtime, weights
+from src import checkpoint, dataset, evaluation, jpeg, runtime, weights
+from src import config as configuration
 from src.errors import InputError, entry_point
 from src.monitor import Log
 from src.preprocess import recorded_preprocessing
@@ -30,9 +32,16 @@ def evaluate_path(argv, run, path, log):
     dataset.check_labels(records, offset, config.num_classes)
     log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
     step = evaluation.make_step(configuration.network_options(config), run.amp_level, preprocessing)
-    data = dataset.evaluation_dataset(records, offset=offset, image_size=config.image_size,
-                                      batch_size=config.batch_size or 64, preprocessing=preprocessing, rank=run.rank,
-                                      world=run.world, num_workers=dataset.workers(config.num_workers, run.ranks_here))
+    data = dataset.evaluation_dataset(
+        records,
+        offset=offset,
+        image_size=config.image_size,
+        batch_size=config.batch_size or 64,
+        preprocessing=preprocessing,
+        rank=run.rank,
+        world=run.world,
+        num_workers=dataset.workers(config.num_workers, run.ranks_here),
+    )
     results = evaluation.evaluate_checkpoints(paths, step, data, len(records), run.world, log)
     if run.rank == 0:
         target = paths[0].parent / 'evaluation.json'
@@ -64,8 +73,9 @@ def main(argv=None):
     config = configuration.load(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
-    run = runtime.start(config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed,
-                        config.jit_level)
+    run = runtime.start(
+        config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed, config.jit_level
+    )
     log = Log()
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())

@@ -3,6 +3,7 @@
 Saves the full state of a training of the whole network (weights, RMSProp's two slots, moving averages) a few times, as
 `monitor.Checkpoints` does, and sets the median against an epoch of ImageNet at the original's rates.
 """
+
 import statistics
 import sys
 import tempfile
@@ -38,12 +39,16 @@ def main(directory):
             checkpoint.load(path)
             loading = time.perf_counter() - started
         median = statistics.median(seconds)
-        print(f'ema_decay {ema_decay}: {size / 1e6:.0f} MB; saved, synced and renamed in {median:.2f} s (median of '
-              f'{ROUNDS}, {min(seconds):.2f} to {max(seconds):.2f}); loaded and its checksum compared in {loading:.2f} s')
+        print(
+            f'ema_decay {ema_decay}: {size / 1e6:.0f} MB; saved, synced and renamed in {median:.2f} s (median of '
+            f'{ROUNDS}, {min(seconds):.2f} to {max(seconds):.2f}); loaded and its checksum compared in {loading:.2f} s'
+        )
         for devices, rate in RATES.items():
             epoch = TRAINING_IMAGES / rate
-            print(f'  one save an epoch of ImageNet on {devices} device(s), {epoch:.0f} s: {100 * median / epoch:.2f} % of '
-                  'the time')
+            print(
+                f'  one save an epoch of ImageNet on {devices} device(s), {epoch:.0f} s: {100 * median / epoch:.2f} % of '
+                'the time'
+            )
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ All run in one process in turns, so that whatever else the machine does meets al
 computes the same logits from the same weights, which is checked. Memory is the peak of a process of its own that does
 nothing else. What is needed is in requirements-bench.txt.
 """
+
 import argparse
 import importlib.abc
 import importlib.machinery
@@ -67,6 +68,7 @@ def timm_network(weights, channels_last=False, compiled=False):
         sys.meta_path.append(_TorchvisionStandIn())
     import timm
     import torch
+
     network = timm.create_model('inception_v4').eval()
     values = {name: torch.from_numpy(value) for name, value in np.load(weights).items()}
     found = network.load_state_dict(values, strict=False)
@@ -79,6 +81,7 @@ def timm_network(weights, channels_last=False, compiled=False):
     def run(x):
         with torch.inference_mode():
             return call(torch.from_numpy(x).contiguous(memory_format=layout)).numpy()
+
     return run
 
 
@@ -111,8 +114,16 @@ def write_files(directory, batch_size):
                 parameter.set_data(ms.Tensor(rng.uniform(0.5, 1.5, parameter.shape), ms.float32))
         values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
         np.savez(directory / 'weights.npz', **{foreign: values[name] for name, foreign in names_in('timm', values).items()})
-        export_network(network, directory / f'{stem}.{file_format.lower()}', file_format=file_format, image_size=SIZE,
-                       preprocessing=PREPROCESSING, batch_size=batch_size, fold_bn=fold_bn, about={})
+        export_network(
+            network,
+            directory / f'{stem}.{file_format.lower()}',
+            file_format=file_format,
+            image_size=SIZE,
+            preprocessing=PREPROCESSING,
+            batch_size=batch_size,
+            fold_bn=fold_bn,
+            about={},
+        )
 
 
 def picture_batch(batch):
@@ -121,8 +132,22 @@ def picture_batch(batch):
 
 def peak_memory(directory, name, batch):
     """Peak resident memory, GB, of a process that loads one candidate and runs it three times."""
-    result = subprocess.run([sys.executable, '-m', 'benchmarks.inference', '--alone', name, '--batch', str(batch),
-                             '--directory', str(directory)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'benchmarks.inference',
+            '--alone',
+            name,
+            '--batch',
+            str(batch),
+            '--directory',
+            str(directory),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(result.stdout.split()[-1])
 
 
@@ -155,7 +180,7 @@ def main(argv=None):
             run(x)
         # Not ru_maxrss, in which a process inherits what its parent had
         kilobytes = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]
-        return print(int(kilobytes) / 2 ** 20)
+        return print(int(kilobytes) / 2**20)
     names = [name for name in CANDIDATES if not args.skip or args.skip not in name]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(args.directory or temporary).resolve()

@@ -3,6 +3,7 @@
 This pipeline and its peers (written here after what they document) read the same JPEGs in turn, round by round; the
 table has medians. tf.data needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with MindSpore.
 """
+
 import argparse
 import io
 import os
@@ -37,8 +38,9 @@ def photo(rng, number, target=110_000):
     height, width = (375, 500) if number % 4 else (500, 375)
     picture = np.full((height, width, 3), 128, np.float32)
     for octave in range(1, 9):
-        cells = rng.normal(0, 60 / 2 ** (0.75 * octave), (2 ** octave, 2 ** octave, 3)) + rng.normal(
-            0, 70 / 2 ** (0.5 * octave), (2 ** octave, 2 ** octave, 1))
+        cells = rng.normal(0, 60 / 2 ** (0.75 * octave), (2**octave, 2**octave, 3)) + rng.normal(
+            0, 70 / 2 ** (0.5 * octave), (2**octave, 2**octave, 1)
+        )
         for channel in range(3):
             layer = Image.fromarray(cells[..., channel].astype(np.float32))
             picture[..., channel] += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC))
@@ -67,43 +69,66 @@ def make_records(directory, images, count, at_least):
         sizes.append((*Image.open(io.BytesIO(encoded)).size, len(encoded)))
     for layout in ('tfrecord', 'mindrecord'):
         convert(str(directory / 'folder'), str(directory / layout), layout, min(4, len(found)), workers=1)
-    print(f'{len(found)} pictures: {images or LIKE_IMAGENET}; medians of width, height, bytes: '
-          f'{", ".join(f"{np.median(column):.0f}" for column in zip(*sizes))}')
+    print(
+        f'{len(found)} pictures: {images or LIKE_IMAGENET}; medians of width, height, bytes: '
+        f'{", ".join(f"{np.median(column):.0f}" for column in zip(*sizes))}'
+    )
     return sizes
 
 
 def ours(layout, on_host):
     def make(a, batches):
         records = open_records(a.records / layout, 'train')
-        return training_dataset(records, offset=0, image_size=a.size, batch_size=a.batch_size, seed=1, keep_prob=0.8,
-                                start=0, stop=batches, augment_on_host=on_host, num_workers=a.workers,
-                                bad=BadRecords(0, len(records), -(-batches * a.batch_size // len(records)) + 1))
+        return training_dataset(
+            records,
+            offset=0,
+            image_size=a.size,
+            batch_size=a.batch_size,
+            seed=1,
+            keep_prob=0.8,
+            start=0,
+            stop=batches,
+            augment_on_host=on_host,
+            num_workers=a.workers,
+            bad=BadRecords(0, len(records), -(-batches * a.batch_size // len(records)) + 1),
+        )
+
     return make
 
 
 def folder_pipeline(operations, label=True):
     """`mindspore.dataset` all in C++, as MindCV and the model zoo use it."""
+
     def make(a, batches):
         data = ds.ImageFolderDataset(str(a.records / 'folder' / 'train'), num_parallel_workers=a.workers, shuffle=True)
         data = data.repeat(-(-batches * a.batch_size // data.get_dataset_size()))
         data = data.map(operations(a), 'image', num_parallel_workers=a.workers)
         data = data.map(transforms.TypeCast(mstype.int32), 'label', num_parallel_workers=1)
         return data.batch(a.batch_size, drop_remainder=True)
+
     return make
 
 
 def mindcv(a):
     """`create_transforms(image_resize=299, is_training=True)`: crop, flip, normalise."""
-    return [vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (3 / 4, 4 / 3)), vision.RandomHorizontalFlip(0.5),
-            vision.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
-            vision.HWC2CHW()]
+    return [
+        vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (3 / 4, 4 / 3)),
+        vision.RandomHorizontalFlip(0.5),
+        vision.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
+        vision.HWC2CHW(),
+    ]
 
 
 def model_zoo(a):
     """Of its InceptionV4 entry: crop, flip, colour jitter of 0.4, normalise."""
-    return [vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (0.75, 1.333)), vision.RandomHorizontalFlip(0.5),
-            vision.RandomColorAdjust(0.4, 0.4, 0.4), vision.Rescale(1 / 255, 0.0),
-            vision.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), vision.HWC2CHW()]
+    return [
+        vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (0.75, 1.333)),
+        vision.RandomHorizontalFlip(0.5),
+        vision.RandomColorAdjust(0.4, 0.4, 0.4),
+        vision.Rescale(1 / 255, 0.0),
+        vision.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        vision.HWC2CHW(),
+    ]
 
 
 def floor(a):
@@ -112,8 +137,10 @@ def floor(a):
 
 
 PIPELINES = {
-    'this pipeline, TFRecord': ours('tfrecord', False), 'this pipeline, MindRecord': ours('mindrecord', False),
-    'this pipeline, folder': ours('folder', False), 'this pipeline, TFRecord, augment_device host': ours('tfrecord', True),
+    'this pipeline, TFRecord': ours('tfrecord', False),
+    'this pipeline, MindRecord': ours('mindrecord', False),
+    'this pipeline, folder': ours('folder', False),
+    'this pipeline, TFRecord, augment_device host': ours('tfrecord', True),
     'floor: crop-decode and resize alone': folder_pipeline(floor),
     'MindCV (crop, flip, normalise)': folder_pipeline(mindcv),
     'model zoo (crop, flip, jitter, normalise)': folder_pipeline(model_zoo),
@@ -147,8 +174,13 @@ class TensorFlow:
 
     def __init__(self, python, a):
         command = [python, str(ROOT / 'benchmarks' / 'tf_data.py'), str(a.records / 'tfrecord')]
-        self.process = subprocess.Popen([*command, *map(str, (a.batch_size, a.size, a.workers))], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*command, *map(str, (a.batch_size, a.size, a.workers))],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         self.version = self.process.stdout.readline().strip()
         if not self.version:
             raise InputError(f'--tf_python {python} cannot import TensorFlow; see requirements-bench.txt')
@@ -162,8 +194,9 @@ class TensorFlow:
 def memory(a, images=20000):
     """Proportional memory (PSS) of this process and its workers while `images` go through."""
     steps, here = images // a.batch_size, psutil.Process()
-    for number, _ in enumerate(PIPELINES['this pipeline, TFRecord'](a, steps).create_tuple_iterator(
-            num_epochs=1, output_numpy=True), 1):
+    for number, _ in enumerate(
+        PIPELINES['this pipeline, TFRecord'](a, steps).create_tuple_iterator(num_epochs=1, output_numpy=True), 1
+    ):
         if number % max(1, steps // 10) == 0:
             tree = [here, *here.children(recursive=True)]
             pss = sum(process.memory_full_info().pss for process in tree if process.is_running())
@@ -192,8 +225,11 @@ def main(argv=None):
         sizes, rng = make_records(a.records, a.images, a.count, a.batch_size), np.random.default_rng(0)
         crops = [(random_crop(rng, h, w), h * w) for w, h, _ in sizes for _ in range(20)]
         a.area = float(np.mean([box[2] * box[3] / area for box, area in crops]))
-        print(f'{a.size} x {a.size}, batches of {a.batch_size}, {a.workers} workers on {cores} cores, JPEG decoder '
-              f'{"libjpeg-turbo" if jpeg.library() else "Pillow"}, crops {a.area:.2f} of a picture on average', flush=True)
+        print(
+            f'{a.size} x {a.size}, batches of {a.batch_size}, {a.workers} workers on {cores} cores, JPEG decoder '
+            f'{"libjpeg-turbo" if jpeg.library() else "Pillow"}, crops {a.area:.2f} of a picture on average',
+            flush=True,
+        )
         if a.memory:
             return memory(a)
         tensorflow = TensorFlow(a.tf_python, a) if a.tf_python else None
@@ -213,8 +249,10 @@ def main(argv=None):
     for name, rounds in found.items():
         speeds, cpu, size = zip(*rounds)
         median = statistics.median(speeds)
-        print(f'{name:46s} {median:8.0f} {median / cores:7.0f} {min(speeds):6.0f} {max(speeds):6.0f} '
-              f'{reference / median:10.2f} {statistics.median(cpu) * 1e3:7.2f} {size[0] / 1e6:13.3f}')
+        print(
+            f'{name:46s} {median:8.0f} {median / cores:7.0f} {min(speeds):6.0f} {max(speeds):6.0f} '
+            f'{reference / median:10.2f} {statistics.median(cpu) * 1e3:7.2f} {size[0] / 1e6:13.3f}'
+        )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 For every line `NAME SKIP BATCHES` on stdin: an iterator is made, SKIP batches are taken, then BATCHES against the clock;
 `SECONDS CPU_SECONDS BYTES_A_PICTURE` go to stdout.
 """
+
 import glob
 import os
 import sys
@@ -18,8 +19,14 @@ WHOLE = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
 def crop_box(shape):
     """Offset and size (height, width, channels) of the random crop, as the original draws it."""
     begin, size, _ = tf.image.sample_distorted_bounding_box(
-        shape, WHOLE, min_object_covered=0.1, aspect_ratio_range=(0.75, 1.33), area_range=(0.05, 1.0), max_attempts=100,
-        use_image_if_no_bounding_boxes=True)
+        shape,
+        WHOLE,
+        min_object_covered=0.1,
+        aspect_ratio_range=(0.75, 1.33),
+        area_range=(0.05, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
     return begin, size
 
 

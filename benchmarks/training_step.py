@@ -4,6 +4,7 @@
 All variants train the same network in one process, in turn and in changing order; the first call of each, which compiles, is
 not counted.
 """
+
 import argparse
 import platform
 import statistics
@@ -26,36 +27,49 @@ def main():
     args = parser.parse_args()
     ms.set_context(mode=ms.GRAPH_MODE)
     network = InceptionV4(image_size=args.image_size)
-    optimizer = make_optimizer('rmsprop', network, np.full(10000, 1e-4, np.float32), weight_decay=1e-5, momentum=0.9,
-                               on_cpu=True)
+    optimizer = make_optimizer(
+        'rmsprop', network, np.full(10000, 1e-4, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
+    )
     with_loss = NetworkWithLoss(network, 0.1)
-    steps = {'optimizer alone': nn.TrainOneStepCell(with_loss, optimizer),
-             'norm': TrainStep(with_loss, optimizer, None),
-             'norm, clipping': TrainStep(with_loss, optimizer, None, clip_norm=2.0),
-             'norm, clipping, loss scale': TrainStep(with_loss, optimizer, 'dynamic', clip_norm=2.0)}
+    steps = {
+        'optimizer alone': nn.TrainOneStepCell(with_loss, optimizer),
+        'norm': TrainStep(with_loss, optimizer, None),
+        'norm, clipping': TrainStep(with_loss, optimizer, None, clip_norm=2.0),
+        'norm, clipping, loss scale': TrainStep(with_loss, optimizer, 'dynamic', clip_norm=2.0),
+    }
     rng = np.random.default_rng(0)
-    batch = [Tensor(value) for value in (
-        rng.integers(0, 256, (args.batch_size, 3, args.image_size, args.image_size), np.uint8),
-        np.tile(np.float32([0, 1]), (args.batch_size, 1)), np.ones((args.batch_size, 1536), np.uint8),
-        rng.integers(0, 1000, args.batch_size).astype(np.int32))]
+    batch = [
+        Tensor(value)
+        for value in (
+            rng.integers(0, 256, (args.batch_size, 3, args.image_size, args.image_size), np.uint8),
+            np.tile(np.float32([0, 1]), (args.batch_size, 1)),
+            np.ones((args.batch_size, 1536), np.uint8),
+            rng.integers(0, 1000, args.batch_size).astype(np.int32),
+        )
+    ]
 
     def run(step):
         start = time.perf_counter()
         outputs = step.set_train()(*batch)
         (outputs[0] if isinstance(outputs, tuple) else outputs).asnumpy()
         return time.perf_counter() - start
+
     compiled = {name: run(step) for name, step in steps.items()}
     seconds = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name in rng.permutation(list(steps)):
             seconds[name].append(run(steps[name]))
-    print(f'batch {args.batch_size}, {args.image_size} x {args.image_size}, {args.rounds} rounds; MindSpore {ms.__version__}, '
-          f'{platform.machine()}, Python {platform.python_version()}')
+    print(
+        f'batch {args.batch_size}, {args.image_size} x {args.image_size}, {args.rounds} rounds; MindSpore {ms.__version__}, '
+        f'{platform.machine()}, Python {platform.python_version()}'
+    )
     first = seconds['optimizer alone']
     for name, values in seconds.items():
         ratio = statistics.median(value / base for value, base in zip(values, first))
-        print(f'{name:<28} {statistics.median(values):.3f} s ({min(values):.3f} to {max(values):.3f}), '
-              f'{ratio:.3f} x the first in the same round, first call {compiled[name]:.1f} s')
+        print(
+            f'{name:<28} {statistics.median(values):.3f} s ({min(values):.3f} to {max(values):.3f}), '
+            f'{ratio:.3f} x the first in the same round, first call {compiled[name]:.1f} s'
+        )
 
 
 if __name__ == '__main__':

@@ -2,12 +2,14 @@
 # usage: bash scripts/run_tests.sh [--slow] [pytest arguments]; installs what the tests need into ROOT/.venv
 set -e
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if ! "$PYTHON" -c 'import pytest, xdist' 2>/dev/null; then
+if ! "$PYTHON" -c 'import pytest, xdist, ruff' 2>/dev/null; then
     [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv $VENV_OPTIONS "$ROOT/.venv"
     PYTHON="$ROOT/.venv/bin/python"
     "$PYTHON" -m pip install -q -r "$ROOT/requirements-test.txt"
 fi
 cd "$ROOT"
+"$PYTHON" -m ruff check -q .
+"$PYTHON" -m ruff format -q --check .
 if [ "${1:-}" = --slow ]; then
     shift
     exec "$PYTHON" -m pytest -q -m 'slow or not slow' "$@"

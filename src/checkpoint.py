@@ -1,4 +1,5 @@
 """Checkpoints: write, list, read."""
+
 import contextlib
 import hashlib
 import json
@@ -20,8 +21,18 @@ BEST = f'{PREFIX}-best.ckpt'
 FORMAT_VERSION = 2
 AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
 CLASSIFIERS = ('logits.', 'aux_logits.')
-INFO = ('format_version', 'step', 'epoch', 'position', 'config', 'data', 'preprocessing', 'class_names', 'source',
-        'training')
+INFO = (
+    'format_version',
+    'step',
+    'epoch',
+    'position',
+    'config',
+    'data',
+    'preprocessing',
+    'class_names',
+    'source',
+    'training',
+)
 JSON_INFO = {'config', 'preprocessing', 'class_names'}
 
 
@@ -43,14 +54,17 @@ def write(path, parameters, info):
     removes an old file of the name first and does not sync. A checksum over everything is in it, since a file that was
     cut exactly at MindSpore's own CRC loads with a warning. OSError where it cannot be written.
     """
-    info = {name: json.dumps(value) if name in JSON_INFO else value
-            for name, value in {'format_version': FORMAT_VERSION, **info}.items()}
+    info = {
+        name: json.dumps(value) if name in JSON_INFO else value
+        for name, value in {'format_version': FORMAT_VERSION, **info}.items()
+    }
     # First in the file, so that no cut leaves a readable file without its checksum; MindSpore puts `info` last.
     entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
     with files.replacing(path) as temporary:
         whole = temporary.with_name('whole.ckpt')  # MindSpore would add the suffix to another name
-        ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(whole),
-                           append_dict=info)
+        ms.save_checkpoint(
+            [{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(whole), append_dict=info
+        )
         whole.rename(temporary)
 
 
@@ -83,8 +97,10 @@ def mark_best(path, top1):
             return False
     except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one: this one is the best known
         pass
-    for name, make in ((best, partial(_link_or_copy, path)),
-                       (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n'))):
+    for name, make in (
+        (best, partial(_link_or_copy, path)),
+        (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n')),
+    ):
         with files.replacing(name) as temporary:
             make(temporary)
     return True
@@ -98,7 +114,7 @@ def _link_or_copy(source, target):
 
 
 def written_by(directory, training):
-    """Numbered checkpoints of `directory` that the training with this id, or one that it went on from, wrote; oldest first."""
+    """Numbered checkpoints of `directory` that this training, or one that it went on from, wrote; oldest first."""
     found = []
     for path in by_age(directory):
         with contextlib.suppress(OSError, ValueError, TypeError, IndexError):  # a damaged one belongs to nobody
@@ -111,8 +127,9 @@ def remove_unfinished(directory):
     """Remove what processes that were killed while saving left behind; call only where no other one can be saving."""
     for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`
         # Another rank of a training before may still be ending; a name with our number is of a process that had it before.
-        if not any(Path('/proc', part).exists() for part in path.name.split('.')
-                   if part.isdigit() and part != str(os.getpid())):
+        if not any(
+            Path('/proc', part).exists() for part in path.name.split('.') if part.isdigit() and part != str(os.getpid())
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -170,8 +187,9 @@ def load(path):
             raise ValueError('its configuration is not one')
     except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
         reason = ' '.join(str(error).split())
-        raise InputError(f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); '
-                         'use another one or copy it again') from None
+        raise InputError(
+            f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); use another one or copy it again'
+        ) from None
     return parameters, info
 
 
@@ -187,8 +205,9 @@ def with_classes(info, parameters, path):
 
 def averaged(parameters):
     """`parameters` with the moving averages of the weights (`ema_decay`) in place of the weights, where there are any."""
-    return {name: parameters.get(AVERAGE + name, value) for name, value in parameters.items()
-            if not name.startswith(AVERAGE)}
+    return {
+        name: parameters.get(AVERAGE + name, value) for name, value in parameters.items() if not name.startswith(AVERAGE)
+    }
 
 
 def load_into(cell, parameters, path, left_out=()):
@@ -204,11 +223,15 @@ def load_into(cell, parameters, path, left_out=()):
             continue
         value = parameters.get(name)
         if value is None:
-            raise InputError(f'{path}: parameter {name} {parameter.shape} is missing; was it saved from another '
-                             'network (num_classes, block_counts, bn_scale, aux_logits)?')
+            raise InputError(
+                f'{path}: parameter {name} {parameter.shape} is missing; was it saved from another '
+                'network (num_classes, block_counts, bn_scale, aux_logits)?'
+            )
         if value.shape != parameter.shape:
-            raise InputError(f'{path}: parameter {name} has the shape {value.shape}, the network needs '
-                             f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained')
+            raise InputError(
+                f'{path}: parameter {name} has the shape {value.shape}, the network needs '
+                f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained'
+            )
         loaded.append(name)
     for name in loaded:
         targets[name].set_data(Tensor(parameters[name], targets[name].dtype))
@@ -221,5 +244,6 @@ def restore(network, path):
     `path` is any file that `weights.read` knows.
     """
     from src.weights import read  # which itself reads our own by `load`
+
     parameters, _ = read(path)
     return load_into(network, averaged(parameters), path, left_out=CLASSIFIERS)

@@ -3,6 +3,7 @@ of the tensor's shape without comparing the two, so that a file can write over o
 
 A file is a protocol buffer of values (field 1): a name (1) and a tensor (2) of dimensions (1), type (2), content (3).
 """
+
 import math
 import mmap
 from pathlib import Path
@@ -11,8 +12,20 @@ import numpy as np
 
 from src.weights.tf_checkpoint import message_fields
 
-DTYPES = {'Bool': '?', 'Int8': 'i1', 'Int16': '<i2', 'Int32': '<i4', 'Int64': '<i8', 'UInt8': 'u1', 'UInt16': '<u2',
-          'UInt32': '<u4', 'UInt64': '<u8', 'Float16': '<f2', 'Float32': '<f4', 'Float64': '<f8'}
+DTYPES = {
+    'Bool': '?',
+    'Int8': 'i1',
+    'Int16': '<i2',
+    'Int32': '<i4',
+    'Int64': '<i8',
+    'UInt8': 'u1',
+    'UInt16': '<u2',
+    'UInt32': '<u4',
+    'UInt64': '<u8',
+    'Float16': '<f2',
+    'Float32': '<f4',
+    'Float64': '<f8',
+}
 CRC = b'crc_num'  # of MindSpore's own, then 10 bytes
 
 

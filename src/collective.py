@@ -3,6 +3,7 @@
 Each is a graph of its own: graphs with collectives are what the training step is, too, on every backend, while it is
 not known whether the first Ascend 910 takes single operations beside them.
 """
+
 import functools
 
 import numpy as np
@@ -49,9 +50,9 @@ def from_first(values):
     length = min(PIECE, len(values))
     found = np.empty_like(values)
     for start in range(0, len(values), length):
-        part = values[start:start + length]
+        part = values[start : start + length]
         padded = np.concatenate([part, np.zeros(length - len(part), np.float32)])  # one length, so one graph
-        found[start:start + length] = _graph(Broadcast)(Tensor(padded)).asnumpy()[:len(part)]
+        found[start : start + length] = _graph(Broadcast)(Tensor(padded)).asnumpy()[: len(part)]
     return found
 
 
@@ -64,8 +65,10 @@ def share(parameters):
     parameters = list(parameters)
     values = [parameter.asnumpy() for parameter in parameters]
     # Integers byte by byte: not every device reduces and sends them, and float32 holds them up to 2^24 only.
-    flat = [value.ravel() if value.dtype == np.float32 else value.reshape(-1).view(np.uint8).astype(np.float32)
-            for value in values]
+    flat = [
+        value.ravel() if value.dtype == np.float32 else value.reshape(-1).view(np.uint8).astype(np.float32)
+        for value in values
+    ]
     parts = np.split(from_first(np.concatenate(flat)), np.cumsum([len(part) for part in flat])[:-1])
     for parameter, value, part in zip(parameters, values, parts):
         if value.dtype != np.float32:

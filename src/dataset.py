@@ -4,6 +4,7 @@ Which record stands where in the training, and every random draw made for it, fo
 alone. So the order does not depend on the number of workers or ranks, and any step can be reached without running
 the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks fixed parts.
 """
+
 import dataclasses
 import multiprocessing
 import os
@@ -16,8 +17,7 @@ import numpy as np
 
 from src import sysvipc
 from src.errors import InputError
-from src.preprocess import (PREPROCESSING, augment, channels_first, evaluation_picture, random_colour,
-                            training_picture)
+from src.preprocess import PREPROCESSING, augment, channels_first, evaluation_picture, random_colour, training_picture
 from src.records import imagenet
 
 POOLED_FEATURES = 1536
@@ -40,9 +40,11 @@ def count_classes(option, records, offset):
     InputError where the labels, or the names, do not fit the number, and where a class has no image.
     """
     if records.empty:
-        raise InputError(f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
-                         f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
-                         + (f' (left out: {records.left_out})' if records.left_out else ''))
+        raise InputError(
+            f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
+            f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
+            + (f' (left out: {records.left_out})' if records.left_out else '')
+        )
     named = len(records.class_names) - offset if records.class_names else 0
     if option != 'auto':
         classes, source = option, 'num_classes'
@@ -52,12 +54,16 @@ def count_classes(option, records, offset):
         largest = int(records.label.argmax())
         classes, source = int(records.label[largest]) + 1 - offset, f'by the largest label {records.label[largest]}'
         if classes > max(len(records), 1001):
-            raise InputError(f'{records.where(largest)} has the label {records.label[largest]}, which would make {classes} '
-                             f'classes of {len(records)} images; mend it, or give --num_classes')
+            raise InputError(
+                f'{records.where(largest)} has the label {records.label[largest]}, which would make {classes} '
+                f'classes of {len(records)} images; mend it, or give --num_classes'
+            )
     check_labels(records, offset, max(classes, 1))
     if 0 < named < classes:
-        raise InputError(f'num_classes {classes}, but the records name {named} classes (label_offset {offset}); leave '
-                         'num_classes at auto, or name the others')
+        raise InputError(
+            f'num_classes {classes}, but the records name {named} classes (label_offset {offset}); leave '
+            'num_classes at auto, or name the others'
+        )
     if classes < 2:
         raise InputError(f'all {len(records)} training images are of one class; a training needs two or more')
     return classes, source
@@ -68,14 +74,18 @@ def check_labels(records, offset, num_classes):
     bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
     if len(bad):
         label = records.label[bad[0]]
-        likely = ('labels start at 1, as TF-slim writes them: use --label_offset 1'
-                  if label == num_classes and not offset and records.label.min() > 0
-                  else f'labels.txt names no class {label}: mend it'
-                  if records.class_names and label >= len(records.class_names)
-                  else f'the records have labels {records.label.min()} to {records.label.max()}: '
-                       'set --num_classes and --label_offset to match')
-        raise InputError(f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
-                         f'(num_classes {num_classes}, label_offset {offset}); {likely}')
+        likely = (
+            'labels start at 1, as TF-slim writes them: use --label_offset 1'
+            if label == num_classes and not offset and records.label.min() > 0
+            else f'labels.txt names no class {label}: mend it'
+            if records.class_names and label >= len(records.class_names)
+            else f'the records have labels {records.label.min()} to {records.label.max()}: '
+            'set --num_classes and --label_offset to match'
+        )
+        raise InputError(
+            f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
+            f'(num_classes {num_classes}, label_offset {offset}); {likely}'
+        )
 
 
 def match_names(records, recorded, source):
@@ -89,8 +99,11 @@ def match_names(records, recorded, source):
         return records
     labels = np.unique(records.label).tolist()
     # A name that is just the number says nothing: conversions of nameless records write such ones.
-    name = {label: names[label] for label in labels if 0 <= label < len(names) and names[label]
-            and (names[label] != str(label) or names[label] in recorded)}
+    name = {
+        label: names[label]
+        for label in labels
+        if 0 <= label < len(names) and names[label] and (names[label] != str(label) or names[label] in recorded)
+    }
     if not name:
         return records
     for spelled in (str, imagenet.words):  # ImageNet's classes go by WordNet ids in one place, by words in another
@@ -108,7 +121,8 @@ def _numbers(labels, name, recorded):
     # As a whole first, since a list may hold a name twice: two of ImageNet's classes are called crane.
     for shift in (0, 1, -1):
         if all(0 <= label + shift < len(recorded) and recorded[label + shift] == name[label] for label in name) and (
-                not shift or len(name) == len(labels)):
+            not shift or len(name) == len(labels)
+        ):
             return {label: label + shift for label in labels}
     if len(name) == len(labels) and all(recorded.count(one) == 1 for one in name.values()):
         return {label: recorded.index(name[label]) for label in labels}
@@ -119,12 +133,19 @@ def _unmatched(labels, name, recorded, records, source):
     """Which class of `records` is not to be found among those of `source`, and why."""
     words, known = [imagenet.words(one) for one in recorded], [one for one in recorded if one]
     label = next(label for label in labels if label not in name or words.count(imagenet.words(name[label])) != 1)
-    what = ('has no name, and the other names are numbered otherwise than' if label not in name else
-            'has a name that stands twice in the names of' if imagenet.words(name[label]) in words else 'is unknown to')
+    what = (
+        'has no name, and the other names are numbered otherwise than'
+        if label not in name
+        else 'has a name that stands twice in the names of'
+        if imagenet.words(name[label]) in words
+        else 'is unknown to'
+    )
     where = records.where(int(np.argmax(records.label == label)))
-    return (f'class {repr(name[label]) if label in name else label} of {where} {what} {source}, which knows '
-            f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as '
-            'its training did')
+    return (
+        f'class {repr(name[label]) if label in name else label} of {where} {what} {source}, which knows '
+        f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as '
+        'its training did'
+    )
 
 
 def fingerprint(records):
@@ -167,7 +188,7 @@ class TrainingOrder:
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.seed, epoch, self.count), epoch
             first = (position * self.world + self.rank) * self.batch_size
-            for record in order[first:first + self.batch_size]:
+            for record in order[first : first + self.batch_size]:
                 yield np.int64(epoch), np.int64(record)
 
 
@@ -233,9 +254,11 @@ class BadRecords:
         """Why a training that is in `epochs` must end: `failure`, or too many bad records; '' where it need not."""
         for epoch in epochs:
             if self.count(epoch) > (self.max_fraction and max(1, self.max_fraction * self.per_epoch)):
-                return (f'{self.count(epoch)} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
-                        f'be read or decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
-                        f'{self.first}; python -m src.records.check DIR lists them all')
+                return (
+                    f'{self.count(epoch)} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
+                    f'be read or decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
+                    f'{self.first}; python -m src.records.check DIR lists them all'
+                )
         return self.failure
 
 
@@ -245,6 +268,7 @@ class PatientReader:
 
     Raises ValueError.
     """
+
     PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds
 
     def __init__(self, records):
@@ -321,8 +345,10 @@ class LoadTraining:
                 return training_picture(encoded, self.size, drawn, self.min_covered, self.records.upright), record
             except (ValueError, OSError, InputError) as error:
                 last = _where(self.records, record, error)
-        raise InputError(f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {last}; '
-                         'python -m src.records.check DIR lists them all')
+        raise InputError(
+            f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {last}; '
+            'python -m src.records.check DIR lists them all'
+        )
 
 
 class LoadEvaluation:
@@ -369,16 +395,32 @@ def _pipeline(order, names, load, columns, batch_size, num_workers):
     return data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
 
 
-def training_dataset(records, *, offset, image_size, batch_size, seed, keep_prob, start, stop, min_covered=0.1,
-                     augment_on_host=False, bad=None, rank=0, world=1, num_workers=1):
+def training_dataset(
+    records,
+    *,
+    offset,
+    image_size,
+    batch_size,
+    seed,
+    keep_prob,
+    start,
+    stop,
+    min_covered=0.1,
+    augment_on_host=False,
+    bad=None,
+    rank=0,
+    world=1,
+    num_workers=1,
+):
     """Batches of the steps `start` to `stop` of a training, as `LoadTraining` makes them; one pass is all of it."""
     order = TrainingOrder(len(records), seed, batch_size, rank, world, start, stop)
     load = LoadTraining(records, offset, image_size, seed, keep_prob, min_covered, augment_on_host, bad)
     return _pipeline(order, ['epoch', 'record'], load, ['image', 'draws', 'mask', 'label'], batch_size, num_workers)
 
 
-def evaluation_dataset(records, *, offset, image_size, batch_size, preprocessing=PREPROCESSING, rank=0, world=1,
-                       num_workers=1):
+def evaluation_dataset(
+    records, *, offset, image_size, batch_size, preprocessing=PREPROCESSING, rank=0, world=1, num_workers=1
+):
     """Batches with every record once, as `LoadEvaluation` makes them; equally many on every rank."""
     order = EvaluationOrder(len(records), batch_size, rank, world)
     load = LoadEvaluation(records, offset, image_size, preprocessing)

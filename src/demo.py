@@ -2,6 +2,7 @@
 
 `python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; further options go to train.py.
 """
+
 import json
 import re
 import subprocess
@@ -31,20 +32,31 @@ def main():
     config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
     start = time.time()
     data = demo.make(output / 'data', seed=config.seed)
-    run('train.py', '--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training',
-        *([] if config.resume else ['--overwrite', 'true']), *arguments)
+    run(
+        'train.py',
+        '--config_path',
+        ROOT / 'scripts/demo.yaml',
+        '--data_dir',
+        data,
+        '--log_dir',
+        output / 'training',
+        *([] if config.resume else ['--overwrite', 'true']),
+        *arguments,
+    )
     trained = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
     run('eval.py', '--ckpt_path', trained, '--data_dir', data)
     run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
     log = (output / 'training' / config.log_name).read_text()
     trained_in = re.findall(r'trained (.*); checkpoints in', log)[-1]
-    rows = [('images', f'{data} (10 classes, seed {config.seed})'),
-            ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
-            ('checkpoint', trained),
-            ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
-            ('MINDIR', output / 'inceptionv4.mindir'),
-            ('wall time', f'{time.time() - start:.0f} s')]
+    rows = [
+        ('images', f'{data} (10 classes, seed {config.seed})'),
+        ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
+        ('checkpoint', trained),
+        ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
+        ('MINDIR', output / 'inceptionv4.mindir'),
+        ('wall time', f'{time.time() - start:.0f} s'),
+    ]
     print()
     for name, value in rows:
         print(f'{name:<13} {value}')

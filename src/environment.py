@@ -5,6 +5,7 @@
 CANN compiles kernels with the Python that calls it, a fresh virtual environment lacks what it imports, and its own error
 then is a number: https://www.hiascend.com/document/detail/en/canncommercial/850/softwareinst/instg/instg_0094.html
 """
+
 import glob
 import os
 import re
@@ -18,66 +19,94 @@ from importlib.util import find_spec
 
 from src.errors import InputError, entry_point
 
-NPUS = "/dev/davinci[0-9]*"
-CANN_VERSIONS = ("8.2", "8.3", "8.5")  # of MindSpore 2.8: mindspore/run_check/_check_version.py, AscendEnvChecker
-SET_ENV = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh")
-DRIVER = "/usr/local/Ascend/driver/version.info"
+NPUS = '/dev/davinci[0-9]*'
+CANN_VERSIONS = ('8.2', '8.3', '8.5')  # of MindSpore 2.8: mindspore/run_check/_check_version.py, AscendEnvChecker
+SET_ENV = ('/usr/local/Ascend/ascend-toolkit/set_env.sh', '/usr/local/Ascend/cann/set_env.sh')
+DRIVER = '/usr/local/Ascend/driver/version.info'
 # What CANN's guide wants in Python, {name for pip: module}: first what is imported to compile kernels, then what only
 # tools beside a training take (atc, profiler, tuning).
-COMPILATION = {"attrs": "attr", "cffi": "cffi", "decorator": "decorator", "numpy<2": "numpy", "psutil": "psutil",
-               "scipy": "scipy", "sympy": "sympy"}
-TOOLS = {"absl-py": "absl", "cython": "Cython", "pathlib2": "pathlib2", "protobuf==3.20.0": "google.protobuf",
-         "pyyaml": "yaml", "requests": "requests"}
-OWN = ("te", "hccl")  # CANN's own packages: in the PYTHONPATH of its set_env.sh, or as wheels in its lib64
+COMPILATION = {
+    'attrs': 'attr',
+    'cffi': 'cffi',
+    'decorator': 'decorator',
+    'numpy<2': 'numpy',
+    'psutil': 'psutil',
+    'scipy': 'scipy',
+    'sympy': 'sympy',
+}
+TOOLS = {
+    'absl-py': 'absl',
+    'cython': 'Cython',
+    'pathlib2': 'pathlib2',
+    'protobuf==3.20.0': 'google.protobuf',
+    'pyyaml': 'yaml',
+    'requests': 'requests',
+}
+OWN = ('te', 'hccl')  # CANN's own packages: in the PYTHONPATH of its set_env.sh, or as wheels in its lib64
 
-Found = namedtuple("Found", "npus home version driver missing missing_tools missing_own gxx libpython")
+Found = namedtuple('Found', 'npus home version driver missing missing_tools missing_own gxx libpython')
 
 
 def npus():
     """Physical numbers of the NPUs that this machine or container may use, ascending."""
-    return sorted(int(re.search(r"\d+$", path)[0]) for path in glob.glob(NPUS))
+    return sorted(int(re.search(r'\d+$', path)[0]) for path in glob.glob(NPUS))
 
 
 def look(environ=os.environ):
     """Found: npus (numbers); home of CANN, its version and the driver's ("" if unknown); names for pip of what this Python
     lacks; paths of g++ and libpython, or None."""
-    home = environ.get("ASCEND_HOME_PATH", "")
-    return Found(npus(), home, _cann_version(home), _version(DRIVER),
-                 [name for name, module in COMPILATION.items() if not _importable(module)],
-                 [name for name, module in TOOLS.items() if not _importable(module)],
-                 [name for name in OWN if not _importable(name)],
-                 shutil.which("g++", path=environ.get("PATH")), _libpython(environ))
+    home = environ.get('ASCEND_HOME_PATH', '')
+    return Found(
+        npus(),
+        home,
+        _cann_version(home),
+        _version(DRIVER),
+        [name for name, module in COMPILATION.items() if not _importable(module)],
+        [name for name, module in TOOLS.items() if not _importable(module)],
+        [name for name in OWN if not _importable(name)],
+        shutil.which('g++', path=environ.get('PATH')),
+        _libpython(environ),
+    )
 
 
 def problems(found):
     """What keeps the NPUs from working, a list of one-line texts with the remedy."""
     if not found.home:
         script = next(filter(os.path.exists, SET_ENV), None)
-        return [f"CANN's environment is not set: source {script}" if script else
-                "there are NPUs, but no CANN: install toolkit and ops package of version 8.5.0 and source its set_env.sh"]
+        return [
+            f"CANN's environment is not set: source {script}"
+            if script
+            else 'there are NPUs, but no CANN: install toolkit and ops package of version 8.5.0 and source its set_env.sh'
+        ]
     texts = []
     if found.version and _numbers(found.version) < _numbers(CANN_VERSIONS[0]):
-        texts.append(f"CANN {found.version} in {found.home} is too old for MindSpore 2.8, which takes "
-                     f"{', '.join(CANN_VERSIONS)}")
-    wheels = {name: sorted(glob.glob(os.path.join(found.home, "lib64", f"{name}-*.whl"))) for name in found.missing_own}
+        texts.append(
+            f'CANN {found.version} in {found.home} is too old for MindSpore 2.8, which takes {", ".join(CANN_VERSIONS)}'
+        )
+    wheels = {name: sorted(glob.glob(os.path.join(found.home, 'lib64', f'{name}-*.whl'))) for name in found.missing_own}
     lost = [name for name, paths in wheels.items() if not paths]
     if lost:
-        texts.append(f"Python finds no {' and no '.join(lost)}, packages of CANN: source its set_env.sh in this very shell")
+        texts.append(f'Python finds no {" and no ".join(lost)}, packages of CANN: source its set_env.sh in this very shell')
     if found.missing or any(wheels.values()):
         lacks = [*found.missing, *(name for name, paths in wheels.items() if paths)]
         install = [*found.missing, *found.missing_tools, *(paths[-1] for paths in wheels.values() if paths)]
-        texts.append(f"CANN compiles with this Python, which lacks {', '.join(lacks)}: "
-                     f"{sys.executable} -m pip install {shlex.join(install)}")
+        texts.append(
+            f'CANN compiles with this Python, which lacks {", ".join(lacks)}: '
+            f'{sys.executable} -m pip install {shlex.join(install)}'
+        )
     if not found.gxx:
-        texts.append("CANN needs g++: apt-get install g++, or yum install gcc-c++")
+        texts.append('CANN needs g++: apt-get install g++, or yum install gcc-c++')
     return texts
 
 
 def warnings(found):
     """What is worth a line, but no reason to stop."""
-    if found.version and _numbers(found.version) > _numbers(CANN_VERSIONS[0]) and not any(
-            _numbers(found.version) == _numbers(version) for version in CANN_VERSIONS):
-        return [f"CANN {found.version}: MindSpore 2.8 was made for {', '.join(CANN_VERSIONS)}"]
+    if (
+        found.version
+        and _numbers(found.version) > _numbers(CANN_VERSIONS[0])
+        and not any(_numbers(found.version) == _numbers(version) for version in CANN_VERSIONS)
+    ):
+        return [f'CANN {found.version}: MindSpore 2.8 was made for {", ".join(CANN_VERSIONS)}']
     return []
 
 
@@ -85,47 +114,58 @@ def check(environ=os.environ):
     """InputError if the NPUs here could not be used; warnings go to stderr."""
     found = look(environ)
     if texts := problems(found):
-        texts.append("`python -m src.environment` shows all of it, --device_target CPU goes without")
-        raise InputError("; ".join(texts))
+        texts.append('`python -m src.environment` shows all of it, --device_target CPU goes without')
+        raise InputError('; '.join(texts))
     for text in warnings(found):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def _importable(module):
     """Whether it would be found; numpy also has to be of version 1. Nothing is run but the package around it."""
     try:
-        return find_spec(module) is not None and (module != "numpy" or metadata.version("numpy").startswith("1."))
+        return find_spec(module) is not None and (module != 'numpy' or metadata.version('numpy').startswith('1.'))
     except (ImportError, ValueError):
         return False
 
 
 def _numbers(version):
-    return [int(part) for part in re.findall(r"\d+", version)[:2]]
+    return [int(part) for part in re.findall(r'\d+', version)[:2]]
 
 
 def _version(path):
     """The version in a version.info file of CANN or the driver, or ""."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            found = re.search(r"^Version=\s*(\S+)", file.read(), re.M)
+        with open(path, encoding='utf-8', errors='replace') as file:
+            found = re.search(r'^Version=\s*(\S+)', file.read(), re.M)
     except OSError:
-        return ""
-    return found[1] if found else ""
+        return ''
+    return found[1] if found else ''
 
 
 def _cann_version(home):
     """Where MindSpore reads it, or where newer toolkits have it; "" if nowhere."""
-    paths = [os.path.join(home, "compiler", "version.info"),
-             *sorted(glob.glob(os.path.join(glob.escape(home), "share", "info", "*", "version.info")))] if home else []
-    return next(filter(None, map(_version, paths)), "")
+    paths = (
+        [
+            os.path.join(home, 'compiler', 'version.info'),
+            *sorted(glob.glob(os.path.join(glob.escape(home), 'share', 'info', '*', 'version.info'))),
+        ]
+        if home
+        else []
+    )
+    return next(filter(None, map(_version, paths)), '')
 
 
 def _libpython(environ):
     """Path of this Python's shared library, which atc loads; a training runs in a Python already."""
-    name = f"libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR") or "", os.path.join(sys.base_prefix, "lib"),
-              f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib64", "/usr/local/lib",
-              *environ.get("LD_LIBRARY_PATH", "").split(":")]
+    name = f'libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0'
+    places = [
+        sysconfig.get_config_var('LIBDIR') or '',
+        os.path.join(sys.base_prefix, 'lib'),
+        f'/usr/lib/{sysconfig.get_config_var("MULTIARCH")}',
+        '/usr/lib64',
+        '/usr/local/lib',
+        *environ.get('LD_LIBRARY_PATH', '').split(':'),
+    ]
     return next((path for place in places if place and os.path.exists(path := os.path.join(place, name))), None)
 
 
@@ -133,21 +173,24 @@ def _libpython(environ):
 def main():
     found = look()
     if not found.npus:
-        return print("no NPU here (no /dev/davinci*): everything runs on the CPU, and CANN is not needed")
-    here = ", ".join(f"/dev/davinci{i}" for i in found.npus)
+        return print('no NPU here (no /dev/davinci*): everything runs on the CPU, and CANN is not needed')
+    here = ', '.join(f'/dev/davinci{i}' for i in found.npus)
     lacks = [*found.missing_own, *found.missing, *found.missing_tools]
     for name, value in (
-            ("NPUs", f"{len(found.npus)}: {here}"), ("driver", found.driver or "version unknown"),
-            ("CANN", f"{found.version or 'version unknown'} in {found.home}" if found.home else "none set"),
-            ("Python", f"{sys.version.split()[0]}, {sys.executable}"),
-            ("packages", f"without {', '.join(lacks)}" if lacks else "all that CANN asks for"),
-            ("g++", found.gxx or "none"), ("libpython", found.libpython or "none; only atc needs it")):
-        print(f"{name:<10}{value}")
+        ('NPUs', f'{len(found.npus)}: {here}'),
+        ('driver', found.driver or 'version unknown'),
+        ('CANN', f'{found.version or "version unknown"} in {found.home}' if found.home else 'none set'),
+        ('Python', f'{sys.version.split()[0]}, {sys.executable}'),
+        ('packages', f'without {", ".join(lacks)}' if lacks else 'all that CANN asks for'),
+        ('g++', found.gxx or 'none'),
+        ('libpython', found.libpython or 'none; only atc needs it'),
+    ):
+        print(f'{name:<10}{value}')
     for text in warnings(found):
-        print(f"warning: {text}")
+        print(f'warning: {text}')
     if texts := problems(found):
-        raise InputError("; ".join(texts))
+        raise InputError('; '.join(texts))
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

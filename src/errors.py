@@ -1,4 +1,5 @@
 """Errors that a user can mend: one line on stderr and an exit status, never a traceback."""
+
 import argparse
 import contextlib
 import errno
@@ -12,6 +13,7 @@ import time
 
 class InputError(Exception):
     """Unusable input; the message names the offending value and the remedy, in one line."""
+
     exit_status = 2
     prefix = 'error: '
     wait = 0
@@ -19,16 +21,19 @@ class InputError(Exception):
 
 class TrainingError(InputError):
     """Training cannot go on (for example a loss that is not finite)."""
+
     exit_status = 3
 
 
 class ElsewhereError(InputError):
     """Another rank has ended the training; this one ends a little later, so that the launcher names the other first."""
+
     wait = 2  # seconds
 
 
 class Interrupted(InputError):
     """Training ended by a signal; the message says where it can go on."""
+
     prefix = ''
 
     def __init__(self, message, number):
@@ -42,10 +47,10 @@ def counted(number, noun):
 
 
 def input_error(error):
-    """`error` if it is an `InputError`, or the one that MindSpore's report of an error in a data worker tells of; or None."""
+    """`error` if it is an `InputError`, or the one that MindSpore's report on a data worker tells of; or None."""
     if isinstance(error, InputError):
         return error
-    wrapped = isinstance(error, RuntimeError) and re.search(r"^src.errors.InputError: (.+)", str(error), re.M)
+    wrapped = isinstance(error, RuntimeError) and re.search(r'^src.errors.InputError: (.+)', str(error), re.M)
     return InputError(wrapped[1]) if wrapped else None
 
 
@@ -57,6 +62,7 @@ def report(error):
 
 def entry_point(main):
     """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
+
     @functools.wraps(main)
     def run(*args):
         try:
@@ -71,6 +77,7 @@ def entry_point(main):
         _give_up_output()
         time.sleep(error.wait)
         sys.exit(error.exit_status)
+
     return run
 
 

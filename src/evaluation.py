@@ -1,4 +1,5 @@
 """Top-1, top-5 and loss over exactly every record."""
+
 import datetime
 from collections import namedtuple
 from pathlib import Path
@@ -37,9 +38,14 @@ class EvaluationStep(nn.Cell):
         # Classes that are not surely worse; so a logit that is not a number is never a right answer.
         above = logits.shape[1] - (logits <= hit).astype(ms.float32).sum(1)
         loss = cross_entropy(logits, label)
-        return ops.stack([((above < 1).astype(ms.float32) * counts).sum(),
-                          ((above < 5).astype(ms.float32) * counts).sum(),
-                          (loss * counts).sum(), counts.sum()])
+        return ops.stack(
+            [
+                ((above < 1).astype(ms.float32) * counts).sum(),
+                ((above < 5).astype(ms.float32) * counts).sum(),
+                (loss * counts).sum(),
+                counts.sum(),
+            ]
+        )
 
 
 STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of what batch norm averages
@@ -77,8 +83,14 @@ def evaluate(step, dataset, expected, world=1, asked_to_stop=lambda: False):
     """
     step.set_train(False)
     sums, stopped = np.zeros(4), False
-    for image, label in tqdm(dataset.create_tuple_iterator(num_epochs=1), 'evaluating',
-                             total=dataset.get_dataset_size(), leave=False, disable=None, unit='batch'):
+    for image, label in tqdm(
+        dataset.create_tuple_iterator(num_epochs=1),
+        'evaluating',
+        total=dataset.get_dataset_size(),
+        leave=False,
+        disable=None,
+        unit='batch',
+    ):
         stopped = bool(asked_to_stop())
         if stopped:
             break
@@ -97,10 +109,12 @@ HEADER = f'{"step":>9} {"epoch":>7} {"top1":>7} {"top5":>7} {"loss":>8}  checkpo
 
 def row(result, step, epoch, when=None):
     """A line of the original's table below `HEADER`; `when` in seconds since 1970, now if None."""
-    when = datetime.datetime.fromtimestamp(when, datetime.timezone.utc) if when else datetime.datetime.now(
-        datetime.timezone.utc)
-    return (f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {result.top5:>7.2f} {result.loss:>8.4f}  '
-            f'{when:%Y-%m-%d %H:%M:%S}')
+    when = (
+        datetime.datetime.fromtimestamp(when, datetime.timezone.utc)
+        if when
+        else datetime.datetime.now(datetime.timezone.utc)
+    )
+    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {result.top5:>7.2f} {result.loss:>8.4f}  {when:%Y-%m-%d %H:%M:%S}'
 
 
 def evaluate_checkpoints(paths, step, dataset, expected, world, write):

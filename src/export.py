@@ -1,4 +1,5 @@
 """A network as a file that other programs run (MINDIR, ONNX, AIR): batch norm folded, verified, described."""
+
 import contextlib
 import hashlib
 import io
@@ -24,8 +25,10 @@ from src.serving import INPUTS, LOADERS, Served, host_scale, need_onnx, need_utf
 # another way than the unfolded one and batch norm behind it: 6e-4 measured.
 BOUNDS = {'float32': 1e-4, 'float16 or HF32': 1e-2}
 OUTPUTS = {'logits': ['logits'], 'softmax': ['probabilities'], 'top5': ['probabilities', 'classes']}
-NO_NPU = ('file_format AIR: only an NPU can write it and MindSpore sees none here; run the same command on the NPU, or '
-          'use --file_format ONNX and convert with atc (docs/deploy.md)')
+NO_NPU = (
+    'file_format AIR: only an NPU can write it and MindSpore sees none here; run the same command on the NPU, or '
+    'use --file_format ONNX and convert with atc (docs/deploy.md)'
+)
 
 
 def fold(network):
@@ -36,13 +39,21 @@ def fold(network):
     for name, cell in list(network.cells_and_names()):
         if isinstance(cell, ConvBN):
             conv, bn = cell.conv, cell.bn
-            gamma, beta, mean, variance = (p.asnumpy().astype(np.float64) for p in (
-                bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance))
+            gamma, beta, mean, variance = (
+                p.asnumpy().astype(np.float64) for p in (bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance)
+            )
             factor = gamma / np.sqrt(variance + bn.eps)
             weight = conv.weight.asnumpy() * factor[:, None, None, None]
-            cell.conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.pad_mode,
-                                  has_bias=True, weight_init=Tensor(weight, ms.float32),
-                                  bias_init=Tensor(beta - mean * factor, ms.float32))
+            cell.conv = nn.Conv2d(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                conv.pad_mode,
+                has_bias=True,
+                weight_init=Tensor(weight, ms.float32),
+                bias_init=Tensor(beta - mean * factor, ms.float32),
+            )
             cell.bn = nn.Identity()
             cell.update_parameters_name(f'{name}.')
     return network
@@ -56,8 +67,15 @@ def write_mindir(cell, path, example, names, any_batch):
 
 def write_onnx(cell, path, example, names, any_batch):
     import onnx
-    ms.onnx.export(cell, example, file_name=str(path), input_names=['input'], output_names=names,
-                   dynamic_axes={'input': {0: 'N'}} if any_batch else None)
+
+    ms.onnx.export(
+        cell,
+        example,
+        file_name=str(path),
+        input_names=['input'],
+        output_names=names,
+        dynamic_axes={'input': {0: 'N'}} if any_batch else None,
+    )
     if any_batch:  # the exporter leaves the example's batch size in the outputs' shapes
         model = onnx.load(path)
         for output in model.graph.output:
@@ -113,11 +131,23 @@ def run_in_calls(run, images, batch_size):
     else:
         parts = images[:1], images[1:]
     parts = [run(part) for part in parts]
-    return [np.concatenate(part)[:len(images)] for part in zip(*parts)]
+    return [np.concatenate(part)[: len(images)] for part in zip(*parts)]
 
 
-def export_network(network, path, *, file_format, preprocessing, image_size, about, input_type='float', output='logits',
-                   batch_size=0, fold_bn=True, computed_in='float32'):
+def export_network(
+    network,
+    path,
+    *,
+    file_format,
+    preprocessing,
+    image_size,
+    about,
+    input_type='float',
+    output='logits',
+    batch_size=0,
+    fold_bn=True,
+    computed_in='float32',
+):
     """Write `network` (in evaluation mode, never exported before: MindSpore keeps the first graph of a cell) to `path`,
     and what a server must know to the JSON file beside it: the arguments, shapes, `about` (dict) and the deviation.
 
@@ -147,29 +177,51 @@ def export_network(network, path, *, file_format, preprocessing, image_size, abo
             run = LOADERS[path.suffix](temporary) if path.suffix in LOADERS else _directly(cell)
             found = run_in_calls(run, images, batch_size)
             half = len(images) // 2
-            deviations = {name: deviation([part[rows] for part in found], logits[rows], output)
-                          for name, rows in (('random', slice(half)), ('drawn', slice(half, None)))}
+            deviations = {
+                name: deviation([part[rows] for part in found], logits[rows], output)
+                for name, rows in (('random', slice(half)), ('drawn', slice(half, None)))
+            }
             worst, bound = max(deviations.values()), BOUNDS[computed_in]
             if not worst <= bound:
-                raise InputError(f'{path}: the exported network deviates by {worst:.1e} (bound {bound:.0e}, computed in '
-                                 f'{computed_in}); no file was written')
+                raise InputError(
+                    f'{path}: the exported network deviates by {worst:.1e} (bound {bound:.0e}, computed in '
+                    f'{computed_in}); no file was written'
+                )
             best = found[1][:, 0] if output == 'top5' else found[0].argmax(1)
             if computed_in != 'float32' and (best != logits.argmax(1)).any():
-                raise InputError(f'{path}: the exported network finds another class than the checkpoint\'s (deviation '
-                                 f'{worst:.1e}, computed in {computed_in}); no file was written')
+                raise InputError(
+                    f"{path}: the exported network finds another class than the checkpoint's (deviation "
+                    f'{worst:.1e}, computed in {computed_in}); no file was written'
+                )
             report = {
-                'file': path.name, 'file_format': file_format, 'sha256': sha256(temporary), **about,
-                'input': {'name': 'input', 'type': INPUTS[input_type],
-                          'shape': [batch_size or None, *images.shape[1:]],
-                          'layout': 'NCHW' if input_type == 'float' else 'NHWC', 'colours': 'RGB',
-                          'range': '(pixel - mean) / std' if input_type == 'float' else '0 to 255'},
-                'output': {'kind': output, 'names': OUTPUTS[output],
-                           'shapes': [[batch_size or None, *part.shape[1:]] for part in found],
-                           'types': [str(part.dtype) for part in found]},
-                'preprocessing': preprocessing._asdict(), 'fold_bn': fold_bn,
-                'deviation': {**deviations, 'bound': bound, 'computed_in': computed_in, 'measured_on':
-                              'the file' if path.suffix in LOADERS else 'the graph before it was written'},
-                'mindspore': ms.__version__}
+                'file': path.name,
+                'file_format': file_format,
+                'sha256': sha256(temporary),
+                **about,
+                'input': {
+                    'name': 'input',
+                    'type': INPUTS[input_type],
+                    'shape': [batch_size or None, *images.shape[1:]],
+                    'layout': 'NCHW' if input_type == 'float' else 'NHWC',
+                    'colours': 'RGB',
+                    'range': '(pixel - mean) / std' if input_type == 'float' else '0 to 255',
+                },
+                'output': {
+                    'kind': output,
+                    'names': OUTPUTS[output],
+                    'shapes': [[batch_size or None, *part.shape[1:]] for part in found],
+                    'types': [str(part.dtype) for part in found],
+                },
+                'preprocessing': preprocessing._asdict(),
+                'fold_bn': fold_bn,
+                'deviation': {
+                    **deviations,
+                    'bound': bound,
+                    'computed_in': computed_in,
+                    'measured_on': 'the file' if path.suffix in LOADERS else 'the graph before it was written',
+                },
+                'mindspore': ms.__version__,
+            }
             report['other_files'] = check_target(path)
             record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
@@ -194,6 +246,7 @@ def _directly(cell):
     def run(images):
         outputs = cell(Tensor(images))
         return tuple(o.asnumpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
     return run
 
 
@@ -212,8 +265,9 @@ def check_target(path):
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f'{record}: would be replaced, but was not written by export.py; choose another --file_name '
-                         'or move it') from None
+        raise InputError(
+            f'{record}: would be replaced, but was not written by export.py; choose another --file_name or move it'
+        ) from None
 
 
 def sha256(path):
@@ -232,8 +286,14 @@ def write_aipp(path, preprocessing, image_size):
     AIPP computes (pixel - mean_chn - min_chn) * var_reci_chn; mean_chn is a whole number, min_chn a float16.
     https://www.hiascend.com/document/detail/en/canncommercial/800/devaids/atc/atlasatc_16_0025.html
     """
-    lines = ['aipp_mode: static', 'input_format: RGB888_U8', 'csc_switch: false', 'rbuv_swap_switch: false',
-             f'src_image_size_w: {image_size}', f'src_image_size_h: {image_size}']
+    lines = [
+        'aipp_mode: static',
+        'input_format: RGB888_U8',
+        'csc_switch: false',
+        'rbuv_swap_switch: false',
+        f'src_image_size_w: {image_size}',
+        f'src_image_size_h: {image_size}',
+    ]
     for i, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std)):
         lines += [f'mean_chn_{i}: 0', f'min_chn_{i}: {mean:.8g}', f'var_reci_chn_{i}: {1 / std:.8g}']
     try:

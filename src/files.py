@@ -1,4 +1,5 @@
 """Files that are written whole or not at all, and names of files in JSON."""
+
 import contextlib
 import errno
 import json
@@ -55,7 +56,9 @@ def move(temporary, path):
 def as_json(value, indent=None):
     """JSON text, ASCII, of what may hold names of files that are not UTF-8. Python keeps their bytes as half a surrogate
     pair, which other programs reject; here they become the text `\\udcff`."""
+
     def escaped(match):
         lone = '\ud800' <= match[0] <= '\udfff'
         return '\\' * lone + json.dumps(match[0])[1:-1]
+
     return re.sub('[^\0-\x7f]', escaped, json.dumps(value, ensure_ascii=False, indent=indent))

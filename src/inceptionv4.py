@@ -3,6 +3,7 @@ https://arxiv.org/abs/1602.07261, figures 3 to 9), with the layer names of TF-sl
 
 Shapes in the comments are height x width x channels at 299 x 299; the tensors themselves are N, C, H, W.
 """
+
 from collections import OrderedDict
 from functools import partial
 
@@ -31,8 +32,9 @@ class ConvBN(nn.Cell):
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
         super().__init__()
         rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        self.conv = nn.Conv2d(in_channels, out_channels, (rows, columns), stride, pad_mode,
-                              weight_init=he_normal(in_channels * rows * columns))
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=he_normal(in_channels * rows * columns)
+        )
         self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay)
         self.bn.gamma.requires_grad = bn_scale
         self.relu = nn.ReLU()
@@ -100,97 +102,112 @@ class Mixed3a(Branches):
     """Stem, first fork (figure 3): 147x147x64 -> 73x73x160."""
 
     def __init__(self, conv):
-        super().__init__(branch(maxpool_0a_3x3=max_pool()),
-                         branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
+        super().__init__(branch(maxpool_0a_3x3=max_pool()), branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
 
 
 class Mixed4a(Branches):
     """Stem, second fork (figure 3): 73x73x160 -> 71x71x192."""
 
     def __init__(self, conv):
-        super().__init__(branch(conv2d_0a_1x1=conv(160, 64, 1),
-                                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')),
-                         branch(conv2d_0a_1x1=conv(160, 64, 1),
-                                conv2d_0b_1x7=conv(64, 64, (1, 7)),
-                                conv2d_0c_7x1=conv(64, 64, (7, 1)),
-                                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')))
+        super().__init__(
+            branch(conv2d_0a_1x1=conv(160, 64, 1), conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')),
+            branch(
+                conv2d_0a_1x1=conv(160, 64, 1),
+                conv2d_0b_1x7=conv(64, 64, (1, 7)),
+                conv2d_0c_7x1=conv(64, 64, (7, 1)),
+                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid'),
+            ),
+        )
 
 
 class Mixed5a(Branches):
     """Stem, third fork (figure 3): 71x71x192 -> 35x35x384."""
 
     def __init__(self, conv):
-        super().__init__(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
-                         branch(maxpool_1a_3x3=max_pool()))
+        super().__init__(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')), branch(maxpool_1a_3x3=max_pool()))
 
 
 class InceptionA(Branches):
     """Figure 4: 35x35x384 -> 35x35x384."""
 
     def __init__(self, conv, pool_conv):
-        super().__init__(branch(conv2d_0a_1x1=conv(384, 96, 1)),
-                         branch(conv2d_0a_1x1=conv(384, 64, 1),
-                                conv2d_0b_3x3=conv(64, 96, 3)),
-                         branch(conv2d_0a_1x1=conv(384, 64, 1),
-                                conv2d_0b_3x3=conv(64, 96, 3),
-                                conv2d_0c_3x3=conv(96, 96, 3)),
-                         branch(conv2d_0b_1x1=pool_conv(384, 96)))
+        super().__init__(
+            branch(conv2d_0a_1x1=conv(384, 96, 1)),
+            branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3)),
+            branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3), conv2d_0c_3x3=conv(96, 96, 3)),
+            branch(conv2d_0b_1x1=pool_conv(384, 96)),
+        )
 
 
 class ReductionA(Branches):
     """Figure 7 with k, l, m, n = 192, 224, 256, 384 (table 1): 35x35x384 -> 17x17x1024."""
 
     def __init__(self, conv):
-        super().__init__(branch(conv2d_1a_3x3=conv(384, 384, 3, 2, 'valid')),
-                         branch(conv2d_0a_1x1=conv(384, 192, 1),
-                                conv2d_0b_3x3=conv(192, 224, 3),
-                                conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')),
-                         branch(maxpool_1a_3x3=max_pool()))
+        super().__init__(
+            branch(conv2d_1a_3x3=conv(384, 384, 3, 2, 'valid')),
+            branch(
+                conv2d_0a_1x1=conv(384, 192, 1), conv2d_0b_3x3=conv(192, 224, 3), conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')
+            ),
+            branch(maxpool_1a_3x3=max_pool()),
+        )
 
 
 class InceptionB(Branches):
     """Figure 5: 17x17x1024 -> 17x17x1024."""
 
     def __init__(self, conv, pool_conv):
-        super().__init__(branch(conv2d_0a_1x1=conv(1024, 384, 1)),
-                         branch(conv2d_0a_1x1=conv(1024, 192, 1),
-                                conv2d_0b_1x7=conv(192, 224, (1, 7)),
-                                conv2d_0c_7x1=conv(224, 256, (7, 1))),
-                         branch(conv2d_0a_1x1=conv(1024, 192, 1),
-                                conv2d_0b_7x1=conv(192, 192, (7, 1)),
-                                conv2d_0c_1x7=conv(192, 224, (1, 7)),
-                                conv2d_0d_7x1=conv(224, 224, (7, 1)),
-                                conv2d_0e_1x7=conv(224, 256, (1, 7))),
-                         branch(conv2d_0b_1x1=pool_conv(1024, 128)))
+        super().__init__(
+            branch(conv2d_0a_1x1=conv(1024, 384, 1)),
+            branch(
+                conv2d_0a_1x1=conv(1024, 192, 1), conv2d_0b_1x7=conv(192, 224, (1, 7)), conv2d_0c_7x1=conv(224, 256, (7, 1))
+            ),
+            branch(
+                conv2d_0a_1x1=conv(1024, 192, 1),
+                conv2d_0b_7x1=conv(192, 192, (7, 1)),
+                conv2d_0c_1x7=conv(192, 224, (1, 7)),
+                conv2d_0d_7x1=conv(224, 224, (7, 1)),
+                conv2d_0e_1x7=conv(224, 256, (1, 7)),
+            ),
+            branch(conv2d_0b_1x1=pool_conv(1024, 128)),
+        )
 
 
 class ReductionB(Branches):
     """Figure 8: 17x17x1024 -> 8x8x1536."""
 
     def __init__(self, conv):
-        super().__init__(branch(conv2d_0a_1x1=conv(1024, 192, 1),
-                                conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
-                         branch(conv2d_0a_1x1=conv(1024, 256, 1),
-                                conv2d_0b_1x7=conv(256, 256, (1, 7)),
-                                conv2d_0c_7x1=conv(256, 320, (7, 1)),
-                                conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid')),
-                         branch(maxpool_1a_3x3=max_pool()))
+        super().__init__(
+            branch(conv2d_0a_1x1=conv(1024, 192, 1), conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
+            branch(
+                conv2d_0a_1x1=conv(1024, 256, 1),
+                conv2d_0b_1x7=conv(256, 256, (1, 7)),
+                conv2d_0c_7x1=conv(256, 320, (7, 1)),
+                conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid'),
+            ),
+            branch(maxpool_1a_3x3=max_pool()),
+        )
 
 
 class InceptionC(Branches):
     """Figure 6: 8x8x1536 -> 8x8x1536."""
 
     def __init__(self, conv, pool_conv):
-        super().__init__(branch(conv2d_0a_1x1=conv(1536, 256, 1)),
-                         Split([('conv2d_0a_1x1', conv(1536, 384, 1))],
-                               [('conv2d_0b_1x3', conv(384, 256, (1, 3))),
-                                ('conv2d_0c_3x1', conv(384, 256, (3, 1)))]),
-                         Split([('conv2d_0a_1x1', conv(1536, 384, 1)),
-                                ('conv2d_0b_3x1', conv(384, 448, (3, 1))),
-                                ('conv2d_0c_1x3', conv(448, 512, (1, 3)))],
-                               [('conv2d_0d_1x3', conv(512, 256, (1, 3))),
-                                ('conv2d_0e_3x1', conv(512, 256, (3, 1)))]),
-                         branch(conv2d_0b_1x1=pool_conv(1536, 256)))
+        super().__init__(
+            branch(conv2d_0a_1x1=conv(1536, 256, 1)),
+            Split(
+                [('conv2d_0a_1x1', conv(1536, 384, 1))],
+                [('conv2d_0b_1x3', conv(384, 256, (1, 3))), ('conv2d_0c_3x1', conv(384, 256, (3, 1)))],
+            ),
+            Split(
+                [
+                    ('conv2d_0a_1x1', conv(1536, 384, 1)),
+                    ('conv2d_0b_3x1', conv(384, 448, (3, 1))),
+                    ('conv2d_0c_1x3', conv(448, 512, (1, 3))),
+                ],
+                [('conv2d_0d_1x3', conv(512, 256, (1, 3))), ('conv2d_0e_3x1', conv(512, 256, (3, 1)))],
+            ),
+            branch(conv2d_0b_1x1=pool_conv(1536, 256)),
+        )
 
 
 def dense(in_channels, out_channels):
@@ -230,8 +247,17 @@ class InceptionV4(nn.Cell):
     that must be repeatable: MindSpore's own dropout stream can be neither saved nor replayed.
     """
 
-    def __init__(self, num_classes=1000, in_channels=3, dropout_keep_prob=0.8, block_counts=(4, 7, 3), bn_decay=0.9997,
-                 bn_scale=False, aux_logits=False, image_size=299):
+    def __init__(
+        self,
+        num_classes=1000,
+        in_channels=3,
+        dropout_keep_prob=0.8,
+        block_counts=(4, 7, 3),
+        bn_decay=0.9997,
+        bn_scale=False,
+        aux_logits=False,
+        image_size=299,
+    ):
         super().__init__()
         conv = partial(ConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
         pool_conv = partial(PoolConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
@@ -240,11 +266,17 @@ class InceptionV4(nn.Cell):
             return [(f'mixed_{stage}{"bcdefghijklmnopqrstuvwxyz"[i]}', block(conv, pool_conv)) for i in range(count)]
 
         a, b, c = block_counts
-        to_aux = [('conv2d_1a_3x3', conv(in_channels, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
-                  ('conv2d_2a_3x3', conv(32, 32, 3, 1, 'valid')),  # -> 147x147x32
-                  ('conv2d_2b_3x3', conv(32, 64, 3)),  # -> 147x147x64
-                  ('mixed_3a', Mixed3a(conv)), ('mixed_4a', Mixed4a(conv)), ('mixed_5a', Mixed5a(conv)),
-                  *repeated(5, InceptionA, a), ('mixed_6a', ReductionA(conv)), *repeated(6, InceptionB, b)]
+        to_aux = [
+            ('conv2d_1a_3x3', conv(in_channels, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
+            ('conv2d_2a_3x3', conv(32, 32, 3, 1, 'valid')),  # -> 147x147x32
+            ('conv2d_2b_3x3', conv(32, 64, 3)),  # -> 147x147x64
+            ('mixed_3a', Mixed3a(conv)),
+            ('mixed_4a', Mixed4a(conv)),
+            ('mixed_5a', Mixed5a(conv)),
+            *repeated(5, InceptionA, a),
+            ('mixed_6a', ReductionA(conv)),
+            *repeated(6, InceptionB, b),
+        ]
         from_aux = [('mixed_7a', ReductionB(conv)), *repeated(7, InceptionC, c)]
         for name, cell in to_aux + from_aux:
             setattr(self, name, cell)

@@ -1,4 +1,5 @@
 """SIGTERM, SIGINT and the death of a data worker: a training saves before it ends."""
+
 import contextlib
 import os
 import signal
@@ -27,6 +28,7 @@ class Interruption:
     for them. One that reaches an older thread, such as NumPy's OpenBLAS has unless OPENBLAS_NUM_THREADS is 1, comes
     through Python's wake-up pipe.
     """
+
     _active = None
     _hooked = False
 
@@ -58,12 +60,14 @@ class Interruption:
         os.close(self.sink)
 
     def _noting_ends(self):
-        """`Popen.poll` of `multiprocessing`, by which MindSpore waits for a dead worker before anybody can ask how it died."""
+        """`Popen.poll` of `multiprocessing`, by which MindSpore takes the status of a dead worker before we can."""
+
         def poll(process, flag=os.WNOHANG):
             code = self.poll(process, flag)
             if code is not None:
                 self.ended[process.pid] = code
             return code
+
         return poll
 
     def _watch_blocked(self):
@@ -95,8 +99,11 @@ class Interruption:
                 print(f'{name} {why}: stopped at once', file=sys.stderr, flush=True)
                 os._exit(128 + number)
             self.number, self.name = number, name
-            print(f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once',
-                  file=sys.stderr, flush=True)
+            print(
+                f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once',
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _dead_worker(ended, seconds):
@@ -106,8 +113,9 @@ def _dead_worker(ended, seconds):
     while True:
         for pid, code in {**ended, **_zombies()}.items():
             if code == -signal.SIGKILL:
-                return signal.SIGKILL, (f'a data worker (pid {pid}) was killed, probably for lack of memory (fewer '
-                                        '--num_workers need less)')
+                return signal.SIGKILL, (
+                    f'a data worker (pid {pid}) was killed, probably for lack of memory (fewer --num_workers need less)'
+                )
             if code < 0 and -code not in SIGNALS:
                 return -code, f'a data worker (pid {pid}) died of {signal.Signals(-code).name}'
             if code > 0:

@@ -4,6 +4,7 @@ Pillow decodes whole pictures only, and a random crop is a third of one on avera
 libturbojpeg or that of the wheel `turbojpeg`; without either (or for what it cannot do) `preprocess.decode` uses Pillow.
 https://libjpeg-turbo.org/Documentation (TurboJPEG C API, version 3)
 """
+
 import ctypes
 import functools
 import glob
@@ -32,7 +33,7 @@ def orientation(encoded):
     while position < end and encoded[position] == 0xFF:
         marker, length = encoded[position + 1], encoded[position + 2] << 8 | encoded[position + 3]
         if marker == 0xE1 and encoded.startswith(b'Exif\0\0', position + 4):
-            return _orientation(encoded[position + 10:position + 2 + length])
+            return _orientation(encoded[position + 10 : position + 2 + length])
         if marker == 0xDA:  # the image itself
             break
         position += 1 if marker == 0xFF else 2 + length  # any number of FF may stand in front of a marker
@@ -43,12 +44,12 @@ def _orientation(tiff):
     """That in the first directory of EXIF data (bytes), which have the layout of a TIFF file."""
     order = {b'II': '<', b'MM': '>'}.get(tiff[:2], '<')
     try:
-        start, = struct.unpack_from(order + 'I', tiff, 4)
-        count, = struct.unpack_from(order + 'H', tiff, start)
+        (start,) = struct.unpack_from(order + 'I', tiff, 4)
+        (count,) = struct.unpack_from(order + 'H', tiff, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + 'HH', tiff, entry)
             if tag == 0x0112:
-                value, = struct.unpack_from(order + ('I' if kind == 4 else 'H'), tiff, entry + 8)
+                (value,) = struct.unpack_from(order + ('I' if kind == 4 else 'H'), tiff, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
         pass
@@ -104,8 +105,11 @@ def decode(encoded, crop):
     lib = library()
     # Rows below the crop are not looked at, so a file cut off there would pass: only the start of a scan after the last
     # end of a picture tells it.
-    if lib is None or not encoded.startswith(b'\xff\xd8') or (
-            not encoded.endswith(b'\xff\xd9') and encoded.rfind(b'\xff\xd9') <= encoded.rfind(b'\xff\xda')):
+    if (
+        lib is None
+        or not encoded.startswith(b'\xff\xd8')
+        or (not encoded.endswith(b'\xff\xd9') and encoded.rfind(b'\xff\xd9') <= encoded.rfind(b'\xff\xda'))
+    ):
         return None
     if not getattr(_thread, 'handle', None):  # a handle serves one thread
         _thread.handle = lib.tj3Init(_DECOMPRESS)
@@ -129,10 +133,11 @@ def _decode(lib, handle, encoded, crop):
     # at neighbours: so a crop is exactly a part of the whole.
     start, stop = max(left // mcu * mcu - mcu, 0), min(left + w + mcu, width)
     picture = np.empty((h, stop - start, 3), np.uint8)
-    if (lib.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, h))
-            or lib.tj3Decompress8(handle, encoded, len(encoded), picture.ctypes.data, 0, _RGB)):
+    if lib.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, h)) or lib.tj3Decompress8(
+        handle, encoded, len(encoded), picture.ctypes.data, 0, _RGB
+    ):
         return None
-    return picture[:, left - start:left - start + w]
+    return picture[:, left - start : left - start + w]
 
 
 def warning(encoded):

@@ -1,4 +1,5 @@
 """One program at a time in a directory."""
+
 import errno
 import fcntl
 import os
@@ -38,8 +39,10 @@ def hold(directory, wait=0, say=print, name=NAME):
         file.seek(0)
         holder = file.read(200).strip() or 'another process'
         if time.monotonic() >= end:
-            raise InputError(f'{directory} is in use by {holder}; wait for its end or choose another directory (if its host '
-                             f'is gone for good, remove {path})')
+            raise InputError(
+                f'{directory} is in use by {holder}; wait for its end or choose another directory (if its host '
+                f'is gone for good, remove {path})'
+            )
         if not told:
             told = True
             say(f'{directory} is in use by {holder}: waiting {wait:g} s for its end')

@@ -1,4 +1,5 @@
 """Whether a training fits into the memory, estimated before it is compiled."""
+
 from pathlib import Path
 
 from src.errors import InputError
@@ -18,8 +19,11 @@ def training_bytes(weights, batch_size, image_size):
 
 def free_bytes():
     """Bytes that this machine, or the container around this process, has left."""
-    found = [1024 * int(line.split()[1]) for line in Path('/proc/meminfo').read_text().splitlines()
-             if line.startswith('MemAvailable')]
+    found = [
+        1024 * int(line.split()[1])
+        for line in Path('/proc/meminfo').read_text().splitlines()
+        if line.startswith('MemAvailable')
+    ]
     try:  # control group, version 2
         group = Path('/sys/fs/cgroup')
         found.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
@@ -35,5 +39,7 @@ def check(weights, batch_size, image_size, ranks, free):
         return
     fits = int(((free / ranks - training_bytes(weights, 0, image_size)) / PER_PICTURE) * (299 / image_size) ** 2)
     remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
-    raise InputError(f'batch_size {batch_size} at image_size {image_size} needs about {need / 1e9:.1f} GB for {ranks} '
-                     f'rank(s) on this machine, {free / 1e9:.1f} GB are free; {remedy}')
+    raise InputError(
+        f'batch_size {batch_size} at image_size {image_size} needs about {need / 1e9:.1f} GB for {ranks} '
+        f'rank(s) on this machine, {free / 1e9:.1f} GB are free; {remedy}'
+    )

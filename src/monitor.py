@@ -1,4 +1,5 @@
 """What happens beside the steps of a training: log lines, progress bar, checkpoints, evaluations."""
+
 import contextlib
 import shutil
 import sys
@@ -64,8 +65,23 @@ class TrainingMonitor(LossMonitor):
     `moving` is held while a step changes the weights, since or until `changed`; `duration` is that of the last step.
     """
 
-    def __init__(self, log, rates, batch_size, steps_per_epoch, display_every, start, stop, *, interruption=None,
-                 agreed=bool, l2_term=lambda: 0.0, max_overflow_steps=50, directory='', bad=None):
+    def __init__(
+        self,
+        log,
+        rates,
+        batch_size,
+        steps_per_epoch,
+        display_every,
+        start,
+        stop,
+        *,
+        interruption=None,
+        agreed=bool,
+        l2_term=lambda: 0.0,
+        max_overflow_steps=50,
+        directory='',
+        bad=None,
+    ):
         super().__init__(display_every)
         self.log, self.rates, self.batch_size, self.steps_per_epoch = log, rates, batch_size, steps_per_epoch
         self.start, self.stop, self.step = start, stop, start
@@ -103,31 +119,37 @@ class TrainingMonitor(LossMonitor):
             self.images += done * self.batch_size
             self.seconds += elapsed
         else:
-            self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: '
-                     f'{elapsed:.1f} s')
+            self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: {elapsed:.1f} s')
             self.compiled = True
             if self.interruption:
                 self.interruption.can_save = True
         self.bar.update(done)
         if due:
             fps = f'{self.images / self.seconds:.1f}' if self.seconds else '-'
-            self.log(f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps} '
-                     f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
-                     f'lr:{self.rates[self.step - 1]:.5f}')
+            self.log(
+                f'step: {self.step} epoch: {self.step / self.steps_per_epoch:.1f} FPS: {fps} '
+                f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
+                f'lr:{self.rates[self.step - 1]:.5f}'
+            )
             if outputs.overflows > self.overflows:
-                self.log(f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
-                         f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}')
+                self.log(
+                    f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
+                    f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
+                )
             self.overflows = outputs.overflows
             self.logged = self.step
             self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + self.seconds
             self.images, self.seconds = 0, 0.0
         for epoch in range((self.step - done) // self.steps_per_epoch, self.step // self.steps_per_epoch):
             if self.bad and self.bad.count(epoch):
-                self.log(f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be read or decoded, '
-                         f'others took their places; first of all: {self.bad.first}')
+                self.log(
+                    f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be read or decoded, '
+                    f'others took their places; first of all: {self.bad.first}'
+                )
         if self.bad:
-            self.problem = self.bad.problem(range((self.step - done) // self.steps_per_epoch,
-                                                  (self.step - 1) // self.steps_per_epoch + 1))
+            self.problem = self.bad.problem(
+                range((self.step - done) // self.steps_per_epoch, (self.step - 1) // self.steps_per_epoch + 1)
+            )
         if self.agreed(bool(self.problem or self.interruption and self.interruption.number)):
             self.stopping = True
             run_context.request_stop()
@@ -145,9 +167,11 @@ class TrainingMonitor(LossMonitor):
         else:
             return
         found = checkpoint.by_age(self.directory) if self.directory else []
-        raise TrainingError(f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
-                            f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
-                            'dynamic, and --resume_override true with --resume')
+        raise TrainingError(
+            f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
+            f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
+            'dynamic, and --resume_override true with --resume'
+        )
 
     def on_train_end(self, run_context):
         self.bar.close()
@@ -225,11 +249,19 @@ class Checkpoints(_Every):
             return there
         try:
             Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
-            self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=step // per_epoch,
-                                        position=step % per_epoch * self.monitor.batch_size, **self.info)
+            self.path = checkpoint.save(
+                self.directory,
+                self.cell,
+                step=step,
+                epoch=step // per_epoch,
+                position=step % per_epoch * self.monitor.batch_size,
+                **self.info,
+            )
         except OSError as error:
-            problem = (f'checkpoint of step {step} not saved: {error.strerror or error}; it needs '
-                       f'{self._needed() / 1e6:.1f} MB, {self._free() / 1e6:.1f} MB are free in {self.directory}')
+            problem = (
+                f'checkpoint of step {step} not saved: {error.strerror or error}; it needs '
+                f'{self._needed() / 1e6:.1f} MB, {self._free() / 1e6:.1f} MB are free in {self.directory}'
+            )
             if self.monitor.stopping or step >= self.monitor.stop:
                 raise TrainingError(f'{problem}; the checkpoints before it are whole') from None
             self.monitor.log(f'warning: {problem}; training goes on and tries again')
@@ -238,9 +270,9 @@ class Checkpoints(_Every):
         self.saved, self.missed = step, False
         # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
         self.written = [path for path in self.written if path != self.path] + [self.path]
-        for path in [*self.written[:-self.keep], *(path for path in self.replaced if path != self.path)]:
+        for path in [*self.written[: -self.keep], *(path for path in self.replaced if path != self.path)]:
             path.unlink(missing_ok=True)
-        self.written, self.replaced = self.written[-self.keep:], ()
+        self.written, self.replaced = self.written[-self.keep :], ()
         return self.path
 
 

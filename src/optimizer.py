@@ -1,4 +1,5 @@
 """Learning rates (NumPy), parameter groups and RMSProp as TensorFlow defines it."""
+
 import os
 
 import numpy as np
@@ -6,8 +7,18 @@ import numpy as np
 from src.errors import InputError
 
 
-def learning_rates(schedule, *, steps, steps_per_epoch, lr, T_max=100, eta_min=0.0, lr_decay_rate=0.94,
-                   lr_decay_epochs=2.0, warmup_epochs=0.0):
+def learning_rates(
+    schedule,
+    *,
+    steps,
+    steps_per_epoch,
+    lr,
+    T_max=100,
+    eta_min=0.0,
+    lr_decay_rate=0.94,
+    lr_decay_epochs=2.0,
+    warmup_epochs=0.0,
+):
     """Learning rate of every step, float32 (steps,).
 
     `cosine`: `eta_min + (lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2`, stepped once per epoch, the original's
@@ -41,8 +52,12 @@ def scaled_rate(lr, lr_scaling, global_batch):
 def decayed_parameters(network):
     """The weights that L2 regularisation counts: those of convolution and dense layers, no bias, no batch norm."""
     from mindspore import nn
-    return [cell.weight for _, cell in network.cells_and_names()
-            if isinstance(cell, (nn.Conv2d, nn.Dense)) and cell.weight.requires_grad]
+
+    return [
+        cell.weight
+        for _, cell in network.cells_and_names()
+        if isinstance(cell, (nn.Conv2d, nn.Dense)) and cell.weight.requires_grad
+    ]
 
 
 def freeze(network, parts):
@@ -58,8 +73,9 @@ def freeze(network, parts):
         raise InputError(f'freeze {",".join(parts)}: nothing is left to train; name fewer parts')
 
 
-def make_optimizer(name, network, rates, *, weight_decay, momentum, rmsprop_decay=0.9, rmsprop_epsilon=1.0,
-                   use_nesterov=False, on_cpu=False):
+def make_optimizer(
+    name, network, rates, *, weight_decay, momentum, rmsprop_decay=0.9, rmsprop_epsilon=1.0, use_nesterov=False, on_cpu=False
+):
     """Optimizer for the trainable parameters of `network`, gradients unscaled; `rates` (steps,) are indexed by its
     `global_step`. L2 as in `decayed_parameters`."""
     from mindspore import Tensor, nn, ops
@@ -79,8 +95,9 @@ def make_optimizer(name, network, rates, *, weight_decay, momentum, rmsprop_deca
     ids = {id(p) for p in decayed}
     trainable = network.trainable_params()
     rest = [p for p in trainable if id(p) not in ids]
-    groups = [{'params': params, 'weight_decay': decay}
-              for params, decay in ((decayed, weight_decay), (rest, 0.0)) if params]
+    groups = [
+        {'params': params, 'weight_decay': decay} for params, decay in ((decayed, weight_decay), (rest, 0.0)) if params
+    ]
     groups.append({'order_params': trainable})
     if name == 'momentum':
         return nn.Momentum(groups, Table(), momentum, use_nesterov=use_nesterov)
@@ -97,6 +114,7 @@ def _rmsprop(on_cpu):
     its own documentation, TensorFlow and the Ascend definition: with epsilon 1.0 its first steps are 0.71 times as long.
     """
     from mindspore import jit, nn, ops
+
     if not on_cpu:
         return nn.RMSProp
     kernel = ops.ApplyRMSProp()
@@ -129,11 +147,31 @@ def _rmsprop(on_cpu):
             self.assignadd(self.global_step, self.global_step_increase_tensor)
             done = ()
             for i in self.fused:
-                done += (fused_update(rate, self.decay, self.momentum, self.epsilon, self._parameters[i], self.ms[i],
-                                      self.moment[i], gradients[i]),)
+                done += (
+                    fused_update(
+                        rate,
+                        self.decay,
+                        self.momentum,
+                        self.epsilon,
+                        self._parameters[i],
+                        self.ms[i],
+                        self.moment[i],
+                        gradients[i],
+                    ),
+                )
             for i in self.single:
-                done += (update(rate, self.decay, self.momentum, self.epsilon, self._parameters[i], self.ms[i],
-                                self.moment[i], gradients[i]),)
+                done += (
+                    update(
+                        rate,
+                        self.decay,
+                        self.momentum,
+                        self.epsilon,
+                        self._parameters[i],
+                        self.ms[i],
+                        self.moment[i],
+                        gradients[i],
+                    ),
+                )
             return done
 
     return RMSProp

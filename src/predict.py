@@ -1,5 +1,5 @@
-"""Labels for images: `python -m src.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--html OUT]`.
-"""
+"""Labels of images: `python -m src.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--html F]`."""
+
 import base64
 import contextlib
 import html
@@ -66,10 +66,12 @@ def predict(model, paths, top=5, thumbnails=False):
     A batch is decoded by a thread while the one before is in the network.
     """
     size = model.batch_size or min(BATCH, len(paths))
-    batches = [paths[i:i + size] for i in range(0, len(paths), size)]
+    batches = [paths[i : i + size] for i in range(0, len(paths), size)]
     with ThreadPoolExecutor(1) as decoder:
+
         def start(number):
             return decoder.submit(load, batches[number], model.size, model.preprocessing, thumbnails)
+
         ahead = start(0)
         for number, batch in enumerate(batches):
             loaded = ahead.result()
@@ -82,8 +84,10 @@ def predict(model, paths, top=5, thumbnails=False):
                 if isinstance(picture, str):
                     yield Prediction(path, None, picture, None)
                     continue
-                best = [(int(c), model.class_names[c] if model.class_names else f'class {c}', float(p))
-                        for p, c in zip(*(row[:top] for row in next(rows)))]
+                best = [
+                    (int(c), model.class_names[c] if model.class_names else f'class {c}', float(p))
+                    for p, c in zip(*(row[:top] for row in next(rows)))
+                ]
                 yield Prediction(path, best, None, thumbnail)
 
 
@@ -96,8 +100,12 @@ def as_text(prediction):
 def as_json(prediction):
     if prediction.error:
         return files.as_json({'file': str(prediction.path), 'error': prediction.error})
-    return files.as_json({'file': str(prediction.path), 'top': [
-        {'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in prediction.top]})
+    return files.as_json(
+        {
+            'file': str(prediction.path),
+            'top': [{'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in prediction.top],
+        }
+    )
 
 
 PAGE = """<!DOCTYPE html>
@@ -131,8 +139,11 @@ def write_page(path, predictions, title, summary):
                     file.write(f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n')
                     continue
                 picture = base64.b64encode(prediction.thumbnail).decode()
-                rows = ''.join(f'<div class="row" style="--share: {100 * p:.1f}%"><span>{html.escape(label)}</span>'
-                               f'<span>{100 * p:.1f} %</span></div>' for _, label, p in prediction.top)
+                rows = ''.join(
+                    f'<div class="row" style="--share: {100 * p:.1f}%"><span>{html.escape(label)}</span>'
+                    f'<span>{100 * p:.1f} %</span></div>'
+                    for _, label, p in prediction.top
+                )
                 file.write(f'<figure><img alt="" src="data:image/jpeg;base64,{picture}">{caption}{rows}</figure>\n')
             file.write('</main></body></html>\n')
     except OSError as error:
@@ -149,10 +160,15 @@ def positive(text):
 @entry_point
 def main(argv=None):
     parser = Parser(prog='python -m src.predict', description='Labels for images.')
-    parser.add_argument('sources', nargs='+', metavar='IMAGE_OR_DIR', help='an image, or a directory with images at any '
-                        'depth')
-    parser.add_argument('--model', required=True, metavar='FILE', help='MINDIR or ONNX file of export.py, or a checkpoint, '
-                        'also of timm (safetensors, .pth), TensorFlow or MindCV')
+    parser.add_argument(
+        'sources', nargs='+', metavar='IMAGE_OR_DIR', help='an image, or a directory with images at any depth'
+    )
+    parser.add_argument(
+        '--model',
+        required=True,
+        metavar='FILE',
+        help='MINDIR or ONNX file of export.py, or a checkpoint, also of timm (safetensors, .pth), TensorFlow or MindCV',
+    )
     parser.add_argument('--top', type=positive, default=5, metavar='N', help='classes to show (default: 5)')
     parser.add_argument('--labels', default='', metavar='FILE', help='class names, lines `name` or `label:name`')
     parser.add_argument('--json', action='store_true', help='a JSON object per line and image')
@@ -191,8 +207,10 @@ def main(argv=None):
 def check_top(top, given, num_classes):
     """InputError if the model, which gives `given` of its classes, cannot give `top`, nor that many by default."""
     if top > max(5, given):
-        raise InputError(f'top {top}: the model gives {given} classes; ' + (
-            'take fewer' if given == num_classes else 'take fewer, or export it with --output softmax, which gives all'))
+        raise InputError(
+            f'top {top}: the model gives {given} classes; '
+            + ('take fewer' if given == num_classes else 'take fewer, or export it with --output softmax, which gives all')
+        )
 
 
 if __name__ == '__main__':

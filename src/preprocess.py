@@ -3,6 +3,7 @@
 The host decodes, crops, resizes and flips, all in uint8; `Augment`, the first cell in front of the network, does the rest
 on the device in one pass. The random draws are made on the host from (seed, epoch, record), so any sample can be made again.
 """
+
 import functools
 import math
 from collections import namedtuple
@@ -40,9 +41,14 @@ def recorded_preprocessing(recorded):
         found = Preprocessing(**recorded)
         mean, std = (tuple(float(level) for level in levels) for levels in (found.mean, found.std))
         found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
-        fit = (len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
-               and 0 < found.central_fraction <= 1 and found.interpolation in ('bilinear', 'bicubic')
-               and isinstance(found.square, bool))
+        fit = (
+            len(mean) == len(std) == 3
+            and all(map(math.isfinite, mean))
+            and all(0 < s < math.inf for s in std)
+            and 0 < found.central_fraction <= 1
+            and found.interpolation in ('bilinear', 'bicubic')
+            and isinstance(found.square, bool)
+        )
     except (TypeError, ValueError):
         fit = False
     if not fit:
@@ -106,7 +112,7 @@ def decode(encoded, crop=lambda height, width: (0, 0, height, width), upright=Fa
             image.decoderconfig = (1, 1)
         picture = pixels(image)
         top, left, height, width = stored_crop(crop, turn)(*picture.shape[:2])
-        picture = picture[top:top + height, left:left + width]
+        picture = picture[top : top + height, left : left + width]
     return turned(picture, turn)
 
 
@@ -137,7 +143,7 @@ def evaluation_picture(encoded, size, preprocessing=PREPROCESSING, upright=False
     height, width = (int(size / fraction) * length // min(picture.shape[:2]) for length in picture.shape[:2])
     picture = _resized(picture, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return picture[top:top + size, left:left + size]
+    return picture[top : top + size, left : left + size]
 
 
 def _resized(picture, height, width, interpolation):
@@ -209,4 +215,4 @@ def scale(pixels, preprocessing=PREPROCESSING):
     if len(set(mean)) == len(set(std)) == 1:
         return (pixels - mean[0]) / std[0]
     # A tuple of slices, because the exporter for ONNX knows neither lists nor ops.stack
-    return ops.concat(tuple([(pixels[:, i:i + 1] - mean[i]) / std[i] for i in range(3)]), 1)
+    return ops.concat(tuple([(pixels[:, i : i + 1] - mean[i]) / std[i] for i in range(3)]), 1)

@@ -1,4 +1,5 @@
 """Processes of this machine as /proc shows them (Linux)."""
+
 import contextlib
 import os
 import signal
@@ -9,23 +10,23 @@ def state(pid):
     """(state, parent's pid) of a process or thread: one letter of R, S, D, T (stopped), t (by a debugger), Z, ...; Z only if
     all of its threads have ended. None if there is none of that number."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        with open(f'/proc/{pid}/stat', 'rb') as file:
+            fields = file.read().rpartition(b')')[2].split()
     except OSError:
         return None
     letter, threads = fields[0].decode(), int(fields[17])
-    return "S" if letter == "Z" and threads > 1 else letter, int(fields[1])
+    return 'S' if letter == 'Z' and threads > 1 else letter, int(fields[1])
 
 
 def lives(pid):
     """Whether there is a process or thread of that number; one that is dead, but not yet waited for, does not live."""
     found = state(pid)
-    return found is not None and found[0] not in "ZX"
+    return found is not None and found[0] not in 'ZX'
 
 
 def _all():
     """{pid: (state, parent's pid)} of this machine's processes."""
-    return {int(pid): found for pid in filter(str.isdigit, os.listdir("/proc")) if (found := state(pid))}
+    return {int(pid): found for pid in filter(str.isdigit, os.listdir('/proc')) if (found := state(pid))}
 
 
 def kill_descendants():
@@ -37,7 +38,7 @@ def kill_descendants():
         while len(below) > size:  # a generation each time
             size = len(below)
             below |= {pid for pid, (_, parent) in processes.items() if parent in below}
-        alive = [pid for pid in below - {os.getpid()} if processes[pid][0] != "Z"]
+        alive = [pid for pid in below - {os.getpid()} if processes[pid][0] != 'Z']
         if not alive:
             break
         for pid in alive:
@@ -55,4 +56,4 @@ def states(parent):
 
 def children(parent):
     """Pids of the living children of a process."""
-    return [pid for pid, letter in states(parent).items() if letter != "Z"]
+    return [pid for pid, letter in states(parent).items() if letter != 'Z']

@@ -1,4 +1,5 @@
 """Going on with a training where its checkpoint ends, and never by accident over another one."""
+
 from collections import namedtuple
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def claim(directory, option, overwrite, log_name, say=print):
     if here and overwrite:
         raise InputError(f'resume {option} goes on with the training in {directory}, overwrite true replaces it: give one')
     if there and not here and not overwrite:
-        raise InputError(f'{directory} holds the checkpoints of a training ({", ".join(path.name for path in there)}); go on '
-                         'with it by --resume auto, choose another --log_dir, or replace it by --overwrite true, which removes '
-                         'them as soon as the first new checkpoint is written')
+        raise InputError(
+            f'{directory} holds the checkpoints of a training ({", ".join(path.name for path in there)}); go on '
+            'with it by --resume auto, choose another --log_dir, or replace it by --overwrite true, which removes '
+            'them as soon as the first new checkpoint is written'
+        )
     if not overwrite:
         return Claim(held, [])
     if there and (directory / log_name).exists():
@@ -101,8 +104,10 @@ def check(path, info, config, data, override, log):
     # Older checkpoints have the first part of what is said of the records now.
     found += [f'records {info["data"]} -> {data}'] if not data.startswith(info.get('data', data)) else []
     if found and not override:
-        raise InputError(f'{path}: this training was another one ({"; ".join(found)}); give the old values, another '
-                         '--log_dir for a new training, or --resume_override true')
+        raise InputError(
+            f'{path}: this training was another one ({"; ".join(found)}); give the old values, another '
+            '--log_dir for a new training, or --resume_override true'
+        )
     for difference in found:
         log(f'resume_override: {difference}')
 
@@ -116,16 +121,26 @@ def longer_training(old, config, epoch):
 
     def rate(options):
         lr = scaled_rate(options['lr'], options['lr_scaling'], options['batch_size'] * options['rank_size'])
-        return learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, lr=lr, **{
-            name: options[name] for name in ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')})[epoch]
+        return learning_rates(
+            options['lr_schedule'],
+            steps=epoch + 1,
+            steps_per_epoch=1,
+            lr=lr,
+            **{name: options[name] for name in ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')},
+        )[epoch]
+
     line = f'max_epochs {epochs[0]} -> {epochs[1]}'
     if config['lr_schedule'] != 'cosine' or rising[0] == rising[1] >= epochs[1]:
         return f'{line}: the learning rate goes on from {rate(config):.5f} as its schedule says'
     if rising[0] == rising[1]:
-        return (f'{line}, T_max stays {rising[1]}: the learning rate is {rate(config):.5f} now and eta_min {config["eta_min"]:g} '
-                f'after epoch {rising[1]}; give --T_max {epochs[1]} too for a cosine over all of it')
-    return (f'{line}, T_max {rising[0]} -> {rising[1]}: the learning rate is {rate(config):.5f} now, where it would have been '
-            f'{rate({**config, "T_max": rising[0]}):.5f}')
+        return (
+            f'{line}, T_max stays {rising[1]}: the learning rate is {rate(config):.5f} now and eta_min {config["eta_min"]:g}'
+            f' after epoch {rising[1]}; give --T_max {epochs[1]} too for a cosine over all of it'
+        )
+    return (
+        f'{line}, T_max {rising[0]} -> {rising[1]}: the learning rate is {rate(config):.5f} now, where it would have been '
+        f'{rate({**config, "T_max": rising[0]}):.5f}'
+    )
 
 
 def first_step(info, steps_per_epoch, global_batch):
@@ -145,7 +160,7 @@ def load(step, path, parameters, start, override=False, loss_scale='dynamic'):
     if override:
         for name in step.parameters_dict():
             if name not in parameters and name.startswith(checkpoint.AVERAGE):
-                parameters[name] = parameters.get(name[len(checkpoint.AVERAGE):])
+                parameters[name] = parameters.get(name[len(checkpoint.AVERAGE) :])
             elif name not in parameters and name.startswith(OPTIMIZER_STATE):
                 left.append(name)
     checkpoint.load_into(step, parameters, path, left)

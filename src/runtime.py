@@ -1,4 +1,5 @@
 """Device, precision, seed, rank and world size; the only place that touches MindSpore's contexts."""
+
 import os
 from collections import namedtuple
 
@@ -40,19 +41,25 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
     """
     for name in GRAPH_CACHES:
         if os.environ.get(name, '0') != '0':
-            raise InputError(f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
-                             f'word; unset {name}')
+            raise InputError(
+                f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
+                f'word; unset {name}'
+            )
     if device_target != 'CPU' and environment.npus():
         environment.check()
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
-        raise InputError('device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
-                         'sourced?); use --device_target CPU or auto')
+        raise InputError(
+            'device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
+            'sourced?); use --device_target CPU or auto'
+        )
     target = device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
     launched = int(os.environ.get('RANK_SIZE', '1'))
     if launched != rank_size:
-        raise InputError(f'rank_size {rank_size}, but {launched} process{"es were" if launched > 1 else " was"} '
-                         'launched; start several with scripts/run_distribute_train.sh RANK_TABLE')
+        raise InputError(
+            f'rank_size {rank_size}, but {launched} process{"es were" if launched > 1 else " was"} '
+            'launched; start several with scripts/run_distribute_train.sh RANK_TABLE'
+        )
     ms.set_context(mode=ms.GRAPH_MODE)
     device_id = int(os.environ.get('DEVICE_ID', device_id)) if launched > 1 else device_id
     if target == 'Ascend':
@@ -69,15 +76,26 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
         rank, world = get_rank(), get_group_size()
         # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
         # `collective.share` says why parameter_broadcast is.
-        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                     device_num=world, parameter_broadcast=False,
-                                     comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}})
+        ms.set_auto_parallel_context(
+            parallel_mode=ms.ParallelMode.DATA_PARALLEL,
+            gradients_mean=True,
+            device_num=world,
+            parameter_broadcast=False,
+            comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
+        )
     ms.set_seed(seed)
     if amp_level == 'auto':
         amp_level = 'O3' if target == 'Ascend' else 'O0'
     # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
-    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend',
-                   int(os.environ.get('LOCAL_RANKS', world)) if launched > 1 else 1)
+    return Runtime(
+        target,
+        device_id,
+        rank,
+        world,
+        amp_level,
+        target == 'Ascend',
+        int(os.environ.get('LOCAL_RANKS', world)) if launched > 1 else 1,
+    )
 
 
 def _set_precision(amp_level):
@@ -93,5 +111,7 @@ def _set_precision(amp_level):
 def describe(runtime, option):
     """One line that says what `start` took."""
     why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and runtime.device_target == 'CPU' else ''
-    return (f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '
-            f'{runtime.amp_level}, MindSpore {ms.__version__}')
+    return (
+        f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '
+        f'{runtime.amp_level}, MindSpore {ms.__version__}'
+    )

@@ -1,7 +1,8 @@
 """What limits the training on N Ascend 910s, on paper; docs/scaling.md says where the figures come from.
 
-    python -m src.scaling --devices N [--batch_size B] [--cores_per_server N] [--images_per_core N] [--storage GB/s] ...
+python -m src.scaling --devices N [--batch_size B] [--cores_per_server N] [--images_per_core N] [--storage GB/s] ...
 """
+
 import math
 from collections import namedtuple
 
@@ -22,12 +23,15 @@ LINK_SHARE = 0.8  # assumed: what a collective gets of a link's speed
 HOP_SECONDS = 20e-6  # assumed: latency of one message of a collective
 RECIPE_LR, PROVEN_BATCH, LARGEST_BATCH = 0.045, 512, 8192  # images a step: published here, and by Goyal et al. 2017
 
-OPTIONS = (('batch_size', 0, 'images a step on a device; 0: 128 on one, 64 on each of several'),
-           ('hccs', 30.0, 'GB/s of a link between the devices of a server, each way'),
-           ('roce', 12.5, "GB/s of a device's link to other servers, each way"),
-           ('cores_per_server', 192, 'cores that can decode'), ('images_per_core', 250.0, 'images/s'),
-           ('kb_per_image', 110.0, 'KB of a training record'),
-           ('storage', 0.0, 'GB/s of the storage, for all servers; 0: as much as is needed'))
+OPTIONS = (
+    ('batch_size', 0, 'images a step on a device; 0: 128 on one, 64 on each of several'),
+    ('hccs', 30.0, 'GB/s of a link between the devices of a server, each way'),
+    ('roce', 12.5, "GB/s of a device's link to other servers, each way"),
+    ('cores_per_server', 192, 'cores that can decode'),
+    ('images_per_core', 250.0, 'images/s'),
+    ('kb_per_image', 110.0, 'KB of a training record'),
+    ('storage', 0.0, 'GB/s of the storage, for all servers; 0: as much as is needed'),
+)
 
 Estimate = namedtuple('Estimate', 'rate compute exposed all_reduce limits cores storage')
 
@@ -51,8 +55,17 @@ def sent_bytes(size, devices):
     return 2 * size * (here - 1) / here, 2 * size / here * (servers - 1) / servers
 
 
-def estimate(devices, batch_size=0, hidden=True, hccs=30.0, roce=12.5, cores_per_server=192, images_per_core=250.0,
-             kb_per_image=110.0, storage=0.0):
+def estimate(
+    devices,
+    batch_size=0,
+    hidden=True,
+    hccs=30.0,
+    roce=12.5,
+    cores_per_server=192,
+    images_per_core=250.0,
+    kb_per_image=110.0,
+    storage=0.0,
+):
     """Estimate for one step of `batch_size` images on each device; times in s, rates in images/s, storage in GB/s.
 
     `hidden`: buckets are summed while the rest of the backward pass runs, else all after it. Gradients are
@@ -68,13 +81,16 @@ def estimate(devices, batch_size=0, hidden=True, hccs=30.0, roce=12.5, cores_per
     for i in range(buckets):
         end = max(end, backward * (i + 1) / buckets) + bucket
     exposed, all_reduce = (end - backward, bucket * buckets) if devices > 1 else (0.0, 0.0)
-    limits = {'devices': devices * batch_size / (compute + exposed),
-              'host cores': math.ceil(devices / PER_SERVER) * cores_per_server * images_per_core,
-              'storage': storage * 1e6 / kb_per_image or math.inf}
+    limits = {
+        'devices': devices * batch_size / (compute + exposed),
+        'host cores': math.ceil(devices / PER_SERVER) * cores_per_server * images_per_core,
+        'storage': storage * 1e6 / kb_per_image or math.inf,
+    }
     rate = min(limits.values())
     cores = math.ceil(limits['devices'] / math.ceil(devices / PER_SERVER) / images_per_core)
-    return Estimate(rate, compute, exposed, all_reduce, min(limits, key=limits.get), cores,
-                    limits['devices'] * kb_per_image / 1e6)
+    return Estimate(
+        rate, compute, exposed, all_reduce, min(limits, key=limits.get), cores, limits['devices'] * kb_per_image / 1e6
+    )
 
 
 def default_batch(devices):
@@ -107,13 +123,20 @@ def report(devices, **options):
         ('devices', f'{devices} in {servers} server(s), {batch_size} images on each: {images:,} a step'),
         ('images/s', f'{best.rate:,.0f}{after}; 100 epochs in {TRAINING_IMAGES / best.rate / 36:.1f} h'),
         ('limited by', f'{best.limits}{share}{too_large}'),
-        ('step', f'compute {best.compute * 1e3:.1f} ms, all-reduce {best.all_reduce * 1e3:.1f} ms, of which '
-                 f'{best.exposed * 1e3:.1f} ms are not hidden'),
-        ('all-reduce', f'{4 * WEIGHTS / 1e6 if devices > 1 else 0:.1f} MB; a device sends {local / 1e6:.1f} MB in its '
-                       f'server, {remote / 1e6:.1f} MB to others'),
+        (
+            'step',
+            f'compute {best.compute * 1e3:.1f} ms, all-reduce {best.all_reduce * 1e3:.1f} ms, of which '
+            f'{best.exposed * 1e3:.1f} ms are not hidden',
+        ),
+        (
+            'all-reduce',
+            f'{4 * WEIGHTS / 1e6 if devices > 1 else 0:.1f} MB; a device sends {local / 1e6:.1f} MB in its '
+            f'server, {remote / 1e6:.1f} MB to others',
+        ),
         ('host', f'{best.cores} cores a server to keep up, of {options.get("cores_per_server", 192)}'),
         ('storage', f'{best.storage:.2f} GB/s to keep up, until the records are in memory'),
-        ('recipe', f'lr {lr:.3g}: {advice}; {TRAINING_IMAGES // images:,} steps an epoch'))
+        ('recipe', f'lr {lr:.3g}: {advice}; {TRAINING_IMAGES // images:,} steps an epoch'),
+    )
     return '\n'.join(f'{name:<12}{text}' for name, text in rows)
 
 

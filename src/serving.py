@@ -1,4 +1,5 @@
 """A checkpoint or an exported file as one function from images to probabilities."""
+
 import importlib.util
 import json
 import os
@@ -11,7 +12,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from src import checkpoint, config as configuration, weights
+from src import checkpoint, weights
+from src import config as configuration
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.preprocess import PREPROCESSING, recorded_preprocessing, scale
@@ -60,12 +62,14 @@ def load_mindir(path):
     try:
         graph = nn.GraphCell(ms.load(str(path)))
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is wrong with the file
-        raise InputError(f'{path}: not a MINDIR file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); '
-                         'export it again') from None
+        raise InputError(
+            f'{path}: not a MINDIR file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); export it again'
+        ) from None
 
     def run(images):
         outputs = graph(Tensor(images))
         return tuple(o.asnumpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
     return run
 
 
@@ -81,8 +85,9 @@ def need_utf8(path):
     try:
         os.path.realpath(path).encode()
     except UnicodeEncodeError:
-        raise InputError(f'{path}: MindSpore and ONNX Runtime open no file whose name or directory is not UTF-8; rename '
-                         'it') from None
+        raise InputError(
+            f'{path}: MindSpore and ONNX Runtime open no file whose name or directory is not UTF-8; rename it'
+        ) from None
 
 
 def load_onnx(path):
@@ -90,11 +95,13 @@ def load_onnx(path):
     loaded."""
     need_onnx()
     import onnxruntime
+
     try:
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:  # classes of its own, one for each kind of damage
-        raise InputError(f'{path}: not an ONNX file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); '
-                         'export it again') from None
+        raise InputError(
+            f'{path}: not an ONNX file, or a damaged one ({str(error).strip().splitlines()[0]:.150}); export it again'
+        ) from None
     name = session.get_inputs()[0].name
     return lambda images: tuple(session.run(None, {name: images}))
 
@@ -119,12 +126,17 @@ def class_names(path, recorded, num_classes):
     if len(names) == num_classes + 1 and names[0] in ('background', ''):
         names = names[1:]
     elif len(names) == num_classes - 1 == len(imagenet.classes()):
-        print(f'note: {path or "the checkpoint"} names {len(names)} classes, the network has {num_classes}: class 0 is the '
-              'background', file=sys.stderr)
+        print(
+            f'note: {path or "the checkpoint"} names {len(names)} classes, the network has {num_classes}: class 0 is the '
+            'background',
+            file=sys.stderr,
+        )
         names = ['background', *names]
     if len(names) != num_classes:
-        raise InputError(f'{path or "class_names in the checkpoint"}: names the classes 0 to {len(names) - 1}, but the '
-                         f'network has {num_classes} classes; give --labels FILE with one line per class')
+        raise InputError(
+            f'{path or "class_names in the checkpoint"}: names the classes 0 to {len(names) - 1}, but the '
+            f'network has {num_classes} classes; give --labels FILE with one line per class'
+        )
     return [name or f'class {number}' for number, name in enumerate(names)]
 
 
@@ -145,8 +157,10 @@ def description(path):
         found = {**found['other_files'], found['file']: found}[Path(path).name]
         return {**found, 'preprocessing': recorded_preprocessing(found['preprocessing'])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
-                         'export.py wrote it, export again') from None
+        raise InputError(
+            f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
+            'export.py wrote it, export again'
+        ) from None
 
 
 def network_of(path, argv=()):
@@ -175,8 +189,14 @@ def open_model(path, labels_path=''):
         network, info, config = network_of(path)
         preprocessing = recorded_preprocessing(info.get('preprocessing'))
         served = Served(network, preprocessing=preprocessing).set_train(False)
-        return Model(lambda pictures: ranked(served(Tensor(pictures)).asnumpy()), config.image_size, preprocessing, 0,
-                     class_names(labels_path, recorded_names(info), config.num_classes), config.num_classes)
+        return Model(
+            lambda pictures: ranked(served(Tensor(pictures)).asnumpy()),
+            config.image_size,
+            preprocessing,
+            0,
+            class_names(labels_path, recorded_names(info), config.num_classes),
+            config.num_classes,
+        )
     if not path.is_file():
         raise InputError(f'{path}: no such model')
     need_utf8(path)
@@ -187,8 +207,15 @@ def open_model(path, labels_path=''):
     def probabilities(pictures):
         outputs = run(pictures if about['input']['type'] == 'uint8' else host_scale(pictures, preprocessing))
         return outputs if output == 'top5' else ranked(softmax(outputs[0]) if output == 'logits' else outputs[0])
-    return Model(probabilities, shape[1], preprocessing, batch_size or 0,
-                 class_names(labels_path, about['classes'], about['num_classes']), about['num_classes'])
+
+    return Model(
+        probabilities,
+        shape[1],
+        preprocessing,
+        batch_size or 0,
+        class_names(labels_path, about['classes'], about['num_classes']),
+        about['num_classes'],
+    )
 
 
 def softmax(logits):

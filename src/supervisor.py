@@ -1,4 +1,5 @@
 """Runs the processes of a launch to their end: none is left behind, and the first that fails is named (Linux)."""
+
 import contextlib
 import ctypes
 import os
@@ -21,36 +22,36 @@ RUNNING = 5  # looks, 0.2 s apart, at which a rank that was stopped has to run t
 SYMPTOM = 2  # seconds in which a rank may fail after the scheduler and be the cause
 OLD_LOGS = 5  # kept of each rank
 # How msrun reports a worker that failed, just after it has killed the others (process_entity/_api.py, MindSpore 2.8).
-MSRUN_FAILURE = re.compile(rb"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+MSRUN_FAILURE = re.compile(rb'Worker process (\d+) exit with exception\. Error code: (-?\d+)')
 # How the scheduler names the rank whose heartbeat it missed first, before it fails itself (meta_server_node.cc).
-LOST = re.compile(rb"worker (\d+) is the first one timed out")
+LOST = re.compile(rb'worker (\d+) is the first one timed out')
 
 
 def say(text):
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
 def _msrun_workers(msrun):
     """{pid: rank} of the living workers of the process `msrun`."""
     found = {}
     for pid in processes.children(msrun):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            env = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
-            if env.get(b"MS_ROLE") == b"MS_WORKER":
-                found[pid] = env.get(b"RANK_ID", b"?").decode()
+        with contextlib.suppress(OSError), open(f'/proc/{pid}/environ', 'rb') as file:
+            env = dict(entry.partition(b'=')[::2] for entry in file.read().split(b'\0'))
+            if env.get(b'MS_ROLE') == b'MS_WORKER':
+                found[pid] = env.get(b'RANK_ID', b'?').decode()
     return found
 
 
 def _title(name):
-    return f"rank {name}" if name.isdecimal() else name
+    return f'rank {name}' if name.isdecimal() else name
 
 
 def _keep(path):
     """Number the old logs one higher: `path` becomes path.1, what was OLD_LOGS goes."""
     for old in range(OLD_LOGS, 0, -1):
-        newer = f"{path}.{old - 1}" if old > 1 else path
+        newer = f'{path}.{old - 1}' if old > 1 else path
         if os.path.exists(newer):
-            os.replace(newer, f"{path}.{old}")
+            os.replace(newer, f'{path}.{old}')
 
 
 class Supervisor:
@@ -75,7 +76,7 @@ class Supervisor:
             try:
                 self._start()
             except OSError as error:
-                raise InputError(f"cannot start: {error}")
+                raise InputError(f'cannot start: {error}') from None
             return self._watch()
         finally:
             sysvipc.remove_orphans(processes.kill_descendants())
@@ -93,27 +94,38 @@ class Supervisor:
             self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
             if os.getppid() != launcher:
                 os._exit(1)
+
         for name, argv, env in self.jobs:
-            path = os.path.join(self.directory, name, "train.log")
+            path = os.path.join(self.directory, name, 'train.log')
             os.makedirs(os.path.dirname(path), exist_ok=True)
             _keep(path)
-            self.logs[name] = log = open(path, "a+b")
-            self.processes[name] = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                                    start_new_session=True, preexec_fn=die_with_launcher)
+            self.logs[name] = log = open(path, 'a+b')
+            self.processes[name] = subprocess.Popen(
+                argv,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_launcher,
+            )
         # A thread waits for each process: they report in the order in which the processes end.
         for name, process in self.processes.items():
-            threading.Thread(target=lambda name=name, process=process: self.ended.put((name, process.wait())),
-                             daemon=True).start()
+            threading.Thread(
+                target=lambda name=name, process=process: self.ended.put((name, process.wait())), daemon=True
+            ).start()
 
     def _watch(self):
-        ranks, asked = set(self.processes) - {"scheduler"}, set()
-        told, deadline, blamed_at = False, float("inf"), float("inf")
+        ranks, asked = set(self.processes) - {'scheduler'}, set()
+        told, deadline, blamed_at = False, float('inf'), float('inf')
         while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
             if self.signals and not told:
                 told, deadline = True, min(deadline, time.monotonic() + self.grace)
                 name = signal.Signals(self.signals[0]).name
-                say(f"{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or "
-                    "later, kills them")
+                say(
+                    f'{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or '
+                    'later, kills them'
+                )
                 asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # as good an end as status 0 from here on
                 # Not SIGINT, which MindSpore takes in its own way within a step.
                 self._tell(signal.SIGTERM)
@@ -128,12 +140,12 @@ class Supervisor:
                     deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
                 self.failures.append((name, status))
                 # The scheduler fails where a rank is lost: that rank may be about to end.
-                blamed_at = time.monotonic() + (SYMPTOM if name == "scheduler" and len(self.failures) == 1 else 0)
+                blamed_at = time.monotonic() + (SYMPTOM if name == 'scheduler' and len(self.failures) == 1 else 0)
             if not told and time.monotonic() >= blamed_at:
                 told = True
                 self._tell(signal.SIGTERM)
         if ranks:
-            say(f"killed: {', '.join(sorted(ranks))} did not end in time")
+            say(f'killed: {", ".join(sorted(ranks))} did not end in time')
         return self._status()
 
     def _status(self):
@@ -145,9 +157,9 @@ class Supervisor:
             return 128 + self.signals[0]
         if name:
             return 128 - status if status < 0 else status if 0 < status <= 125 else 1
-        if "scheduler" in self.processes:
+        if 'scheduler' in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes["scheduler"].wait(10)  # about a second; its status no longer matters
+                self.processes['scheduler'].wait(10)  # about a second; its status no longer matters
         return 0
 
     def _look_for_stopped(self):
@@ -155,16 +167,18 @@ class Supervisor:
         them, and be the first to fail."""
         pids = {process.pid: name for name, process in self.processes.items()}
         for pid, rank in (pids | self.workers).items():
-            letter = (processes.state(pid) or "Z")[0]
-            if letter in "Tt" and rank not in self.stopped:
+            letter = (processes.state(pid) or 'Z')[0]
+            if letter in 'Tt' and rank not in self.stopped:
                 self.stopped[rank] = 0
-                say(f"{_title(rank)} is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT {pid} "
-                    "lets it go on")
-            elif letter in "RSD" and rank in self.stopped:  # or it is being killed
+                say(
+                    f'{_title(rank)} is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT {pid} '
+                    'lets it go on'
+                )
+            elif letter in 'RSD' and rank in self.stopped:  # or it is being killed
                 self.stopped[rank] += 1
                 if self.stopped[rank] == RUNNING:
                     del self.stopped[rank]
-                    say(f"{_title(rank)} goes on")
+                    say(f'{_title(rank)} goes on')
 
     def _culprit(self):
         """(name, status) of what failed first. The status is 0 for a rank that did not fail but stopped answering, at
@@ -172,19 +186,19 @@ class Supervisor:
         failed = dict(self.failures)
         if self.stopped and self.failures[0][0] not in self.stopped:
             return min(self.stopped), 0
-        lost = LOST.search(end(self.logs["scheduler"])) if "scheduler" in self.logs else None
+        lost = LOST.search(end(self.logs['scheduler'])) if 'scheduler' in self.logs else None
         if lost and (rank := lost[1].decode()) in self.processes:
             return rank, failed.get(rank, 0)
-        return next((failure for failure in self.failures if failure[0] != "scheduler"), self.failures[0])
+        return next((failure for failure in self.failures if failure[0] != 'scheduler'), self.failures[0])
 
     def _next_end(self):
         """(name, status) of the next process to end, also of a worker that msrun says has failed; (None, 0) after
         0.2 seconds without."""
-        if "msrun" in self.processes:
+        if 'msrun' in self.processes:
             if self.scans:
-                self.workers |= _msrun_workers(self.processes["msrun"].pid)
+                self.workers |= _msrun_workers(self.processes['msrun'].pid)
                 self.scans -= bool(self.workers)
-            found = MSRUN_FAILURE.search(end(self.logs["msrun"]))
+            found = MSRUN_FAILURE.search(end(self.logs['msrun']))
             if found and int(found[1]) in self.workers:
                 return self.workers.pop(int(found[1])), int(found[2])
         try:
@@ -195,16 +209,16 @@ class Supervisor:
     def _tell(self, number):
         """Send a signal to the ranks, not to their data workers, whose end would be a failure to them."""
         for name, process in self.processes.items():
-            if name == "msrun":  # has no such service: reach past it
+            if name == 'msrun':  # has no such service: reach past it
                 for pid in _msrun_workers(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
-            elif name != "scheduler":
+            elif name != 'scheduler':
                 process.send_signal(number)
 
     def _show(self, final=False):
         """Show what the first rank has written since the last time."""
-        name = next(name for name, _, _ in self.jobs if name != "scheduler")
+        name = next(name for name, _, _ in self.jobs if name != 'scheduler')
         if self.screen is None and name in self.logs:
             self.screen = Screen(self.logs[name])
         if self.screen:
@@ -213,14 +227,14 @@ class Supervisor:
 
     def _report(self, name, status):
         self._show()
-        path = os.path.join(self.directory, name, "train.log")
+        path = os.path.join(self.directory, name, 'train.log')
         if name not in self.processes:
-            path = os.path.join(self.directory, "msrun", f"worker_{name}.log")
-        with open(path, "rb") as log:
+            path = os.path.join(self.directory, 'msrun', f'worker_{name}.log')
+        with open(path, 'rb') as log:
             lines = last_lines(log, 20)
-        cause = f"status {status}" if status > 0 else f"signal {SIGNALS.get(-status, -status)}"
-        cause = "failed first: " + cause + " (out of memory, or killed by hand)" * (status == -signal.SIGKILL)
+        cause = f'status {status}' if status > 0 else f'signal {SIGNALS.get(-status, -status)}'
+        cause = 'failed first: ' + cause + ' (out of memory, or killed by hand)' * (status == -signal.SIGKILL)
         if not status:
-            why = "it is stopped" if name in self.stopped else "the scheduler heard no more of it"
-            cause = f"stopped answering: {why}"
-        say(f"{_title(name)} {cause}; the last lines of {path}:\n" + "\n".join(lines))
+            why = 'it is stopped' if name in self.stopped else 'the scheduler heard no more of it'
+            cause = f'stopped answering: {why}'
+        say(f'{_title(name)} {cause}; the last lines of {path}:\n' + '\n'.join(lines))

@@ -1,4 +1,5 @@
 """Loss, mixed precision and the training step."""
+
 from collections import namedtuple
 
 import mindspore as ms
@@ -129,8 +130,9 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         super().__init__(network_with_loss, optimizer, loss_scale_update(1.0 if loss_scale is None else loss_scale))
         self.scaled = loss_scale is not None
         # Such an NPU cuts what overflows to the largest float16 and sets a flag; elsewhere it becomes infinite.
-        self.saturates = self.ascend_910a_target or (self.ascend_910b_target
-                                                     and self._ascend_check_overflow_mode == 'SATURATION_MODE')
+        self.saturates = self.ascend_910a_target or (
+            self.ascend_910b_target and self._ascend_check_overflow_mode == 'SATURATION_MODE'
+        )
         self.clip_norm = clip_norm
         self.values = ParameterTuple(network_with_loss.get_parameters())
         self.averages = self.values.clone(checkpoint.AVERAGE[:-1], init='same') if ema_decay else None

@@ -1,4 +1,5 @@
 """A training that gets no further says why, and whatever ends it, its last whole step is kept."""
+
 import os
 import signal
 import threading
@@ -13,8 +14,14 @@ from src.processes import states
 LOOK = 0.2  # seconds between two looks
 PATIENCE = 4  # seconds for the next step of a training that was told to end
 SILENCE = 20  # seconds without data after which it is said, and again after twice as many
-STATES = {'T': 'is stopped (kill -CONT {} wakes it)', 't': 'is held by a debugger', 'D': 'waits for a disk or a network',
-          'R': 'runs', 'S': 'sleeps', 'Z': 'has died'}
+STATES = {
+    'T': 'is stopped (kill -CONT {} wakes it)',
+    't': 'is held by a debugger',
+    'D': 'waits for a disk or a network',
+    'R': 'runs',
+    'S': 'sleeps',
+    'Z': 'has died',
+}
 
 
 class Watch(Callback):
@@ -34,8 +41,13 @@ class Watch(Callback):
 
     def __init__(self, monitor, checkpoints, interruption, rank=0, sink=False):
         super().__init__()
-        self.monitor, self.checkpoints, self.interruption, self.rank, self.sink = (monitor, checkpoints, interruption, rank,
-                                                                                  sink)
+        self.monitor, self.checkpoints, self.interruption, self.rank, self.sink = (
+            monitor,
+            checkpoints,
+            interruption,
+            rank,
+            sink,
+        )
         self.waiting, self.silence, self.shortest, self.asked, self.told = None, SILENCE, None, None, False
         self.closed = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -133,8 +145,10 @@ class Watch(Callback):
         if now - since > self.silence:
             self.silence *= 2
             workers = [f'{pid} {STATES.get(state, state).format(pid)}' for pid, state in sorted(states(os.getpid()).items())]
-            self.monitor.log(f'no {what} for {now - since:.0f} s; ' + (
-                f'the processes that load them: {", ".join(workers)}' if workers else 'this process loads them itself'))
+            self.monitor.log(
+                f'no {what} for {now - since:.0f} s; '
+                + (f'the processes that load them: {", ".join(workers)}' if workers else 'this process loads them itself')
+            )
 
     def _wake(self):
         """A stopped data worker would keep the training from its end."""

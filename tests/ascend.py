@@ -4,21 +4,22 @@ DIRECTORY`.
 Everything that MindSpore's Python decides by the chip is decided so; the CPU stands in below it, where it has no kernel for
 an NPU's own operations and the compilation ends with an error that is of no interest.
 """
+
 import os
 import sys
 
 chip, directory = sys.argv[1:]
 os.environ |= {'MS_DEV_SAVE_GRAPHS': '1', 'MS_DEV_SAVE_GRAPHS_PATH': directory, 'MS_DEV_DUMP_IR_PASSES': 'validate'}
 
-import mindspore as ms  # noqa: E402
-import numpy as np  # noqa: E402
-from mindspore import Tensor  # noqa: E402
-from mindspore._c_expression import MSContext  # noqa: E402
-from mindspore.ops import constexpr  # noqa: E402
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore._c_expression import MSContext
+from mindspore.ops import constexpr
 
-from src import training  # noqa: E402
-from src.inceptionv4 import InceptionV4  # noqa: E402
-from src.optimizer import make_optimizer  # noqa: E402
+from src import training
+from src.inceptionv4 import InceptionV4
+from src.optimizer import make_optimizer
 
 BATCH, SIZE = 2, 75
 
@@ -27,13 +28,19 @@ def main():
     MSContext.get_ascend_soc_version = lambda self: chip
     training._on_cpu = constexpr(lambda: False)
     ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0, gradients_mean=True)
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0, gradients_mean=True
+    )
     network = training.set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=SIZE, aux_logits=True), 'O3')
     optimizer = make_optimizer('rmsprop', network, np.full(100, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
     with_loss = training.NetworkWithLoss(network, 0.1, 0.4, ms.float16)
     step = training.TrainStep(with_loss, optimizer, 'dynamic', clip_norm=2.0).set_train()
-    batch = (np.zeros((BATCH, 3, SIZE, SIZE), np.uint8), np.ones((BATCH, 2), np.float32), np.ones((BATCH, 1536), np.uint8),
-             np.zeros(BATCH, np.int32))
+    batch = (
+        np.zeros((BATCH, 3, SIZE, SIZE), np.uint8),
+        np.ones((BATCH, 2), np.float32),
+        np.ones((BATCH, 1536), np.uint8),
+        np.zeros(BATCH, np.int32),
+    )
     try:
         step.compile(*map(Tensor, batch))
     except RuntimeError as error:

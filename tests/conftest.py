@@ -2,15 +2,26 @@ import os
 
 os.environ.setdefault('GLOG_v', '3')  # before the first import of MindSpore
 
-import pytest  # noqa: E402
+import pytest
 
-from src.records import demo  # noqa: E402
-
+from src.records import demo
 
 # Files that take longest. They are dealt out first, so that no worker is left alone with one of them at the end.
-LONG = ['test_end_to_end.py', 'test_parity.py', 'test_resume.py', 'test_distributed.py', 'test_acceptance.py',
-        'test_export.py', 'test_predict.py', 'test_training.py', 'test_weights.py', 'test_inceptionv4.py',
-        'test_preprocess.py', 'test_fuzz.py', 'test_launch.py']
+LONG = [
+    'test_end_to_end.py',
+    'test_parity.py',
+    'test_resume.py',
+    'test_distributed.py',
+    'test_acceptance.py',
+    'test_export.py',
+    'test_predict.py',
+    'test_training.py',
+    'test_weights.py',
+    'test_inceptionv4.py',
+    'test_preprocess.py',
+    'test_fuzz.py',
+    'test_launch.py',
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ the first cases of some kinds are files made by hand.
 The file `case` holds the number of the case under way, so that it is known when this process is killed: by a signal of
 its own if a case takes more than 20 s. Every line on stdout is a fault. For one case: ... KIND SEED 1 FIRST.
 """
+
 import json
 import os
 import random
@@ -29,9 +30,11 @@ SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500
 
 # Kinds: the name of the file, the names of its sound variants, what reads it, and files (bytes) made by hand.
 
+
 def _checkpoint_of(dims, kind, content):
     """A checkpoint of one tensor, whose content (bytes) need not be what its shape and type ask for."""
     from mindspore.train.checkpoint_pb2 import Checkpoint
+
     message = Checkpoint()
     value = message.value.add(tag='a')
     value.tensor.dims.extend(dims)
@@ -43,34 +46,68 @@ def _checkpoints():
     import mindspore as ms
 
     from src import checkpoint
-    values = {'conv.weight': np.arange(60, dtype=np.float32).reshape(3, 5, 2, 2), 'bn.gamma': np.ones(3, np.float32),
-              'half': np.ones(4, np.float16), 'global_step': np.int32([7]), 'scalar': np.float32(2)}
+
+    values = {
+        'conv.weight': np.arange(60, dtype=np.float32).reshape(3, 5, 2, 2),
+        'bn.gamma': np.ones(3, np.float32),
+        'half': np.ones(4, np.float16),
+        'global_step': np.int32([7]),
+        'scalar': np.float32(2),
+    }
     checkpoint.write('own.ckpt', values, {'step': 7, 'epoch': 1, 'config': {'num_classes': 10, 'block_counts': [1, 1, 1]}})
     # Other programs write no checksum, behind which damage would be hidden.
-    ms.save_checkpoint([{'name': name, 'data': ms.Tensor(value)} for name, value in values.items()], 'other.ckpt',
-                       append_dict={'learning_rate': 0.5, 'done': True, 'step': 3, 'config': '{"num_classes": 10}'})
+    ms.save_checkpoint(
+        [{'name': name, 'data': ms.Tensor(value)} for name, value in values.items()],
+        'other.ckpt',
+        append_dict={'learning_rate': 0.5, 'done': True, 'step': 3, 'config': '{"num_classes": 10}'},
+    )
     # 100 GB in 1 KB, and contents beside the shape: MindSpore copies all of the content into the memory of the shape.
-    crafted = [_checkpoint_of(dims, kind, bytes(1000)) for dims in (
-        [25 << 30], [1 << 15, 1 << 15, 25], [1 << 30], [1 << 62], [1 << 32, 1 << 32], [2], [0], [], [-1], [-250], [0, 250],
-        [-25, -10]) for kind in ('Float32', 'str', 'Int8', 'Complex', '')]
+    crafted = [
+        _checkpoint_of(dims, kind, bytes(1000))
+        for dims in (
+            [25 << 30],
+            [1 << 15, 1 << 15, 25],
+            [1 << 30],
+            [1 << 62],
+            [1 << 32, 1 << 32],
+            [2],
+            [0],
+            [],
+            [-1],
+            [-250],
+            [0, 250],
+            [-25, -10],
+        )
+        for kind in ('Float32', 'str', 'Int8', 'Complex', '')
+    ]
     return 'given.ckpt', ['own.ckpt', 'other.ckpt'], lambda: checkpoint.load('given.ckpt'), crafted
 
 
 def _safetensors():
     from src.weights import torch_file
+
     torch_file.write_safetensors('one.safetensors', {'a.weight': np.ones((4, 3), np.float32), 'b': np.ones(9, np.float32)})
     torch_file.write_safetensors('two.safetensors', {'c': np.ones((2, 2, 2), np.float32)})
-    return ('given.safetensors', ['one.safetensors', 'two.safetensors'],
-            lambda: torch_file.read_safetensors('given.safetensors'),
-            [struct.pack('<Q', len(header)) + header + bytes(1000) for header in (
+    return (
+        'given.safetensors',
+        ['one.safetensors', 'two.safetensors'],
+        lambda: torch_file.read_safetensors('given.safetensors'),
+        [
+            struct.pack('<Q', len(header)) + header + bytes(1000)
+            for header in (
                 json.dumps({'a': {'dtype': kind, 'shape': shape, 'data_offsets': offsets}}).encode()
-                for kind in ('F32', 'I8', 'X') for shape in ([25 << 30], [1 << 62, 4], [250], [-250], [], [0])
-                for offsets in ([0, 1000], [0, 100 << 30], [1000, 0], [-4, 0], [0, 0]))])
+                for kind in ('F32', 'I8', 'X')
+                for shape in ([25 << 30], [1 << 62, 4], [250], [-250], [], [0])
+                for offsets in ([0, 1000], [0, 100 << 30], [1000, 0], [-4, 0], [0, 0])
+            )
+        ],
+    )
 
 
 def _tensorflow():
     """The table of a TensorFlow checkpoint; its data stay what they are."""
     from src.weights import tf_checkpoint
+
     tf_checkpoint.write('one', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
     tf_checkpoint.write('two', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
     os.link('two.data-00000-of-00001', 'given.data-00000-of-00001')
@@ -79,8 +116,18 @@ def _tensorflow():
 
 def _configs():
     Path('one.yaml').write_text(config.DEFAULT_PATH.read_text())
-    Path('two.yaml').write_text(yaml.safe_dump({'lr': 0.1, 'block_counts': [1, 1, 1], 'use_nesterov': True,
-                                                'data_dir': '/a b/c', 'freeze': ['conv2d_1a_3x3'], 'T_max': 9}))
+    Path('two.yaml').write_text(
+        yaml.safe_dump(
+            {
+                'lr': 0.1,
+                'block_counts': [1, 1, 1],
+                'use_nesterov': True,
+                'data_dir': '/a b/c',
+                'freeze': ['conv2d_1a_3x3'],
+                'T_max': 9,
+            }
+        )
+    )
     return 'given.yaml', ['one.yaml', 'two.yaml'], lambda: config.load(['--config_path', 'given.yaml'])
 
 
@@ -98,6 +145,7 @@ def _rank_tables():
             assert findings and '\n' not in str(error)
         else:
             assert not findings
+
     return 'given.json', ['new.json', 'old.json'], read
 
 
@@ -108,21 +156,62 @@ def _shards():
     def read():
         records = open_records('records', 'train')
         for i in range(len(records)):
-            assert len(records.read(i)) == records.size(i) and records.where(i) and -2 ** 63 <= records.label[i] < 2 ** 63
+            assert len(records.read(i)) == records.size(i) and records.where(i) and -(2**63) <= records.label[i] < 2**63
+
     return 'records/train-00000-of-00001', ['one', 'two'], read
 
 
-KINDS = {'checkpoint': _checkpoints, 'safetensors': _safetensors, 'tensorflow': _tensorflow, 'config': _configs,
-         'rank_table': _rank_tables, 'shard': _shards}
+KINDS = {
+    'checkpoint': _checkpoints,
+    'safetensors': _safetensors,
+    'tensorflow': _tensorflow,
+    'config': _configs,
+    'rank_table': _rank_tables,
+    'shard': _shards,
+}
 
 
 # Damage.
 
-HOSTILE = [b'9' * 400, b'-1', b'1e999', b'nan', b'[' * 3000, b'{"a":' * 3000, b'- ' * 2000, b'? ' * 2000, b'k' * 10000,
-           b'k' * 5000 + b': 1\n', b'\xff\xfe\x00', b'\xed\xa0\x80', b'\x00', b'\n', b'\r', b'\x1b[2J', b'&a [*a]', b'null',
-           b'!!python/object/apply:os.abort []', b'\\ud800', b'"', b"'", b'#', b': ', b'%', b'\xef\xbb\xbf', b'{}', b'[]']
-LENGTHS = [struct.pack('<I', 0xFFFFFFFF), struct.pack('<Q', 100 << 30), struct.pack('<Q', 2 ** 64 - 1),
-           struct.pack('<I', 2 ** 31), b'\xff' * 9 + b'\x01', b'\x80' * 12, b'\x80\x80\x80\x80\x90\x03']
+HOSTILE = [
+    b'9' * 400,
+    b'-1',
+    b'1e999',
+    b'nan',
+    b'[' * 3000,
+    b'{"a":' * 3000,
+    b'- ' * 2000,
+    b'? ' * 2000,
+    b'k' * 10000,
+    b'k' * 5000 + b': 1\n',
+    b'\xff\xfe\x00',
+    b'\xed\xa0\x80',
+    b'\x00',
+    b'\n',
+    b'\r',
+    b'\x1b[2J',
+    b'&a [*a]',
+    b'null',
+    b'!!python/object/apply:os.abort []',
+    b'\\ud800',
+    b'"',
+    b"'",
+    b'#',
+    b': ',
+    b'%',
+    b'\xef\xbb\xbf',
+    b'{}',
+    b'[]',
+]
+LENGTHS = [
+    struct.pack('<I', 0xFFFFFFFF),
+    struct.pack('<Q', 100 << 30),
+    struct.pack('<Q', 2**64 - 1),
+    struct.pack('<I', 2**31),
+    b'\xff' * 9 + b'\x01',
+    b'\x80' * 12,
+    b'\x80\x80\x80\x80\x90\x03',
+]
 
 
 def _part(chance, data, most=64):
@@ -139,7 +228,7 @@ def _flip(chance, data, other):
 
 
 def _cut(chance, data, other):
-    return data[:chance.choice([0, 1, len(data) - 1, chance.randrange(len(data) + 1)])]
+    return data[: chance.choice([0, 1, len(data) - 1, chance.randrange(len(data) + 1)])]
 
 
 def _remove(chance, data, other):
@@ -159,7 +248,7 @@ def _repeat(chance, data, other):
 
 def _length(chance, data, other):
     start, value = chance.randrange(len(data) + 1), chance.choice(LENGTHS)
-    return data[:start] + value + data[start + chance.choice([0, 1, len(value)]):]
+    return data[:start] + value + data[start + chance.choice([0, 1, len(value)]) :]
 
 
 def _number(chance, data, other):
@@ -168,11 +257,11 @@ def _number(chance, data, other):
     if not places:
         return _insert(chance, data, other)
     start = chance.choice(places)
-    return data[:start] + chance.choice(HOSTILE[:6] + [b'0', b'-0.5', b'1e308', str(2 ** 63).encode()]) + data[start + 1:]
+    return data[:start] + chance.choice(HOSTILE[:6] + [b'0', b'-0.5', b'1e308', str(2**63).encode()]) + data[start + 1 :]
 
 
 def _splice(chance, data, other):
-    return data[:chance.randrange(len(data) + 1)] + other[chance.randrange(len(other) + 1):]
+    return data[: chance.randrange(len(data) + 1)] + other[chance.randrange(len(other) + 1) :]
 
 
 DAMAGE = [_flip, _flip, _cut, _remove, _insert, _insert, _repeat, _length, _length, _number, _splice]
@@ -190,8 +279,8 @@ def _damaged_shard(chance, data, other):
         return _damaged(chance, data, other)
     records, out = [], b''
     while data:
-        size, = struct.unpack_from('<Q', data)
-        records, data = [*records, data[12:12 + size]], data[16 + size:]
+        (size,) = struct.unpack_from('<Q', data)
+        records, data = [*records, data[12 : 12 + size]], data[16 + size :]
     for record in records:
         record = _damaged(chance, record, chance.choice(records)) if chance.random() < 0.4 else record
         out += struct.pack('<QI', len(record), length_crc(len(record))) + record + struct.pack('<I', mask(crc32c(record)))
@@ -199,6 +288,7 @@ def _damaged_shard(chance, data, other):
 
 
 # What is asked of the reader.
+
 
 def check_message(message):
     assert '\n' not in message and 10 < len(message) < MESSAGE, f'not one clear line: {message[:MESSAGE]!r}'
@@ -234,8 +324,11 @@ def main(kind, seed, count, first=0):
     for number in range(first, first + count):
         chance = random.Random(f'{kind} {seed} {number}')
         data, other = chance.sample(sources, 2)
-        data = (crafted[number] if number < len(crafted) else
-                (_damaged_shard if kind == 'shard' else _damaged)(chance, data, other))
+        data = (
+            crafted[number]
+            if number < len(crafted)
+            else (_damaged_shard if kind == 'shard' else _damaged)(chance, data, other)
+        )
         Path(file).unlink()  # MindSpore and mmap must not see a file that changes
         Path(file).write_bytes(data)
         Path('case').write_text(str(number))
@@ -245,8 +338,11 @@ def main(kind, seed, count, first=0):
         except BaseException as error:
             faults += 1
             at = traceback.extract_tb(error.__traceback__)[-1]
-            print(f'{kind} {seed} case {number}: {type(error).__name__} at {os.path.basename(at.filename)}:{at.lineno}: '
-                  f'{error!s:.600}', flush=True)
+            print(
+                f'{kind} {seed} case {number}: {type(error).__name__} at {os.path.basename(at.filename)}:{at.lineno}: '
+                f'{error!s:.600}',
+                flush=True,
+            )
         signal.alarm(0)
     sys.exit(1 if faults else 0)
 

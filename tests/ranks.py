@@ -1,4 +1,5 @@
 """Run on every rank by test_distributed.py: three steps and an evaluation; rank 0 writes what came out."""
+
 import hashlib
 import json
 import os
@@ -33,14 +34,24 @@ def main(data_dir, source, out, rank_size):
         for _, cell in network.cells_and_names():
             if isinstance(cell, nn.BatchNorm2d):
                 cell.use_batch_statistics = False
-        optimizer = make_optimizer('rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9,
-                                   on_cpu=True)
+        optimizer = make_optimizer(
+            'rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
+        )
         step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0).set_train()
         if run.world > 1:
             collective.share(step.get_parameters())
-        train = dataset.training_dataset(open_records(data_dir, 'train'), offset=1, image_size=75, keep_prob=0.8, seed=1,
-                                         batch_size=GLOBAL_BATCH // run.world, start=0, stop=STEPS, rank=run.rank,
-                                         world=run.world)
+        train = dataset.training_dataset(
+            open_records(data_dir, 'train'),
+            offset=1,
+            image_size=75,
+            keep_prob=0.8,
+            seed=1,
+            batch_size=GLOBAL_BATCH // run.world,
+            start=0,
+            stop=STEPS,
+            rank=run.rank,
+            world=run.world,
+        )
         Model(step).train(1, train, dataset_sink_mode=False)
         result['weights'] = out + '.npz'
         if run.rank == 0:

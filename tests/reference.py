@@ -2,6 +2,7 @@
 
 Its weights are made from their names, so no weight file is needed; the batches come from the same seed.
 """
+
 import json
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ def tf_variables():
     """TF-slim name -> value, all 608 of them."""
     result = {}
     for name, shape in INFO['variables']:
-        r = np.random.RandomState((zlib.crc32(name.encode()) + INFO['seed']) % 2 ** 32)
+        r = np.random.RandomState((zlib.crc32(name.encode()) + INFO['seed']) % 2**32)
         leaf = name.split('/')[-1]
         if leaf == 'moving_variance':
             value = r.uniform(0.5, 1.5, size=shape)

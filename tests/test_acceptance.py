@@ -1,4 +1,5 @@
 """The acceptance check: rehearsed whole on the CPU, and what it says when something is wrong."""
+
 import argparse
 import json
 import os
@@ -17,20 +18,48 @@ from src.acceptance.report import Failed, Skipped, line, run, within
 from src.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_ONE_DEVICE = ['environment', 'device', 'construction', 'forward', 'augmentation', 'records', 'overflow',
-                 'steps without sinks', 'sinks of 10', 'overflow inside a sink', 'evaluation between sinks',
-                 'state in a checkpoint', 'shorter last sink', 'resumption', 'speed', 'weights for export']
-OF_RANKS = ['ranks', 'stop agreed on', 'rank 0\'s values', 'weights of all ranks', 'network evaluated', 'stop',
-            'resumption of all ranks']
+OF_ONE_DEVICE = [
+    'environment',
+    'device',
+    'construction',
+    'forward',
+    'augmentation',
+    'records',
+    'overflow',
+    'steps without sinks',
+    'sinks of 10',
+    'overflow inside a sink',
+    'evaluation between sinks',
+    'state in a checkpoint',
+    'shorter last sink',
+    'resumption',
+    'speed',
+    'weights for export',
+]
+OF_RANKS = [
+    'ranks',
+    'stop agreed on',
+    "rank 0's values",
+    'weights of all ranks',
+    'network evaluated',
+    'stop',
+    'resumption of all ranks',
+]
 EXPORTS = ['export MINDIR', 'export ONNX', 'export AIR', 'atc']
 
 
 def rehearse(tmp_path, *arguments):
     """(exit status, standard output, acceptance.json) of the script on the CPU."""
     output = tmp_path / 'with spaces'
-    done = subprocess.run(['bash', str(ROOT / 'scripts/run_acceptance.sh'), *arguments, '--device_target', 'CPU', '--output',
-                           str(output)], cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False,
-                          env={**os.environ, 'PYTHON': sys.executable})
+    done = subprocess.run(
+        ['bash', str(ROOT / 'scripts/run_acceptance.sh'), *arguments, '--device_target', 'CPU', '--output', str(output)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        env={**os.environ, 'PYTHON': sys.executable},
+    )
     written = output / 'acceptance.json'
     assert written.exists(), done.stdout[-3000:] + done.stderr[-3000:]
     return done.returncode, done.stdout, json.loads(written.read_text())
@@ -62,18 +91,24 @@ def test_failed_check_ends_it(tmp_path):
     last = written['checks'][-1]
     assert (last['name'], last['result']) == ('forward', 'FAILED')
     assert float(last['found']) == pytest.approx(0.1 / np.abs(figures['small']).max(), rel=0.01)
-    assert re.search(r'^forward +FAILED +[\d.]+ s\n  expected: difference .* at most 0\.0001\n  found: 0\.0.*\n'
-                     r'  remedy: MindSpore and CANN must belong together', shown, re.MULTILINE)
+    assert re.search(
+        r'^forward +FAILED +[\d.]+ s\n  expected: difference .* at most 0\.0001\n  found: 0\.0.*\n'
+        r'  remedy: MindSpore and CANN must belong together',
+        shown,
+        re.MULTILINE,
+    )
     assert 'augmentation' not in shown and 'NOT passed: 3 ok, 0 skipped, 1 failed' in shown
 
 
 @pytest.mark.slow
 def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
     """As an evaluation would that leaves the averages in the weights."""
+
     def leaving(network, train_step):
         for average, value in zip(train_step.averages, train_step.values):
             value.assign_value(average)
         take(network, train_step)
+
     take = evaluation.take_weights
     monkeypatch.setattr(evaluation, 'take_weights', leaving)
     one = device.Device(argparse.Namespace(device_target='CPU', device_id=0, output=tmp_path, figures=None))
@@ -86,25 +121,35 @@ def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
 def test_process_that_dies(tmp_path, monkeypatch):
     """The check that had begun has failed, with the end of the log."""
     program = tmp_path / 'python'
-    program.write_text('#!/bin/bash\necho \'{"name": "overflow", "remedy": "look here"}\' >&"${!#}"\n'
-                       'echo out of memory\nexit 7\n')
+    program.write_text(
+        '#!/bin/bash\necho \'{"name": "overflow", "remedy": "look here"}\' >&"${!#}"\necho out of memory\nexit 7\n'
+    )
     program.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(program))
     results = []
     assert not programs.on_device([], tmp_path / 'log', results.append)
-    assert results[-1] == {'name': 'overflow', 'remedy': 'look here', 'result': 'FAILED', 'seconds': 0.0,
-                           'expected': 'a result', 'found': 'the process ended with status 7: out of memory'}
+    assert results[-1] == {
+        'name': 'overflow',
+        'remedy': 'look here',
+        'result': 'FAILED',
+        'seconds': 0.0,
+        'expected': 'a result',
+        'found': 'the process ended with status 7: out of memory',
+    }
 
 
 def test_results():
     """Of a check that fails, is skipped, or meets an error."""
+
     def check(error):
         def raising():
             raise error
+
         results = []
         assert run('name', raising, 'general', results.append) == isinstance(error, Skipped)
         assert results[0] == {'name': 'name', 'remedy': 'general'}
         return results[1]
+
     assert line(check(Failed('1', 2))).split('\n')[1:] == ['  expected: 1', '  found: 2', '  remedy: general']
     assert line(check(Failed('1', 2, 'special'))).endswith('remedy: special')
     assert check(RuntimeError('----\n- Ascend Error:\n----\nEI0006'))['found'] == 'RuntimeError: - Ascend Error: EI0006'
@@ -124,19 +169,34 @@ def test_change_difference():
     assert steps.change_difference(before, after, before) == pytest.approx(1)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['8', '--device_target', 'Ascend'], 'NPUs need a file'), (['1', '--device_target', 'CPU'], 'must be 2 to 64'),
-    (['nowhere.json'], 'nowhere.json'), (['--figures', 'none.npz'], 'no such file'),
-    (['--device_id', '-1'], 'device_id -1')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['8', '--device_target', 'Ascend'], 'NPUs need a file'),
+        (['1', '--device_target', 'CPU'], 'must be 2 to 64'),
+        (['nowhere.json'], 'nowhere.json'),
+        (['--figures', 'none.npz'], 'no such file'),
+        (['--device_id', '-1'], 'device_id -1'),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         acceptance.parse(arguments)
 
 
 def test_one_server_only(tmp_path):
-    table = {'version': '1.0', 'server_count': '2', 'status': 'completed', 'server_list': [
-        {'server_id': f'10.0.0.{i}', 'device': [{'device_id': '0', 'device_ip': f'192.168.1.{i}', 'rank_id': str(i - 1)}]}
-        for i in (1, 2)]}
+    table = {
+        'version': '1.0',
+        'server_count': '2',
+        'status': 'completed',
+        'server_list': [
+            {
+                'server_id': f'10.0.0.{i}',
+                'device': [{'device_id': '0', 'device_ip': f'192.168.1.{i}', 'rank_id': str(i - 1)}],
+            }
+            for i in (1, 2)
+        ],
+    }
     path = tmp_path / 'table.json'
     path.write_text(json.dumps(table))
     assert len(rank_table.read(path).servers) == 2

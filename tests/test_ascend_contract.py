@@ -1,4 +1,5 @@
 """What an NPU is asked to compute: the whole network and the training step, built and compiled as for each chip."""
+
 import operator
 import os
 import re
@@ -25,22 +26,61 @@ GRADIENTS = 104  # of the network with one block of each kind and the auxiliary 
 # marks those that MindSpore makes out of it in the backward pass, `part:` those that it makes out of it in any case.
 OPERATIONS = {
     # the network
-    'Conv2D': 'Conv2D', 'BatchNorm': 'BatchNorm', 'ReLU': 'relu', 'MaxPool': 'MaxPool', 'AvgPool': 'AvgPool', 'Concat': 'cat',
-    'ReduceMean': 'ReduceMean', 'MatMul': 'MatMul', 'BiasAdd': 'BiasAdd', 'Flatten': 'Flatten', 'Cast': 'Cast',
+    'Conv2D': 'Conv2D',
+    'BatchNorm': 'BatchNorm',
+    'ReLU': 'relu',
+    'MaxPool': 'MaxPool',
+    'AvgPool': 'AvgPool',
+    'Concat': 'cat',
+    'ReduceMean': 'ReduceMean',
+    'MatMul': 'MatMul',
+    'BiasAdd': 'BiasAdd',
+    'Flatten': 'Flatten',
+    'Cast': 'Cast',
     # its gradients
-    'Conv2DBackpropFilter': 'gradient: Conv2D', 'Conv2DBackpropInput': 'gradient: Conv2D',
-    'BatchNormGrad': 'gradient: BatchNorm', 'ReluGrad': 'gradient: relu', 'MaxPoolGrad': 'gradient: MaxPool',
-    'AvgPoolGrad': 'gradient: AvgPool', 'SplitWithSize': 'gradient: cat', 'BiasAddGrad': 'gradient: BiasAdd',
-    'LogSoftmaxGrad': 'gradient: log_softmax', 'Tile': 'gradient: ReduceMean', 'RealDiv': 'gradient: ReduceMean',
+    'Conv2DBackpropFilter': 'gradient: Conv2D',
+    'Conv2DBackpropInput': 'gradient: Conv2D',
+    'BatchNormGrad': 'gradient: BatchNorm',
+    'ReluGrad': 'gradient: relu',
+    'MaxPoolGrad': 'gradient: MaxPool',
+    'AvgPoolGrad': 'gradient: AvgPool',
+    'SplitWithSize': 'gradient: cat',
+    'BiasAddGrad': 'gradient: BiasAdd',
+    'LogSoftmaxGrad': 'gradient: log_softmax',
+    'Tile': 'gradient: ReduceMean',
+    'RealDiv': 'gradient: ReduceMean',
     # augmentation and loss
-    'Add': 'add', 'Sub': 'sub', 'Mul': 'mul', 'Div': 'div', 'Muls': 'part: mul', 'Neg': 'neg', 'Maximum': 'maximum',
-    'Minimum': 'minimum', 'StridedSlice': 'strided_slice', 'Reshape': 'reshape', 'LogSoftmax': 'log_softmax',
-    'OneHot': 'OneHot', 'ReduceSum': 'ReduceSum',
+    'Add': 'add',
+    'Sub': 'sub',
+    'Mul': 'mul',
+    'Div': 'div',
+    'Muls': 'part: mul',
+    'Neg': 'neg',
+    'Maximum': 'maximum',
+    'Minimum': 'minimum',
+    'StridedSlice': 'strided_slice',
+    'Reshape': 'reshape',
+    'LogSoftmax': 'log_softmax',
+    'OneHot': 'OneHot',
+    'ReduceSum': 'ReduceSum',
     # overflow, norm, loss scale, optimizer
-    'L2Loss': 'L2Loss', 'AddN': 'AddN', 'Sqrt': 'sqrt', 'IsFinite': 'isfinite', 'LogicalNot': 'LogicalNot',
-    'LogicalOr': 'LogicalOr', 'LogicalAnd': 'LogicalAnd', 'LessEqual': 'less_equal', 'Equal': 'equal', 'ReduceAll': 'all',
-    'Select': 'select', 'Assign': 'assign', 'AssignAdd': 'assign_add', 'Gather': 'gather', 'ApplyRMSProp': 'ApplyRMSProp',
-    'AllReduce': 'AllReduce', 'NPUClearFloatStatusV2': 'auto_generate.NPUClearFloatStatusV2',
+    'L2Loss': 'L2Loss',
+    'AddN': 'AddN',
+    'Sqrt': 'sqrt',
+    'IsFinite': 'isfinite',
+    'LogicalNot': 'LogicalNot',
+    'LogicalOr': 'LogicalOr',
+    'LogicalAnd': 'LogicalAnd',
+    'LessEqual': 'less_equal',
+    'Equal': 'equal',
+    'ReduceAll': 'all',
+    'Select': 'select',
+    'Assign': 'assign',
+    'AssignAdd': 'assign_add',
+    'Gather': 'gather',
+    'ApplyRMSProp': 'ApplyRMSProp',
+    'AllReduce': 'AllReduce',
+    'NPUClearFloatStatusV2': 'auto_generate.NPUClearFloatStatusV2',
     'NPUGetFloatStatusV2': 'auto_generate.NPUGetFloatStatusV2',
     'TensorMove': 'part: assign',  # a copy of what is read before the parameter is assigned to
 }
@@ -70,12 +110,19 @@ def compiled(tmp_path_factory):
     def get(chip):
         if chip not in found:
             directory = tmp_path_factory.mktemp(chip)
-            done = subprocess.run([sys.executable, 'tests/ascend.py', chip, str(directory)], capture_output=True, text=True,
-                                  cwd=Path(__file__).parents[1], env={**os.environ, 'PYTHONPATH': '.'}, timeout=600)
+            done = subprocess.run(
+                [sys.executable, 'tests/ascend.py', chip, str(directory)],
+                capture_output=True,
+                text=True,
+                cwd=Path(__file__).parents[1],
+                env={**os.environ, 'PYTHONPATH': '.'},
+                timeout=600,
+            )
             assert done.returncode == 0, done.stderr[-3000:]
-            path, = directory.glob('*validate*.ir')
+            (path,) = directory.glob('*validate*.ir')
             found[chip] = parse(path)
         return found[chip]
+
     return get
 
 
@@ -86,8 +133,9 @@ def test_whole_network_constructs(chip, monkeypatch):
         assert len(InceptionV4(aux_logits=True).trainable_params()) > 300
 
 
-each_chip = pytest.mark.parametrize('chip', [
-    'ascend910', 'ascend910b', pytest.param('ascend910_93', marks=pytest.mark.slow)])  # the last two are told apart nowhere
+each_chip = pytest.mark.parametrize(
+    'chip', ['ascend910', 'ascend910b', pytest.param('ascend910_93', marks=pytest.mark.slow)]
+)  # the last two are told apart nowhere
 
 
 @each_chip
@@ -133,9 +181,16 @@ def test_overflow_is_told_as_the_chip_tells_it(chip, compiled):
     assert counts['IsFinite'] == (not flags) and counts['AllReduce'] == GRADIENTS + flags
 
 
-@pytest.mark.parametrize('chip, mode, saturates', [
-    ('ascend910', None, True), ('ascend910b', None, False), ('ascend910_93', 'INFNAN_MODE', False),
-    ('ascend910b', 'SATURATION_MODE', True), ('', None, False)])
+@pytest.mark.parametrize(
+    'chip, mode, saturates',
+    [
+        ('ascend910', None, True),
+        ('ascend910b', None, False),
+        ('ascend910_93', 'INFNAN_MODE', False),
+        ('ascend910b', 'SATURATION_MODE', True),
+        ('', None, False),
+    ],
+)
 def test_mode_of_overflow(chip, mode, saturates, monkeypatch):
     monkeypatch.setattr(MSContext, 'get_ascend_soc_version', lambda self: chip)
     if mode:

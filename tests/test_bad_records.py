@@ -1,4 +1,5 @@
 """Damaged pictures and shards: what training replaces and counts, and what stops it with one line."""
+
 import io
 import os
 import re
@@ -39,8 +40,19 @@ def damaged(pictures, tmp_path_factory):
 
 
 def batches(directory, bad, num_workers=1, start=0, stop=6, **kwargs):
-    data = training_dataset(open_records(str(directory), 'train'), offset=1, image_size=75, batch_size=BATCH, seed=5,
-                            keep_prob=0.8, start=start, stop=stop, num_workers=num_workers, bad=bad, **kwargs)
+    data = training_dataset(
+        open_records(str(directory), 'train'),
+        offset=1,
+        image_size=75,
+        batch_size=BATCH,
+        seed=5,
+        keep_prob=0.8,
+        start=start,
+        stop=stop,
+        num_workers=num_workers,
+        bad=bad,
+        **kwargs,
+    )
     rows = list(data.create_tuple_iterator(num_epochs=1, output_numpy=True))
     return [np.concatenate(column) for column in zip(*rows)]
 
@@ -60,8 +72,10 @@ def test_bad_records_are_replaced_and_counted(damaged, pictures, tmp_path):
     for image, label in zip(found[0][replaced], found[3][replaced]):
         assert image.std() > 5 and 0 <= label < 10
     # All is as repeatable as without damage: with other workers, and from the middle on.
-    for again, skipped in ((batches(damaged, BadRecords(0.25, EPOCH, 2), num_workers=2), 0),
-                           (batches(damaged, BadRecords(1, EPOCH, 2), start=4), 4 * BATCH)):
+    for again, skipped in (
+        (batches(damaged, BadRecords(0.25, EPOCH, 2), num_workers=2), 0),
+        (batches(damaged, BadRecords(1, EPOCH, 2), start=4), 4 * BATCH),
+    ):
         assert all(np.array_equal(ours[skipped:], theirs) for ours, theirs in zip(found, again))
 
 
@@ -72,9 +86,12 @@ def test_too_many_stop_the_training(damaged, num_workers):
     for bad in (allowed, refused):
         batches(damaged, bad, num_workers)
     assert allowed.problem([0]) == allowed.problem([1]) == ''
-    assert re.fullmatch(r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than '
-                        r'max_bad_fraction 0.2 allows; the first was .*train-00000-of-00001, record \d+: .*; '
-                        r'python -m src.records.check DIR lists them all', refused.problem([1]))
+    assert re.fullmatch(
+        r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than '
+        r'max_bad_fraction 0.2 allows; the first was .*train-00000-of-00001, record \d+: .*; '
+        r'python -m src.records.check DIR lists them all',
+        refused.problem([1]),
+    )
 
 
 def fails(*arguments):
@@ -88,17 +105,22 @@ def fails(*arguments):
 def test_nothing_sound_to_take_instead(tmp_path):
     tfrecord.write_shards(str(tmp_path), 'train', [(b'', 1, '')] * 4, 1)
     for text in fails(tmp_path):
-        assert re.fullmatch('100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
-                            r'record \d: not a picture.*; python -m src.records.check DIR lists them all', text)
+        assert re.fullmatch(
+            '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
+            r'record \d: not a picture.*; python -m src.records.check DIR lists them all',
+            text,
+        )
 
 
 # Records that cannot be read for a while.
 
+
 class Disk:
     """`records`, of which `away` cannot be read: once each, or always."""
 
-    def __init__(self, records, away, always=False, error=OSError(5, 'Input/output error')):
-        self.records, self.away, self.always, self.error, self.reads = records, set(away), always, error, []
+    def __init__(self, records, away, always=False, error=None):
+        self.records, self.away, self.always, self.reads = records, set(away), always, []
+        self.error = error or OSError(5, 'Input/output error')
 
     def __len__(self):
         return len(self.records)
@@ -127,8 +149,10 @@ def test_reading_is_tried_again(pictures, tmp_path, pauses, error):
     """A photo that is away for a moment changes nothing, in training and in evaluation."""
     tfrecord.write_shards(str(tmp_path), 'train', pictures, 1)
     records, bad = open_records(str(tmp_path), 'train'), BadRecords(0, EPOCH, 2)
-    for make, arguments in ((lambda read: LoadTraining(read, 1, 75, 5, 0.8, 0.1, bad=bad), (0, 3)),
-                            (lambda read: LoadEvaluation(read, 1, 75), (3,))):
+    for make, arguments in (
+        (lambda read: LoadTraining(read, 1, 75, 5, 0.8, 0.1, bad=bad), (0, 3)),
+        (lambda read: LoadEvaluation(read, 1, 75), (3,)),
+    ):
         disk = Disk(records, [3], error=error)
         for found, expected in zip(make(disk).sample(*arguments), make(records).sample(*arguments)):
             assert np.array_equal(found, expected)
@@ -180,14 +204,18 @@ def test_count_is_logged(damaged, capsys, tmp_path, monkeypatch):
 
 
 def flipped(byte):
-    return lambda content: content[:byte] + bytes([content[byte] ^ 4]) + content[byte + 1:]
+    return lambda content: content[:byte] + bytes([content[byte] ^ 4]) + content[byte + 1 :]
 
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda content: content[:len(content) // 2], r"train-00001-of-00010', record 1 at byte \d+: truncated: \d+ bytes"),
-    (flipped(2), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
-    (flipped(9), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
-    (None, 'lacks shard train-00001-of-00010; copy or make all 10')])
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (lambda content: content[: len(content) // 2], r"train-00001-of-00010', record 1 at byte \d+: truncated: \d+ bytes"),
+        (flipped(2), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
+        (flipped(9), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
+        (None, 'lacks shard train-00001-of-00010; copy or make all 10'),
+    ],
+)
 def test_damaged_shards(damage, message, pictures, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tfrecord.write_shards(str(tmp_path / 'records'), 'train', pictures * 2, 10)
@@ -214,12 +242,15 @@ def encode(mode='RGB', kind='JPEG', **options):
 
 def part(picture, box):
     top, left, height, width = box
-    return picture[top:top + height, left:left + width]
+    return picture[top : top + height, left : left + width]
 
 
 @needs_library
-@pytest.mark.parametrize('options', [{'subsampling': 0}, {'subsampling': 1}, {'subsampling': 2}, {'mode': 'L'},
-                                     {'subsampling': 2, 'progressive': True}], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [{'subsampling': 0}, {'subsampling': 1}, {'subsampling': 2}, {'mode': 'L'}, {'subsampling': 2, 'progressive': True}],
+    ids=str,
+)
 def test_crop_is_part_of_the_whole(options):
     encoded = encode(**options)
     whole = jpeg.decode(encoded, lambda height, width: (0, 0, height, width))
@@ -230,8 +261,9 @@ def test_crop_is_part_of_the_whole(options):
         assert np.array_equal(jpeg.decode(encoded, lambda *_, box=box: box), part(whole, box))
 
 
-@pytest.mark.parametrize('options', [{'mode': 'CMYK'}, {'kind': 'PNG'}, {'kind': 'BMP'}, {'kind': 'PNG', 'mode': 'L'}],
-                         ids=str)
+@pytest.mark.parametrize(
+    'options', [{'mode': 'CMYK'}, {'kind': 'PNG'}, {'kind': 'BMP'}, {'kind': 'PNG', 'mode': 'L'}], ids=str
+)
 def test_crop_of_what_only_pillow_decodes(options):
     encoded = encode(**options)
     draws = iter(BOXES[3:])
@@ -264,8 +296,23 @@ def test_bytes_after_the_end_do_no_harm():
 
 
 def test_benchmark_runs():
-    command = [sys.executable, '-m', 'benchmarks.input_pipeline', '--rounds', '1', '--batches', '1', '--count', '8',
-               '--batch_size', '4', '--size', '75', '--workers', '1']
+    command = [
+        sys.executable,
+        '-m',
+        'benchmarks.input_pipeline',
+        '--rounds',
+        '1',
+        '--batches',
+        '1',
+        '--count',
+        '8',
+        '--batch_size',
+        '4',
+        '--size',
+        '75',
+        '--workers',
+        '1',
+    ]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,5 @@
 """N ranks on the CPU compute what one does: the real launcher, collectives, pipeline, training step and evaluation."""
+
 import functools
 import json
 import os
@@ -31,10 +32,17 @@ def results(data, tmp_path_factory):
         command = [str(ROOT / 'tests/ranks.py'), str(data), str(source), str(out)]
         launcher = ['-m', 'src.launch', str(world)] if world > 1 else []
         command += ['--device_target', 'CPU', *(['--rank_size', '1'] if world == 1 else [])]
-        done = subprocess.run([sys.executable, *launcher, *command], cwd=folder, capture_output=True, text=True,
-                              timeout=300, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, *launcher, *command],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return json.loads(Path(f'{out}.json').read_text())
+
     return found
 
 
@@ -44,8 +52,10 @@ def test_two_ranks_train_like_one(results):
     one, two = (dict(np.load(results(world)['weights'])) for world in (1, 2))
     assert one.keys() == two.keys()
     moments = [name for name in one if name.startswith('moment.')]
-    difference, norm = (np.sqrt(sum(np.square(v).sum(dtype=np.float64) for v in values)) for values in
-                        ([two[name] - one[name] for name in moments], [one[name] for name in moments]))
+    difference, norm = (
+        np.sqrt(sum(np.square(v).sum(dtype=np.float64) for v in values))
+        for values in ([two[name] - one[name] for name in moments], [one[name] for name in moments])
+    )
     weights = [name for name in one if not name.startswith(('moment.', 'mean_square.')) and one[name].ndim]
     worst = max(np.abs(two[name] - one[name]).max() for name in weights)
     print(f'\n2 ranks and 1: weights {worst:.1e} (bound 1e-05), momentum {difference / norm:.1e} (bound 1e-03)')
@@ -65,22 +75,64 @@ def test_scripts_with_two_ranks(data, tmp_path):
     """The distributed script trains and evaluates, in a training and later all ranks what rank 0 has saved; only rank 0
     writes the log and checkpoints."""
     table = tmp_path / 'rank table.json'
-    run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                  env={**os.environ, 'PYTHON': sys.executable})
-    made = run([sys.executable, '-m', 'src.rank_table', 'make', '--devices', '2', '--output', str(table)],
-               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    run = functools.partial(
+        subprocess.run,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'PYTHON': sys.executable},
+    )
+    made = run(
+        [sys.executable, '-m', 'src.rank_table', 'make', '--devices', '2', '--output', str(table)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     assert made.returncode == 0, made.stderr
-    done = run(['bash', str(ROOT / 'scripts/run_distribute_train.sh'), str(table), '--data_dir', str(data), *SMALL,
-                '--max_train_steps', '2', '--display_every', '1', '--mode', 'train_and_evaluate'])
+    done = run(
+        [
+            'bash',
+            str(ROOT / 'scripts/run_distribute_train.sh'),
+            str(table),
+            '--data_dir',
+            str(data),
+            *SMALL,
+            '--max_train_steps',
+            '2',
+            '--display_every',
+            '1',
+            '--mode',
+            'train_and_evaluate',
+        ]
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'rank 0 of 2' in done.stdout and re.search(r'^step: 2 epoch: 0.3 .*loss: ', done.stdout, re.M)
     evaluated = re.findall(r'^ +2 +0\.3 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M)
     assert len(evaluated) == 1
     written = sorted(str(p.relative_to(tmp_path / 'results/2p')) for p in (tmp_path / 'results').rglob('*.*'))
-    assert written == ['.launch-0.lock', '0/ckpt/.lock', '0/ckpt/config.yaml', '0/ckpt/inception_v4.log',
-                       '0/ckpt/inceptionv4-0_2.ckpt', '0/ckpt/inceptionv4-best.ckpt', '0/ckpt/inceptionv4-best.json',
-                       '0/train.log', '1/train.log', 'scheduler/train.log']
-    done = run(['bash', str(ROOT / 'scripts/run_distribute_train.sh'), str(table), '--data_dir', str(data), '--mode',
-                'evaluate', '--batch_size', '4'])
+    assert written == [
+        '.launch-0.lock',
+        '0/ckpt/.lock',
+        '0/ckpt/config.yaml',
+        '0/ckpt/inception_v4.log',
+        '0/ckpt/inceptionv4-0_2.ckpt',
+        '0/ckpt/inceptionv4-best.ckpt',
+        '0/ckpt/inceptionv4-best.json',
+        '0/train.log',
+        '1/train.log',
+        'scheduler/train.log',
+    ]
+    done = run(
+        [
+            'bash',
+            str(ROOT / 'scripts/run_distribute_train.sh'),
+            str(table),
+            '--data_dir',
+            str(data),
+            '--mode',
+            'evaluate',
+            '--batch_size',
+            '4',
+        ]
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.findall(r'^ +2 +0\.0 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M) == evaluated

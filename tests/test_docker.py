@@ -1,4 +1,5 @@
 """The Dockerfiles cannot be built where there is no Docker: everything they and docs/ascend.md name is there."""
+
 import fnmatch
 import re
 import shlex
@@ -9,8 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # What the official images want: https://github.com/Ascend/cann-container-image/blob/main/OVERVIEW.md
 DEVICES = ['/dev/davinci_manager', '/dev/devmm_svm', '/dev/hisi_hdc']
-MOUNTS = ['/usr/local/dcmi', '/usr/local/bin/npu-smi', '/usr/local/Ascend/driver/lib64/',
-          '/usr/local/Ascend/driver/version.info', '/etc/ascend_install.info']
+MOUNTS = [
+    '/usr/local/dcmi',
+    '/usr/local/bin/npu-smi',
+    '/usr/local/Ascend/driver/lib64/',
+    '/usr/local/Ascend/driver/version.info',
+    '/etc/ascend_install.info',
+]
 
 
 def instructions(name):
@@ -25,18 +31,19 @@ def commands():
     return [shlex.split(line) for line in text.splitlines() if line.startswith('docker ')]
 
 
-@pytest.mark.parametrize('name, requirements', [('Dockerfile.ascend', 'requirements-ascend.txt'),
-                                                ('Dockerfile.cpu', 'requirements.txt')])
+@pytest.mark.parametrize(
+    'name, requirements', [('Dockerfile.ascend', 'requirements-ascend.txt'), ('Dockerfile.cpu', 'requirements.txt')]
+)
 def test_files_are_there(name, requirements):
     found = instructions(name)
     assert [what for what, _ in found if what in ('ARG', 'FROM')][:2] == ['ARG', 'FROM'] and ('FROM', '${BASE}') in found
     sources = [word for what, rest in found if what == 'COPY' for word in rest.split()[:-1]]
-    ignored = [line for line in (ROOT / '.dockerignore').read_text().split()]
+    ignored = list((ROOT / '.dockerignore').read_text().split())
     for source in sources:
         assert (ROOT / source).exists() and not any(fnmatch.fnmatch(source, pattern) for pattern in ignored if source != '.')
     assert ('RUN', f'python3 -m pip install --no-cache-dir -r {requirements}') in found
     # What a requirements file includes has to be there when pip reads it.
-    before = [rest for what, rest in found[:found.index(('COPY', '. .'))] if what == 'COPY']
+    before = [rest for what, rest in found[: found.index(('COPY', '. .'))] if what == 'COPY']
     assert {requirements, 'requirements.txt'} <= set(' '.join(before).split())
     assert ('CMD', '["bash"]') in found
 
@@ -59,9 +66,9 @@ def test_documented_commands():
         assert header.endswith(shlex.join(build))
     options = list(zip(run_ascend, run_ascend[1:]))
     assert [value for option, value in options if option == '--device' and value in DEVICES] == DEVICES
-    assert '$(printf -- \'--device %s \' /dev/davinci[0-9]*)' in (ROOT / 'docs/ascend.md').read_text()
+    assert "$(printf -- '--device %s ' /dev/davinci[0-9]*)" in (ROOT / 'docs/ascend.md').read_text()
     mounts = [value.split(':') for option, value in options if option == '-v']
-    assert [host for host, _ in mounts][:len(MOUNTS)] == MOUNTS
+    assert [host for host, _ in mounts][: len(MOUNTS)] == MOUNTS
     assert all(host == inside for host, inside in mounts if host.startswith(('/usr', '/etc')))
     workdir = dict(instructions('Dockerfile.ascend'))['WORKDIR']
     assert ['$PWD/results', f'{workdir}/results'] in mounts
@@ -71,6 +78,7 @@ def test_documented_commands():
 
 def test_base_is_of_a_version_that_mindspore_takes():
     from src import environment
+
     base = dict(instructions('Dockerfile.ascend')[:1])['ARG'].removeprefix('BASE=')
     version, chip, system, python = re.fullmatch(r'quay\.io/ascend/cann:([\d.]+)-(\w+)-(\w+\.\d+)-py([\d.]+)', base).groups()
     assert version.startswith(environment.CANN_VERSIONS) and (chip, python) == ('910b', '3.11')

@@ -1,4 +1,5 @@
 """The real entry points on tiny generated data, and every kind of bad input: one line, exit status 2."""
+
 import json
 import os
 import re
@@ -28,8 +29,14 @@ LINE = re.compile(r'^step: \d+ epoch: [\d.]+ FPS: ([\d.]+|-) loss: [\d.]+ total_
 def run(script, *arguments, cwd, timeout=400):
     """Run a script as a user would; (status, stdout, stderr)."""
     command = [sys.executable, str(ROOT / script)] if script.endswith('.py') else ['bash', str(ROOT / script)]
-    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-                            env={**os.environ, 'PYTHON': sys.executable})
+    result = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, 'PYTHON': sys.executable},
+    )
     return result.returncode, result.stdout, result.stderr
 
 
@@ -37,10 +44,33 @@ def run(script, *arguments, cwd, timeout=400):
 def trained(data, tmp_path_factory):
     """Folder in which a training of 20 steps was run, and what it printed."""
     folder = tmp_path_factory.mktemp('a folder')
-    status, out, err = run('scripts/run_standalone_train.sh', '--data_dir', data, *SMALL, '--mode', 'train_and_evaluate',
-                           '--max_train_steps', 20, '--display_every', 5, '--epochs_between_evals', 1, '--lr', 0.01,
-                           '--save_checkpoint_steps', 4, '--keep_checkpoint_max', 3, '--bn_decay', 0.9, '--aux_logits',
-                           'true', '--use_nesterov', 'true', cwd=folder)
+    status, out, err = run(
+        'scripts/run_standalone_train.sh',
+        '--data_dir',
+        data,
+        *SMALL,
+        '--mode',
+        'train_and_evaluate',
+        '--max_train_steps',
+        20,
+        '--display_every',
+        5,
+        '--epochs_between_evals',
+        1,
+        '--lr',
+        0.01,
+        '--save_checkpoint_steps',
+        4,
+        '--keep_checkpoint_max',
+        3,
+        '--bn_decay',
+        0.9,
+        '--aux_logits',
+        'true',
+        '--use_nesterov',
+        'true',
+        cwd=folder,
+    )
     assert status == 0, err
     return folder, out
 
@@ -56,8 +86,14 @@ def test_training(trained):
     assert len(re.findall(r'^ +(15|20) +1\.[03] ', out, re.M)) == 2  # evaluated after the epoch and at the end
     assert (directory / 'inception_v4.log').read_text() == out
     assert sorted(p.name for p in directory.iterdir() if p.name != '.lock') == [
-        'config.yaml', 'inception_v4.log', 'inceptionv4-1_15.ckpt', 'inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt',
-        'inceptionv4-best.ckpt', 'inceptionv4-best.json']
+        'config.yaml',
+        'inception_v4.log',
+        'inceptionv4-1_15.ckpt',
+        'inceptionv4-1_16.ckpt',
+        'inceptionv4-1_20.ckpt',
+        'inceptionv4-best.ckpt',
+        'inceptionv4-best.json',
+    ]
 
 
 def test_checkpoint_holds_all(trained):
@@ -74,15 +110,15 @@ def test_evaluation_is_exact(trained, data):
     """30 pictures in batches of 4 and of 30: the same figures, those of the training's own last evaluation."""
     folder, out = trained
     directory = folder / 'results/1p/0/ckpt'
-    status, found, err = run('scripts/run_eval.sh', '--ckpt_path', directory, '--data_dir', data, '--batch_size', 4,
-                             cwd=folder)
+    status, found, err = run(
+        'scripts/run_eval.sh', '--ckpt_path', directory, '--data_dir', data, '--batch_size', 4, cwd=folder
+    )
     assert status == 0, err
     results = json.loads((directory / 'evaluation.json').read_text())
     assert [r['step'] for r in results] == [15, 16, 20] and all(r['images'] == 30 for r in results)
     assert '30 validation images, each evaluated once' in found
-    eval_entry.main(['--ckpt_path', str(directory / 'inceptionv4-1_20.ckpt'), '--data_dir', str(data),
-                     '--batch_size', '30'])
-    last, = json.loads((directory / 'evaluation.json').read_text())
+    eval_entry.main(['--ckpt_path', str(directory / 'inceptionv4-1_20.ckpt'), '--data_dir', str(data), '--batch_size', '30'])
+    (last,) = json.loads((directory / 'evaluation.json').read_text())
     assert (last['top1'], last['top5']) == (results[-1]['top1'], results[-1]['top5'])
     assert last['loss'] == pytest.approx(results[-1]['loss'], rel=1e-5)
     table = re.findall(r'^ +20 +1\.3 +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
@@ -131,7 +167,7 @@ def test_weights_of_other_programs(evaluated, capsys):
     weights_entry(['export-tf', source, '--out', str(directory / 'tf/model.ckpt-7')])
     for path, recorded in ((directory / 'timm.safetensors', directory), (directory / 'tf/model.ckpt-7', directory / 'tf')):
         evaluate(path)
-        result, = json.loads((recorded / 'evaluation.json').read_text())
+        (result,) = json.loads((recorded / 'evaluation.json').read_text())
         assert (result['checkpoint'], result['top1']) == (str(path), 40) and ' 0     0.0   40.00 ' in capsys.readouterr().out
 
 
@@ -143,6 +179,7 @@ def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
     def prune(*arguments):
         (directory / 'inceptionv4-1_20.ckpt').unlink(missing_ok=True)
         return found(*arguments)
+
     monkeypatch.setattr(evaluation, 'evaluate', prune)
     evaluate(directory)
     assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16]
@@ -161,13 +198,18 @@ def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
         with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
             patch.setattr(sys, 'stdout', closed)
             evaluate(path)
+
     behind_a_closed_pipe()
     assert json.loads((directory / 'evaluation.json').read_text())[0]['top5'] == 60
     (directory / 'evaluation.json').unlink()
     (directory / 'evaluation.json').mkdir()  # root may write everywhere
     evaluate(path)
-    assert re.search(r'^ +20 .* 40\.00 .*\n30 validation images.*\nwarning: .*evaluation.json cannot be written \(not a '
-                     r'regular file\); the figures are only those above\n\Z', capsys.readouterr().out, re.M)
+    assert re.search(
+        r'^ +20 .* 40\.00 .*\n30 validation images.*\nwarning: .*evaluation.json cannot be written \(not a '
+        r'regular file\); the figures are only those above\n\Z',
+        capsys.readouterr().out,
+        re.M,
+    )
     with pytest.raises(SystemExit) as stopped:
         behind_a_closed_pipe()
     assert stopped.value.code == 2 and 'nor the figures to the screen' in capsys.readouterr().err
@@ -175,8 +217,9 @@ def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
 
 def test_export(trained, tmp_path):
     path = trained[0] / 'results/1p/0/ckpt/inceptionv4-1_20.ckpt'
-    status, out, err = run('export.py', '--ckpt_path', path, '--file_name', tmp_path / 'models/net', '--batch_size', 2,
-                           cwd=tmp_path)
+    status, out, err = run(
+        'export.py', '--ckpt_path', path, '--file_name', tmp_path / 'models/net', '--batch_size', 2, cwd=tmp_path
+    )
     assert status == 0, err
     assert sorted(p.name for p in (tmp_path / 'models').iterdir()) == ['net.json', 'net.mindir']
     assert re.search(r'net.mindir: \d+ MB, input float32 \(2, 3, 75, 75\), output logits \(2, 10\)\ndeviation', out)
@@ -189,9 +232,25 @@ def test_transfer_learning(data, tmp_path):
     """From 1000 classes to 10: everything but the classifiers restored, both listed, named parts held still."""
     source = InceptionV4(1000, block_counts=(1, 1, 1), aux_logits=True, image_size=75)
     path = checkpoint.save(tmp_path, source, step=7, epoch=0, config={})
-    status, out, err = run('train.py', '--data_dir', data, *SMALL, '--restore_path', path, '--freeze',
-                           'conv2d_1a_3x3,mixed_5b', '--max_train_steps', 1, '--optimizer', 'momentum',
-                           '--use_nesterov', 'true', '--lr_schedule', 'exponential', cwd=tmp_path)
+    status, out, err = run(
+        'train.py',
+        '--data_dir',
+        data,
+        *SMALL,
+        '--restore_path',
+        path,
+        '--freeze',
+        'conv2d_1a_3x3,mixed_5b',
+        '--max_train_steps',
+        1,
+        '--optimizer',
+        'momentum',
+        '--use_nesterov',
+        'true',
+        '--lr_schedule',
+        'exponential',
+        cwd=tmp_path,
+    )
     assert status == 0, err
     assert re.search(r'parameters loaded: conv2d_1a_3x3.conv.weight, ', out)
     assert '\ntrained 1 step; checkpoints in results' in out and 'nan' not in out  # its only step was the compilation
@@ -216,8 +275,19 @@ def check_demo(out, folder, megabytes):
 
 def test_demo_path(tmp_path):
     """The demo with two steps of a small network; its own takes minutes to compile, see test_demo_learns."""
-    status, out, err = run('scripts/run_demo.sh', tmp_path / 'out', '--max_train_steps', 2, '--block_counts', '1,1,1',
-                           '--image_size', 75, '--batch_size', 4, cwd=tmp_path)
+    status, out, err = run(
+        'scripts/run_demo.sh',
+        tmp_path / 'out',
+        '--max_train_steps',
+        2,
+        '--block_counts',
+        '1,1,1',
+        '--image_size',
+        75,
+        '--batch_size',
+        4,
+        cwd=tmp_path,
+    )
     assert status == 0, err
     check_demo(out, tmp_path / 'out', 50)
 
@@ -228,7 +298,7 @@ def test_demo_learns(seed, tmp_path):
     """The whole demo with its own settings: at least 90 % top-1 on the held-out images."""
     status, out, err = run('scripts/run_demo.sh', tmp_path / 'out', '--seed', seed, cwd=tmp_path, timeout=1200)
     assert status == 0, err
-    result, = json.loads((tmp_path / 'out/training/evaluation.json').read_text())
+    (result,) = json.loads((tmp_path / 'out/training/evaluation.json').read_text())
     assert result['top1'] >= 90 and result['images'] == 200
     check_demo(out, tmp_path / 'out', 150)
 
@@ -246,6 +316,7 @@ def test_scripts_return_the_status(script, tmp_path):
 
 # Bad input. In this process, which saves the start of Python; each is caught before anything is compiled.
 
+
 def message_of(entry, arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         entry([str(a) for a in arguments])
@@ -255,27 +326,42 @@ def message_of(entry, arguments, capsys):
     return captured.err
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--batchsize', '4'], 'did you mean --batch_size'),
-    (['--lr', 'abc'], "lr is 'abc'"), (['--use_nesterov', 'maybe'], "'maybe'"),
-    (['--image_size', '74'], '>= 75'), (['--mode', 'test'], 'train, train_and_evaluate, evaluate'),
-    (['--device_target', 'Ascend'], 'sees no NPU'), (['--rank_size', '8'], 'run_distribute_train.sh'),
-    (['--data_dir', ''], "data directory is ''"), (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
-    (['--batch_size', '61'], 'batch_size 61 .* has 60'), (['--num_classes', '9'], 'label 10 of .*record'),
-    (['--label_offset', '0'], 'label 10 of .*--label_offset 1'), (['--log_dir', '/proc/none'], '--log_dir'),
-    (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
-    (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
-    (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: cannot be read')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--batchsize', '4'], 'did you mean --batch_size'),
+        (['--lr', 'abc'], "lr is 'abc'"),
+        (['--use_nesterov', 'maybe'], "'maybe'"),
+        (['--image_size', '74'], '>= 75'),
+        (['--mode', 'test'], 'train, train_and_evaluate, evaluate'),
+        (['--device_target', 'Ascend'], 'sees no NPU'),
+        (['--rank_size', '8'], 'run_distribute_train.sh'),
+        (['--data_dir', ''], "data directory is ''"),
+        (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
+        (['--batch_size', '61'], 'batch_size 61 .* has 60'),
+        (['--num_classes', '9'], 'label 10 of .*record'),
+        (['--label_offset', '0'], 'label 10 of .*--label_offset 1'),
+        (['--log_dir', '/proc/none'], '--log_dir'),
+        (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
+        (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
+        (['--mode', 'evaluate', '--eval_dir', '/nowhere'], '/nowhere: cannot be read'),
+    ],
+)
 def test_bad_training_input(arguments, message, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert re.search(message, message_of(train.main, [*options, *arguments], capsys))
     assert not list(tmp_path.rglob('*.ckpt'))
 
 
-@pytest.mark.parametrize('shards, message', [
-    ({}, 'empty'), ({'other.txt': b'x'}, r'train-\?\?\?\?\?-of-\?\?\?\?\?'),
-    ({'train-00000-of-00001': b''}, 'train-00000-of-00001'),
-    ({'train-00000-of-00001': b'this is no TFRecord' * 9}, 'train-00000-of-00001.*record 0')])
+@pytest.mark.parametrize(
+    'shards, message',
+    [
+        ({}, 'empty'),
+        ({'other.txt': b'x'}, r'train-\?\?\?\?\?-of-\?\?\?\?\?'),
+        ({'train-00000-of-00001': b''}, 'train-00000-of-00001'),
+        ({'train-00000-of-00001': b'this is no TFRecord' * 9}, 'train-00000-of-00001.*record 0'),
+    ],
+)
 def test_bad_records(shards, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'records').mkdir()
@@ -290,10 +376,16 @@ def small_checkpoint(trained):
 
 
 @pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
-@pytest.mark.parametrize('damage, message', [
-    (lambda data: None, 'bad.ckpt: cannot be read'), (lambda data: b'', 'damaged'),
-    (lambda data: b'text' * 99, 'damaged'), (lambda data: data[:len(data) // 2], 'damaged|missing')],
-    ids=['missing', 'empty', 'text', 'cut'])
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (lambda data: None, 'bad.ckpt: cannot be read'),
+        (lambda data: b'', 'damaged'),
+        (lambda data: b'text' * 99, 'damaged'),
+        (lambda data: data[: len(data) // 2], 'damaged|missing'),
+    ],
+    ids=['missing', 'empty', 'text', 'cut'],
+)
 def test_bad_checkpoints(entry, damage, message, small_checkpoint, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = damage(small_checkpoint.read_bytes())
@@ -305,9 +397,14 @@ def test_bad_checkpoints(entry, damage, message, small_checkpoint, options, caps
 
 
 @pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
-@pytest.mark.parametrize('arguments, message', [
-    (['--num_classes', '12'], r'logits.weight has the shape \(10, 1536\), the network needs \(12, 1536\)'),
-    (['--block_counts', '1,2,1'], r'parameter mixed_6c\..* is missing'), (['--ckpt_path', ''], 'ckpt_path is empty')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--num_classes', '12'], r'logits.weight has the shape \(10, 1536\), the network needs \(12, 1536\)'),
+        (['--block_counts', '1,2,1'], r'parameter mixed_6c\..* is missing'),
+        (['--ckpt_path', ''], 'ckpt_path is empty'),
+    ],
+)
 def test_checkpoint_of_another_network(entry, arguments, message, small_checkpoint, data, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ['--data_dir', data, '--ckpt_path', small_checkpoint, *arguments]
@@ -320,6 +417,7 @@ def test_bad_picture_names_the_record(workers, data, small_checkpoint, capsys, t
     monkeypatch.chdir(tmp_path)
     good = open_records(str(data), 'validation').read(0)
     write_shards(tmp_path, 'validation', [(good, 1, ''), (good[:200], 2, '')], 1)
-    found = message_of(eval_entry.main, ['--ckpt_path', small_checkpoint, '--data_dir', tmp_path, '--num_workers', workers],
-                       capsys)
+    found = message_of(
+        eval_entry.main, ['--ckpt_path', small_checkpoint, '--data_dir', tmp_path, '--num_workers', workers], capsys
+    )
     assert re.search(r'validation-00000-of-00001, record 1: (not a picture|cannot be decoded)', found)

@@ -1,4 +1,5 @@
 """The check of a server: the interpreter, CANN and its packages are made of files here, and no site-packages are seen."""
+
 import os
 import subprocess
 import sys
@@ -38,9 +39,11 @@ class Server:
 
     def run(self):
         """(exit status, stdout, stderr) of `python -m src.environment` there."""
-        code = (f'import sys; sys.path.insert(0, {ROOT!r}); from src import environment as e; '
-                f'e.NPUS = {str(self.root / "dev/davinci[0-9]*")!r}; e.SET_ENV = ({str(self.root / "set_env.sh")!r},); '
-                f'e.DRIVER = {str(self.root / "driver/version.info")!r}; e.main()')
+        code = (
+            f'import sys; sys.path.insert(0, {ROOT!r}); from src import environment as e; '
+            f'e.NPUS = {str(self.root / "dev/davinci[0-9]*")!r}; e.SET_ENV = ({str(self.root / "set_env.sh")!r},); '
+            f'e.DRIVER = {str(self.root / "driver/version.info")!r}; e.main()'
+        )
         done = subprocess.run([sys.executable, '-S', '-c', code], env=self.environ, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
 
@@ -63,6 +66,7 @@ def without(*modules):
         for module in modules:
             (server.packages / module / '__init__.py').unlink()
             (server.packages / module).rmdir()
+
     return remove
 
 
@@ -79,17 +83,26 @@ def wheels_only(server):
 PIP = f'{sys.executable} -m pip install '
 
 
-@pytest.mark.parametrize('change, message', [
-    (without('attr', 'decorator'), f'CANN compiles with this Python, which lacks attrs, decorator: {PIP}attrs decorator'),
-    # What only tools need is named in the line that mends it, but stops nothing by itself.
-    (without('sympy', 'pathlib2', 'absl'), f'which lacks sympy: {PIP}sympy absl-py pathlib2'),
-    (new_numpy, f"which lacks numpy<2: {PIP}'numpy<2'"),
-    (wheels_only, f'which lacks attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),
-    (without('te'), 'Python finds no te, packages of CANN: source its set_env.sh in this very shell'),
-    (lambda server: os.remove(server.root / 'bin/g++'), 'CANN needs g++: apt-get install g++, or yum install gcc-c++'),
-    (lambda server: server.environ.pop('ASCEND_HOME_PATH'), "CANN's environment is not set: source ROOT/set_env.sh"),
-    (lambda server: server.write('Ascend/8.5.0/compiler/version.info', 'Version=8.0.RC2\n'),
-     'CANN 8.0.RC2 in HOME is too old for MindSpore 2.8, which takes 8.2, 8.3, 8.5')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            without('attr', 'decorator'),
+            f'CANN compiles with this Python, which lacks attrs, decorator: {PIP}attrs decorator',
+        ),
+        # What only tools need is named in the line that mends it, but stops nothing by itself.
+        (without('sympy', 'pathlib2', 'absl'), f'which lacks sympy: {PIP}sympy absl-py pathlib2'),
+        (new_numpy, f"which lacks numpy<2: {PIP}'numpy<2'"),
+        (wheels_only, f'which lacks attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),
+        (without('te'), 'Python finds no te, packages of CANN: source its set_env.sh in this very shell'),
+        (lambda server: os.remove(server.root / 'bin/g++'), 'CANN needs g++: apt-get install g++, or yum install gcc-c++'),
+        (lambda server: server.environ.pop('ASCEND_HOME_PATH'), "CANN's environment is not set: source ROOT/set_env.sh"),
+        (
+            lambda server: server.write('Ascend/8.5.0/compiler/version.info', 'Version=8.0.RC2\n'),
+            'CANN 8.0.RC2 in HOME is too old for MindSpore 2.8, which takes 8.2, 8.3, 8.5',
+        ),
+    ],
+)
 def test_one_line_that_mends_it(server, change, message):
     change(server)
     status, _, err = server.run()
@@ -97,9 +110,15 @@ def test_one_line_that_mends_it(server, change, message):
     assert message.replace('HOME', str(server.home)).replace('ROOT', str(server.root)) in err
 
 
-@pytest.mark.parametrize('path, version, warned', [
-    ('compiler/version.info', '9.0.0', True), ('compiler/version.info', '8.3.RC1', False),
-    ('share/info/runtime/version.info', '9.1.0', True), ('elsewhere', '1.0', False)])
+@pytest.mark.parametrize(
+    'path, version, warned',
+    [
+        ('compiler/version.info', '9.0.0', True),
+        ('compiler/version.info', '8.3.RC1', False),
+        ('share/info/runtime/version.info', '9.1.0', True),
+        ('elsewhere', '1.0', False),
+    ],
+)
 def test_versions_that_mindspore_would_only_warn_of(server, path, version, warned):
     (server.home / 'compiler/version.info').unlink()
     server.write(f'Ascend/8.5.0/{path}', f'Version={version}\n')
@@ -167,18 +186,24 @@ def test_virtual_environment_sees_what_cann_needs(device, tmp_path):
     script.write_text(open(os.path.join(ROOT, 'scripts/environment.sh')).read())
     (tmp_path / 'bin/python3').write_text(STUB)
     environ = {'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'NPU_DEVICES': f'{tmp_path}/dev/davinci[0-9]*'}
-    done = subprocess.run(['bash', '-c', f'set -e; source {script}; "$PYTHON" train.py'], capture_output=True, text=True,
-                          env=environ)
+    done = subprocess.run(
+        ['bash', '-c', f'set -e; source {script}; "$PYTHON" train.py'], capture_output=True, text=True, env=environ
+    )
     root, npu = tmp_path / 'root', device == 'davinci0'
     assert (done.returncode, done.stderr) == (0, '') and done.stdout.splitlines()[1:] == [
         f'venv: {"--system-site-packages " * npu}{root}/.venv',
-        f'called: -m pip install -q -r {root}/requirements{"-ascend" * npu}.txt', 'called: train.py']
+        f'called: -m pip install -q -r {root}/requirements{"-ascend" * npu}.txt',
+        'called: train.py',
+    ]
 
 
 def test_jpeg_decoder_is_named(monkeypatch):
     monkeypatch.setattr(jpeg, 'library', lambda: None)
     assert jpeg.describe().startswith('JPEG decoder: Pillow, slower; docs/input_pipeline.md')
-    for name, shown in (('libturbojpeg.so.0', 'libturbojpeg.so.0'), ('/a/turbojpeg.libs/libturbojpeg-1.so', 'of the wheel'),
-                        (jpeg.OFFICIAL, jpeg.OFFICIAL)):
+    for name, shown in (
+        ('libturbojpeg.so.0', 'libturbojpeg.so.0'),
+        ('/a/turbojpeg.libs/libturbojpeg-1.so', 'of the wheel'),
+        (jpeg.OFFICIAL, jpeg.OFFICIAL),
+    ):
         monkeypatch.setattr(jpeg, 'library', lambda name=name: SimpleNamespace(_name=name))
         assert jpeg.describe() == f'JPEG decoder: libturbojpeg 3 ({shown})'

@@ -1,4 +1,5 @@
 """How the entry points end: one line, a status, and no complaint about a standard output that is closed or full."""
+
 import importlib
 import os
 import subprocess
@@ -16,27 +17,43 @@ GONE = ' | true; exit ${PIPESTATUS[0]}'
 
 
 def shell(command, cwd=ROOT, **environment):
-    done = subprocess.run(['bash', '-c', command], cwd=cwd, capture_output=True, text=True, timeout=100, env={
-        **os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT), **environment})
+    done = subprocess.run(
+        ['bash', '-c', command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT), **environment},
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('unbuffered', ['', '1'])
-@pytest.mark.parametrize('command, status, message', [
-    (f'{SCALING} 8 > /dev/full', 2, 'error: standard output: No space left on device\n'),
-    (f'{SCALING} 8 --help > /dev/full', 2, 'error: standard output: No space left on device\n'),
-    (f'{SCALING} 9 > /dev/full', 2, 'error: --devices 9: must be 1, 2, 4, or a multiple of 8 up to 4096\n'),
-    (f'{SCALING} 8 {GONE}', None, ''), (f'{SCALING} 8 --help {GONE}', None, ''), (f'{SCALING} 9 2>&1 {GONE}', 2, ''),
-    (f'{SCALING} 8 >&-', 0, ''), (f'{SCALING} 9 2>&-', 2, ''), (f'{SCALING} 9 >&- 2>&- <&-', 2, ''),
-    (f'{SCALING} 9 2> /dev/full', 2, ''), (f'{SCALING} 8 > /dev/full 2>&1', 2, '')])
+@pytest.mark.parametrize(
+    'command, status, message',
+    [
+        (f'{SCALING} 8 > /dev/full', 2, 'error: standard output: No space left on device\n'),
+        (f'{SCALING} 8 --help > /dev/full', 2, 'error: standard output: No space left on device\n'),
+        (f'{SCALING} 9 > /dev/full', 2, 'error: --devices 9: must be 1, 2, 4, or a multiple of 8 up to 4096\n'),
+        (f'{SCALING} 8 {GONE}', None, ''),
+        (f'{SCALING} 8 --help {GONE}', None, ''),
+        (f'{SCALING} 9 2>&1 {GONE}', 2, ''),
+        (f'{SCALING} 8 >&-', 0, ''),
+        (f'{SCALING} 9 2>&-', 2, ''),
+        (f'{SCALING} 9 >&- 2>&- <&-', 2, ''),
+        (f'{SCALING} 9 2> /dev/full', 2, ''),
+        (f'{SCALING} 8 > /dev/full 2>&1', 2, ''),
+    ],
+)
 def test_streams(command, status, message, unbuffered):
     """Of a dead pipe a program may learn only when all is done, and then that is no failure."""
     found, _, err = shell(command, PYTHONUNBUFFERED=unbuffered)
     assert err == message and found in ((0, 141) if status is None else (status,))
 
 
-@pytest.mark.parametrize('command', ['"$PYTHON" {}/train.py --data_dir nowhere',
-                                     '"$PYTHON" -m src.predict nowhere --model x'])
+@pytest.mark.parametrize(
+    'command', ['"$PYTHON" {}/train.py --data_dir nowhere', '"$PYTHON" -m src.predict nowhere --model x']
+)
 def test_closed_output_of_what_runs_mindspore(command, tmp_path):
     status, _, err = shell(command.format(ROOT) + ' >&-', cwd=tmp_path)
     assert status == 2 and err.startswith('error: ') and err.count('\n') == 1
@@ -45,12 +62,14 @@ def test_closed_output_of_what_runs_mindspore(command, tmp_path):
 def test_other_errors_of_the_system_are_shown_whole():
     """Only those of standard output are one line."""
     code = 'from src.errors import entry_point\nentry_point(lambda: open("/none"))()'
-    status, _, err = shell(f"\"$PYTHON\" -c '{code}'")
+    status, _, err = shell(f'"$PYTHON" -c \'{code}\'')
     assert status == 1 and err.startswith('Traceback') and 'FileNotFoundError' in err
 
 
-@pytest.mark.parametrize('module', ['launch', 'predict', 'rank_table', 'records.check', 'records.convert', 'records.demo',
-                                    'scaling', 'weights.__main__'])
+@pytest.mark.parametrize(
+    'module',
+    ['launch', 'predict', 'rank_table', 'records.check', 'records.convert', 'records.demo', 'scaling', 'weights.__main__'],
+)
 @pytest.mark.parametrize('arguments', [['--nonsense'], []])
 def test_unusable_arguments_of_every_tool(module, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [module, *arguments])

@@ -1,4 +1,5 @@
 """What is written is whole or not there, under the umask, and nobody else can choose where it goes."""
+
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ def _convert(layout):
             (path.parent / f'source/train/{k}').mkdir(parents=True)
             Image.new('RGB', (40, 40)).save(path.parent / f'source/train/{k}/a.jpg')
         convert.convert(path.parent / 'source', path.parent / 'target', layout, 1, workers=1)
+
     return write
 
 
@@ -42,9 +44,11 @@ WRITERS = {
     'evaluation': lambda path: evaluation.write_json([], path),
     'aipp': lambda path: export.write_aipp(path, PREPROCESSING, 75),
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
-    'tfrecord': _convert('tfrecord'), 'mindrecord': _convert('mindrecord'),
+    'tfrecord': _convert('tfrecord'),
+    'mindrecord': _convert('mindrecord'),
     'safetensors': lambda path: torch_file.write_safetensors(path, ONE),
-    'tensorflow': lambda path: tf_checkpoint.write(path, ONE)}
+    'tensorflow': lambda path: tf_checkpoint.write(path, ONE),
+}
 
 
 @pytest.mark.parametrize('umask', [0o077, 0o022, 0o002])
@@ -58,12 +62,20 @@ def test_umask(name, umask, tmp_path):
         os.umask(before)
     found = [path for path in tmp_path.rglob('*') if path.is_file()]
     assert found and {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o666 & ~umask}
-    assert not [path for path in tmp_path.rglob('.*')]
+    assert not list(tmp_path.rglob('.*'))
 
 
-@pytest.mark.parametrize('writer, guess', [
-    ('page', 'file.{pid}'), ('config', '.file.{pid}'), ('rank table', 'file.{pid}.tmp'), ('safetensors', 'file.{pid}'),
-    ('tensorflow', 'file.index.{pid}'), ('evaluation', 'file')])
+@pytest.mark.parametrize(
+    'writer, guess',
+    [
+        ('page', 'file.{pid}'),
+        ('config', '.file.{pid}'),
+        ('rank table', 'file.{pid}.tmp'),
+        ('safetensors', 'file.{pid}'),
+        ('tensorflow', 'file.index.{pid}'),
+        ('evaluation', 'file'),
+    ],
+)
 def test_a_link_that_waits_is_not_followed(writer, guess, tmp_path):
     """In a directory that others may write to, a link under a name that can be guessed leads to another file."""
     (tmp_path / 'victim').write_text('precious')
@@ -74,7 +86,7 @@ def test_a_link_that_waits_is_not_followed(writer, guess, tmp_path):
 
 def test_name_tells_the_process(tmp_path):
     with files.replacing(tmp_path / 'inceptionv4-1_2.ckpt') as temporary:
-        directory, = tmp_path.iterdir()
+        (directory,) = tmp_path.iterdir()
         assert directory.name.startswith(f'.inceptionv4-1_2.ckpt.{os.getpid()}.') and temporary.parent == directory
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         temporary.write_text('x')
@@ -108,9 +120,16 @@ def test_content_is_synced_before_the_name_and_the_name_after(tmp_path, monkeypa
     assert done == [str(b), f'name {tmp_path / "b"}', str(tmp_path), str(a), f'name {tmp_path / "a"}', str(tmp_path)]
 
 
-@pytest.mark.parametrize('name, expected', [
-    ('photo.jpg', 'photo.jpg'), ('ü😀.jpg', 'ü😀.jpg'), (os.fsdecode(b'a\xff.jpg'), 'a\\udcff.jpg'), ('\\udcff', '\\udcff'),
-    (os.fsdecode('ü😀'.encode('latin-1', 'ignore') + b'\n"'), '\\udcfc\n"')])
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('photo.jpg', 'photo.jpg'),
+        ('ü😀.jpg', 'ü😀.jpg'),
+        (os.fsdecode(b'a\xff.jpg'), 'a\\udcff.jpg'),
+        ('\\udcff', '\\udcff'),
+        (os.fsdecode('ü😀'.encode('latin-1', 'ignore') + b'\n"'), '\\udcfc\n"'),
+    ],
+)
 def test_any_name_in_json(name, expected):
     """ASCII, and no half of a surrogate pair, which Python alone takes."""
     text = files.as_json({'file': [name]}, 1)

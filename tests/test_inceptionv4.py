@@ -1,4 +1,5 @@
 """The network: weights counted, shapes, initialisation, gradients for every parameter, options."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def small():
 def full():
     with no_init_parameters():  # 43 million random numbers take seconds; tests draw those they look at
         network = InceptionV4()
-    return {name: p for name, p in network.parameters_and_names()}
+    return dict(network.parameters_and_names())
 
 
 def test_number_of_weights(full):
@@ -55,10 +56,11 @@ def test_tf_slim_round_trip(small):
     assert set(back) == set(ours) and all(np.array_equal(back[name], ours[name]) for name in ours)
     missing = dict(slim)
     del missing['InceptionV4/Conv2d_1a_3x3/weights']
-    for variables, message in ((missing, 'InceptionV4/Conv2d_1a_3x3/weights is missing'),
-                               ({**slim, 'global_step': np.zeros(1)}, 'global_step has no place'),
-                               ({**slim, 'InceptionV4/Logits/Logits/weights': np.zeros((1536, 7))},
-                                r'Logits/weights has the shape \(1536, 7\)')):
+    for variables, message in (
+        (missing, 'InceptionV4/Conv2d_1a_3x3/weights is missing'),
+        ({**slim, 'global_step': np.zeros(1)}, 'global_step has no place'),
+        ({**slim, 'InceptionV4/Logits/Logits/weights': np.zeros((1536, 7))}, r'Logits/weights has the shape \(1536, 7\)'),
+    ):
         with pytest.raises(InputError, match=message):
             from_tf_slim(variables, shapes)
     with_scale = {name: value + 0.5 if name.endswith('gamma') else value for name, value in ours.items()}
@@ -94,9 +96,15 @@ def test_every_parameter_has_a_gradient(small):
     """And the auxiliary loss counts: without it the auxiliary head's gradients are zero."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     rng = np.random.default_rng(0)
-    batch = [Tensor(a) for a in (rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8),
-                                 np.tile(np.float32([0, 1]), (4, 1)), np.ones((4, 1536), np.uint8),
-                                 np.arange(4, dtype=np.int32))]
+    batch = [
+        Tensor(a)
+        for a in (
+            rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8),
+            np.tile(np.float32([0, 1]), (4, 1)),
+            np.ones((4, 1536), np.uint8),
+            np.arange(4, dtype=np.int32),
+        )
+    ]
     trainable = small.trainable_params()
     norms = {}
     for weight in (0.4, 0.0):
@@ -147,10 +155,16 @@ def test_freeze():
     with no_init_parameters():
         network = InceptionV4(**SMALL)
     freeze(network, ['conv2d_1a_3x3', 'mixed_5b.branch_1'])
-    held = {name for name, p in network.parameters_and_names() if not p.requires_grad and not name.endswith('gamma')
-            and 'moving' not in name}
-    assert held == {name for name, _ in network.parameters_and_names() if 'moving' not in name
-                    and not name.endswith('gamma') and name.startswith(('conv2d_1a_3x3.', 'mixed_5b.branch_1.'))}
+    held = {
+        name
+        for name, p in network.parameters_and_names()
+        if not p.requires_grad and not name.endswith('gamma') and 'moving' not in name
+    }
+    assert held == {
+        name
+        for name, _ in network.parameters_and_names()
+        if 'moving' not in name and not name.endswith('gamma') and name.startswith(('conv2d_1a_3x3.', 'mixed_5b.branch_1.'))
+    }
     with pytest.raises(InputError, match='freeze mixed_5: .*mixed_5a, mixed_5b'):
         freeze(network, ['mixed_5'])
     with pytest.raises(InputError, match='nothing is left'):

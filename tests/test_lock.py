@@ -1,4 +1,5 @@
 """Only one program holds a directory, and any end of it gives the directory free."""
+
 import os
 import re
 import signal
@@ -29,8 +30,12 @@ time.sleep(60)
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path), '8'], stdout=subprocess.PIPE, text=True,
-                               cwd=Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(tmp_path), '8'],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
     assert process.stdout.readline() == 'held\n'
     yield process
     process.kill()
@@ -38,8 +43,11 @@ def holder(tmp_path):
 
 
 def test_second_is_refused_with_the_first_named(holder, tmp_path):
-    with pytest.raises(InputError, match=f'{tmp_path} is in use by pid {holder.pid} on {re.escape(socket.gethostname())}; '
-                       rf'wait .* remove {tmp_path}/\.lock'):
+    with pytest.raises(
+        InputError,
+        match=f'{tmp_path} is in use by pid {holder.pid} on {re.escape(socket.gethostname())}; '
+        rf'wait .* remove {tmp_path}/\.lock',
+    ):
         lock.hold(tmp_path)
 
 
@@ -57,6 +65,7 @@ def test_holder_that_ends_is_waited_for(holder, tmp_path):
     def say(line):
         lines.append(line)
         holder.kill()
+
     begin = time.monotonic()
     lock.hold(tmp_path, 30, say).close()
     assert time.monotonic() - begin < 10
@@ -66,6 +75,7 @@ def test_holder_that_ends_is_waited_for(holder, tmp_path):
 def test_without_locks(tmp_path, monkeypatch):
     def lockf(*_):
         raise OSError(38, 'Function not implemented')
+
     monkeypatch.setattr(lock.fcntl, 'lockf', lockf)
     lines = []
     assert lock.hold(tmp_path, say=lines.append) is None

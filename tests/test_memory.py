@@ -13,8 +13,11 @@ def test_estimate_is_near_what_was_measured(batch_size, image_size, measured):
 
 def test_too_large_a_batch_is_refused_with_one_that_fits():
     memory.check(WEIGHTS, 64, 299, 1, 16e9)
-    with pytest.raises(InputError, match=r'batch_size 128 at image_size 299 needs about 27.0 GB for 1 rank\(s\) on this '
-                       r'machine, 16.0 GB are free; --batch_size 66 fits'):
+    with pytest.raises(
+        InputError,
+        match=r'batch_size 128 at image_size 299 needs about 27.0 GB for 1 rank\(s\) on this '
+        r'machine, 16.0 GB are free; --batch_size 66 fits',
+    ):
         memory.check(WEIGHTS, 128, 299, 1, 16e9)
     memory.check(WEIGHTS, 66, 299, 1, 16e9)
     with pytest.raises(InputError, match=r'for 8 rank\(s\).* a smaller --image_size or --block_counts is needed'):

@@ -1,4 +1,5 @@
 """Log lines, checkpoints and evaluations on their schedule, also where steps come in sinks (no graph is compiled)."""
+
 import os
 import re
 from types import SimpleNamespace
@@ -44,8 +45,17 @@ class Run:
 def monitor():
     lines = []
     rates = np.linspace(0.1, 0.001, 1000, dtype=np.float32)
-    made = TrainingMonitor(lines.append, rates, batch_size=8, steps_per_epoch=10, display_every=20, start=0, stop=100,
-                           max_overflow_steps=3, l2_term=lambda: 0.5)
+    made = TrainingMonitor(
+        lines.append,
+        rates,
+        batch_size=8,
+        steps_per_epoch=10,
+        display_every=20,
+        start=0,
+        stop=100,
+        max_overflow_steps=3,
+        l2_term=lambda: 0.5,
+    )
     made.lines = lines
     return made
 
@@ -85,11 +95,14 @@ def test_time_of_other_work_is_not_in_fps(monitor):
     clock = [0.0]
     monitor_time = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0)
     import src.monitor
+
     original, src.monitor.time = src.monitor.time, monitor_time
     try:
+
         def evaluate():
             clock[0] += 1000
             return Result(50.0, 90.0, 1.5, 30)
+
         run = Run([monitor, Evaluations(monitor, 20, evaluate)])
         clock[0] += 60
         run.step()  # compilation
@@ -111,8 +124,11 @@ def test_loss_that_is_not_finite_stops(monitor, tmp_path, loss):
     run = Run([monitor, Checkpoints(monitor, 5, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2)])
     for _ in range(14):
         run.step()
-    with pytest.raises(TrainingError, match=rf'loss is {loss} at step 15, loss scale 1024; newest good checkpoint: '
-                       rf'{tmp_path}/inceptionv4-1_10.ckpt; try .*--lr') as stopped:
+    with pytest.raises(
+        TrainingError,
+        match=rf'loss is {loss} at step 15, loss scale 1024; newest good checkpoint: '
+        rf'{tmp_path}/inceptionv4-1_10.ckpt; try .*--lr',
+    ) as stopped:
         run.step(loss=loss)
     assert stopped.value.exit_status == 3 and len(checkpoint.find(tmp_path)) == 2
 
@@ -122,8 +138,11 @@ def test_overflows_are_counted_and_too_many_in_a_row_stop(monitor):
     for overflows, in_a_row in [(0, 0)] * 10 + [(1, 1), (2, 2)] + [(2, 0)] * 18:
         run.step(overflows=overflows, overflow_run=in_a_row)
     assert '2 of these steps skipped because gradients overflowed, 2 in all; loss scale 1024' in monitor.lines
-    with pytest.raises(TrainingError, match=r'gradients overflowed in 3 steps running \(max_overflow_steps\) at step 31, '
-                       'loss scale 1024; newest good checkpoint: none'):
+    with pytest.raises(
+        TrainingError,
+        match=r'gradients overflowed in 3 steps running \(max_overflow_steps\) at step 31, '
+        'loss scale 1024; newest good checkpoint: none',
+    ):
         run.step(overflows=5, overflow_run=3)
 
 
@@ -136,7 +155,8 @@ def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
         run.step()
     assert [line for line in monitor.lines if line.startswith('epoch')] == [
         'epoch 1: 2 records of this rank cannot be read or decoded, others took their places; first of all: '
-        'train-00000-of-00001 record 3: cut off']
+        'train-00000-of-00001 record 3: cut off'
+    ]
 
 
 @pytest.mark.parametrize('fraction, allowed', [(0.05, 4), (0.001, 1), (0, 0)])
@@ -156,7 +176,9 @@ def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed
     assert run.stopped and re.fullmatch(
         rf'{allowed + 1} of the 80 records that this rank takes in epoch 2 cannot be read or decoded, more than '
         rf'max_bad_fraction {fraction} allows; the first was {first}.jpg: away; .*; stopped after step 11 of 100; '
-        rf'checkpoints in {tmp_path}, go on with --resume auto', str(monitor.end()))
+        rf'checkpoints in {tmp_path}, go on with --resume auto',
+        str(monitor.end()),
+    )
     assert monitor.end().exit_status == 2 and [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
 
 
@@ -175,8 +197,13 @@ def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
     others = []
     monitor.agreed, monitor.interruption = lambda flag: flag or bool(others), SimpleNamespace(number=0, can_save=False)
     evaluations = []
-    run = Run([monitor, Checkpoints(monitor, 50, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2),
-               Evaluations(monitor, 12, lambda: evaluations.append(monitor.step))])
+    run = Run(
+        [
+            monitor,
+            Checkpoints(monitor, 50, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2),
+            Evaluations(monitor, 12, lambda: evaluations.append(monitor.step)),
+        ]
+    )
     for _ in range(10):
         run.step()
     assert monitor.interruption.can_save and not run.stopped
@@ -187,8 +214,11 @@ def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
     run.step()
     assert run.stopped and monitor.stopping and not evaluations
     monitor.interruption.name = 'SIGTERM'
-    assert str(monitor.end()).startswith('SIGTERM: stopped after step 11 of 100; ' if asked == 'this rank' else
-                                         'another rank, whose log says why, ended the training: stopped after step 11')
+    assert str(monitor.end()).startswith(
+        'SIGTERM: stopped after step 11 of 100; '
+        if asked == 'this rank'
+        else 'another rank, whose log says why, ended the training: stopped after step 11'
+    )
     assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
 
 
@@ -202,6 +232,7 @@ def test_disk_full(monitor, tmp_path, monkeypatch):
         if not room[0]:
             raise OSError(28, 'No space left on device')
         original(descriptor)
+
     run = Run([monitor, saved])
     room[0] = True
     monkeypatch.setattr(checkpoint.os, 'fsync', fsync)
@@ -211,9 +242,12 @@ def test_disk_full(monitor, tmp_path, monkeypatch):
     monkeypatch.setattr(saved, '_free', lambda: 1e9 * room[0] + 1000)
     for _ in range(15):
         run.step()
-    warning, = [line for line in monitor.lines if line.startswith('warning')][:1]
-    assert re.fullmatch(r'warning: checkpoint of step 20 not saved: No space left on device; it needs 1.1 MB, 0.0 MB are '
-                        f'free in {tmp_path}; training goes on and tries again', warning)
+    (warning,) = [line for line in monitor.lines if line.startswith('warning')][:1]
+    assert re.fullmatch(
+        r'warning: checkpoint of step 20 not saved: No space left on device; it needs 1.1 MB, 0.0 MB are '
+        f'free in {tmp_path}; training goes on and tries again',
+        warning,
+    )
     assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_10.ckpt']
     room[0] = True
     run.step()
@@ -232,6 +266,7 @@ def test_best_checkpoint_outlives_the_newest(monitor, tmp_path):
     def evaluate():
         cell.weight.set_data(Tensor(np.full((2, 2), monitor.step, np.float32)))
         return Result(next(accuracies), 90.0, 1.5, 30)
+
     run = Run([monitor, saved, Evaluations(monitor, 10, evaluate, saved)])
     for _ in range(99):
         run.step()
@@ -267,7 +302,8 @@ def test_only_checkpoints_of_this_training_are_pruned(monitor, tmp_path):
         for _ in range(10):
             run.step()
         assert {p.name for p in tmp_path.iterdir()} == {'inceptionv4-0_80.ckpt'} | {
-            f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept}
+            f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept
+        }
 
 
 def test_training_that_is_replaced_goes_with_the_first_new_checkpoint(monitor, tmp_path):
@@ -311,10 +347,23 @@ def test_log_appends(tmp_path):
         Log('/proc/none/x.log')
 
 
-@pytest.mark.parametrize('steps, loop, expected', [
-    (1000900, 100, [(10009, 100)]), (250200, 100, [(2502, 100)]), (1001, 100, [(11, 91)]), (7, 100, [(1, 7)]),
-    (10009, 100, [(100, 100), (1, 9)]), (10001, 100, [(137, 73)]), (1009, 12, [(83, 12), (1, 13)]), (101, 100, [(1, 101)]),
-    (1, 100, [(1, 1)]), (5, 2, [(1, 2), (1, 3)]), (5, 1, [(5, 1)]), (12, 5, [(3, 4)])])
+@pytest.mark.parametrize(
+    'steps, loop, expected',
+    [
+        (1000900, 100, [(10009, 100)]),
+        (250200, 100, [(2502, 100)]),
+        (1001, 100, [(11, 91)]),
+        (7, 100, [(1, 7)]),
+        (10009, 100, [(100, 100), (1, 9)]),
+        (10001, 100, [(137, 73)]),
+        (1009, 12, [(83, 12), (1, 13)]),
+        (101, 100, [(1, 101)]),
+        (1, 100, [(1, 1)]),
+        (5, 2, [(1, 2), (1, 3)]),
+        (5, 1, [(5, 1)]),
+        (12, 5, [(3, 4)]),
+    ],
+)
 def test_sinks(steps, loop, expected):
     """All steps and no more, and none in a sink of its own, whatever divides them."""
     assert sinks(steps, loop) == expected and sum(count * length for count, length in expected) == steps

@@ -1,4 +1,5 @@
 """The network, its gradients and its optimizer against figures of the original entry. `-s` shows the deviations."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_evaluation_forward(network, variables, data):
         value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
         std = float(FIGURES[f'eval/{name}/std'])
         head = FIGURES[f'eval/{name}/head']
-        ours = value.reshape(len(value), -1)[:, :head.shape[-1]].reshape(head.shape)
+        ours = value.reshape(len(value), -1)[:, : head.shape[-1]].reshape(head.shape)
         worst['std'] = max(worst['std'], deviation(value.std(), std))
         # Means and single values pass through zero: their deviation is relative to the spread.
         worst['mean'] = max(worst['mean'], abs(value.mean() - FIGURES[f'eval/{name}/mean']) / std)
@@ -111,8 +112,9 @@ def check_training(kind, cell, lr, variables, data, bounds):
     """Gradients, losses of the steps and changes of `cell` (which holds `variables`) against the figures of `kind`."""
     steps = range(INFO['steps'])
     parameters = list(cell.trainable_params())
-    optimizer = make_optimizer('rmsprop', cell, np.full(len(steps), lr, np.float32), weight_decay=WEIGHT_DECAY,
-                               momentum=0.9, on_cpu=True)
+    optimizer = make_optimizer(
+        'rmsprop', cell, np.full(len(steps), lr, np.float32), weight_decay=WEIGHT_DECAY, momentum=0.9, on_cpu=True
+    )
     step = TrainStep(cell, optimizer, 1024.0).set_train()
     set_batch_norm(cell, kind)
     batch = [[Tensor(a[i]) for a in data] for i in steps]
@@ -125,8 +127,11 @@ def check_training(kind, cell, lr, variables, data, bounds):
     ms.set_context(mode=ms.GRAPH_MODE)
     names = list(FIGURES[f'{kind}/grad_norm_names'])
     assert all(norms[n] == 0 for n in set(norms) - set(names))  # TensorFlow lists no gradient where none arrives
-    report(f'{kind}, gradient norms, relative', deviation([norms[n] for n in names], FIGURES[f'{kind}/grad_norms']),
-           bounds['gradients'])
+    report(
+        f'{kind}, gradient norms, relative',
+        deviation([norms[n] for n in names], FIGURES[f'{kind}/grad_norms']),
+        bounds['gradients'],
+    )
     losses = []
     for b in batch:
         term = l2_term(decayed_parameters(cell), WEIGHT_DECAY)  # before the step, as the loss
@@ -134,8 +139,7 @@ def check_training(kind, cell, lr, variables, data, bounds):
         losses.append((loss, loss + term))
     losses = np.array(losses)
     for i, name in enumerate(('loss', 'total_loss')):
-        report(f'{kind}, {name} of the steps, relative', deviation(losses[:, i], FIGURES[f'{kind}/{name}']),
-               bounds['loss'])
+        report(f'{kind}, {name} of the steps, relative', deviation(losses[:, i], FIGURES[f'{kind}/{name}']), bounds['loss'])
     after = {tf_slim_name(p.name): p.asnumpy() for _, p in cell.parameters_and_names() if not p.name.endswith('gamma')}
     names = list(FIGURES[f'{kind}/final_norm_names'])
     changes = FIGURES[f'{kind}/change_norms']
@@ -157,14 +161,16 @@ def set_batch_norm(cell, kind):
 
 def test_frozen_batch_norm_training(network, variables, data):
     load(network, variables)
-    check_training('frozen_bn', LossOf(network), INFO['lr'] * 0.002, variables, data,
-                   {'gradients': 1e-3, 'loss': 5e-4, 'changes': 5e-3})
+    check_training(
+        'frozen_bn', LossOf(network), INFO['lr'] * 0.002, variables, data, {'gradients': 1e-3, 'loss': 5e-4, 'changes': 5e-3}
+    )
 
 
 def test_batch_norm_in_training(network, variables, data):
     load(network, variables)
-    check_training('stem_bn', StemLoss(network), INFO['lr'], variables, data,
-                   {'gradients': 5e-3, 'loss': 1e-5, 'changes': 5e-3})
+    check_training(
+        'stem_bn', StemLoss(network), INFO['lr'], variables, data, {'gradients': 5e-3, 'loss': 1e-5, 'changes': 5e-3}
+    )
 
 
 def test_whole_network_in_training(network, variables, data):
@@ -196,8 +202,9 @@ def test_o3_agrees_with_float32():
     for level in ('O0', 'O3'):
         ms.set_seed(1)
         network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75, aux_logits=True), level)
-        optimizer = make_optimizer('rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY,
-                                   momentum=0.9, on_cpu=True)
+        optimizer = make_optimizer(
+            'rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY, momentum=0.9, on_cpu=True
+        )
         before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
         step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer, 1024.0)
         ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -213,12 +220,17 @@ def test_o3_agrees_with_float32():
         outputs[level] = loss, norm, changes, logits
         assert logits.dtype == np.float32
     report('O3 training step, loss, relative', deviation(outputs['O3'][0], outputs['O0'][0]), HALF_LOSS)
-    report('O3 training step, norm of the gradients, relative', deviation(outputs['O3'][1], outputs['O0'][1]), HALF_GRADIENTS)
+    report(
+        'O3 training step, norm of the gradients, relative', deviation(outputs['O3'][1], outputs['O0'][1]), HALF_GRADIENTS
+    )
     spread = outputs['O0'][3].std()
     report('O3 forward, logits, relative', np.abs(outputs['O3'][3] - outputs['O0'][3]).max() / spread, HALF_LOSS)
     flat = [np.concatenate([change.ravel() for change in outputs[level][2].values()]) for level in ('O0', 'O3')]
-    report('O3 training step, change of the weights, relative',
-           np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]), HALF_GRADIENTS)
+    report(
+        'O3 training step, change of the weights, relative',
+        np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]),
+        HALF_GRADIENTS,
+    )
 
 
 def test_loss_is_computed_in_float32():
@@ -235,6 +247,7 @@ def test_loss_is_computed_in_float32():
 
 # The learning rate.
 
+
 @pytest.mark.parametrize('step, epoch', [(0, 0), (9, 0), (10, 1), (499, 49), (500, 50), (999, 99), (1000, 100), (1500, 100)])
 def test_cosine_is_stepped_once_per_epoch(step, epoch):
     rates = learning_rates('cosine', steps=1501, steps_per_epoch=10, lr=0.045, T_max=100, eta_min=0.001)
@@ -244,7 +257,7 @@ def test_cosine_is_stepped_once_per_epoch(step, epoch):
 
 def test_other_schedules_and_warmup():
     rates = learning_rates('exponential', steps=60, steps_per_epoch=10, lr=0.045)
-    assert rates[[0, 19, 20, 39, 40]] == pytest.approx(0.045 * np.array([1, 1, 0.94, 0.94, 0.94 ** 2]), rel=1e-6)
+    assert rates[[0, 19, 20, 39, 40]] == pytest.approx(0.045 * np.array([1, 1, 0.94, 0.94, 0.94**2]), rel=1e-6)
     assert (learning_rates('constant', steps=5, steps_per_epoch=2, lr=0.1) == np.float32(0.1)).all()
     warm = learning_rates('constant', steps=30, steps_per_epoch=10, lr=1.0, warmup_epochs=2)
     assert warm[[0, 9, 19, 20, 29]] == pytest.approx([0.05, 0.5, 1, 1, 1])
@@ -256,6 +269,7 @@ def test_rate_for_more_devices():
 
 
 # RMSProp: what the kernels compute.
+
 
 @pytest.mark.parametrize('ours', [True, False])
 def test_rmsprop_formulas(ours):
@@ -273,8 +287,16 @@ def test_rmsprop_formulas(ours):
             return (self.w * x).sum()
 
     cell, epsilon = Dot(), 0.5
-    optimizer = make_optimizer('rmsprop', cell, np.float32([0.1, 0.05, 0.05]), weight_decay=0.0, momentum=0.9,
-                               rmsprop_decay=0.9, rmsprop_epsilon=epsilon, on_cpu=ours)
+    optimizer = make_optimizer(
+        'rmsprop',
+        cell,
+        np.float32([0.1, 0.05, 0.05]),
+        weight_decay=0.0,
+        momentum=0.9,
+        rmsprop_decay=0.9,
+        rmsprop_epsilon=epsilon,
+        on_cpu=ours,
+    )
     step = nn.TrainOneStepCell(cell, optimizer).set_train()
     w, square, moment = start, np.ones(67), np.zeros(67)
     inside = ours | (np.arange(67) >= 64)

@@ -1,4 +1,5 @@
 """python -m src.predict with a model of NumPy: what is printed, what is skipped, what the page holds."""
+
 import base64
 import io
 import json
@@ -32,8 +33,14 @@ def brightness(pictures):
 def model(monkeypatch):
     """In place of what --model names; each test may replace fields of it."""
     brightness.calls = []
-    made = {'probabilities': brightness, 'size': 32, 'preprocessing': PREPROCESSING, 'batch_size': 0, 'class_names': NAMES,
-            'num_classes': 3}
+    made = {
+        'probabilities': brightness,
+        'size': 32,
+        'preprocessing': PREPROCESSING,
+        'batch_size': 0,
+        'class_names': NAMES,
+        'num_classes': 3,
+    }
     monkeypatch.setattr(predict, 'open_model', lambda path, labels: Model(**made))
     monkeypatch.setattr(runtime, 'start', lambda: None)
     return made
@@ -49,7 +56,7 @@ def pictures(tmp_path):
         name = f'a <i> ü/{i:02}.PNG' if i < 4 else f'{i:02}.jpg'
         Image.new('RGB', (300 + 10 * i, 90), (level, level, level)).save(folder / name)
     whole = (folder / '05.jpg').read_bytes()
-    for name, content in (('50_cut.jpg', whole[:len(whole) // 2]), ('51_text.png', b'text' * 50), ('52_empty.gif', b'')):
+    for name, content in (('50_cut.jpg', whole[: len(whole) // 2]), ('51_text.png', b'text' * 50), ('52_empty.gif', b'')):
         (folder / name).write_bytes(content)
     (folder / 'notes.txt').write_text('no picture')
     return folder
@@ -111,12 +118,25 @@ def test_page(pictures, tmp_path, capsys):
     """One file that needs no other: every picture scaled down, its classes, names escaped."""
     run(capsys, pictures, '--html', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
-    thumbnails = [Image.open(io.BytesIO(base64.b64decode(data)))
-                  for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)]
+    thumbnails = [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    ]
     assert len(thumbnails) == 11 and max(max(picture.size) for picture in thumbnails) == predict.THUMBNAIL
     levels = [np.asarray(picture).mean() for picture in thumbnails]
-    assert np.abs(np.array(levels) - np.array([v[1] for v in sorted(
-        (p.relative_to(pictures), np.asarray(Image.open(p)).mean()) for p in pictures.rglob('[01]*.*'))])).max() < 3
+    assert (
+        np.abs(
+            np.array(levels)
+            - np.array(
+                [
+                    v[1]
+                    for v in sorted(
+                        (p.relative_to(pictures), np.asarray(Image.open(p)).mean()) for p in pictures.rglob('[01]*.*')
+                    )
+                ]
+            )
+        ).max()
+        < 3
+    )
     assert page.count('class="row"') == 33 and page.count('; skipped') == 3 and '11 images, 3 skipped' in page
     assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
@@ -128,7 +148,10 @@ def test_several_sources(pictures, capsys):
     given = pictures / '09.jpg', pictures / 'a <i> ü', pictures / '05.jpg'
     found = run(capsys, *given, '--json')
     assert [json.loads(line)['file'] for line in found.out.splitlines()] == [
-        str(given[0]), *(str(given[1] / f'{i:02}.PNG') for i in range(4)), str(given[2])]
+        str(given[0]),
+        *(str(given[1] / f'{i:02}.PNG') for i in range(4)),
+        str(given[2]),
+    ]
     assert re.match(r'6 images, [\d.]+ images/s', found.err.splitlines()[-1])
 
 
@@ -136,8 +159,9 @@ def test_top_of_a_file_that_gives_the_five_best(pictures, model, capsys):
     model['num_classes'] = 1000
     with pytest.raises(SystemExit):
         run(capsys, pictures / '05.jpg', '--top', 7)
-    assert capsys.readouterr().err == ('error: top 7: the model gives 3 classes; take fewer, or export it with --output '
-                                       'softmax, which gives all\n')
+    assert capsys.readouterr().err == (
+        'error: top 7: the model gives 3 classes; take fewer, or export it with --output softmax, which gives all\n'
+    )
     model['num_classes'] = 6
     brightness.calls = []
     with pytest.raises(SystemExit):
@@ -147,12 +171,14 @@ def test_top_of_a_file_that_gives_the_five_best(pictures, model, capsys):
 
 def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkeypatch):
     """Without a page to make, the end of the reader is the end."""
+
     def behind_a_closed_pipe(*arguments):
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, 'w', 1) as closed:
             monkeypatch.setattr(sys, 'stdout', closed)
             predict.main([str(pictures), '--model', 'net.mindir', *arguments])
+
     behind_a_closed_pipe('--html', str(tmp_path / 'page.html'))
     assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
     with pytest.raises(SystemExit) as stopped:
@@ -182,29 +208,38 @@ def test_photos_are_turned_upright(tmp_path, capsys):
 def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
     """While a batch is in the network, the decoding of the next one has begun."""
     import threading
+
     begun = [threading.Event() for _ in range(5)]
     load, count = predict.load, iter(range(5))
 
     def announced(*arguments):
         begun[next(count)].set()
         return load(*arguments)
+
     calls = iter(range(-1, 5))  # the first one only compiles
 
     def slow(images):
         number = next(calls)
         assert number in (-1, 3) or begun[number + 1].wait(20)
         return brightness(images)
+
     monkeypatch.setattr(predict, 'load', announced)
     model.update(probabilities=slow, batch_size=4)
     assert len(run(capsys, pictures, '--json').out.splitlines()) == 14
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['{}/none'], 'none: no such image or directory'), (['{}/a'], 'a: no image in it'),
-    (['{}/b.jpg'], 'b.jpg: no image that can be read'), (['{}/c.jpg', '{}/none'], 'none: no such image'),
-    (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
-    (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes; take fewer$'),
-    (['{}/c.jpg', '--html', '/proc/none/page'], 'html /proc/none/page: cannot be written')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['{}/none'], 'none: no such image or directory'),
+        (['{}/a'], 'a: no image in it'),
+        (['{}/b.jpg'], 'b.jpg: no image that can be read'),
+        (['{}/c.jpg', '{}/none'], 'none: no such image'),
+        (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
+        (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes; take fewer$'),
+        (['{}/c.jpg', '--html', '/proc/none/page'], 'html /proc/none/page: cannot be written'),
+    ],
+)
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b.jpg').write_bytes(b'no picture')

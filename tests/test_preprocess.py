@@ -1,4 +1,5 @@
 """Evaluation and training preprocessing against the original's figures. `-s` shows the deviations."""
+
 import colorsys
 import io
 import struct
@@ -11,9 +12,19 @@ from mindspore import Tensor
 from PIL import Image, ImageOps
 
 from src import jpeg
+from src.preprocess import (
+    NO_AUGMENTATION,
+    Augment,
+    central_crop,
+    channels_first,
+    decode,
+    evaluation_picture,
+    random_colour,
+    random_crop,
+    resize,
+    training_picture,
+)
 from src.preprocess import augment as augment_on_host
-from src.preprocess import (Augment, NO_AUGMENTATION, central_crop, channels_first, decode, evaluation_picture, random_colour,
-                            random_crop, resize, training_picture)
 from tests.reference import DATA, SHARED
 
 PHOTOS = sorted((SHARED / 'golden').glob('*.JPEG'))
@@ -128,8 +139,9 @@ def test_colour_draws():
         assert np.abs(np.quantile(values, [0.25, 0.5, 0.75]) - np.linspace(low, high, 5)[1:4]).max() < 0.03 * (high - low)
 
 
-@pytest.mark.parametrize('size, expected', [((375, 500), (23, 31, 329, 438)), ((299, 299), (18, 18, 263, 263)),
-                                            ((1, 1), (0, 0, 1, 1))])
+@pytest.mark.parametrize(
+    'size, expected', [((375, 500), (23, 31, 329, 438)), ((299, 299), (18, 18, 263, 263)), ((1, 1), (0, 0, 1, 1))]
+)
 def test_central_crop(size, expected):
     assert central_crop(*size) == expected
 
@@ -141,8 +153,9 @@ def test_resize_keeps_flat_and_linear_pictures():
     assert np.abs(resize(ramp, 100)[5, 5:-5, 0] - (np.arange(100) * 2 + 0.5)[5:-5]).max() <= 1
 
 
-@pytest.mark.parametrize('kind, mode', [('JPEG', 'CMYK'), ('JPEG', 'L'), ('PNG', 'RGB'), ('PNG', 'RGBA'), ('BMP', 'RGB'),
-                                        ('GIF', 'P')])
+@pytest.mark.parametrize(
+    'kind, mode', [('JPEG', 'CMYK'), ('JPEG', 'L'), ('PNG', 'RGB'), ('PNG', 'RGBA'), ('BMP', 'RGB'), ('GIF', 'P')]
+)
 def test_decode(kind, mode):
     ramp = np.linspace(0, 255, 64 * 48 * 3).reshape(64, 48, 3).astype(np.uint8)
     data = encoded(ramp, kind, mode)
@@ -175,8 +188,11 @@ def photo(turn, kind='JPEG', **options):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize('options', [{'subsampling': 0}, {'subsampling': 2, 'progressive': True}, {'kind': 'PNG'},
-                                     {'kind': 'WEBP', 'lossless': True}], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [{'subsampling': 0}, {'subsampling': 2, 'progressive': True}, {'kind': 'PNG'}, {'kind': 'WEBP', 'lossless': True}],
+    ids=str,
+)
 @pytest.mark.parametrize('turn', range(1, 9))
 def test_upright(turn, options):
     """As Pillow turns it; crops, of which only what they need is decoded, are parts of the upright picture."""
@@ -189,13 +205,17 @@ def test_upright(turn, options):
     assert np.array_equal(decode(encoded, upright=True), expected)
     for top, left, height, width in ((0, 0, 90, 90), (17, 31, 5, 50), (60, 3, 30, 40)):
         shapes = []
-        found = decode(encoded, lambda *shape, box=(top, left, height, width): shapes.append(shape) or box, upright=True)
-        assert np.array_equal(found, expected[top:top + height, left:left + width])
+        found = decode(
+            encoded, lambda *shape, box=(top, left, height, width), shapes=shapes: shapes.append(shape) or box, upright=True
+        )
+        assert np.array_equal(found, expected[top : top + height, left : left + width])
         assert shapes == [expected.shape[:2]]  # drawn once, for the upright picture
     again = png(expected)
     if 'kind' in options:
-        assert np.array_equal(training_picture(encoded, 75, np.random.default_rng(1), upright=True),
-                              training_picture(again, 75, np.random.default_rng(1)))
+        assert np.array_equal(
+            training_picture(encoded, 75, np.random.default_rng(1), upright=True),
+            training_picture(again, 75, np.random.default_rng(1)),
+        )
         assert np.array_equal(evaluation_picture(encoded, 75, upright=True), evaluation_picture(again, 75))
 
 
@@ -206,9 +226,16 @@ def test_orientation_in_odd_headers():
     assert jpeg.orientation(turned[:2] + b'\xff\xe1\0\6http' + b'\xff' * 3 + turned[2:]) == 6  # XMP, fill bytes in front
     little = b'II*\0' + struct.pack('<IHHHIH', 8, 1, 0x112, 3, 1, 8)
     assert jpeg.orientation(b'\xff\xd8\xff\xe1' + struct.pack('>H', len(little) + 8) + b'Exif\0\0' + little) == 8
-    for odd in (b'', b'\xff\xd8', turned[:start + 6], turned[:start + 20], plain[:2] + b'\xff' * 1000,
-                b'\xff\xd8' + b'\xff\xe1\0\0' * 9, photo(9),
-                turned.replace(struct.pack('>HH', 0x112, 3), struct.pack('>HH', 0x113, 3))):
+    for odd in (
+        b'',
+        b'\xff\xd8',
+        turned[: start + 6],
+        turned[: start + 20],
+        plain[:2] + b'\xff' * 1000,
+        b'\xff\xd8' + b'\xff\xe1\0\0' * 9,
+        photo(9),
+        turned.replace(struct.pack('>HH', 0x112, 3), struct.pack('>HH', 0x113, 3)),
+    ):
         assert jpeg.orientation(odd) == 1
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -241,8 +268,11 @@ def test_undecodable(data):
 def test_evaluation_picture_of_photos(path):
     reference = np.load(SHARED / 'golden/tf_preprocess.npz')[f'{path.name}/eval_u8'].astype(np.float64)
     difference = evaluation_picture(path.read_bytes(), 299) - reference
-    print(f'\nparity: {path.stem}, evaluation preprocessing: mean absolute difference {np.abs(difference).mean():.2f} '
-          f'(bound 2), bias {difference.mean():+.3f} (bound 0.3) grey levels', end='')
+    print(
+        f'\nparity: {path.stem}, evaluation preprocessing: mean absolute difference {np.abs(difference).mean():.2f} '
+        f'(bound 2), bias {difference.mean():+.3f} (bound 0.3) grey levels',
+        end='',
+    )
     assert np.abs(difference).mean() <= 2 and abs(difference.mean()) < 0.3
 
 
@@ -251,19 +281,26 @@ def test_evaluation_picture_of_photos(path):
 def test_training_pictures_of_photos(path, augment):
     """Channel means and spread of 300 pictures; both we and the reference have a sampling error of std / sqrt(300)."""
     figures = np.load(SHARED / 'golden/tf_preprocess.npz')
-    mean, std, spread = (figures[f'{path.name}/train_{key}'] for key in
-                         ('channel_mean_mean', 'channel_mean_std', 'std_mean'))
+    mean, std, spread = (
+        figures[f'{path.name}/train_{key}'] for key in ('channel_mean_mean', 'channel_mean_std', 'std_mean')
+    )
     data, rng = path.read_bytes(), np.random.default_rng(3)
+
     def sample():
         picture = training_picture(data, 299, rng)
         flip, draws = random_colour(rng)
         return augment((picture[:, ::-1] if flip else picture)[None], draws[None])[0]
+
     images = [sample() for _ in range(300)]
     means = np.array([image.mean((1, 2)) for image in images])
     z = np.abs(means.mean(0) - mean) / (std * np.sqrt(2 / 300))
     spread_z = abs(np.mean([image.std() for image in images]) - spread) / (
-        np.std([image.std() for image in images]) * np.sqrt(1 / 300 + 1 / 100))
+        np.std([image.std() for image in images]) * np.sqrt(1 / 300 + 1 / 100)
+    )
     ratio = means.std(0) / std
-    print(f'\nparity: {path.stem}, training preprocessing: means {z.max():.1f}, spread {spread_z:.1f} standard errors '
-          f'(bound 4), spread of the means {ratio.min():.2f} to {ratio.max():.2f} of the original\'s', end='')
+    print(
+        f'\nparity: {path.stem}, training preprocessing: means {z.max():.1f}, spread {spread_z:.1f} standard errors '
+        f"(bound 4), spread of the means {ratio.min():.2f} to {ratio.max():.2f} of the original's",
+        end='',
+    )
     assert z.max() < 4 and spread_z < 4 and (np.abs(ratio - 1) < 4 * np.sqrt(1 / 300)).all()

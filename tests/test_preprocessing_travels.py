@@ -1,4 +1,5 @@
 """The preprocessing that belongs to the weights: what it does to a picture, and that evaluation takes it from there."""
+
 import io
 import json
 
@@ -38,7 +39,7 @@ def test_square_pictures_are_cropped_as_torchvision_does():
     assert bilinear.shape == (75, 75, 3) and not np.array_equal(bilinear, expected)
     # The ratio of the sides stays: a vertical step edge through the middle stays in the middle, and a circle a circle.
     y, x = np.mgrid[:260, :391]
-    circle = ((y - 129.5) ** 2 + (x - 195) ** 2 < 80 ** 2)[..., None].astype(np.uint8).repeat(3, 2) * 255
+    circle = ((y - 129.5) ** 2 + (x - 195) ** 2 < 80**2)[..., None].astype(np.uint8).repeat(3, 2) * 255
     for preprocessing, ratio in ((OTHER, 1), (PREPROCESSING, 260 / 391)):
         seen = evaluation_picture(png(circle), 75, preprocessing)[..., 0] > 127
         width, height = seen.any(0).sum(), seen.any(1).sum()
@@ -66,8 +67,17 @@ def test_scale(mode):
 def test_what_is_recorded():
     assert recorded_preprocessing(None) == PREPROCESSING
     assert recorded_preprocessing(json.loads(json.dumps(OTHER._asdict()))) == OTHER
-    for change in ({'std': [0, 1, 1]}, {'mean': [1, 2]}, {'mean': 'abc'}, {'central_fraction': 0}, {'interpolation': 'area'},
-                   {'central_fraction': float('nan')}, {'square': 'yes'}, {'unknown': 1}, {'mean': [float('inf')] * 3}):
+    for change in (
+        {'std': [0, 1, 1]},
+        {'mean': [1, 2]},
+        {'mean': 'abc'},
+        {'central_fraction': 0},
+        {'interpolation': 'area'},
+        {'central_fraction': float('nan')},
+        {'square': 'yes'},
+        {'unknown': 1},
+        {'mean': [float('inf')] * 3},
+    ):
         with pytest.raises(InputError, match='preprocessing .* cannot be used'):
             recorded_preprocessing({**OTHER._asdict(), **change})
     for wrong in ([], 'text', 7, {}):
@@ -79,9 +89,14 @@ def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
     """eval.py's loss is that of pictures prepared as the checkpoint says."""
     config = {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75}
     network, r = network_of(config), np.random.default_rng(0)
-    values = {name: np.ones(p.shape, 'f4') if name.endswith(('gamma', 'variance')) else
-              (r.standard_normal(p.shape) * (2 / np.prod(p.shape[1:])) ** 0.5).astype('f4') if p.ndim > 1 else
-              np.zeros(p.shape, 'f4') for name, p in network.parameters_dict().items()}
+    values = {
+        name: np.ones(p.shape, 'f4')
+        if name.endswith(('gamma', 'variance'))
+        else (r.standard_normal(p.shape) * (2 / np.prod(p.shape[1:])) ** 0.5).astype('f4')
+        if p.ndim > 1
+        else np.zeros(p.shape, 'f4')
+        for name, p in network.parameters_dict().items()
+    }
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     checkpoint.write(path, values, {'step': 1, 'epoch': 1, 'config': config, 'preprocessing': OTHER._asdict()})
     evaluation_entry.main(['--ckpt_path', str(path), '--data_dir', str(data), *SMALL])

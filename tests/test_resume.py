@@ -2,6 +2,7 @@
 
 The slow part kills one training at 20 random moments.
 """
+
 import os
 import random
 import re
@@ -18,15 +19,30 @@ import numpy as np
 import pytest
 
 import train
-from src import checkpoint, config as configuration, dataset, lock, processes, resume
+from src import checkpoint, dataset, lock, processes, resume
+from src import config as configuration
 from src.errors import InputError
 from src.records import demo, mindrecord, open_records, tfrecord
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 9  # of 5 an epoch, so a training goes through the end of one
-RECIPE = ['--lr', '0.001', '--max_train_steps', str(STEPS), '--save_checkpoint_steps', '2', '--display_every', '1',
-          '--ema_decay', '0.9', '--loss_scale', 'dynamic', '--device_target', 'CPU']
+RECIPE = [
+    '--lr',
+    '0.001',
+    '--max_train_steps',
+    str(STEPS),
+    '--save_checkpoint_steps',
+    '2',
+    '--display_every',
+    '1',
+    '--ema_decay',
+    '0.9',
+    '--loss_scale',
+    'dynamic',
+    '--device_target',
+    'CPU',
+]
 
 
 class Training:
@@ -36,8 +52,14 @@ class Training:
         command = [sys.executable, str(ROOT / script), *arguments, '--data_dir', str(data), *SMALL, *RECIPE, *options]
         self.output = folder / f'output.{time.monotonic_ns()}'
         with open(self.output, 'wb') as file:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True,
-                                            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env={**os.environ, 'PYTHONPATH': str(ROOT)},
+            )
 
     @property
     def text(self):
@@ -126,8 +148,12 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     assert time.monotonic() - asked < 30 and 'Traceback' not in stopped.text
     assert re.search(r'^warning: passed over: .*inceptionv4-0_4.ckpt: .*its checksum does not fit', stopped.text, re.M)
     assert f'goes on after step 2, 8 images into epoch 1, here step 2 of {STEPS}' in stopped.text
-    [step] = re.findall(rf'^SIGTERM: stopped after step (\d+) of {STEPS}; checkpoints in results/1p/0/ckpt, '
-                        'go on with --resume auto$', stopped.text, re.M)
+    [step] = re.findall(
+        rf'^SIGTERM: stopped after step (\d+) of {STEPS}; checkpoints in results/1p/0/ckpt, '
+        'go on with --resume auto$',
+        stopped.text,
+        re.M,
+    )
     assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{int(step) // 5}_{step}.ckpt'
     assert not list(directory.glob('.inceptionv4*'))
 
@@ -181,7 +207,9 @@ def test_stalled_disk_then_a_killed_worker(data, tmp_path):
     away = Training(records, tmp_path, *options, '--max_bad_fraction', '1')
     assert away.wait_for(lambda: steps_logged(away.text)), away.text[-3000:]
     swap(lambda shard: None)
-    ended(away, 2, r'^error: 100 records drawn in a row cannot be read or decoded, .*(?:step|after step) (\d+) (?:is saved|of)')
+    ended(
+        away, 2, r'^error: 100 records drawn in a row cannot be read or decoded, .*(?:step|after step) (\d+) (?:is saved|of)'
+    )
     for shard in data.glob('train-*'):
         shutil.copy(shard, records)
 
@@ -202,11 +230,15 @@ def test_two_ranks_stop_at_the_same_step(data, tmp_path):
     assert len(stopped[0]) == 1 and stopped[0] == stopped[1], stopped
     step = int(stopped[0][0])
     assert (tmp_path / f'results/2p/0/ckpt/inceptionv4-{step // 5}_{step}.ckpt').is_file()
-    resumed = Training(data, tmp_path, '--resume', 'results/2p/0/ckpt', '--resume_override', 'true',
-                       '--max_train_steps', str(step + 1))
+    resumed = Training(
+        data, tmp_path, '--resume', 'results/2p/0/ckpt', '--resume_override', 'true', '--max_train_steps', str(step + 1)
+    )
     assert resumed.end() == 0, resumed.text[-3000:]
-    assert re.search(rf'goes on after step {step}, \d+ images into epoch {step // 5 + 1}, here step {step} of {step + 1} on '
-                     '1 d', resumed.text), resumed.text
+    assert re.search(
+        rf'goes on after step {step}, \d+ images into epoch {step // 5 + 1}, here step {step} of {step + 1} on '
+        '1 d',
+        resumed.text,
+    ), resumed.text
 
 
 @pytest.fixture
@@ -218,8 +250,9 @@ def old(data, tmp_path, monkeypatch):
     records = open_records(data, 'train')
     path = checkpoints(tmp_path) / 'inceptionv4-1_3.ckpt'
     path.parent.mkdir(parents=True)
-    checkpoint.write(path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config,
-                                'data': dataset.fingerprint(records)})
+    checkpoint.write(
+        path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config, 'data': dataset.fingerprint(records)}
+    )
     return SimpleNamespace(path=path, options=options, records=records)
 
 
@@ -236,12 +269,19 @@ def content(directory):
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != lock.NAME}
 
 
-@pytest.mark.parametrize('options, message', [
-    ([], r'ckpt holds the checkpoints of a training \(inceptionv4-best.ckpt, inceptionv4-1_3.ckpt\); go on with it by '
-         '--resume auto, choose another --log_dir, or replace it by --overwrite true'),
-    (['--resume', 'elsewhere/inceptionv4-1_3.ckpt'], 'ckpt holds the checkpoints of a training'),
-    (['--resume', 'auto', '--overwrite', 'true'], 'resume auto goes on .*, overwrite true replaces it: give one'),
-    (['--resume', 'results/1p/0/ckpt/inceptionv4-1_3.ckpt', '--overwrite', 'true'], 'overwrite true replaces it')])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            [],
+            r'ckpt holds the checkpoints of a training \(inceptionv4-best.ckpt, inceptionv4-1_3.ckpt\); go on with it by '
+            '--resume auto, choose another --log_dir, or replace it by --overwrite true',
+        ),
+        (['--resume', 'elsewhere/inceptionv4-1_3.ckpt'], 'ckpt holds the checkpoints of a training'),
+        (['--resume', 'auto', '--overwrite', 'true'], 'resume auto goes on .*, overwrite true replaces it: give one'),
+        (['--resume', 'results/1p/0/ckpt/inceptionv4-1_3.ckpt', '--overwrite', 'true'], 'overwrite true replaces it'),
+    ],
+)
 def test_no_training_over_another_one(old, capsys, options, message):
     """Another network, without a word of going on: nothing is touched."""
     directory = old.path.parent
@@ -302,23 +342,41 @@ def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
     assert 'rank 0 failed first' in training.text and not training.leftovers()
 
 
-@pytest.mark.parametrize('change, message', [
-    (['--lr', '0.5'], r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true'),
-    (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
-    (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
-    (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            ['--lr', '0.5'],
+            r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true',
+        ),
+        (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
+        (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
+        (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)'),
+    ],
+)
 def test_another_training_is_refused(old, capsys, change, message):
     error = refused(capsys, [*old.options, '--resume', 'auto', *change])
     assert re.search(f'^error: .*inceptionv4-1_3.ckpt: .*{message}', error), error
 
 
-@pytest.mark.parametrize('change, line', [
-    ({'max_epochs': 4, 'T_max': 4}, 'max_epochs 2 -> 4, T_max 2 -> 4: the learning rate is 0.05000 now, where it would have been '
-                                    '0.00000'),
-    ({'max_epochs': 4}, 'max_epochs 2 -> 4, T_max stays 2: the learning rate is 0.00000 now and eta_min 0 after epoch 2; give '
-                        '--T_max 4 too for a cosine over all of it'),
-    ({'max_epochs': 1}, None), ({'T_max': 4}, None), ({'max_epochs': 4, 'T_max': 1}, None),
-    ({'max_epochs': 4, 'T_max': 4, 'lr': 0.2}, None)])
+@pytest.mark.parametrize(
+    'change, line',
+    [
+        (
+            {'max_epochs': 4, 'T_max': 4},
+            'max_epochs 2 -> 4, T_max 2 -> 4: the learning rate is 0.05000 now, where it would have been 0.00000',
+        ),
+        (
+            {'max_epochs': 4},
+            'max_epochs 2 -> 4, T_max stays 2: the learning rate is 0.00000 now and eta_min 0 after epoch 2; give '
+            '--T_max 4 too for a cosine over all of it',
+        ),
+        ({'max_epochs': 1}, None),
+        ({'T_max': 4}, None),
+        ({'max_epochs': 4, 'T_max': 1}, None),
+        ({'max_epochs': 4, 'T_max': 4, 'lr': 0.2}, None),
+    ],
+)
 def test_more_epochs_are_the_same_training(change, line):
     before = {**configuration.load(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])}
     info, lines = {'config': before, 'epoch': 2, 'data': 'x'}, []
@@ -341,10 +399,26 @@ def test_more_epochs_of_schedules_that_go_on(schedule, rate):
 
 def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
     """`lr_scaling` is for `lr`; eta_min stays as it is."""
-    before = configuration.load(['--lr', '0.1', '--eta_min', '0.01', '--lr_scaling', 'linear', '--max_epochs', '2', '--T_max',
-                                 '2', '--batch_size', '256'])
+    before = configuration.load(
+        [
+            '--lr',
+            '0.1',
+            '--eta_min',
+            '0.01',
+            '--lr_scaling',
+            'linear',
+            '--max_epochs',
+            '2',
+            '--T_max',
+            '2',
+            '--batch_size',
+            '256',
+        ]
+    )
     lines = []
-    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 4, 'T_max': 4}, 'x', False, lines.append)
+    resume.check(
+        'old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 4, 'T_max': 4}, 'x', False, lines.append
+    )
     assert lines[0].endswith('T_max 2 -> 4: the learning rate is 0.10500 now, where it would have been 0.01000')
 
 
@@ -363,8 +437,9 @@ def test_checkpoints_from_before_file_checksums_go_on(old):
     assert re.fullmatch(r'20 with label checksum \w{8}', earlier['data'])
     resume.check(old.path, earlier, info['config'], info['data'], False, print)
     with pytest.raises(InputError, match='records 20 with'):
-        resume.check(old.path, earlier, info['config'], dataset.fingerprint(open_records(
-            old.options[1], 'validation')), False, print)
+        resume.check(
+            old.path, earlier, info['config'], dataset.fingerprint(open_records(old.options[1], 'validation')), False, print
+        )
 
 
 @pytest.mark.parametrize('layout', ['folder', 'tfrecord', 'mindrecord'])
@@ -385,6 +460,7 @@ def test_other_images_of_the_same_number_and_labels(layout, tmp_path):
             (path / 'train' / str(label)).mkdir(parents=True, exist_ok=True)
             (path / 'train' / str(label) / file.replace('2', renamed)).write_bytes(image)
         return dataset.fingerprint(open_records(path, 'train'))
+
     first = fingerprint('a', images)
     assert first == fingerprint('copy', images) != fingerprint('changed', changed)
     assert first.partition(' and ')[0] == fingerprint('again', changed).partition(' and ')[0]
@@ -397,8 +473,10 @@ def test_same_images_seen_with_other_ranks(old, global_batch, step):
     assert resume.first_step(checkpoint.load(old.path)[1], 20 // global_batch, global_batch) == step
 
 
-@pytest.mark.parametrize('option, error', [
-    ('results/nowhere', 'no checkpoint there'), ('none.ckpt', 'no checkpoint there'), ('weights.ckpt', 'holds weights')])
+@pytest.mark.parametrize(
+    'option, error',
+    [('results/nowhere', 'no checkpoint there'), ('none.ckpt', 'no checkpoint there'), ('weights.ckpt', 'holds weights')],
+)
 def test_nothing_to_resume(old, tmp_path, option, error):
     checkpoint.write('weights.ckpt', {'logits.bias': np.zeros(3, np.float32)}, {})
     with pytest.raises(InputError, match=error):
@@ -419,10 +497,16 @@ def test_full_disk(data, tmp_path):
         training = Training(data, tmp_path)
         assert training.end() == 3, training.text[-3000:]
         assert steps_logged(training.text) == list(range(1, STEPS + 1))
-        assert re.search(r'^warning: checkpoint of step 4 not saved: No space left on device; it needs 2\d\d.\d MB, [\d.]+ '
-                         'MB are free in results/1p/0/ckpt; training goes on and tries again$', training.text, re.M)
+        assert re.search(
+            r'^warning: checkpoint of step 4 not saved: No space left on device; it needs 2\d\d.\d MB, [\d.]+ '
+            'MB are free in results/1p/0/ckpt; training goes on and tries again$',
+            training.text,
+            re.M,
+        )
         assert re.search(rf'^error: checkpoint of step {STEPS} not saved: No space', training.text, re.M)
-        assert [p.name for p in directory.glob('*.ckpt')] == ['inceptionv4-0_2.ckpt'] and not list(directory.glob('.inceptionv4*'))
+        assert [p.name for p in directory.glob('*.ckpt')] == ['inceptionv4-0_2.ckpt'] and not list(
+            directory.glob('.inceptionv4*')
+        )
         assert checkpoint.load(directory / 'inceptionv4-0_2.ckpt')[1]['step'] == 2
     finally:
         subprocess.run(['umount', str(directory)], check=True)
@@ -446,7 +530,7 @@ def test_twenty_kills(data, tmp_path):
             training.wait_for(lambda: list(directory.glob('.inceptionv4-*')))
             time.sleep(rng.uniform(0, 0.5))
         else:
-            training.wait_for(lambda: {p.name for p in checkpoint.by_age(directory)} - before)
+            training.wait_for(lambda before=before: {p.name for p in checkpoint.by_age(directory)} - before)
             time.sleep(rng.uniform(0, 1.5))
         assert training.process.poll() is None, training.text[-3000:]
         training.process.kill()

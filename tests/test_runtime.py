@@ -1,4 +1,5 @@
 """What is asked of MindSpore on Ascend, with a recorder in its place, and how train.py then calls Model."""
+
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock, call
@@ -41,13 +42,25 @@ def test_eight_npus(ascend, monkeypatch):
     run = runtime.start('Ascend', rank_size=8, jit_level='O0')
     assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True, 4)
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
-    assert names == ['set_context', 'set_device', 'set_context', 'init', 'get_rank', 'get_group_size',
-                     'set_auto_parallel_context', 'set_seed']
+    assert names == [
+        'set_context',
+        'set_device',
+        'set_context',
+        'init',
+        'get_rank',
+        'get_group_size',
+        'set_auto_parallel_context',
+        'set_seed',
+    ]
     assert ascend.set_context.call_args == call(jit_config={'jit_level': 'O0'})
     assert ascend.set_device.call_args == call('Ascend', 7)
     assert ascend.set_auto_parallel_context.call_args == call(
-        parallel_mode=ascend.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=8, parameter_broadcast=False,
-        comm_fusion={'allreduce': {'mode': 'size', 'config': 32}})
+        parallel_mode=ascend.ParallelMode.DATA_PARALLEL,
+        gradients_mean=True,
+        device_num=8,
+        parameter_broadcast=False,
+        comm_fusion={'allreduce': {'mode': 'size', 'config': 32}},
+    )
 
 
 def test_cpu_by_choice(ascend):
@@ -62,10 +75,16 @@ def test_rank_size_must_agree(ascend, monkeypatch, launched, rank_size):
         runtime.start(rank_size=rank_size)
 
 
-@pytest.mark.parametrize('chip, amp_level, expected', [
-    ('ascend910', 'O3', call.precision_mode('allow_fp32_to_fp16')), ('ascend910', 'O0', call.precision_mode('allow_fp32_to_fp16')),
-    ('ascend910b', 'O0', call.conv_allow_hf32(False)), ('ascend910_93', 'O0', call.conv_allow_hf32(False)),
-    ('ascend910b', 'O3', None)])
+@pytest.mark.parametrize(
+    'chip, amp_level, expected',
+    [
+        ('ascend910', 'O3', call.precision_mode('allow_fp32_to_fp16')),
+        ('ascend910', 'O0', call.precision_mode('allow_fp32_to_fp16')),
+        ('ascend910b', 'O0', call.conv_allow_hf32(False)),
+        ('ascend910_93', 'O0', call.conv_allow_hf32(False)),
+        ('ascend910b', 'O3', None),
+    ],
+)
 def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, expected):
     """https://www.mindspore.cn/docs/en/r2.7.0/api_python/device_context/mindspore.device_context.ascend.op_precision.precision_mode.html
     O3 names float16 where it wants it; O0 is float32 as far as the chip has it. Each may be set once."""
@@ -81,8 +100,9 @@ def test_foreign_graph_caches_are_refused(monkeypatch, name):
         runtime.start('CPU')
 
 
-@pytest.mark.parametrize('steps, loop, parts', [(20, 10, [(2, 10)]), (21, 10, [(3, 7)]), (5, 100, [(1, 5)]),
-                                                (23, 10, [(2, 10), (1, 3)])])
+@pytest.mark.parametrize(
+    'steps, loop, parts', [(20, 10, [(2, 10)]), (21, 10, [(3, 7)]), (5, 100, [(1, 5)]), (23, 10, [(2, 10), (1, 3)])]
+)
 def test_model_is_called_with_sinks(steps, loop, parts, options, monkeypatch, tmp_path, capsys):
     """On Ascend the whole training is sinks over one dataset, or over two of them; the CPU stands in for the rest."""
     monkeypatch.chdir(tmp_path)
@@ -111,6 +131,9 @@ def test_model_is_called_with_sinks(steps, loop, parts, options, monkeypatch, tm
 def test_light_modules_do_without_mindspore():
     """House rule: these work, and import quickly, where MindSpore is not needed."""
     import subprocess
-    code = ('import src.config, src.rank_table, src.launch, src.environment, src.optimizer, src.weights, src.records, sys; '
-            'sys.exit("mindspore" in sys.modules)')
+
+    code = (
+        'import src.config, src.rank_table, src.launch, src.environment, src.optimizer, src.weights, src.records, sys; '
+        'sys.exit("mindspore" in sys.modules)'
+    )
     assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0

@@ -1,4 +1,5 @@
 """The scaling calculator against published rates, the real network and its own document."""
+
 import math
 import subprocess
 import sys
@@ -12,13 +13,20 @@ from src.scaling import all_reduce_seconds, estimate, recipe
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize('devices, batch_size, published', [
-    (1, 128, 469.6), (8, 64, 3109),  # the original; the first is what the model is calibrated on
-    (8, 32, 3360)])  # MindCV on the same device, https://github.com/mindspore-lab/mindcv configs/inceptionv4
+@pytest.mark.parametrize(
+    'devices, batch_size, published',
+    [
+        (1, 128, 469.6),
+        (8, 64, 3109),  # the original; the first is what the model is calibrated on
+        (8, 32, 3360),
+    ],
+)  # MindCV on the same device, https://github.com/mindspore-lab/mindcv configs/inceptionv4
 def test_published_rates(devices, batch_size, published):
     rate = estimate(devices, batch_size, hidden=False).rate
-    print(f'\n{devices} x {batch_size}: {rate:.0f} images/s, published {published} ({rate / published - 1:+.1%}); '
-          f'all-reduce hidden: {estimate(devices, batch_size).rate / published - 1:+.1%}')
+    print(
+        f'\n{devices} x {batch_size}: {rate:.0f} images/s, published {published} ({rate / published - 1:+.1%}); '
+        f'all-reduce hidden: {estimate(devices, batch_size).rate / published - 1:+.1%}'
+    )
     assert rate == pytest.approx(published, rel=0.15 if devices > 1 else 1e-6)
 
 
@@ -27,6 +35,7 @@ def test_constants_are_those_of_the_network_and_the_runtime():
 
     from src import runtime
     from src.inceptionv4 import InceptionV4
+
     with no_init_parameters():
         network = InceptionV4(1000)
     assert sum(math.prod(p.shape) for p in network.trainable_params()) == scaling.WEIGHTS
@@ -46,8 +55,9 @@ def test_hiding(devices):
     hidden, after = estimate(devices), estimate(devices, hidden=False)
     assert 0 < hidden.exposed < after.exposed and hidden.rate > after.rate and hidden.compute == after.compute
     slow = estimate(devices, 1)  # nothing left to hide behind: what remains is the all-reduce itself
-    assert slow.exposed == pytest.approx(slow.all_reduce - scaling.BACKWARD * (slow.compute - scaling.OPTIMIZER_SECONDS)
-                                         * 5 / 6)
+    assert slow.exposed == pytest.approx(
+        slow.all_reduce - scaling.BACKWARD * (slow.compute - scaling.OPTIMIZER_SECONDS) * 5 / 6
+    )
 
 
 def test_what_limits():
@@ -64,11 +74,22 @@ def test_recipe():
     assert recipe(1024, 64)[1].endswith('--batch_size 8') and recipe(4096, 64)[1].endswith('--batch_size 2')
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ('--devices 0', '--devices 0'), ('--devices 12', 'multiple of 8'), ('--devices 8192', '4096'), ('', '--devices'),
-    ('--devices x', "'x'"), ('--devices 8 --hccs 0', '--hccs 0.0'), ('--devices 8 --storage -1', '--storage'),
-    ('--devices 8 --images_per_core nan', 'nan'), ('--devices 8 --batch_size -1', '--batch_size -1'),
-    ('--devices 8 --kb_per_image inf', 'inf'), ('--devices 8 --batchsize 4', '--batchsize')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ('--devices 0', '--devices 0'),
+        ('--devices 12', 'multiple of 8'),
+        ('--devices 8192', '4096'),
+        ('', '--devices'),
+        ('--devices x', "'x'"),
+        ('--devices 8 --hccs 0', '--hccs 0.0'),
+        ('--devices 8 --storage -1', '--storage'),
+        ('--devices 8 --images_per_core nan', 'nan'),
+        ('--devices 8 --batch_size -1', '--batch_size -1'),
+        ('--devices 8 --kb_per_image inf', 'inf'),
+        ('--devices 8 --batchsize 4', '--batchsize'),
+    ],
+)
 def test_bad_options(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         scaling.main(arguments.split())
@@ -84,7 +105,7 @@ def test_document(capsys):
     for i in commands:
         scaling.main(lines[i].split()[4:])
         printed = capsys.readouterr().out.splitlines()
-        assert lines[i + 1:i + 1 + len(printed)] == printed
+        assert lines[i + 1 : i + 1 + len(printed)] == printed
 
 
 def test_needs_no_mindspore():

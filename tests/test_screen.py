@@ -1,4 +1,5 @@
 """What of the first rank's log comes to the screen, and what stays in the file."""
+
 import pytest
 
 from src.screen import Screen, last_lines
@@ -20,6 +21,7 @@ def written(tmp_path, capfdbinary, monkeypatch):
         log.flush()
         screen.show(**how)
         return capfdbinary.readouterr().out
+
     yield write
     log.close()
 

@@ -1,4 +1,5 @@
 """What killed data workers leave in the kernel goes, and nothing else."""
+
 import contextlib
 import ctypes
 import os
@@ -49,8 +50,11 @@ class Left:
     def __init__(self, own_queue=True, queue=True, mode='600', wait=False):
         key = random.randrange(1 << 20, 1 << 30)
         msg_key = key + (not own_queue) if queue else 0
-        self.process = subprocess.Popen([sys.executable, '-c', WORKER, str(key), str(msg_key), mode, 'wait' if wait else ''],
-                                        stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', WORKER, str(key), str(msg_key), mode, 'wait' if wait else ''],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.segment, self.queue = map(int, self.process.stdout.readline().split())
         if not wait:
             self.process.wait()
@@ -70,10 +74,12 @@ class Left:
 @pytest.fixture
 def left():
     with contextlib.ExitStack() as stack:
+
         def make(**kwargs):
             made = Left(**kwargs)
             stack.callback(made.remove)
             return made
+
         yield make
 
 
@@ -142,9 +148,24 @@ def test_launcher_that_kills_all_leaves_nothing(data, tmp_path):
     (tmp_path / 'rank.py').write_text(RANK)
     (tmp_path / 'table.json').write_text(
         '{"version": "1.0", "server_count": "1", "status": "completed", "server_list": [{"server_id": "here", "device": '
-        '[{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]}')
-    run = subprocess.Popen([sys.executable, '-m', 'src.launch', 'table.json', 'rank.py', str(data), '--device_target',
-                            'Ascend', '--grace', '1'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        '[{"device_id": "0", "rank_id": "0"}, {"device_id": "1", "rank_id": "1"}]}]}'
+    )
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'src.launch',
+            'table.json',
+            'rank.py',
+            str(data),
+            '--device_target',
+            'Ascend',
+            '--grace',
+            '1',
+        ],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     ready = [tmp_path / 'ready0', tmp_path / 'ready1']
     try:
         limit = time.monotonic() + 120

@@ -1,4 +1,5 @@
 """The training step's guards: overflow, dynamic loss scale, clipping, moving average of the weights. One graph for all."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -25,9 +26,15 @@ class Training:
         self.step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 'dynamic', CLIP, DECAY).set_train()
         self.parameters = self.step.parameters_dict()
         rng = np.random.default_rng(0)
-        self.batch = [Tensor(value) for value in (
-            rng.integers(0, 255, (2, 3, 75, 75)).astype(np.uint8), np.tile(np.float32([0, 1]), (2, 1)),
-            np.ones((2, 1536), np.uint8), np.int32([1, 2]))]
+        self.batch = [
+            Tensor(value)
+            for value in (
+                rng.integers(0, 255, (2, 3, 75, 75)).astype(np.uint8),
+                np.tile(np.float32([0, 1]), (2, 1)),
+                np.ones((2, 1536), np.uint8),
+                np.int32([1, 2]),
+            )
+        ]
 
     def __call__(self):
         return on_host(self.step(*self.batch))
@@ -156,7 +163,18 @@ def test_bad_loss_scale(option):
         loss_scale_update(option)
 
 
-@pytest.mark.parametrize('size, cores, expected', [(1000, 2, False), (1024, 2, True), (1536 * 1000, 64, True), (96, 2, True),
-                                                   (96, 32, False), (256 * 6, 6, True), (1024, 6, False), (8, 1, True)])
+@pytest.mark.parametrize(
+    'size, cores, expected',
+    [
+        (1000, 2, False),
+        (1024, 2, True),
+        (1536 * 1000, 64, True),
+        (96, 2, True),
+        (96, 32, False),
+        (256 * 6, 6, True),
+        (1024, 6, False),
+        (8, 1, True),
+    ],
+)
 def test_parts_in_whole_vectors(size, cores, expected):
     assert in_whole_vectors(size, cores) == expected

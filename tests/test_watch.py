@@ -1,4 +1,5 @@
 """What a training does that gets no further: real processes and signals, with a cell instead of a compiled graph."""
+
 import contextlib
 import multiprocessing
 import os
@@ -28,13 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 def callbacks(directory, asked, log=print, rank=0, sink=False):
     """Monitor, checkpoints of every second step, and watch of a training of 100 steps."""
     bad = BadRecords(1, per_epoch=80, epochs=10)
-    monitor = TrainingMonitor(log, np.ones(100, np.float32), 8, 10, 1, 0, 100, interruption=asked, directory=directory,
-                              bad=bad)
+    monitor = TrainingMonitor(
+        log, np.ones(100, np.float32), 8, 10, 1, 0, 100, interruption=asked, directory=directory, bad=bad
+    )
     saved = Checkpoints(monitor, 2, directory, nn.Dense(2, 2), {'config': {}}, 3, spare=rank > 0)
     return monitor, saved, Watch(monitor, saved, asked, rank, sink)
 
 
 # After an error.
+
 
 @pytest.fixture
 def training(tmp_path):
@@ -50,7 +53,9 @@ def names(directory):
     return [p.name for p in checkpoint.by_age(directory)]
 
 
-@pytest.mark.parametrize('error', [InputError('a.jpg: away'), RuntimeError('report\nsrc.errors.InputError: a.jpg: away\n...')])
+@pytest.mark.parametrize(
+    'error', [InputError('a.jpg: away'), RuntimeError('report\nsrc.errors.InputError: a.jpg: away\n...')]
+)
 def test_last_whole_step_is_saved_whatever_ends_the_training(training, error):
     for _ in range(3):
         training.run.step()
@@ -71,8 +76,10 @@ def test_nothing_is_saved_of_a_step_that_was_cut_short(training):
         training.run.step()
     training.run.call('on_train_step_begin')
     end = training.watch.after(InputError('a.jpg: away'))
-    assert str(end) == ('a.jpg: away; a step was cut short, whose weights are not whole and are not saved; the newest checkpoint '
-                        f'is {training.directory}/inceptionv4-0_2.ckpt')
+    assert str(end) == (
+        'a.jpg: away; a step was cut short, whose weights are not whole and are not saved; the newest checkpoint '
+        f'is {training.directory}/inceptionv4-0_2.ckpt'
+    )
     assert names(training.directory) == ['inceptionv4-0_2.ckpt']
 
 
@@ -92,8 +99,9 @@ def test_nothing_was_done_yet(training):
 def test_full_disk_at_the_end(training, monkeypatch):
     training.run.step()
     monkeypatch.setattr(checkpoint, 'write', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
-    assert re.match('x; checkpoint of step 1 not saved: No space left on device; it needs ',
-                    str(training.watch.after(InputError('x'))))
+    assert re.match(
+        'x; checkpoint of step 1 not saved: No space left on device; it needs ', str(training.watch.after(InputError('x')))
+    )
 
 
 def test_error_of_a_data_worker_that_died(training):
@@ -133,6 +141,7 @@ def test_sink_that_ends_is_stopped_there_and_saved(training):
 
 # A main thread that hangs.
 
+
 class Hanging:
     """A process that has done three steps and then hangs in `body`."""
 
@@ -155,8 +164,14 @@ with Interruption() as interruption:
     print('hangs', flush=True)
     time.sleep(60)
 """
-        self.process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, start_new_session=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', code],
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         self.text = ''
         self.read_until('hangs\n')
 
@@ -179,6 +194,7 @@ def hanging(tmp_path):
     def make(*args, **kwargs):
         made.append(Hanging(tmp_path, *args, **kwargs))
         return made[0]
+
     yield make
     for one in made:
         with contextlib.suppress(ProcessLookupError):
@@ -192,12 +208,16 @@ def test_no_data_and_then_a_signal(hanging):
     child.send_signal(signal.SIGSTOP)
     print(child.pid)""")
     child = stalled.text.split()[-2]
-    stalled.read_until(rf'no data for 1 s; the processes that load them: {child} is stopped \(kill -CONT {child} wakes it\)\n')
+    stalled.read_until(
+        rf'no data for 1 s; the processes that load them: {child} is stopped \(kill -CONT {child} wakes it\)\n'
+    )
     asked = time.monotonic()
     stalled.process.terminate()
     assert stalled.end() == 143 and time.monotonic() - asked < 10
     assert f'process {child} was stopped and is woken\n' in stalled.text
-    assert re.search(r'^SIGTERM: stopped after step 3 of 100; checkpoints in .*, go on with --resume auto$', stalled.text, re.M)
+    assert re.search(
+        r'^SIGTERM: stopped after step 3 of 100; checkpoints in .*, go on with --resume auto$', stalled.text, re.M
+    )
     assert names(stalled.directory) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
 
 
@@ -243,15 +263,24 @@ def test_death_of_a_data_worker_is_named(hanging):
     child.kill()
     time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGTERM)""")
-    busy.read_until(r'a data worker \(pid \d+\) was killed, probably for lack of memory \(fewer --num_workers need less\): stops')
+    busy.read_until(
+        r'a data worker \(pid \d+\) was killed, probably for lack of memory \(fewer --num_workers need less\): stops'
+    )
     busy.process.terminate()
     time.sleep(0.5)
     assert busy.process.poll() is None
 
 
-@pytest.mark.parametrize('ending, number, name', [
-    ('os.kill(os.getpid(), 9)', 9, 'was killed, probably for lack of memory'), ('os.kill(os.getpid(), 11)', 11, 'of SIGSEGV'),
-    ('os._exit(3)', 9, 'ended with the status 3'), ('os.kill(os.getpid(), 15)', None, ''), ('os._exit(0)', None, '')])
+@pytest.mark.parametrize(
+    'ending, number, name',
+    [
+        ('os.kill(os.getpid(), 9)', 9, 'was killed, probably for lack of memory'),
+        ('os.kill(os.getpid(), 11)', 11, 'of SIGSEGV'),
+        ('os._exit(3)', 9, 'ended with the status 3'),
+        ('os.kill(os.getpid(), 15)', None, ''),
+        ('os._exit(0)', None, ''),
+    ],
+)
 def test_how_a_data_worker_died(ending, number, name):
     """Where the whole process group was told to end, it is no news that workers did."""
     child = subprocess.Popen([sys.executable, '-c', f'import os; {ending}'])
@@ -285,25 +314,36 @@ def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, stopping, saved
 
 # An error in a data worker while the device is inside a sink.
 
+
 def test_error_in_a_sink_is_told_at_once(hanging):
     """The device waits for data that do not come: what it holds is not saved, and the process ends in seconds."""
-    sink = hanging("""run.call('on_train_step_begin')
+    sink = hanging(
+        """run.call('on_train_step_begin')
     if os.fork() == 0:
         monitor.bad.fail(InputError('a.jpg: away'))
-        os._exit(0)""", sink=True)
+        os._exit(0)""",
+        sink=True,
+    )
     begin = time.monotonic()
     sink.read_until('error in a data worker: a.jpg: away\n')
     assert time.monotonic() - begin < 1
     assert sink.end() == 2 and time.monotonic() - begin < 5
-    assert re.search('^error: a.jpg: away; a step was cut short, whose weights are not whole and are not saved; the newest '
-                     'checkpoint is .*inceptionv4-0_2.ckpt$', sink.text, re.M)
+    assert re.search(
+        '^error: a.jpg: away; a step was cut short, whose weights are not whole and are not saved; the newest '
+        'checkpoint is .*inceptionv4-0_2.ckpt$',
+        sink.text,
+        re.M,
+    )
     assert names(sink.directory) == ['inceptionv4-0_2.ckpt']
 
 
 def test_worker_that_stands_still_in_a_sink_is_named(hanging):
-    sink = hanging("""run.call('on_train_step_begin')
+    sink = hanging(
+        """run.call('on_train_step_begin')
     child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    child.send_signal(signal.SIGSTOP)""", sink=True)
+    child.send_signal(signal.SIGSTOP)""",
+        sink=True,
+    )
     sink.read_until(r'no step for \d+ s; the processes that load them: \d+ is stopped \(kill -CONT \d+ wakes it\)\n')
 
 
@@ -326,6 +366,7 @@ def test_state_that_is_saved_is_a_whole_one(tmp_path, monkeypatch):
 
         def on_train_step_end(self, _):
             time.sleep(0.002)
+
     run, tries = Run([monitor, Step(), watch]), 0
     steps = threading.Thread(target=lambda: [run.step() for _ in range(99)])
     steps.start()

@@ -3,6 +3,7 @@
 tests/data/foreign_networks.npz holds the tensors' names and the logits of timm 1.0.31 (PyTorch 2.13) and MindCV 0.3.0 with
 weights made from their names; tensorflow_v1, tensorflow_v2.* and the .pth were written by TensorFlow 2.21 and PyTorch 2.13.
 """
+
 import json
 import os
 import pickle
@@ -74,17 +75,27 @@ def small():
     """{our name: value} of a small network with all that TF-slim has, random."""
     r = np.random.default_rng(1)
     shapes = {name: p.shape for name, p in network_of(SMALL).parameters_dict().items()}
-    return {name: np.ones(shape, 'f4') if name.endswith('gamma') else r.uniform(0.5, 1.5, shape).astype('f4')
-            if name.endswith('variance') else (r.standard_normal(shape) * 0.05).astype('f4')
-            for name, shape in shapes.items()}
+    return {
+        name: np.ones(shape, 'f4')
+        if name.endswith('gamma')
+        else r.uniform(0.5, 1.5, shape).astype('f4')
+        if name.endswith('variance')
+        else (r.standard_normal(shape) * 0.05).astype('f4')
+        for name, shape in shapes.items()
+    }
 
 
 # What the programs compute and write.
 
-@pytest.mark.parametrize('program, scaled, preprocessing', [
-    ('timm', True, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bicubic', True)),
-    ('mindcv', True, ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.875, 'bilinear', True)),
-    ('tf_slim', False, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear', False))])
+
+@pytest.mark.parametrize(
+    'program, scaled, preprocessing',
+    [
+        ('timm', True, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bicubic', True)),
+        ('mindcv', True, ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.875, 'bilinear', True)),
+        ('tf_slim', False, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear', False)),
+    ],
+)
 def test_same_logits(tmp_path, program, scaled, preprocessing):
     if program == 'tf_slim':
         path, expected = tmp_path / 'model.ckpt-1', FIGURES['eval/logits']
@@ -98,27 +109,44 @@ def test_same_logits(tmp_path, program, scaled, preprocessing):
             ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in tensors.items()], str(path))
     found, info = logits(path, batches()[0][0][:1])
     assert relative(found, expected[:1]) < BOUND
-    assert info['config'] == {'num_classes': 1000, 'block_counts': [4, 7, 3], 'aux_logits': program == 'tf_slim',
-                              'bn_scale': scaled, 'image_size': 299}
+    assert info['config'] == {
+        'num_classes': 1000,
+        'block_counts': [4, 7, 3],
+        'aux_logits': program == 'tf_slim',
+        'bn_scale': scaled,
+        'image_size': 299,
+    }
     assert recorded_preprocessing(json.loads(json.dumps(info['preprocessing']))) == preprocessing
     # The original trained its 1000 classes with labels from 1, so nobody knows what its class 0 is.
     assert info['class_names'] == (None if program == 'tf_slim' else imagenet.names())
 
 
-@pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.index',
-                                  'tensorflow_v2.data-00000-of-00001'])
+@pytest.mark.parametrize(
+    'name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001']
+)
 def test_what_tensorflow_wrote(name):
     found, _ = load_tensors(DATA / name)
     assert {name: (value.shape, value.tolist()) for name, value in found.items()} == {
         'InceptionV4/Conv2d_1a_3x3/weights': ((2, 3, 4), (np.arange(24, dtype='f4').reshape(2, 3, 4) / 7).tolist()),
-        'a/b': ((2,), [-1.5, 2.25]), 'global_step': ((), 1234567), 'count': ((), -7)}
+        'a/b': ((2,), [-1.5, 2.25]),
+        'global_step': ((), 1234567),
+        'count': ((), -7),
+    }
 
 
 def test_what_pytorch_wrote():
     found, _ = load_tensors(DATA / 'state_dict.pth')
     t = np.arange(12, dtype='f4').reshape(3, 4)
-    expected = {'float': t, 'transposed': t.T, 'half': t, 'bfloat16': t, 'part': [2, 3], 'whole': np.arange(6), 'count': 7,
-                'double': t[1]}
+    expected = {
+        'float': t,
+        'transposed': t.T,
+        'half': t,
+        'bfloat16': t,
+        'part': [2, 3],
+        'whole': np.arange(6),
+        'count': 7,
+        'double': t[1],
+    }
     assert set(found) == set(expected) and all(np.array_equal(found[name], expected[name]) for name in found)
     assert found['half'].dtype == np.float16 and found['double'].dtype == np.float64
     found, _ = load_tensors(DATA / 'training_state.pth')  # {'state_dict': {'module.w': parameter}, 'lr': ...}
@@ -127,23 +155,31 @@ def test_what_pytorch_wrote():
 
 # The tool.
 
+
 def test_import_with_state_of_the_training(tmp_path, small, capsys):
     """A TensorFlow training with 1001 classes, all there and back, and the training step takes the result."""
     slim = to_tf_slim(small)
     trained = [name for name in slim if not name.endswith(('moving_mean', 'moving_variance'))]
     unused = 'InceptionV4/AuxLogits/Aux_logits/biases'  # the original adds no loss there: TensorFlow keeps no state
-    slots = {name + suffix: np.random.default_rng(len(name)).uniform(1, 2, slim[name].shape).astype('f4')
-             for suffix in ('/RMSProp', '/RMSProp_1') for name in trained if name != unused}
+    slots = {
+        name + suffix: np.random.default_rng(len(name)).uniform(1, 2, slim[name].shape).astype('f4')
+        for suffix in ('/RMSProp', '/RMSProp_1')
+        for name in trained
+        if name != unused
+    }
     source, out = str(tmp_path / 'model.ckpt-5'), str(tmp_path / 'imported.ckpt')
     tf_checkpoint.write(source, {**slim, **slots, 'global_step': np.float32(5), 'loss_scale': np.float32(1)})
 
     main(['import', source, '--out', out])
     text = capsys.readouterr().out
-    assert ('InceptionV4/Conv2d_1a_3x3/weights (3, 3, 3, 32) -> conv2d_1a_3x3.conv.weight: loaded\n'
-            'InceptionV4/Conv2d_1a_3x3/weights/RMSProp (3, 3, 3, 32): left out: state of RMSProp') in text
+    assert (
+        'InceptionV4/Conv2d_1a_3x3/weights (3, 3, 3, 32) -> conv2d_1a_3x3.conv.weight: loaded\n'
+        'InceptionV4/Conv2d_1a_3x3/weights/RMSProp (3, 3, 3, 32): left out: state of RMSProp'
+    ) in text
     assert 'loss_scale (): left out: not part of the network' in text and 'use --drop_background' in text
-    assert len([line for line in text.splitlines() if ': loaded' in line or ': left out' in line]) == len(slim) + len(
-        slots) + 2
+    assert (
+        len([line for line in text.splitlines() if ': loaded' in line or ': left out' in line]) == len(slim) + len(slots) + 2
+    )
     assert 'logits of a random image: finite' in text
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
@@ -157,8 +193,7 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
     assert info['config']['num_classes'] == 1000 and 'label_offset' not in info['config']
     assert info['step'] == 5 and info['position'] == 5 * 128 and info['class_names'] == imagenet.names()
     assert np.array_equal(parameters['logits.bias'], small['logits.bias'][1:])
-    assert np.array_equal(parameters['moment.logits.weight'],
-                          slots['InceptionV4/Logits/Logits/weights/RMSProp_1'].T[1:])
+    assert np.array_equal(parameters['moment.logits.weight'], slots['InceptionV4/Logits/Logits/weights/RMSProp_1'].T[1:])
     assert (parameters['mean_square.aux_logits.aux_logits.bias'] == 1).all()
     network = InceptionV4(1000, block_counts=(1, 1, 1), aux_logits=True)
     optimizer = make_optimizer('rmsprop', network, np.full(9, 0.01, np.float32), weight_decay=0.0, momentum=0.9, on_cpu=True)
@@ -166,8 +201,10 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
     resume.load(step, out, parameters, info['step'])
     assert int(optimizer.global_step.asnumpy()[0]) == 5
     state = {p.name: p.asnumpy() for p in (*optimizer.ms, *optimizer.moment)}
-    assert np.array_equal(state['mean_square.conv2d_1a_3x3.conv.weight'],
-                          slots['InceptionV4/Conv2d_1a_3x3/weights/RMSProp'].transpose(3, 2, 0, 1))
+    assert np.array_equal(
+        state['mean_square.conv2d_1a_3x3.conv.weight'],
+        slots['InceptionV4/Conv2d_1a_3x3/weights/RMSProp'].transpose(3, 2, 0, 1),
+    )
 
     prefix = str(tmp_path / 'exported')
     main(['export-tf', out, '--out', prefix])
@@ -179,8 +216,11 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
 
 
 def test_export_timm_and_back(tmp_path, small, capsys):
-    ours = {name: value + 0.25 if name.endswith('gamma') else value for name, value in small.items()
-            if not name.startswith('aux_logits.')}
+    ours = {
+        name: value + 0.25 if name.endswith('gamma') else value
+        for name, value in small.items()
+        if not name.startswith('aux_logits.')
+    }
     config = {**SMALL, 'aux_logits': False, 'bn_scale': True}
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     checkpoint.write(path, {**ours, 'moment.logits.bias': np.zeros(3, 'f4')}, {'step': 1, 'epoch': 1, 'config': config})
@@ -206,6 +246,7 @@ def test_restore_path_takes_foreign_files(tmp_path, small):
 
 # What cannot be used.
 
+
 def test_other_networks_are_refused(small):
     slim = to_tf_slim(small)
     with pytest.raises(InputError, match='older MindSpore model zoo.*batch norm on the pooled features'):
@@ -225,9 +266,17 @@ def test_other_networks_are_refused(small):
     with pytest.raises(InputError, match='--slots: there is no state'):
         convert(slim, slots=True)
     with pytest.raises(InputError, match='--drop_background: the file has 7 classes'):
-        convert({**slim, **{f'InceptionV4/{scope}/{leaf}': slim[f'InceptionV4/{scope}/{leaf}'][..., :7]
-                            for scope in ('Logits/Logits', 'AuxLogits/Aux_logits') for leaf in ('weights', 'biases')}},
-                drop_background=True)
+        convert(
+            {
+                **slim,
+                **{
+                    f'InceptionV4/{scope}/{leaf}': slim[f'InceptionV4/{scope}/{leaf}'][..., :7]
+                    for scope in ('Logits/Logits', 'AuxLogits/Aux_logits')
+                    for leaf in ('weights', 'biases')
+                },
+            },
+            drop_background=True,
+        )
 
 
 def test_auxiliary_classifier_of_another_image_size_is_left_out(small):
@@ -262,8 +311,11 @@ class Evil:
 
 
 def test_a_pickle_runs_nothing(tmp_path, capsys):
-    for content in (pickle.dumps({'w': Evil(tmp_path / 'ran')}, 2), pickle.dumps(Evil(tmp_path / 'ran'), 4),
-                    b"cbuiltins\nexec\n(S'open(\"ran\", \"w\")'\ntR."):
+    for content in (
+        pickle.dumps({'w': Evil(tmp_path / 'ran')}, 2),
+        pickle.dumps(Evil(tmp_path / 'ran'), 4),
+        b'cbuiltins\nexec\n(S\'open("ran", "w")\'\ntR.',
+    ):
         path = tmp_path / 'evil.pth'
         with zipfile.ZipFile(path, 'w') as archive:
             archive.writestr('archive/data.pkl', content)
@@ -278,13 +330,24 @@ def test_a_pickle_runs_nothing(tmp_path, capsys):
 
 def test_lengths_are_checked_before_memory_is_taken(tmp_path, capsys):
     path = tmp_path / 'big.safetensors'
-    for header in (struct.pack('<Q', 1 << 60) + b'{}', *(
-            struct.pack('<Q', len(text)) + text for text in (json.dumps({'w': entry}).encode() for entry in (
-                {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]},
-                {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 4]},
-                {'dtype': 'F32', 'shape': [-1, -1], 'data_offsets': [0, 4]},
-                {'dtype': 'F32', 'shape': [1], 'data_offsets': [-4, 0]},
-                {'dtype': 'F32', 'shape': [1]}, [], None)))):
+    for header in (
+        struct.pack('<Q', 1 << 60) + b'{}',
+        *(
+            struct.pack('<Q', len(text)) + text
+            for text in (
+                json.dumps({'w': entry}).encode()
+                for entry in (
+                    {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]},
+                    {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 4]},
+                    {'dtype': 'F32', 'shape': [-1, -1], 'data_offsets': [0, 4]},
+                    {'dtype': 'F32', 'shape': [1], 'data_offsets': [-4, 0]},
+                    {'dtype': 'F32', 'shape': [1]},
+                    [],
+                    None,
+                )
+            )
+        ),
+    ):
         path.write_bytes(header + bytes(4))
         assert 'not a safetensors file' in one_line(path, capsys)
     for content in (b'', b'x', b'no weights at all ' * 9):
@@ -294,8 +357,10 @@ def test_lengths_are_checked_before_memory_is_taken(tmp_path, capsys):
         assert 'cannot be read' in one_line(place, capsys)
 
 
-@pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001',
-                                  'state_dict.pth', 'tiny.safetensors'])
+@pytest.mark.parametrize(
+    'name',
+    ['tensorflow_v1', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001', 'state_dict.pth', 'tiny.safetensors'],
+)
 def test_damaged_files(tmp_path, name):
     """A byte changed, or the file cut there: an InputError, or tensors; never another error."""
     for file in DATA.glob('tensorflow_v2*'):
@@ -306,7 +371,7 @@ def test_damaged_files(tmp_path, name):
     path.unlink(missing_ok=True)
     refused = 0
     for place in range(0, len(whole), len(whole) // 300 + 1):
-        flipped = whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1:]
+        flipped = whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
         for damaged in (flipped, whole[:place]) if place % 7 == 0 else (flipped,):
             path.write_bytes(damaged)
             try:
@@ -323,6 +388,7 @@ def test_damaged_files(tmp_path, name):
 
 
 # The programs themselves, where they are installed (requirements-import.txt).
+
 
 def test_with_tensorflow(tmp_path, small):
     tf = pytest.importorskip('tensorflow', reason='TensorFlow is not installed')
@@ -343,6 +409,7 @@ def test_with_timm(tmp_path):
     torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     timm = pytest.importorskip('timm', reason='timm cannot be imported', exc_type=ImportError)
     from safetensors.torch import load_file, save_file
+
     network = timm.create_model('inception_v4', num_classes=1000).eval()
     state = network.state_dict()
     for name, value in state.items():
@@ -365,11 +432,107 @@ def test_with_timm(tmp_path):
 
 # ImageNet's number of each of the 100 classes of the photos.
 CLASSES = (
-    0, 11, 14, 21, 22, 39, 42, 46, 103, 114, 120, 125, 129, 159, 164, 168, 180, 270, 271, 378, 381, 385, 386, 405, 414,
-    426, 428, 479, 488, 506, 509, 518, 521, 525, 531, 532, 534, 545, 546, 556, 563, 566, 569, 570, 582, 586, 590, 598,
-    604, 605, 606, 639, 640, 644, 645, 647, 649, 653, 656, 665, 670, 676, 686, 689, 693, 710, 721, 725, 727, 728, 729,
-    736, 738, 741, 744, 752, 754, 755, 759, 766, 768, 783, 784, 789, 791, 795, 805, 876, 883, 884, 886, 888, 892, 897,
-    904, 908, 912, 916, 917, 921)
+    0,
+    11,
+    14,
+    21,
+    22,
+    39,
+    42,
+    46,
+    103,
+    114,
+    120,
+    125,
+    129,
+    159,
+    164,
+    168,
+    180,
+    270,
+    271,
+    378,
+    381,
+    385,
+    386,
+    405,
+    414,
+    426,
+    428,
+    479,
+    488,
+    506,
+    509,
+    518,
+    521,
+    525,
+    531,
+    532,
+    534,
+    545,
+    546,
+    556,
+    563,
+    566,
+    569,
+    570,
+    582,
+    586,
+    590,
+    598,
+    604,
+    605,
+    606,
+    639,
+    640,
+    644,
+    645,
+    647,
+    649,
+    653,
+    656,
+    665,
+    670,
+    676,
+    686,
+    689,
+    693,
+    710,
+    721,
+    725,
+    727,
+    728,
+    729,
+    736,
+    738,
+    741,
+    744,
+    752,
+    754,
+    755,
+    759,
+    766,
+    768,
+    783,
+    784,
+    789,
+    791,
+    795,
+    805,
+    876,
+    883,
+    884,
+    886,
+    888,
+    892,
+    897,
+    904,
+    908,
+    912,
+    916,
+    917,
+    921,
+)
 
 
 @pytest.mark.slow
@@ -383,8 +546,12 @@ def test_real_weights_recognise_photos():
     network = network_of(info['config']).set_train(False)
     checkpoint.load_into(network, parameters, weights)
     pictures = np.stack([evaluation_picture(path.read_bytes(), 299, preprocessing) for path in photos]).transpose(0, 3, 1, 2)
-    found = np.concatenate([network(scale(Tensor(pictures[i:i + 20]).astype(ms.float32), preprocessing)).asnumpy()
-                            for i in range(0, len(pictures), 20)])
+    found = np.concatenate(
+        [
+            network(scale(Tensor(pictures[i : i + 20]).astype(ms.float32), preprocessing)).asnumpy()
+            for i in range(0, len(pictures), 20)
+        ]
+    )
     label = np.array(CLASSES) + 1  # 0 is the background
     above = (found > found[np.arange(len(label)), label][:, None]).sum(1)
     print(f'\ntop-1 {(above < 1).mean():.0%}, top-5 {(above < 5).mean():.0%} of {len(label)} photos')

@@ -5,6 +5,7 @@
 RANK_TABLE: file of one server, or for the CPU a number of ranks; without it everything is tried on one device. On a CPU
 it is a rehearsal with a small network. Exit status: 0, 1 where a check failed, 2 for bad arguments.
 """
+
 import argparse
 import datetime
 import json
@@ -26,11 +27,21 @@ def check_environment(target):
     if target != 'CPU' and found.npus and (problems := environment.problems(found)):
         raise Failed('a CANN that works with this Python', '; '.join(problems), 'what the line above says, then again')
     decoder = 'libturbojpeg' if jpeg.library() else 'Pillow'
-    cann, driver = (f'{name} {version}' if version else f'no {name}' for name, version in
-                    (('CANN', found.version), ('driver', found.driver)))
+    cann, driver = (
+        f'{name} {version}' if version else f'no {name}'
+        for name, version in (('CANN', found.version), ('driver', found.driver))
+    )
     text = f'{len(found.npus)} NPUs, {cann}, {driver}, Python {platform.python_version()}, {cores} cores, {decoder}'
-    figures = {'text': text, 'npus': len(found.npus), 'cann': found.version, 'driver': found.driver,
-               'python': platform.python_version(), 'machine': platform.machine(), 'cores': cores, 'decoder': decoder}
+    figures = {
+        'text': text,
+        'npus': len(found.npus),
+        'cann': found.version,
+        'driver': found.driver,
+        'python': platform.python_version(),
+        'machine': platform.machine(),
+        'cores': cores,
+        'decoder': decoder,
+    }
     if decoder == 'Pillow':
         figures['warning'] = 'JPEGs are decoded by Pillow, slower: install libturbojpeg 3 (docs/input_pipeline.md)'
     return figures
@@ -54,11 +65,18 @@ class Session:
 
     def run(self):
         """All checks; True unless one failed."""
-        if not run('environment', partial(check_environment, self.args.device_target),
-                   'python -m src.environment', self.tell):
+        if not run(
+            'environment', partial(check_environment, self.args.device_target), 'python -m src.environment', self.tell
+        ):
             return False
-        arguments = ['--device_target', self.args.device_target, '--device_id', str(self.args.device_id),
-                     '--output', str(self.output)]
+        arguments = [
+            '--device_target',
+            self.args.device_target,
+            '--device_id',
+            str(self.args.device_id),
+            '--output',
+            str(self.output),
+        ]
         arguments += ['--figures', self.args.figures] if self.args.figures else []
         if not programs.on_device(arguments, self.output / 'device.log', self.tell):
             return False
@@ -70,31 +88,58 @@ class Session:
             self.tell({'name': 'ranks', 'result': 'skipped', 'seconds': 0.0, 'figures': {'text': 'no RANK_TABLE was given'}})
             return True
         ranks = programs.Ranks(self.args.rank_table, target, self.output / 'data', self.output)
-        return (ranks.together(self.tell)
-                and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
-                and run('resumption of all ranks', ranks.resumed, f'src/resume.py; {self.output}/resumed.log', self.tell))
+        return (
+            ranks.together(self.tell)
+            and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
+            and run('resumption of all ranks', ranks.resumed, f'src/resume.py; {self.output}/resumed.log', self.tell)
+        )
 
     def _export(self, device):
-        return (all(run(f'export {name}', partial(programs.exported, name, device['device_target'], self.output),
-                        f'docs/deploy.md; {self.output}/export-{name}.log', self.tell) for name in ('MINDIR', 'ONNX', 'AIR'))
-                and run('atc', partial(programs.converted, device['device'], self.output),
-                        f'docs/deploy.md; {self.output}/atc.log', self.tell))
+        return all(
+            run(
+                f'export {name}',
+                partial(programs.exported, name, device['device_target'], self.output),
+                f'docs/deploy.md; {self.output}/export-{name}.log',
+                self.tell,
+            )
+            for name in ('MINDIR', 'ONNX', 'AIR')
+        ) and run(
+            'atc',
+            partial(programs.converted, device['device'], self.output),
+            f'docs/deploy.md; {self.output}/atc.log',
+            self.tell,
+        )
 
     def end(self, passed):
         counts = {kind: sum(result['result'] == kind for result in self.results) for kind in ('ok', 'skipped', 'FAILED')}
         print('\n' + '\n'.join(map(line, self.results)))
         path = self.output / 'acceptance.json'
         with files.replacing(path) as temporary:
-            temporary.write_text(json.dumps({
-                'passed': passed, 'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-                'rank_table': self.args.rank_table, 'checks': self.results}, indent=1) + '\n')
-        print(f'\n{"passed" if passed else "NOT passed"}: {counts["ok"]} ok, {counts["skipped"]} skipped, '
-              f'{counts["FAILED"]} failed; {sum(result["seconds"] for result in self.results):.0f} s; {path}')
+            temporary.write_text(
+                json.dumps(
+                    {
+                        'passed': passed,
+                        'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+                        'rank_table': self.args.rank_table,
+                        'checks': self.results,
+                    },
+                    indent=1,
+                )
+                + '\n'
+            )
+        print(
+            f'\n{"passed" if passed else "NOT passed"}: {counts["ok"]} ok, {counts["skipped"]} skipped, '
+            f'{counts["FAILED"]} failed; {sum(result["seconds"] for result in self.results):.0f} s; {path}'
+        )
 
 
 def parse(argv):
-    parser = Parser(prog='scripts/run_acceptance.sh', description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog='scripts/run_acceptance.sh',
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('rank_table', nargs='?', metavar='RANK_TABLE')
     parser.add_argument('--device_target', default='auto', choices=('auto', 'Ascend', 'CPU'))
     parser.add_argument('--device_id', type=int, default=0)
@@ -108,8 +153,9 @@ def parse(argv):
     table = args.rank_table
     if table and table.isdecimal() and not os.path.exists(table):
         if args.device_target == 'Ascend' or args.device_target == 'auto' and environment.npus():
-            raise InputError(f'RANK_TABLE {table}: NPUs need a file (python -m src.rank_table make --devices {table:.4} '
-                             '--output FILE)')
+            raise InputError(
+                f'RANK_TABLE {table}: NPUs need a file (python -m src.rank_table make --devices {table:.4} --output FILE)'
+            )
         if not 2 <= int(table[:6]) <= 64:
             raise InputError(f'RANK_TABLE {table}: a number of ranks must be 2 to 64')
     elif table:

@@ -1,4 +1,5 @@
 """The checks that one device makes, in one process; src/acceptance/__main__.py starts it."""
+
 import argparse
 import sys
 import time
@@ -19,12 +20,18 @@ from src.records import demo
 from src.training import set_precision
 
 PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
-FORWARD = ('MindSpore and CANN must belong together (docs/ascend.md, "Versions"); src/runtime.py sets what the chip may '
-           'compute in less than float32')
-OVERFLOW = ('TrainStep.saturates (src/training.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
-            '--amp_level O0 needs no loss scale')
-STATE = ('what lies on the device and what the host sees of it differ: src/training.py and src/monitor.py use the '
-         'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step')
+FORWARD = (
+    'MindSpore and CANN must belong together (docs/ascend.md, "Versions"); src/runtime.py sets what the chip may '
+    'compute in less than float32'
+)
+OVERFLOW = (
+    'TrainStep.saturates (src/training.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
+    '--amp_level O0 needs no loss scale'
+)
+STATE = (
+    'what lies on the device and what the host sees of it differ: src/training.py and src/monitor.py use the '
+    'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step'
+)
 
 
 class Device:
@@ -36,9 +43,14 @@ class Device:
         on_npu = self.run.device_target == 'Ascend'
         self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
         self.size = 'whole' if on_npu else 'small'
-        return {'text': f'{runtime.describe(self.run, self.args.device_target)}{f", {self.name}" if self.name else ""}',
-                'device_target': self.run.device_target, 'device': self.name, 'chip': runtime.chip(),
-                'precision': self.run.amp_level, 'mindspore': ms.__version__}
+        return {
+            'text': f'{runtime.describe(self.run, self.args.device_target)}{f", {self.name}" if self.name else ""}',
+            'device_target': self.run.device_target,
+            'device': self.name,
+            'chip': runtime.chip(),
+            'precision': self.run.amp_level,
+            'mindspore': ms.__version__,
+        }
 
     def construction(self):
         with no_init_parameters():
@@ -55,11 +67,18 @@ class Device:
         seconds = time.perf_counter() - start
         bound = BOUNDS['float32' if self.run.amp_level == 'O0' else 'float16 or HF32']
         equal(found.shape, expected.shape, 'logits of the shape')
-        difference = within(float(np.abs(found - expected).max() / np.abs(expected).max()), bound,
-                            'difference from the float32 logits of a CPU, in parts of the largest,')
+        difference = within(
+            float(np.abs(found - expected).max() / np.abs(expected).max()),
+            bound,
+            'difference from the float32 logits of a CPU, in parts of the largest,',
+        )
         equal(found.argmax(1).tolist(), expected.argmax(1).tolist(), 'likeliest classes')
-        return {'text': f'{self.size} network, {difference:.1e} of the largest logit (bound {bound:g}), same top-1',
-                'difference': difference, 'bound': bound, 'first_call_seconds': seconds}
+        return {
+            'text': f'{self.size} network, {difference:.1e} of the largest logit (bound {bound:g}), same top-1',
+            'difference': difference,
+            'bound': bound,
+            'first_call_seconds': seconds,
+        }
 
     def augmentation(self):
         rng = np.random.default_rng(3)
@@ -88,12 +107,17 @@ class Device:
 
 def checks(device):
     """[(name, check, remedy)] in the order in which they are made; those of the steps need `device.records` before."""
+
     def of_steps(name):
         return lambda: getattr(device.steps, name)()
+
     return [
         ('device', device.start, f'python -m src.environment says what is missing; {PLACE}'),
-        ('construction', device.construction,
-         'MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py'),
+        (
+            'construction',
+            device.construction,
+            'MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py',
+        ),
         ('forward', device.forward, FORWARD),
         ('augmentation', device.augmentation, '--augment_device host goes without it; src/preprocess.py, colour'),
         ('records', device.records, 'a disk with some 500 MB free: --output DIR'),
@@ -106,7 +130,8 @@ def checks(device):
         ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; --iterations_per_loop may divide the steps'),
         ('resumption', of_steps('resumption'), f'{STATE}; src/resume.py'),
         ('speed', of_steps('speed'), PLACE),
-        ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR')]
+        ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR'),
+    ]
 
 
 def main():

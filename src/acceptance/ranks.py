@@ -1,4 +1,5 @@
 """The checks that all ranks make together: the launcher starts this file on each; rank 0 writes the results."""
+
 import argparse
 import os
 import sys
@@ -12,7 +13,7 @@ from src.inceptionv4 import InceptionV4
 from src.records import open_records
 
 SINK, BATCH = 10, 4
-COLLECTIVE = 'src/collective.py; CANN\'s logs are in ~/ascend/log; python -m src.rank_table check TABLE'
+COLLECTIVE = "src/collective.py; CANN's logs are in ~/ascend/log; python -m src.rank_table check TABLE"
 
 
 def agree(fine, expected, found):
@@ -31,8 +32,9 @@ class Ranks:
 
     def start(self):
         # Another seed for each, so that nothing but what rank 0 sends makes them equal.
-        self.run = runtime.start(self.args.device_target, rank_size=self.args.rank_size,
-                                 seed=1 + int(os.environ.get('RANK_ID', '0')))
+        self.run = runtime.start(
+            self.args.device_target, rank_size=self.args.rank_size, seed=1 + int(os.environ.get('RANK_ID', '0'))
+        )
         return {'text': runtime.describe(self.run, self.args.device_target), 'ranks': self.run.world}
 
     def stopping(self):
@@ -59,8 +61,9 @@ class Ranks:
 
     def training(self):
         steps = 40 if self.run.sink else 10  # a CPU takes a second for one
-        data = training_data(open_records(self.args.data_dir, 'train'), SMALL, BATCH, 0, steps, self.run.rank,
-                             self.run.world)
+        data = training_data(
+            open_records(self.args.data_dir, 'train'), SMALL, BATCH, 0, steps, self.run.rank, self.run.world
+        )
         outputs = train(self.run, self.step, data, steps // SINK, SINK, Recorder()).outputs
         weights = {parameter.name for parameter in self.step.optimizer.parameters}
         values = flat(self.step, lambda name: name in weights)
@@ -68,7 +71,7 @@ class Ranks:
         agree(difference == 0, f'the weights of rank 0 after {steps} steps', f'here a difference of {difference:.1e}')
         statistics = flat(self.step, lambda name: name.endswith(evaluation.STATISTICS))
         if not collective.any_rank((statistics != collective.from_first(statistics)).any()):
-            raise Failed('batch norm statistics of each rank\'s own images', 'the same on all')
+            raise Failed("batch norm statistics of each rank's own images", 'the same on all')
         return {'text': f'{steps} steps, loss {outputs[steps].loss:.3f}, all ranks hold the same weights'}
 
     def statistics(self):
@@ -76,7 +79,7 @@ class Ranks:
         evaluation.take_weights(network, self.step, self.run.world)
         values = flat(network, lambda name: True)
         agree((values == collective.from_first(values)).all(), 'the network that rank 0 evaluates', 'another')
-        return {'text': 'every rank evaluates rank 0\'s network'}
+        return {'text': "every rank evaluates rank 0's network"}
 
 
 def main():
@@ -88,9 +91,13 @@ def main():
     args = parser.parse_args()
     ranks = Ranks(args)
     tell = Teller(args.results) if os.environ.get('RANK_ID', '0') == '0' else lambda result: None
-    checks = (('ranks', ranks.start, COLLECTIVE), ('stop agreed on', ranks.stopping, COLLECTIVE),
-              ('rank 0\'s values', ranks.sharing, COLLECTIVE), ('weights of all ranks', ranks.training, COLLECTIVE),
-              ('network evaluated', ranks.statistics, COLLECTIVE))
+    checks = (
+        ('ranks', ranks.start, COLLECTIVE),
+        ('stop agreed on', ranks.stopping, COLLECTIVE),
+        ("rank 0's values", ranks.sharing, COLLECTIVE),
+        ('weights of all ranks', ranks.training, COLLECTIVE),
+        ('network evaluated', ranks.statistics, COLLECTIVE),
+    )
     sys.exit(0 if all(run(*check, tell) for check in checks) else 1)
 
 

@@ -5,6 +5,7 @@
 computes them anew and writes FILE (default: the stored one). It is needed again only when network, weights or images of
 this file change.
 """
+
 import sys
 import zlib
 from pathlib import Path
@@ -28,17 +29,23 @@ def weights(shapes):
     He normal: nothing leaves the range of float16, and its rounding stays below 1e-3 of the largest logit of the whole
     network (computed with O3 on a CPU). With filters that sum to 0 it would grow from layer to layer, to 0.17.
     """
-    return {name: _weight(name.rpartition('.')[2], shape, np.random.default_rng(zlib.crc32(name.encode())))
-            for name, shape in shapes.items()}
+    return {
+        name: _weight(name.rpartition('.')[2], shape, np.random.default_rng(zlib.crc32(name.encode())))
+        for name, shape in shapes.items()
+    }
 
 
 def _weight(kind, shape, rng):
     if kind == 'weight':
         value = rng.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5
     else:
-        value = {'gamma': 1 + 0.1 * rng.standard_normal(shape), 'beta': 0.1 * rng.standard_normal(shape),
-                 'bias': 0.1 * rng.standard_normal(shape), 'moving_mean': 0.1 * rng.standard_normal(shape),
-                 'moving_variance': rng.uniform(0.8, 1.2, shape)}[kind]
+        value = {
+            'gamma': 1 + 0.1 * rng.standard_normal(shape),
+            'beta': 0.1 * rng.standard_normal(shape),
+            'bias': 0.1 * rng.standard_normal(shape),
+            'moving_mean': 0.1 * rng.standard_normal(shape),
+            'moving_variance': rng.uniform(0.8, 1.2, shape),
+        }[kind]
     return value.astype(np.float32)
 
 
@@ -55,6 +62,7 @@ def network(name):
 
     from src import checkpoint
     from src.inceptionv4 import InceptionV4
+
     with no_init_parameters():
         cell = InceptionV4(**NETWORKS[name]).set_train(False)
     shapes = {parameter.name: parameter.shape for parameter in cell.get_parameters()}
@@ -65,6 +73,7 @@ def network(name):
 def logits(cell, name):
     """What `cell` gives for `images`, float32 (4, classes)."""
     from mindspore import Tensor
+
     return cell(Tensor(images(image_size(name)))).asnumpy().astype(np.float32)
 
 
@@ -76,14 +85,17 @@ def stored(name, path=STORED):
 
 def main():
     from src import runtime
+
     runtime.start('CPU')
     path = Path(sys.argv[1] if len(sys.argv) > 1 else STORED)
     found = {name: logits(network(name), name) for name in NETWORKS}
     for name, value in found.items():
         first, second = np.sort(value, 1)[:, :-3:-1].T
         differ = np.abs(value - value[[1, 2, 3, 0]]).max() / np.abs(value).max()
-        print(f'{name}: largest logit {np.abs(value).max():.2f}; of it, images differ by {differ:.2f}, and the first '
-              f'class leads the second by {(first - second).min() / np.abs(value).max():.3f} at least')
+        print(
+            f'{name}: largest logit {np.abs(value).max():.2f}; of it, images differ by {differ:.2f}, and the first '
+            f'class leads the second by {(first - second).min() / np.abs(value).max():.3f} at least'
+        )
     with files.replacing(path) as temporary, open(temporary, 'wb') as file:
         np.savez(file, **found)
 

@@ -1,4 +1,5 @@
 """Checks one after another, up to the first that fails; needs no MindSpore."""
+
 import json
 import sys
 import time
@@ -43,9 +44,13 @@ def run(name, check, remedy, tell):
     except Skipped as reason:
         result |= {'result': 'skipped', 'figures': {'text': str(reason)}}
     except Failed as failure:
-        result |= {'result': 'FAILED', 'expected': failure.expected, 'found': failure.found,
-                   'remedy': failure.remedy or remedy}
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever it is, the check has failed by it)
+        result |= {
+            'result': 'FAILED',
+            'expected': failure.expected,
+            'found': failure.found,
+            'remedy': failure.remedy or remedy,
+        }
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         result |= {'result': 'FAILED', 'expected': 'no error', 'found': _short(error), 'remedy': remedy}
     tell({**result, 'seconds': round(time.perf_counter() - start, 2)})
@@ -75,7 +80,7 @@ class Teller:
     """Writes results as JSON lines to a file descriptor, for the process that started this one."""
 
     def __init__(self, descriptor):
-        self.file = open(descriptor, 'w', encoding='utf-8')  # noqa: SIM115 (open as long as this process lives)
+        self.file = open(descriptor, 'w', encoding='utf-8')
 
     def __call__(self, result):
         try:

@@ -3,6 +3,7 @@
 A small network, which every device compiles in seconds, trains 20 steps without sinks; everything after that starts at the
 same state and must come to the same losses.
 """
+
 import time
 
 import mindspore as ms
@@ -38,8 +39,14 @@ def make_step(run, options, state=None):
     """A `TrainStep` with dynamic loss scale and moving averages on a network of `options`, in the precision of `run`;
     `state` ({name: ndarray}): what its parameters are, of which some may be missing."""
     network = set_precision(InceptionV4(**options), run.amp_level)
-    optimizer = make_optimizer('rmsprop', network, np.full(100000, 0.002, np.float32), weight_decay=1e-5, momentum=0.9,
-                               on_cpu=run.device_target == 'CPU')
+    optimizer = make_optimizer(
+        'rmsprop',
+        network,
+        np.full(100000, 0.002, np.float32),
+        weight_decay=1e-5,
+        momentum=0.9,
+        on_cpu=run.device_target == 'CPU',
+    )
     with_loss = NetworkWithLoss(network, 0.1, None, ms.float32 if run.amp_level == 'O0' else ms.float16)
     step = TrainStep(with_loss, optimizer, 'dynamic', ema_decay=0.9)
     if state:
@@ -48,9 +55,19 @@ def make_step(run, options, state=None):
 
 
 def training_data(records, options, batch_size, start, stop, rank=0, world=1, num_workers=1):
-    return dataset.training_dataset(records, offset=1, image_size=options.get('image_size', 299),
-                                    batch_size=batch_size, seed=1, keep_prob=0.8, start=start, stop=stop, rank=rank, world=world,
-                                    num_workers=num_workers)
+    return dataset.training_dataset(
+        records,
+        offset=1,
+        image_size=options.get('image_size', 299),
+        batch_size=batch_size,
+        seed=1,
+        keep_prob=0.8,
+        start=start,
+        stop=stop,
+        rank=rank,
+        world=world,
+        num_workers=num_workers,
+    )
 
 
 class Recorder(Callback):
@@ -72,8 +89,9 @@ class Recorder(Callback):
 
 def train(run, step, data, count, length, recorder):
     """As train.py does it: `count` sinks of `length` steps, or all of `data` step by step on a device without sinks."""
-    Model(step).train(count if run.sink else 1, data, [recorder], dataset_sink_mode=run.sink,
-                      sink_size=length if run.sink else -1)
+    Model(step).train(
+        count if run.sink else 1, data, [recorder], dataset_sink_mode=run.sink, sink_size=length if run.sink else -1
+    )
     return recorder
 
 
@@ -84,8 +102,10 @@ def copies(step):
 def change_difference(before, expected, found):
     """How far the changes since `before` are apart, over all weights and slots, in parts of the changes' norm."""
     names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
-    away, moved = (sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
-                   for end, start in ((found, expected), (expected, before)))
+    away, moved = (
+        sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
+        for end, start in ((found, expected), (expected, before))
+    )
     return (away / moved) ** 0.5 if moved else float('inf')
 
 
@@ -114,10 +134,19 @@ class Steps:
             runs.append(int(self.step.set_train()(*batch)[3].asnumpy()))
         equal(runs, [1, 2, 3], 'steps in a row without an update')
         after = copies(self.step)
-        counted = {'global_step', 'overflows', 'overflow_run', 'scale_sense', 'last_overflow_iterator_step',
-                   'current_iterator_step'}
-        changed = [name for name, value in before.items() if (value != after[name]).any()
-                   and name not in counted and not name.endswith(STATISTICS)]  # those of the forward pass move
+        counted = {
+            'global_step',
+            'overflows',
+            'overflow_run',
+            'scale_sense',
+            'last_overflow_iterator_step',
+            'current_iterator_step',
+        }
+        changed = [
+            name
+            for name, value in before.items()
+            if (value != after[name]).any() and name not in counted and not name.endswith(STATISTICS)
+        ]  # those of the forward pass move
         equal(changed, [], 'parameters that changed:')
         equal(int(after['global_step'].item()), 3, 'global_step')
         equal(float(after['scale_sense']) * 8, HUGE_SCALE[self.precision], '8 times the loss scale')
@@ -131,14 +160,19 @@ class Steps:
         if not (np.isfinite(self.state[weight]).all() and (self.state[weight] != before[weight]).any()):
             raise Failed(f'{weight} changed by the first step without overflow', 'as it was, or not finite')
         told = 'a flag of the device' if self.step.saturates else 'gradients that are not finite'
-        return {'text': f'3 steps skipped, told by {told}; recovered after {outputs.overflows:.0f}, '
-                        f'scale {outputs.loss_scale:g}', 'skipped': outputs.overflows, 'loss_scale': outputs.loss_scale,
-                'told_by': told}
+        return {
+            'text': f'3 steps skipped, told by {told}; recovered after {outputs.overflows:.0f}, '
+            f'scale {outputs.loss_scale:g}',
+            'skipped': outputs.overflows,
+            'loss_scale': outputs.loss_scale,
+            'told_by': told,
+        }
 
     def without_sinks(self):
         count = STEPS if self.run.sink else 11
-        losses = [float(self.step(*batch)[0].asnumpy())
-                  for batch in self._data(0, count).create_tuple_iterator(num_epochs=1)]
+        losses = [
+            float(self.step(*batch)[0].asnumpy()) for batch in self._data(0, count).create_tuple_iterator(num_epochs=1)
+        ]
         self.losses, self.after = dict(enumerate(losses, 1)), copies(self.step)
         if not np.isfinite(losses).all():
             raise Failed('finite losses', losses)
@@ -150,11 +184,18 @@ class Steps:
         step = make_step(self.run, SMALL, self.state)
         recorder = train(self.run, step, self._data(0, STEPS), STEPS // SINK, SINK, Recorder())
         worst = self._same_losses(recorder)
-        change = within(change_difference(self.state, self.after, copies(step)), CHANGE_BOUND[self.precision],
-                        'difference of the changes of weights and slots, in parts of them,')
+        change = within(
+            change_difference(self.state, self.after, copies(step)),
+            CHANGE_BOUND[self.precision],
+            'difference of the changes of weights and slots, in parts of them,',
+        )
         self.looped = step
-        return {'text': f'losses within {worst:.1e}, changes of all state within {change:.1e}', 'loss': worst,
-                'change': change, 'bound': [LOSS_BOUND[self.precision], CHANGE_BOUND[self.precision]]}
+        return {
+            'text': f'losses within {worst:.1e}, changes of all state within {change:.1e}',
+            'loss': worst,
+            'change': change,
+            'bound': [LOSS_BOUND[self.precision], CHANGE_BOUND[self.precision]],
+        }
 
     def overflow_in_sinks(self):
         """The graph with the branch on overflow was compiled into the loop; now the branch is taken there."""
@@ -164,8 +205,11 @@ class Steps:
         recorder = train(self.run, step, self._data(0, 3), 1, 3, Recorder())
         equal(recorder.outputs[3].overflow_run, 3, 'steps in a row without an update')
         after = copies(step)
-        changed = [parameter.name for parameter in step.optimizer.parameters
-                   if (after[parameter.name] != self.state[parameter.name]).any()]
+        changed = [
+            parameter.name
+            for parameter in step.optimizer.parameters
+            if (after[parameter.name] != self.state[parameter.name]).any()
+        ]
         equal(changed, [], 'weights that changed:')
         return {'text': '3 of 3 steps skipped inside one sink'}
 
@@ -177,19 +221,25 @@ class Steps:
         def evaluate():
             evaluation.take_weights(evaluation_step.network, self.step)
             results.append(evaluation.evaluate(evaluation_step, data, len(self.validation)))
+
         worst = self._same_losses(train(self.run, self.step, self._data(0, 8), 2, 4, Recorder(at=4, after=evaluate)))
         equal(len(results), 1, 'number of evaluations')
-        return {'text': f'{results[0].images} images after step 4, losses to step 8 within {worst:.1e}', 'loss': worst,
-                'bound': LOSS_BOUND[self.precision]}
+        return {
+            'text': f'{results[0].images} images after step 4, losses to step 8 within {worst:.1e}',
+            'loss': worst,
+            'bound': LOSS_BOUND[self.precision],
+        }
 
     def checkpoint(self):
         """After 2 sinks a checkpoint holds all state as it is then, not as it was copied to the device."""
         self.path = checkpoint.save(self.output, self.step, step=8, epoch=0, config=recorded(SMALL))
         saved, _ = checkpoint.load(self.path)
         weights = [parameter.name for parameter in self.step.optimizer.parameters]
-        names = [*weights, *(checkpoint.AVERAGE + name for name in weights),
-                 *(name for name in saved if name.startswith(resume.OPTIMIZER_STATE)
-                   or name.endswith(STATISTICS))]
+        names = [
+            *weights,
+            *(checkpoint.AVERAGE + name for name in weights),
+            *(name for name in saved if name.startswith(resume.OPTIMIZER_STATE) or name.endswith(STATISTICS)),
+        ]
         stale = [name for name in names if np.array_equal(saved[name], self.state[name])]
         equal(stale, [], 'parameters that 8 steps did not change:')
         equal(saved['global_step'].item(), self.state['global_step'].item() + 8, 'global_step')
@@ -207,8 +257,11 @@ class Steps:
         self.step = make_step(self.run, SMALL)
         resume.load(self.step, self.path, parameters, int(parameters['global_step'].item()))
         worst = self._same_losses(train(self.run, self.step, self._data(8, 11), 1, 3, Recorder(8)))
-        return {'text': f'steps 9 to 11 from the checkpoint, losses within {worst:.1e}', 'loss': worst,
-                'bound': LOSS_BOUND[self.precision]}
+        return {
+            'text': f'steps 9 to 11 from the checkpoint, losses within {worst:.1e}',
+            'loss': worst,
+            'bound': LOSS_BOUND[self.precision],
+        }
 
     def speed(self):
         """Images a second, and the part of the time in which the device waits for them: the same steps once more with a
@@ -223,6 +276,7 @@ class Steps:
 
 def speed(run, step, decoded, fixed, length, batch_size, workers):
     import mindspore.dataset as ds
+
     batch = next(decoded.create_tuple_iterator(num_epochs=1, output_numpy=True))
     names = ['image', 'draws', 'mask', 'label']
     ready = ds.NumpySlicesDataset(tuple(value[None] for value in batch), names, shuffle=False).repeat(fixed)
@@ -231,10 +285,11 @@ def speed(run, step, decoded, fixed, length, batch_size, workers):
     with_data, alone = times[5 * length] - times[2 * length], times[8 * length] - times[6 * length]
     images = 3 * length * batch_size / with_data
     wait = max(0.0, 1 - alone / 2 * 3 / with_data)
-    text = (f'{images:.1f} images/s at batch {batch_size}, {100 * wait:.0f} % of the time waits for data '
-            f'({workers} decoding)')
+    text = f'{images:.1f} images/s at batch {batch_size}, {100 * wait:.0f} % of the time waits for data ({workers} decoding)'
     figures = {'text': text, 'images_per_second': images, 'data_wait': wait, 'batch_size': batch_size, 'workers': workers}
     if wait > 0.1:
-        figures['warning'] = ('more than 10 % of the time waits for data: more cores or --num_workers, and libturbojpeg 3 '
-                              'if Pillow decodes (docs/scaling.md)')
+        figures['warning'] = (
+            'more than 10 % of the time waits for data: more cores or --num_workers, and libturbojpeg 3 '
+            'if Pillow decodes (docs/scaling.md)'
+        )
     return figures

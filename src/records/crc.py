@@ -1,4 +1,5 @@
 """CRC-32C and the masked form of it that guards TFRecords, in NumPy."""
+
 import struct
 
 import numpy as np
@@ -6,8 +7,7 @@ import numpy as np
 
 def _advance(tables, state):
     """CRC register(s) `state` after the number of zero bytes that `tables` stands for."""
-    return (tables[0][state & 255] ^ tables[1][state >> 8 & 255]
-            ^ tables[2][state >> 16 & 255] ^ tables[3][state >> 24])
+    return tables[0][state & 255] ^ tables[1][state >> 8 & 255] ^ tables[2][state >> 16 & 255] ^ tables[3][state >> 24]
 
 
 def _advance_tables():
@@ -24,7 +24,7 @@ def _advance_tables():
 
 _ZEROS = _advance_tables()
 _ZEROS8 = [row.tolist() for row in _ZEROS[1]]  # lists: scalar lookups in them are faster than in arrays
-_START = struct.pack("<I", 0x641F6454)  # four bytes that take the register from 0 to the initial 0xFFFFFFFF
+_START = struct.pack('<I', 0x641F6454)  # four bytes that take the register from 0 to the initial 0xFFFFFFFF
 
 
 def crc32c(data):
@@ -33,13 +33,13 @@ def crc32c(data):
     Long data is shortened by a multiple of the polynomial with four terms, y^5685 + y^1362 + y^426 + 1 for
     y = x^32 (found by trial), with plain XORs. Then neighbouring words are folded pairwise.
     """
-    words = np.frombuffer(bytes(-len(data) % 4) + _START + data, "<u4")  # leading zeros change nothing
+    words = np.frombuffer(bytes(-len(data) % 4) + _START + data, '<u4')  # leading zeros change nothing
     if len(words) > 5685:
         words, start = words.copy(), 0
         while (count := min(4323, len(words) - 5685 - start)) > 0:
             for term in (1362, 426, 0):
                 to = start + 5685 - term
-                words[to:to + count] ^= words[start:start + count]
+                words[to : to + count] ^= words[start : start + count]
             start += count
         words = words[start:]
     for tables in _ZEROS:

@@ -1,4 +1,5 @@
 """Folders of pictures: <split>/<class>/*.jpg."""
+
 import collections
 import os
 import zlib
@@ -10,11 +11,12 @@ import numpy as np
 from src.errors import InputError
 
 SIZES = 10000  # files of a folder that are asked for their sizes: at worst a millisecond each, on a network's file system
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")  # capital letters count as well
+PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
 
 
 class LeftOut(NamedTuple):
     """Something in a class folder that is not read."""
+
     what: str
     first: str  # path of the first such
     count: int
@@ -23,11 +25,12 @@ class LeftOut(NamedTuple):
 @dataclass
 class Folder:
     """One entry per picture, by class and then by file name."""
+
     path: str
-    label: np.ndarray      # int64 [pictures]
-    folder: np.ndarray     # int32 [pictures], position in `folders`
-    file: np.ndarray       # bytes [pictures]; one array, so that processes share the names of a million files
-    folders: list[str]     # class directories
+    label: np.ndarray  # int64 [pictures]
+    folder: np.ndarray  # int32 [pictures], position in `folders`
+    file: np.ndarray  # bytes [pictures]; one array, so that processes share the names of a million files
+    folders: list[str]  # class directories
     class_names: list[str]  # by label; "background" for 0 if the labels start at 1
     not_read: list[LeftOut] = field(default_factory=list)  # for each class folder and kind
     label_base: int = 0  # lowest label; 1 only if labels.txt counts so
@@ -46,9 +49,9 @@ class Folder:
     def left_out(self):
         """What was passed over and why, in a line; '' if nothing was."""
         kinds = {}
-        for what, first, count in self.not_read + [LeftOut("class folder without an image", p, 1) for p in self.empty]:
+        for what, first, count in self.not_read + [LeftOut('class folder without an image', p, 1) for p in self.empty]:
             kinds.setdefault(what, [first, 0])[1] += count
-        return "; ".join(f"{count} x {what}, the first is {first}" for what, (first, count) in kinds.items())
+        return '; '.join(f'{count} x {what}, the first is {first}' for what, (first, count) in kinds.items())
 
     def where(self, i):
         """The path of picture `i`."""
@@ -63,27 +66,27 @@ class Folder:
         try:
             return os.stat(self.where(i)).st_size
         except OSError as error:
-            raise InputError(f"{self.where(i)}: {error.strerror}; check that it can be read") from None
+            raise InputError(f'{self.where(i)}: {error.strerror}; check that it can be read') from None
 
     def files_checksum(self):
         """Another one for other images (int), from all names and, of files evenly spread over them, the sizes."""
-        names = b"/".join(map(os.fsencode, self.folders)) + self.folder.tobytes() + self.file.tobytes()
+        names = b'/'.join(map(os.fsencode, self.folders)) + self.folder.tobytes() + self.file.tobytes()
         sizes = np.array([self.size(i) for i in np.linspace(0, len(self) - 1, min(len(self), SIZES), dtype=int)], np.int64)
         return zlib.crc32(sizes.tobytes(), zlib.crc32(names))
 
     def read(self, i):
         """The bytes of picture `i`; InputError if it cannot be read."""
         try:
-            with open(self.where(i), "rb") as file:
+            with open(self.where(i), 'rb') as file:
                 return file.read()
         except OSError as error:
-            raise InputError(f"{self.where(i)}: {error.strerror}; check that it can be read") from None
+            raise InputError(f'{self.where(i)}: {error.strerror}; check that it can be read') from None
 
 
 def class_folders(path):
     """Sorted names of the directories in `path`, hidden ones left out."""
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
 
 
 def _scan(folder, inside):
@@ -95,16 +98,16 @@ def _scan(folder, inside):
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name.lower()
-            if name.startswith(".") or not inside and entry.is_dir():
+            if name.startswith('.') or not inside and entry.is_dir():
                 continue
             if not inside:
-                others["file beside the class folders"].append(entry.name)
+                others['file beside the class folders'].append(entry.name)
             elif name.endswith(PICTURES):
                 found.append(os.fsencode(entry.name))
             elif entry.is_dir():
-                others["folder inside a class folder"].append(entry.name)
+                others['folder inside a class folder'].append(entry.name)
             else:
-                others[f"file {os.path.splitext(name)[1] or 'without an ending'}"].append(entry.name)
+                others[f'file {os.path.splitext(name)[1] or "without an ending"}'].append(entry.name)
     return sorted(found), [LeftOut(what, os.path.join(folder, min(names)), len(names)) for what, names in others.items()]
 
 
@@ -119,19 +122,21 @@ def open_folder(path, train_path, class_names=None):
     folders, files, counts, not_read = class_folders(path), [], [], _scan(path, False)[1]
     unknown = [name for name in folders if name not in number]
     if unknown:
-        source = "labels.txt" if class_names is not None else train_path
-        raise InputError(f"class directory {os.path.join(path, unknown[0])!r} is not in {source} "
-                         f"({', '.join(listed[:3])} ...; {len(unknown)} of {len(folders)} are not); "
-                         f"name the same classes in both{' or remove labels.txt' if class_names else ''}")
+        source = 'labels.txt' if class_names is not None else train_path
+        raise InputError(
+            f'class directory {os.path.join(path, unknown[0])!r} is not in {source} '
+            f'({", ".join(listed[:3])} ...; {len(unknown)} of {len(folders)} are not); '
+            f'name the same classes in both{" or remove labels.txt" if class_names else ""}'
+        )
     for folder in folders:
         found, others = _scan(os.path.join(path, folder), True)
         files += found
         counts.append(len(found))
         not_read += others
     if not files:
-        there = "".join(f", but {count} x {what} ({first})" for what, first, count in not_read[:1])
-        raise InputError(f"no picture in {path}/<class>/ ({', '.join(PICTURES)}){there}; give the right directory")
-    label_base = int(listed[0] == "background" and all(number.get(name) != 0 for name in class_folders(train_path)))
+        there = ''.join(f', but {count} x {what} ({first})' for what, first, count in not_read[:1])
+        raise InputError(f'no picture in {path}/<class>/ ({", ".join(PICTURES)}){there}; give the right directory')
+    label_base = int(listed[0] == 'background' and all(number.get(name) != 0 for name in class_folders(train_path)))
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     label = np.array([number[name] for name in folders], np.int64)[folder]
-    return Folder(path, label, folder, np.array(files, "S"), folders, listed, not_read, label_base)
+    return Folder(path, label, folder, np.array(files, 'S'), folders, listed, not_read, label_base)

@@ -2,6 +2,7 @@
 
 imagenet_classes.txt has lines `id words`; ids and words are WordNet's (Princeton University, wordnet.princeton.edu).
 """
+
 import functools
 import pathlib
 
@@ -9,8 +10,8 @@ import pathlib
 @functools.lru_cache(None)
 def classes():
     """{WordNet id: words} of the classes 0 to 999, in their order."""
-    text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="ascii")
-    return dict(line.split(" ", 1) for line in text.splitlines())
+    text = pathlib.Path(__file__).with_name('imagenet_classes.txt').read_text(encoding='ascii')
+    return dict(line.split(' ', 1) for line in text.splitlines())
 
 
 def names():
@@ -25,7 +26,7 @@ def words(name):
 
 def class_names(count):
     """Names of the classes of a network with 1000 classes, or 1001 with a background; None for another `count`."""
-    return {1000: names(), 1001: ["background", *names()]}.get(count)
+    return {1000: names(), 1001: ['background', *names()]}.get(count)
 
 
 def names_by_label(noted):
@@ -34,5 +35,5 @@ def names_by_label(noted):
     ids = list(classes())
     for first in (1, 0):
         if noted and all(first <= n < len(ids) + first and ids[n - first].encode() == found for n, found in noted):
-            return ["background"] * first + names()
+            return ['background'] * first + names()
     return None

@@ -1,4 +1,5 @@
 """Where the pictures of a set of shards are, and reading them in any order."""
+
 import os
 import zlib
 from array import array
@@ -14,15 +15,16 @@ from src.errors import InputError
 @dataclass
 class Index:
     """Where the pictures are: one entry per record, in the order of `paths` and of the records in them."""
+
     paths: list[str]
-    shard: np.ndarray   # int32 [records], position in `paths`
+    shard: np.ndarray  # int32 [records], position in `paths`
     offset: np.ndarray  # int64 [records], first byte of the encoded picture in its shard
     length: np.ndarray  # int64 [records], bytes of the encoded picture
-    label: np.ndarray   # int64 [records], as stored
+    label: np.ndarray  # int64 [records], as stored
     crc: int = 0  # of the checksums that the shards note of their records, if they do
     class_names: Optional[list[str]] = None  # by stored label
     upright = False  # images are taken as they are stored, as the original took TFRecords
-    left_out, empty = "", ()  # as of a `Folder`; a shard is read whole
+    left_out, empty = '', ()  # as of a `Folder`; a shard is read whole
 
     def __len__(self):
         return len(self.label)
@@ -39,16 +41,17 @@ class Index:
             finally:
                 os.close(file)
         except OSError as error:
-            raise InputError(f"{self.where(i)}: {error.strerror}; check that the shard can be read") from None
+            raise InputError(f'{self.where(i)}: {error.strerror}; check that the shard can be read') from None
         if len(data) != length:
-            raise InputError(f"{self.where(i)}: {len(data)} bytes read instead of {length}; "
-                             "the shard became shorter, start again")
+            raise InputError(
+                f'{self.where(i)}: {len(data)} bytes read instead of {length}; the shard became shorter, start again'
+            )
         return data
 
     @property
     def label_base(self):
         """Lowest label of a class: 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it."""
-        unnamed = not self.class_names or self.class_names[0] in ("background", "")
+        unnamed = not self.class_names or self.class_names[0] in ('background', '')
         return int(unnamed and self.label.min() > 0)
 
     def files_checksum(self):
@@ -61,19 +64,19 @@ class Index:
 
     def name(self, i):
         """A file name for the picture of record `i`, which tells where it comes from."""
-        shard, _, record = self.where(i).rpartition(", record ")
-        return f"{os.path.basename(shard)}_{int(record):06d}.jpg"
+        shard, _, record = self.where(i).rpartition(', record ')
+        return f'{os.path.basename(shard)}_{int(record):06d}.jpg'
 
     def where(self, i):
         """Names record `i` in messages: shard path and number of the record in it, from 0."""
         shard = self.shard[i]
-        return f"{self.paths[shard]}, record {i % len(self) - int(np.searchsorted(self.shard, shard))}"
+        return f'{self.paths[shard]}, record {i % len(self) - int(np.searchsorted(self.shard, shard))}'
 
 
 def index_files(walk, paths, progress=False):
     """Index of the (offset, length, label), or these and a checksum, that `walk(path)` yields for the records of a shard."""
-    columns, counts = [array("q"), array("q"), array("q"), array("I")], []
-    for path in tqdm(paths, "indexing", unit="shard", disable=not progress, leave=False):
+    columns, counts = [array('q'), array('q'), array('q'), array('I')], []
+    for path in tqdm(paths, 'indexing', unit='shard', disable=not progress, leave=False):
         before = len(columns[0])
         for values in walk(path):
             for column, value in zip(columns, values):

@@ -1,4 +1,5 @@
 """Tasks spread over forked processes."""
+
 import ctypes
 import functools
 import multiprocessing
@@ -16,7 +17,7 @@ _call = None
 def cores(option=None):
     """Processes to use: `option`, or as many as the cores this process may use; InputError if below 1."""
     if option is not None and option < 1:
-        raise InputError(f"workers is {option}; give 1 or more")
+        raise InputError(f'workers is {option}; give 1 or more')
     return option or len(os.sched_getaffinity(0))
 
 
@@ -40,24 +41,27 @@ def spread(function, shared, tasks, workers):
         for task in tasks:
             yield function(shared, *task)
         return
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("fork"),
-                               _start, (function, shared, os.getpid()))
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), multiprocessing.get_context('fork'), _start, (function, shared, os.getpid())
+    )
     try:
         for future in as_completed([pool.submit(_run, task) for task in tasks]):
             yield future.result()
     except BrokenProcessPool:
-        raise InputError("a worker process was killed (out of memory?); give fewer --workers") from None
+        raise InputError('a worker process was killed (out of memory?); give fewer --workers') from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def interruptible(main):
     """Let Ctrl-C end `main()` and its processes at once, with one line and exit status 130."""
+
     @functools.wraps(main)
     def run():
         try:
             return main()
         except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr, flush=True)
+            print('error: interrupted', file=sys.stderr, flush=True)
             os._exit(130)  # the usual exit would wait for the processes; the kernel ends them with us
+
     return run

@@ -1,9 +1,10 @@
 """InceptionV4 weights of TF-slim, timm and MindCV to a checkpoint of this project, and back.
 
-    python -m src.weights import FILE --out CKPT [--drop_background] [--slots]
-    python -m src.weights export-tf CKPT [--out PREFIX]
-    python -m src.weights export-timm CKPT [--out FILE.safetensors]
+python -m src.weights import FILE --out CKPT [--drop_background] [--slots]
+python -m src.weights export-tf CKPT [--out PREFIX]
+python -m src.weights export-timm CKPT [--out FILE.safetensors]
 """
+
 import argparse
 import os
 
@@ -22,6 +23,7 @@ def check_forward(parameters, config):
     from mindspore import Tensor
 
     from src import checkpoint
+
     network = network_of({**config, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, parameters, 'imported weights')
     size = config['image_size']
@@ -34,6 +36,7 @@ def check_forward(parameters, config):
 def import_weights(path, out, drop_background=False, slots=False):
     """Convert the file `path` to the checkpoint `out`; prints a line for every tensor."""
     from src import checkpoint
+
     tensors, _ = load_tensors(path)
     if OURS in tensors:
         raise InputError(f"{path}: has this project's names already; use it as it is")
@@ -42,8 +45,13 @@ def import_weights(path, out, drop_background=False, slots=False):
         lowest, highest = check_forward(found.parameters, found.config)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None
-    info = {'step': found.step, 'epoch': 0, 'config': found.config, 'source': f'{found.layout} {path}',
-            'preprocessing': found.preprocessing._asdict()}
+    info = {
+        'step': found.step,
+        'epoch': 0,
+        'config': found.config,
+        'source': f'{found.layout} {path}',
+        'preprocessing': found.preprocessing._asdict(),
+    }
     if found.class_names:
         info['class_names'] = found.class_names
     if slots:  # a training goes on by the images it has seen; the file has steps only
@@ -54,15 +62,18 @@ def import_weights(path, out, drop_background=False, slots=False):
         print(f'{name} {shape}' + (f' -> {target}: ' if target else ': ') + remark)
     loaded = sum(remark == 'loaded' for *_, remark in found.report)
     print(*(f'note: {note}' for note in found.notes), sep='\n', end='\n' if found.notes else '')
-    print(f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'
-          f'network: {", ".join(f"{name} {value}" for name, value in found.config.items())}\n'
-          f'preprocessing: {", ".join(f"{name} {value}" for name, value in found.preprocessing._asdict().items())}\n'
-          f'logits of a random image: finite, {lowest:.3g} to {highest:.3g}\n{out}: written')
+    print(
+        f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'
+        f'network: {", ".join(f"{name} {value}" for name, value in found.config.items())}\n'
+        f'preprocessing: {", ".join(f"{name} {value}" for name, value in found.preprocessing._asdict().items())}\n'
+        f'logits of a random image: finite, {lowest:.3g} to {highest:.3g}\n{out}: written'
+    )
 
 
 def export_weights(path, out, layout):
     """Write the checkpoint `path` of this project as a TF-slim checkpoint or as timm's safetensors."""
     from src import checkpoint
+
     parameters, info = checkpoint.load(path)
     if OURS not in parameters or 'config' not in info:
         raise InputError(f'{path}: not a checkpoint of this project; import it first')
@@ -81,14 +92,15 @@ def export_weights(path, out, layout):
         tensors = {foreign: weights[name] for name, foreign in names_in('timm', weights).items()}
         torch_file.write_safetensors(out, tensors)
     found = recorded_preprocessing(info.get('preprocessing'))
-    print(f'{out}: {len(tensors)} tensors written, {len(parameters) - len(tensors)} of {path} left out\n'
-          f'preprocessing: {", ".join(f"{name} {value}" for name, value in found._asdict().items())}')
+    print(
+        f'{out}: {len(tensors)} tensors written, {len(parameters) - len(tensors)} of {path} left out\n'
+        f'preprocessing: {", ".join(f"{name} {value}" for name, value in found._asdict().items())}'
+    )
 
 
 @entry_point
 def main(arguments=None):
-    parser = Parser(prog='python -m src.weights', description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog='python -m src.weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('import', help='foreign weights to a checkpoint of this project')
     command.add_argument('file', help='TensorFlow checkpoint (V1 file, V2 prefix), safetensors, .pth or .ckpt')

@@ -1,4 +1,5 @@
 """Names and layouts of foreign InceptionV4 weights to this network's and back. NumPy only."""
+
 from itertools import groupby
 
 import numpy as np
@@ -7,11 +8,22 @@ from src.errors import InputError
 
 # TF-slim spells these in capitals; every other component is ours with a capital first letter.
 _SPELLING = {'aux_logits': 'AuxLogits'}
-_LEAVES = {'conv.weight': 'weights', 'weight': 'weights', 'bias': 'biases', 'bn.beta': 'BatchNorm/beta',
-           'bn.gamma': 'BatchNorm/gamma', 'bn.moving_mean': 'BatchNorm/moving_mean',
-           'bn.moving_variance': 'BatchNorm/moving_variance'}
-_TIMM_LEAVES = {'conv.weight': 'conv.weight', 'bn.gamma': 'bn.weight', 'bn.beta': 'bn.bias',
-                'bn.moving_mean': 'bn.running_mean', 'bn.moving_variance': 'bn.running_var'}
+_LEAVES = {
+    'conv.weight': 'weights',
+    'weight': 'weights',
+    'bias': 'biases',
+    'bn.beta': 'BatchNorm/beta',
+    'bn.gamma': 'BatchNorm/gamma',
+    'bn.moving_mean': 'BatchNorm/moving_mean',
+    'bn.moving_variance': 'BatchNorm/moving_variance',
+}
+_TIMM_LEAVES = {
+    'conv.weight': 'conv.weight',
+    'bn.gamma': 'bn.weight',
+    'bn.beta': 'bn.bias',
+    'bn.moving_mean': 'bn.running_mean',
+    'bn.moving_variance': 'bn.running_var',
+}
 # The branches 1 and 2 of block C, which fork.
 _TIMM_FORKS = {1: ('1_0', '1_1a', '1_1b'), 2: ('2_0', '2_1', '2_2', '2_3a', '2_3b')}
 _MINDCV_FORKS = {1: ('1', '1_1', '1_2'), 2: ('2.0', '2.1', '2.2', '2_1', '2_2')}
@@ -20,22 +32,20 @@ _MINDCV_FORKS = {1: ('1', '1_1', '1_2'), 2: ('2.0', '2.1', '2.2', '2_1', '2_2')}
 def tf_slim_name(name):
     """Name of one of our parameters in TF-slim: `mixed_5b.branch_1.conv2d_0b_3x3.conv.weight` is
     `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`."""
-    for leaf, tf_leaf in _LEAVES.items():
-        if name.endswith('.' + leaf):
-            path = name[:-len(leaf) - 1].split('.')
-            break
-    else:
+    leaf = next((leaf for leaf in _LEAVES if name.endswith('.' + leaf)), None)
+    if leaf is None:
         raise InputError(f'{name}: not the name of an InceptionV4 parameter')
+    path = name[: -len(leaf) - 1].split('.')
     scopes = [_SPELLING.get(path[0], path[0].capitalize())] + [part.capitalize() for part in path[1:]]
     if path == ['logits']:
         scopes.append('Logits')  # the dense layer stands in a scope of its own name
-    return '/'.join(['InceptionV4', *scopes, tf_leaf])
+    return '/'.join(['InceptionV4', *scopes, _LEAVES[leaf]])
 
 
 def _layers(names):
     """Yield (layer, number of its block, block, branch or None, position in the branch, layers in the branch) for the
     convolutions among our parameter names; in alphabetical order the names are in the order of the network."""
-    layers = sorted(n[:-len('.conv.weight')] for n in names if n.endswith('.conv.weight') and 'aux_logits' not in n)
+    layers = sorted(n[: -len('.conv.weight')] for n in names if n.endswith('.conv.weight') and 'aux_logits' not in n)
     for number, (block, inside) in enumerate(groupby(layers, lambda layer: layer.split('.')[0])):
         for branch, group in groupby(inside, lambda layer: layer.partition('.branch_')[2][:1]):
             group = list(group)
@@ -134,6 +144,8 @@ def to_tf_slim(parameters):
 
     Gammas that are all one, which is how a network without batch norm scale keeps them, are left out.
     """
-    return {tf_slim_name(name): np.ascontiguousarray(transposed(value, inverse=True))
-            for name, value in parameters.items()
-            if not (name.endswith('.bn.gamma') and (value == 1).all())}
+    return {
+        tf_slim_name(name): np.ascontiguousarray(transposed(value, inverse=True))
+        for name, value in parameters.items()
+        if not (name.endswith('.bn.gamma') and (value == 1).all())
+    }

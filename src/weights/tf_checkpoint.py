@@ -4,6 +4,7 @@ Both keep a table of sorted keys in the layout of LevelDB (https://github.com/go
 with protocol buffers as values. V1, a single file, has the tensors themselves in it (saved_tensor_slice.proto); V2
 (tensor_bundle.proto) has their places in `<prefix>.data-?????-of-?????` in the table `<prefix>.index`.
 """
+
 import math
 import mmap
 import os
@@ -34,7 +35,7 @@ def _varint(data, at):
 def _part(data, at, size):
     if at + size > len(data):
         raise ValueError('it ends too early')
-    return data[at:at + size]
+    return data[at : at + size]
 
 
 def message_fields(message):
@@ -63,7 +64,7 @@ def _shape(message):
 def _block(table, at, size):
     """Yield (key, value) of a block; keys are shortened by what they share with the one before."""
     body = _part(table, at, size + 5)
-    if mask(crc32c(body[:size + 1])) != struct.unpack('<I', body[size + 1:])[0]:
+    if mask(crc32c(body[: size + 1])) != struct.unpack('<I', body[size + 1 :])[0]:
         raise ValueError('a checksum does not fit')
     if body[size]:
         raise ValueError('it is compressed, which TensorFlow does not do')
@@ -176,11 +177,13 @@ def read(path):
             raise ValueError(f'{prefix}.index is no table')
         return _read_v2(prefix, table)
     except OSError as error:
-        raise InputError(f'{error.filename or path}: cannot be read ({error.strerror}); all files of the checkpoint '
-                         'must lie together') from None
+        raise InputError(
+            f'{error.filename or path}: cannot be read ({error.strerror}); all files of the checkpoint must lie together'
+        ) from None
     except (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError) as error:
-        raise InputError(f'{path}: not a TensorFlow checkpoint, or a damaged one ({error!s:.150}); '
-                         'use another one or copy it again') from None
+        raise InputError(
+            f'{path}: not a TensorFlow checkpoint, or a damaged one ({error!s:.150}); use another one or copy it again'
+        ) from None
 
 
 def _number(field, value):
@@ -205,10 +208,17 @@ def write(prefix, tensors):
             for name in sorted(tensors, key=str.encode):
                 value = np.asarray(tensors[name], '<f4')
                 shape = b''.join(_number(2, _number(1, size)) for size in value.shape)
-                entries[name.encode()] = (_number(1, 1) + _number(2, shape) + _number(4, offset) + _number(5, value.nbytes)
-                                          + b'\x35' + struct.pack('<I', mask(crc32c(value.tobytes()))))
+                entries[name.encode()] = (
+                    _number(1, 1)
+                    + _number(2, shape)
+                    + _number(4, offset)
+                    + _number(5, value.nbytes)
+                    + b'\x35'
+                    + struct.pack('<I', mask(crc32c(value.tobytes())))
+                )
                 offset += data.write(value.tobytes())
         with open(index_path, 'wb') as table:
+
             def add(block):
                 start, block = table.tell(), block + struct.pack('<IIB', 0, 1, 0)  # one restart, at 0; not compressed
                 table.write(block + struct.pack('<I', mask(crc32c(block))))

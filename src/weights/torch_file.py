@@ -1,4 +1,5 @@
 """Files of PyTorch without PyTorch: safetensors read and written, `.pth` read without running what is in it."""
+
 import functools
 import json
 import math
@@ -16,8 +17,17 @@ DTYPES = {'F16': '<f2', 'F32': '<f4', 'F64': '<f8', 'I32': '<i4', 'I64': '<i8', 
 LEGACY = bytes.fromhex('80028a0a6cfc9c46f920')  # how torch.save began a file before PyTorch 1.6
 
 # The only names that a `.pth` may mention; anything else would be code. Storages stand for their types.
-STORAGES = {f'torch {kind}Storage': dtype for kind, dtype in (('Half', 'F16'), ('Float', 'F32'), ('Double', 'F64'),
-                                                              ('Int', 'I32'), ('Long', 'I64'), ('BFloat16', 'BF16'))}
+STORAGES = {
+    f'torch {kind}Storage': dtype
+    for kind, dtype in (
+        ('Half', 'F16'),
+        ('Float', 'F32'),
+        ('Double', 'F64'),
+        ('Int', 'I32'),
+        ('Long', 'I64'),
+        ('BFloat16', 'BF16'),
+    )
+}
 DICT, TENSOR, PARAMETER = 'collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch._utils _rebuild_parameter'
 
 
@@ -33,8 +43,8 @@ def read_safetensors(path):
         size = struct.unpack('<Q', data[:8].tobytes())[0]
         if size > min(MAX_HEADER, len(data) - 8):
             raise ValueError(f'a header of {size} bytes')
-        header = json.loads(data[8:8 + size].tobytes())
-        result, body = {}, data[8 + size:]
+        header = json.loads(data[8 : 8 + size].tobytes())
+        result, body = {}, data[8 + size :]
         for name, entry in header.items():
             if name == '__metadata__':
                 continue
@@ -49,8 +59,9 @@ def read_safetensors(path):
             result[name] = _widened(np.frombuffer(body[start:stop], dtype).reshape(shape), entry['dtype'])
         return result
     except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
-        raise InputError(f'{path}: not a safetensors file, or a damaged one ({error!s:.150}); '
-                         'use another one or copy it again') from None
+        raise InputError(
+            f'{path}: not a safetensors file, or a damaged one ({error!s:.150}); use another one or copy it again'
+        ) from None
 
 
 def write_safetensors(path, tensors):
@@ -76,8 +87,8 @@ def _content(program, storage):
     stack, marks, memo = [], [], {}
 
     def since_mark():
-        items = stack[marks[-1]:]
-        del stack[marks.pop():]
+        items = stack[marks[-1] :]
+        del stack[marks.pop() :]
         return items
 
     for instruction, argument, _ in pickletools.genops(program):
@@ -125,8 +136,12 @@ def _content(program, storage):
 
 def _tensor(storage, offset, shape, strides, *_):
     values, dtype = storage
-    if (len(shape) != len(strides) or min((offset, *shape, *strides)) < 0 or math.prod(shape) > values.size
-            or offset + sum((n - 1) * step for n, step in zip(shape, strides)) >= max(values.size, 1)):
+    if (
+        len(shape) != len(strides)
+        or min((offset, *shape, *strides)) < 0
+        or math.prod(shape) > values.size
+        or offset + sum((n - 1) * step for n, step in zip(shape, strides)) >= max(values.size, 1)
+    ):
         raise ValueError(f'a tensor of the shape {shape} lies outside of its storage')
     steps = [step * values.itemsize for step in strides]
     return _widened(np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False), dtype)
@@ -150,10 +165,25 @@ def read_pth(path):
             content = _content(archive.read(files['data.pkl']), storage)
         content = content.get('state_dict', content)
         # Parallel training puts `module.` before every name.
-        return {name.removeprefix('module.'): value if isinstance(value, np.ndarray) else None
-                for name, value in content.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, EOFError,
-            OSError, MemoryError, struct.error, zipfile.BadZipFile) as error:
+        return {
+            name.removeprefix('module.'): value if isinstance(value, np.ndarray) else None for name, value in content.items()
+        }
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        MemoryError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         reason = f'{error!s:.150}' or type(error).__name__
-        raise InputError(f'{path}: not a state dict saved by PyTorch, or a damaged one ({reason}); with PyTorch, write '
-                         'model.state_dict() with safetensors.torch.save_file') from None
+        raise InputError(
+            f'{path}: not a state dict saved by PyTorch, or a damaged one ({reason}); with PyTorch, write '
+            'model.state_dict() with safetensors.torch.save_file'
+        ) from None

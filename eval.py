@@ -4,12 +4,16 @@
 import sys
 from pathlib import Path
 
-from src import checkpoint, dataset, evaluation, jpeg, runtime, weights
 from src import config as configuration
+from src import runtime
+from src.data import dataset, jpeg
+from src.data.preprocess import recorded_preprocessing
+from src.data.records import open_records
 from src.errors import InputError, entry_point
-from src.monitor import Log
-from src.preprocess import recorded_preprocessing
-from src.records import open_records
+from src.evaluation import evaluation
+from src.training.callbacks import Log
+from src.weights import checkpoint
+from src.weights import convert as weights
 
 
 def evaluate_path(argv, run, path, log):

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 from src import config as configuration
-from src import runtime, weights
+from src import runtime
+from src.data.preprocess import PREPROCESSING, recorded_preprocessing
+from src.deploy.export import check_format, check_target, export_network, sha256, write_aipp
+from src.deploy.predictor import class_names, network_of, recorded_names
 from src.errors import InputError, entry_point
-from src.export import check_format, check_target, export_network, sha256, write_aipp
-from src.preprocess import PREPROCESSING, recorded_preprocessing
-from src.serving import class_names, network_of, recorded_names
+from src.weights import convert as weights
 
 
 @entry_point

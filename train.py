@@ -9,17 +9,20 @@ import mindspore as ms
 from mindspore.train import Model
 
 from eval import evaluate_path
-from src import checkpoint, collective, dataset, evaluation, jpeg, memory, resume, runtime
+from src import collective, runtime
 from src import config as configuration
+from src.data import dataset, jpeg
+from src.data.preprocess import PREPROCESSING
+from src.data.records import open_records
 from src.errors import InputError, counted, entry_point
-from src.inceptionv4 import InceptionV4
-from src.interruption import Interruption
-from src.monitor import Checkpoints, Evaluations, Log, TrainingMonitor
-from src.optimizer import decayed_parameters, freeze, learning_rates, make_optimizer, scaled_rate
-from src.preprocess import PREPROCESSING
-from src.records import open_records
-from src.training import NetworkWithLoss, TrainStep, l2_term, set_precision, sinks
-from src.watch import Watch
+from src.evaluation import evaluation
+from src.inceptionv4 import InceptionV4, set_precision
+from src.training import memory, resume
+from src.training.callbacks import Checkpoints, Evaluations, Log, TrainingMonitor
+from src.training.interruption import Interruption
+from src.training.optimizer import decayed_parameters, freeze, learning_rates, make_optimizer, scaled_rate
+from src.training.step import NetworkWithLoss, TrainStep, l2_term, sinks
+from src.training.watch import Watch
 
 
 @entry_point
@@ -98,7 +101,7 @@ def train(config, interruption):
     # Network and recipe
     network = InceptionV4(**configuration.network_options(effective))
     if config.restore_path and not start:
-        loaded, left = checkpoint.restore(network, config.restore_path)
+        loaded, left = resume.restore(network, config.restore_path)
         log(f'{config.restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
         log(f'left as initialised: {", ".join(left)}')
     if run.device_target == 'CPU':

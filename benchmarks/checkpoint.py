@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from src import checkpoint
 from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
-from src.scaling import TRAINING_IMAGES
-from src.training import NetworkWithLoss, TrainStep
+from src.training.optimizer import make_optimizer
+from src.training.scaling import TRAINING_IMAGES
+from src.training.step import NetworkWithLoss, TrainStep
+from src.weights import checkpoint
 
 ROUNDS = 5
 RATES = {1: 469.6, 8: 3109.0}  # images a second of 1 and 8 devices, as the original published them

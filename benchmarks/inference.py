@@ -21,11 +21,11 @@ import mindspore as ms  # before torch and onnx: it chooses the implementation o
 import numpy as np
 
 from src import runtime
+from src.data.preprocess import PREPROCESSING
+from src.deploy.export import export_network
+from src.deploy.predictor import load_mindir, load_onnx
 from src.errors import InputError, entry_point
-from src.export import export_network
 from src.inceptionv4 import InceptionV4
-from src.preprocess import PREPROCESSING
-from src.serving import load_mindir, load_onnx
 from src.weights.names import names_in
 
 SIZE = 299

@@ -22,12 +22,12 @@ from mindspore import dtype as mstype
 from mindspore.dataset import transforms, vision
 from PIL import Image
 
-from src import jpeg
-from src.dataset import BadRecords, training_dataset, workers
+from src.data import jpeg
+from src.data.convert import convert
+from src.data.dataset import BadRecords, training_dataset, workers
+from src.data.preprocess import random_crop
+from src.data.records import open_records
 from src.errors import InputError, entry_point
-from src.preprocess import random_crop
-from src.records import open_records
-from src.records.convert import convert
 
 ROOT = Path(__file__).parents[1]
 LIKE_IMAGENET = 'synthetic photos, 500 x 375, a quarter with 4:2:0 colours'

@@ -12,10 +12,10 @@ def main(batch_size, image_size):
     import numpy as np
     from mindspore import Tensor
 
-    from src import memory
     from src.inceptionv4 import InceptionV4
-    from src.optimizer import make_optimizer
-    from src.training import NetworkWithLoss, TrainStep
+    from src.training import memory
+    from src.training.optimizer import make_optimizer
+    from src.training.step import NetworkWithLoss, TrainStep
 
     ms.set_context(mode=ms.GRAPH_MODE)
     network = InceptionV4(image_size=image_size)

@@ -15,8 +15,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
-from src.training import NetworkWithLoss, TrainStep
+from src.training.optimizer import make_optimizer
+from src.training.step import NetworkWithLoss, TrainStep
 
 
 def main():

@@ -8,4 +8,4 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 TABLE=$1
 shift
-exec "$PYTHON" -m src.launch "$TABLE" "$ROOT/train.py" "$@"
+exec "$PYTHON" -m src.cluster.launch "$TABLE" "$ROOT/train.py" "$@"

@@ -4,6 +4,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
     TABLE=$1
     shift
-    exec "$PYTHON" -m src.launch "$TABLE" "$ROOT/eval.py" "$@"
+    exec "$PYTHON" -m src.cluster.launch "$TABLE" "$ROOT/eval.py" "$@"
 fi
 exec "$PYTHON" "$ROOT/eval.py" "$@"

@@ -15,6 +15,7 @@ from src import files
 from src.errors import InputError
 
 DEFAULT_PATH = pathlib.Path(__file__).resolve().parents[1] / 'default_config.yaml'
+REFERENCE_BATCH = 128  # images a step of the original recipe: its learning rate and its step counts mean this
 MAX_BYTES = 64 * 1024  # PyYAML needs seconds for this much; a configuration is a few kilobytes
 BOOLS = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False, '0': False}
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text'}

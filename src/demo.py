@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from src import config as configuration
+from src.data import demo_images
 from src.errors import entry_point
-from src.records import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def main():
     output = Path(arguments.pop(0) if arguments and not arguments[0].startswith('--') else 'demo').resolve()
     config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
     start = time.time()
-    data = demo.make(output / 'data', seed=config.seed)
+    data = demo_images.make(output / 'data', seed=config.seed)
     run(
         'train.py',
         '--config_path',

@@ -7,7 +7,8 @@ Shapes in the comments are height x width x channels at 299 x 299; the tensors t
 from collections import OrderedDict
 from functools import partial
 
-from mindspore import nn, ops
+import mindspore as ms
+from mindspore import amp, nn, ops
 from mindspore.common.initializer import TruncatedNormal, Zero
 
 BATCH_NORM_EPSILON = 1e-3
@@ -304,3 +305,23 @@ class InceptionV4(nn.Cell):
             if self.has_aux:
                 return self.logits(x), self.aux_logits(trunk)
         return self.logits(x)
+
+
+def set_precision(network, amp_level):
+    """`network` at mixed precision `O0`, `O2` or `O3`, its logits in float32; parameters stay float32 at all levels.
+
+    O3 computes everything in float16, O2 all but batch norm (`mindspore.amp.auto_mixed_precision`).
+    """
+    return network if amp_level == 'O0' else amp.auto_mixed_precision(network, amp_level)
+
+
+def cross_entropy(logits, label, smoothing=0.0):
+    """Softmax cross entropy in float32: logits (N, C), labels int32 (N,) -> (N,).
+
+    With label smoothing (Szegedy et al. 2016, section 7) the target is 1 - smoothing on the label plus smoothing / C
+    on every class, as in TensorFlow.
+    """
+    # Multiplied by the targets, and not gathered: the gradient of that would run on an NPU's CPU.
+    classes = logits.shape[1]
+    targets = ops.one_hot(label, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+    return -ops.ReduceSum()(targets * ops.log_softmax(logits.astype(ms.float32), -1), -1)

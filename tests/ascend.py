@@ -17,9 +17,9 @@ from mindspore import Tensor
 from mindspore._c_expression import MSContext
 from mindspore.ops import constexpr
 
-from src import training
 from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
+from src.training import step as training
+from src.training.optimizer import make_optimizer
 
 BATCH, SIZE = 2, 75
 

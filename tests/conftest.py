@@ -4,7 +4,7 @@ os.environ.setdefault('GLOG_v', '3')  # before the first import of MindSpore
 
 import pytest
 
-from src.records import demo
+from src.data import demo_images
 
 # Files that take longest. They are dealt out first, so that no worker is left alone with one of them at the end.
 LONG = [
@@ -15,7 +15,7 @@ LONG = [
     'test_acceptance.py',
     'test_export.py',
     'test_predict.py',
-    'test_training.py',
+    'test_step.py',
     'test_weights.py',
     'test_inceptionv4.py',
     'test_preprocess.py',
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """60 training and 30 validation pictures in 10 classes, labels 1 to 10, as TFRecord shards."""
-    return demo.make(tmp_path_factory.mktemp('records'), train_per_class=6, validation_per_class=3)
+    return demo_images.make(tmp_path_factory.mktemp('records'), train_per_class=6, validation_per_class=3)
 
 
 SMALL = ['--num_classes', '10', '--block_counts', '1,1,1', '--image_size', '75', '--batch_size', '4', '--num_workers', '1']

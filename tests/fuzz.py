@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from src import config, rank_table
+from src import config
+from src.cluster import rank_table
+from src.data.crc import crc32c, length_crc, mask
+from src.data.records import open_records
+from src.data.tfrecord import write_shard
 from src.errors import InputError
-from src.records import open_records
-from src.records.crc import crc32c, length_crc, mask
-from src.records.tfrecord import write_shard
-from tests.test_rank_table import new_format, old_format
+from tests.cluster.test_rank_table import new_format, old_format
 
 SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500
 
@@ -45,7 +46,7 @@ def _checkpoint_of(dims, kind, content):
 def _checkpoints():
     import mindspore as ms
 
-    from src import checkpoint
+    from src.weights import checkpoint
 
     values = {
         'conv.weight': np.arange(60, dtype=np.float32).reshape(3, 5, 2, 2),
@@ -106,12 +107,12 @@ def _safetensors():
 
 def _tensorflow():
     """The table of a TensorFlow checkpoint; its data stay what they are."""
-    from src.weights import tf_checkpoint
+    from src.weights import tf_file
 
-    tf_checkpoint.write('one', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
-    tf_checkpoint.write('two', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
+    tf_file.write('one', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
+    tf_file.write('two', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
     os.link('two.data-00000-of-00001', 'given.data-00000-of-00001')
-    return 'given.index', ['two.index', 'one.index'], lambda: tf_checkpoint.read('given')
+    return 'given.index', ['two.index', 'one.index'], lambda: tf_file.read('given')
 
 
 def _configs():

@@ -11,11 +11,14 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.train import Model
 
-from src import checkpoint, collective, dataset, evaluation, runtime
+from src import collective, runtime
+from src.data import dataset
+from src.data.records import open_records
+from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
-from src.records import open_records
-from src.training import NetworkWithLoss, TrainStep
+from src.training.optimizer import make_optimizer
+from src.training.step import NetworkWithLoss, TrainStep
+from src.weights import checkpoint
 
 GLOBAL_BATCH, STEPS = 8, 3
 

@@ -1,4 +1,4 @@
-"""The figures in tests/data: measured by running the original entry (TensorFlow 1.15.5, CPU, float32).
+"""The figures in tests/files: measured by running the original entry (TensorFlow 1.15.5, CPU, float32).
 
 Its weights are made from their names, so no weight file is needed; the batches come from the same seed.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parent / 'data'
+DATA = Path(__file__).parent / 'files'
 INFO = json.loads((DATA / 'tf_reference.json').read_text())
 FIGURES = np.load(DATA / 'tf_reference.npz')
 # Photos and weights for further tests, where they are at hand; tests that need them skip without.

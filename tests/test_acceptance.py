@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import evaluation, rank_table
 from src.acceptance import __main__ as acceptance
 from src.acceptance import device, programs, reference, steps
 from src.acceptance.report import Failed, Skipped, line, run, within
+from src.cluster import rank_table
 from src.errors import InputError
+from src.evaluation import evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE_DEVICE = [

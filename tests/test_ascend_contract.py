@@ -16,8 +16,8 @@ from mindspore._c_expression import MSContext
 from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
-from src.training import TrainStep
+from src.training.optimizer import make_optimizer
+from src.training.step import TrainStep
 
 CHIPS = ('ascend910', 'ascend910b', 'ascend910_93')
 GRADIENTS = 104  # of the network with one block of each kind and the auxiliary classifier

@@ -12,8 +12,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src import checkpoint
 from src.inceptionv4 import InceptionV4
+from src.weights import checkpoint
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ def results(data, tmp_path_factory):
     def found(world):
         out = folder / f'{world} ranks'
         command = [str(ROOT / 'tests/ranks.py'), str(data), str(source), str(out)]
-        launcher = ['-m', 'src.launch', str(world)] if world > 1 else []
+        launcher = ['-m', 'src.cluster.launch', str(world)] if world > 1 else []
         command += ['--device_target', 'CPU', *(['--rank_size', '1'] if world == 1 else [])]
         done = subprocess.run(
             [sys.executable, *launcher, *command],
@@ -84,7 +84,7 @@ def test_scripts_with_two_ranks(data, tmp_path):
         env={**os.environ, 'PYTHON': sys.executable},
     )
     made = run(
-        [sys.executable, '-m', 'src.rank_table', 'make', '--devices', '2', '--output', str(table)],
+        [sys.executable, '-m', 'src.cluster.rank_table', 'make', '--devices', '2', '--output', str(table)],
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
     assert made.returncode == 0, made.stderr

@@ -15,10 +15,11 @@ from mindspore import Tensor, nn
 import eval as eval_entry
 import export
 import train
-from src import checkpoint, evaluation
+from src.data.records import open_records
+from src.data.tfrecord import write_shards
+from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
-from src.records import open_records
-from src.records.tfrecord import write_shards
+from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 from tests.conftest import SMALL
 

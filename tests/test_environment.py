@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 import train
-from src import environment, jpeg, launch, runtime
+from src import environment, runtime
+from src.cluster import launch
+from src.data import jpeg
 from src.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

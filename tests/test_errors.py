@@ -11,7 +11,7 @@ import pytest
 from src.errors import counted
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALING = '"$PYTHON" -m src.scaling --devices'
+SCALING = '"$PYTHON" -m src.training.scaling --devices'
 # A reader that has gone before anything is written
 GONE = ' | true; exit ${PIPESTATUS[0]}'
 
@@ -52,7 +52,7 @@ def test_streams(command, status, message, unbuffered):
 
 
 @pytest.mark.parametrize(
-    'command', ['"$PYTHON" {}/train.py --data_dir nowhere', '"$PYTHON" -m src.predict nowhere --model x']
+    'command', ['"$PYTHON" {}/train.py --data_dir nowhere', '"$PYTHON" -m src.deploy.predict nowhere --model x']
 )
 def test_closed_output_of_what_runs_mindspore(command, tmp_path):
     status, _, err = shell(command.format(ROOT) + ' >&-', cwd=tmp_path)
@@ -68,7 +68,16 @@ def test_other_errors_of_the_system_are_shown_whole():
 
 @pytest.mark.parametrize(
     'module',
-    ['launch', 'predict', 'rank_table', 'records.check', 'records.convert', 'records.demo', 'scaling', 'weights.__main__'],
+    [
+        'cluster.launch',
+        'deploy.predict',
+        'cluster.rank_table',
+        'data.check',
+        'data.convert',
+        'data.demo_images',
+        'training.scaling',
+        'weights.__main__',
+    ],
 )
 @pytest.mark.parametrize('arguments', [['--nonsense'], []])
 def test_unusable_arguments_of_every_tool(module, arguments, monkeypatch, capsys):

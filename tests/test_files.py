@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import checkpoint, config, evaluation, export, files, predict, rank_table
-from src.preprocess import PREPROCESSING
-from src.records import convert, tfrecord
-from src.weights import tf_checkpoint, torch_file
+from src import config, files
+from src.cluster import rank_table
+from src.data import convert, tfrecord
+from src.data.preprocess import PREPROCESSING
+from src.deploy import export, predict
+from src.evaluation import evaluation
+from src.weights import checkpoint, tf_file, torch_file
 
 ONE = {'logits.bias': np.ones(3, np.float32)}
 
@@ -47,7 +50,7 @@ WRITERS = {
     'tfrecord': _convert('tfrecord'),
     'mindrecord': _convert('mindrecord'),
     'safetensors': lambda path: torch_file.write_safetensors(path, ONE),
-    'tensorflow': lambda path: tf_checkpoint.write(path, ONE),
+    'tensorflow': lambda path: tf_file.write(path, ONE),
 }
 
 

@@ -8,9 +8,9 @@ from mindspore.nn.utils import no_init_parameters
 
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, he_normal
-from src.optimizer import decayed_parameters, freeze
-from src.training import NetworkWithLoss
-from src.weights import from_tf_slim, tf_slim_name, to_tf_slim
+from src.training.optimizer import decayed_parameters, freeze
+from src.training.step import NetworkWithLoss
+from src.weights.names import from_tf_slim, tf_slim_name, to_tf_slim
 from tests.reference import INFO
 
 SMALL = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}

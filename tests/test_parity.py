@@ -6,10 +6,10 @@ import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
-from src.inceptionv4 import InceptionV4
-from src.optimizer import decayed_parameters, learning_rates, make_optimizer, scaled_rate
-from src.training import NetworkWithLoss, TrainStep, cross_entropy, l2_term, set_precision
-from src.weights import from_tf_slim, tf_slim_name
+from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
+from src.training.optimizer import decayed_parameters, learning_rates, make_optimizer, scaled_rate
+from src.training.step import NetworkWithLoss, TrainStep, l2_term
+from src.weights.names import from_tf_slim, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
 
 WEIGHT_DECAY = INFO['weight_decay']

@@ -10,10 +10,10 @@ from mindspore import Tensor, nn
 from PIL import Image
 
 import eval as evaluation_entry
-from src import checkpoint
+from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_picture, recorded_preprocessing, scale
+from src.data.records import open_records
 from src.errors import InputError
-from src.preprocess import PREPROCESSING, Preprocessing, evaluation_picture, recorded_preprocessing, scale
-from src.records import open_records
+from src.weights import checkpoint
 from src.weights.convert import network_of
 from tests.conftest import SMALL
 

@@ -133,7 +133,8 @@ def test_light_modules_do_without_mindspore():
     import subprocess
 
     code = (
-        'import src.config, src.rank_table, src.launch, src.environment, src.optimizer, src.weights, src.records, sys; '
+        'import sys, src.config, src.cluster.rank_table, src.cluster.launch, src.environment; '
+        'import src.training.optimizer, src.weights, src.data.records; '
         'sys.exit("mindspore" in sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0

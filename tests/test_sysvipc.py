@@ -119,7 +119,7 @@ def test_without_the_kernels_tables(monkeypatch):
 RANK = """
 import os, sys, time
 from src import dataset
-from src.records import open_records
+from src.data.records import open_records
 records = open_records(sys.argv[1], 'validation')
 data = dataset.evaluation_dataset(records, offset=1, image_size=75, batch_size=4, num_workers=2)
 batches = data.create_tuple_iterator(num_epochs=-1)
@@ -154,7 +154,7 @@ def test_launcher_that_kills_all_leaves_nothing(data, tmp_path):
         [
             sys.executable,
             '-m',
-            'src.launch',
+            'src.cluster.launch',
             'table.json',
             'rank.py',
             str(data),

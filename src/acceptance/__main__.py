@@ -16,9 +16,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from src import environment, files, jpeg, rank_table
+from src import environment, files
 from src.acceptance import programs
 from src.acceptance.report import Failed, line, run, warning
+from src.cluster import rank_table
+from src.data import jpeg
 from src.errors import InputError, Parser, entry_point
 
 
@@ -91,7 +93,9 @@ class Session:
         return (
             ranks.together(self.tell)
             and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
-            and run('resumption of all ranks', ranks.resumed, f'src/resume.py; {self.output}/resumed.log', self.tell)
+            and run(
+                'resumption of all ranks', ranks.resumed, f'src/training/resume.py; {self.output}/resumed.log', self.tell
+            )
         )
 
     def _export(self, device):
@@ -154,7 +158,8 @@ def parse(argv):
     if table and table.isdecimal() and not os.path.exists(table):
         if args.device_target == 'Ascend' or args.device_target == 'auto' and environment.npus():
             raise InputError(
-                f'RANK_TABLE {table}: NPUs need a file (python -m src.rank_table make --devices {table:.4} --output FILE)'
+                f'RANK_TABLE {table}: NPUs need a file '
+                f'(python -m src.cluster.rank_table make --devices {table:.4} --output FILE)'
             )
         if not 2 <= int(table[:6]) <= 64:
             raise InputError(f'RANK_TABLE {table}: a number of ranks must be 2 to 64')

@@ -10,14 +10,14 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from src import checkpoint, preprocess, runtime
+from src import runtime
 from src.acceptance import reference
 from src.acceptance.report import Teller, equal, run, within
 from src.acceptance.steps import Steps, recorded
-from src.export import BOUNDS
-from src.inceptionv4 import InceptionV4
-from src.records import demo
-from src.training import set_precision
+from src.data import demo_images, preprocess
+from src.deploy.export import BOUNDS
+from src.inceptionv4 import InceptionV4, set_precision
+from src.weights import checkpoint
 
 PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
 FORWARD = (
@@ -25,11 +25,12 @@ FORWARD = (
     'compute in less than float32'
 )
 OVERFLOW = (
-    'TrainStep.saturates (src/training.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
+    'TrainStep.saturates (src/training/step.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
     '--amp_level O0 needs no loss scale'
 )
 STATE = (
-    'what lies on the device and what the host sees of it differ: src/training.py and src/monitor.py use the '
+    'what lies on the device and what the host sees of it differ: src/training/step.py and src/training/callbacks.py use '
+    'the '
     'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step'
 )
 
@@ -93,7 +94,7 @@ class Device:
         return {'text': f'{difference:.1e} from NumPy (bound 1/255)', 'difference': difference, 'bound': 1 / 255}
 
     def records(self):
-        data = demo.make(self.output / 'data', train_per_class=40, validation_per_class=3)
+        data = demo_images.make(self.output / 'data', train_per_class=40, validation_per_class=3)
         self.steps = Steps(self.run, data, self.output)
         lengths = [len(self.steps.records.read(record)) for record in range(50)]
         return {'text': f'{len(self.steps.records)} images drawn, {sum(lengths) / 50e3:.0f} KB each'}
@@ -119,7 +120,7 @@ def checks(device):
             'MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py',
         ),
         ('forward', device.forward, FORWARD),
-        ('augmentation', device.augmentation, '--augment_device host goes without it; src/preprocess.py, colour'),
+        ('augmentation', device.augmentation, '--augment_device host goes without it; src/data/preprocess.py, colour'),
         ('records', device.records, 'a disk with some 500 MB free: --output DIR'),
         ('overflow', of_steps('overflow'), OVERFLOW),
         ('steps without sinks', of_steps('without_sinks'), PLACE),
@@ -128,7 +129,7 @@ def checks(device):
         ('evaluation between sinks', of_steps('evaluation_between'), STATE),
         ('state in a checkpoint', of_steps('checkpoint'), f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC'),
         ('shorter last sink', of_steps('shorter_sink'), f'{STATE}; --iterations_per_loop may divide the steps'),
-        ('resumption', of_steps('resumption'), f'{STATE}; src/resume.py'),
+        ('resumption', of_steps('resumption'), f'{STATE}; src/training/resume.py'),
         ('speed', of_steps('speed'), PLACE),
         ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR'),
     ]

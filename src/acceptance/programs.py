@@ -98,7 +98,7 @@ class Ranks:
 
     def _launch(self, script, options, log):
         return program(
-            ['-m', 'src.launch', self.table, script, *options, '--device_target', self.target],
+            ['-m', 'src.cluster.launch', self.table, script, *options, '--device_target', self.target],
             self.output / log,
             cwd=self.output,
         )

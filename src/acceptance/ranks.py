@@ -6,14 +6,16 @@ import sys
 
 import numpy as np
 
-from src import checkpoint, collective, evaluation, runtime
+from src import collective, runtime
 from src.acceptance.report import Failed, Teller, run
 from src.acceptance.steps import SMALL, Recorder, make_step, train, training_data
+from src.data.records import open_records
+from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
-from src.records import open_records
+from src.weights import checkpoint
 
 SINK, BATCH = 10, 4
-COLLECTIVE = "src/collective.py; CANN's logs are in ~/ascend/log; python -m src.rank_table check TABLE"
+COLLECTIVE = "src/collective.py; CANN's logs are in ~/ascend/log; python -m src.cluster.rank_table check TABLE"
 
 
 def agree(fine, expected, found):

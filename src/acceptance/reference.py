@@ -60,8 +60,8 @@ def network(name):
     """The network of NETWORKS with the seeded weights, in evaluation mode."""
     from mindspore.nn.utils import no_init_parameters
 
-    from src import checkpoint
     from src.inceptionv4 import InceptionV4
+    from src.weights import checkpoint
 
     with no_init_parameters():
         cell = InceptionV4(**NETWORKS[name]).set_train(False)

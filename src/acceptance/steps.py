@@ -10,15 +10,18 @@ import mindspore as ms
 import numpy as np
 from mindspore.train import Callback, Model
 
-from src import checkpoint, dataset, evaluation, resume
 from src.acceptance.reference import NETWORKS
 from src.acceptance.report import Failed, Skipped, equal, within
 from src.config import load
-from src.evaluation import STATISTICS
-from src.inceptionv4 import InceptionV4
-from src.optimizer import make_optimizer
-from src.records import open_records
-from src.training import NetworkWithLoss, TrainStep, on_host, set_precision
+from src.data import dataset
+from src.data.records import open_records
+from src.evaluation import evaluation
+from src.evaluation.evaluation import STATISTICS
+from src.inceptionv4 import InceptionV4, set_precision
+from src.training import resume
+from src.training.optimizer import make_optimizer
+from src.training.step import NetworkWithLoss, TrainStep, on_host
+from src.weights import checkpoint
 
 SMALL = NETWORKS['small']
 BATCH = 8

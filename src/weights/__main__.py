@@ -10,10 +10,10 @@ import os
 
 import numpy as np
 
+from src.config import REFERENCE_BATCH
+from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, Parser, entry_point
-from src.optimizer import REFERENCE_BATCH
-from src.preprocess import recorded_preprocessing
-from src.weights import tf_checkpoint, torch_file
+from src.weights import tf_file, torch_file
 from src.weights.convert import OURS, convert, load_tensors, network_of
 from src.weights.names import names_in, to_tf_slim
 
@@ -22,7 +22,7 @@ def check_forward(parameters, config):
     """Smallest and largest logit of a random image; InputError if one is not finite."""
     from mindspore import Tensor
 
-    from src import checkpoint
+    from src.weights import checkpoint
 
     network = network_of({**config, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, parameters, 'imported weights')
@@ -35,7 +35,7 @@ def check_forward(parameters, config):
 
 def import_weights(path, out, drop_background=False, slots=False):
     """Convert the file `path` to the checkpoint `out`; prints a line for every tensor."""
-    from src import checkpoint
+    from src.weights import checkpoint
 
     tensors, _ = load_tensors(path)
     if OURS in tensors:
@@ -72,7 +72,7 @@ def import_weights(path, out, drop_background=False, slots=False):
 
 def export_weights(path, out, layout):
     """Write the checkpoint `path` of this project as a TF-slim checkpoint or as timm's safetensors."""
-    from src import checkpoint
+    from src.weights import checkpoint
 
     parameters, info = checkpoint.load(path)
     if OURS not in parameters or 'config' not in info:
@@ -84,7 +84,7 @@ def export_weights(path, out, layout):
     if layout == 'tf_slim':
         out = out or os.path.splitext(path)[0]
         tensors = to_tf_slim(weights)
-        tf_checkpoint.write(out, tensors)
+        tf_file.write(out, tensors)
         if any(name.endswith('/gamma') for name in tensors):
             print('note: batch norm has a scale; build the network with scale=True in the batch norm parameters')
     else:

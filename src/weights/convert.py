@@ -6,9 +6,9 @@ from collections import namedtuple
 import numpy as np
 
 from src.config import NETWORK_OPTIONS
+from src.data import imagenet
 from src.errors import InputError
-from src.records import imagenet
-from src.weights import tf_checkpoint, torch_file
+from src.weights import tf_file, torch_file
 from src.weights.names import fit, names_in, transposed
 
 Layout = namedtuple('Layout', 'name prefix mean std interpolation square')
@@ -34,8 +34,8 @@ Conversion = namedtuple('Conversion', 'parameters config preprocessing step layo
 def load_tensors(path):
     """({name: ndarray, or None for what is no number}, info) of a file in any of the formats; `info` only in our own."""
     path = str(path)
-    if tf_checkpoint.prefix_of(path):
-        return tf_checkpoint.read(path), {}
+    if tf_file.prefix_of(path):
+        return tf_file.read(path), {}
     try:
         with open(path, 'rb') as file:
             head = file.read(16)
@@ -46,8 +46,8 @@ def load_tensors(path):
             f'{path}: cannot be read ({error.strerror}); name a checkpoint file, or of a TensorFlow '
             'checkpoint what its files begin with'
         ) from None
-    if tail == tf_checkpoint.MAGIC:
-        return tf_checkpoint.read(path), {}
+    if tail == tf_file.MAGIC:
+        return tf_file.read(path), {}
     if head[:4] == b'PK\3\4':
         return torch_file.read_pth(path), {}
     if head[8:9] == b'{':
@@ -57,7 +57,7 @@ def load_tensors(path):
             f'{path}: written by PyTorch before 1.6, as a pickle that may run code; with PyTorch, load it '
             'with weights_only=True and write it with safetensors.torch.save_file'
         )
-    from src import checkpoint
+    from src.weights import checkpoint
 
     return checkpoint.load(path)
 
@@ -92,7 +92,7 @@ def convert(tensors, drop_background=False, slots=False):
     Raises:
         InputError: these are no InceptionV4's weights, or not all of them.
     """
-    from src.preprocess import Preprocessing
+    from src.data.preprocess import Preprocessing
 
     if OLD_MODEL_ZOO in tensors:
         raise InputError(
@@ -265,5 +265,5 @@ def read(path):
 def main_file(path):
     """The file by which to know the weights at `path`: itself, or the index of a TensorFlow checkpoint, which has the
     checksums of all tensors."""
-    prefix = tf_checkpoint.prefix_of(path)
+    prefix = tf_file.prefix_of(path)
     return f'{prefix}.index' if prefix else str(path)

@@ -1,0 +1,258 @@
+"""Convert a data set of any layout to TFRecord or MindRecord shards.
+
+Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and
+`.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its pictures shuffled over
+all of them by the seed. The bytes of the pictures stay, unless --fix; but what a folder's photo needs to be turned
+upright (EXIF) is done to its pixels, because shards are read as they are. Labels stay, too, with one exception:
+folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0 is a
+background class; labels.txt tells. A repeated command keeps the shards that are finished.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from src.data import mindrecord, tfrecord
+from src.data.image import TO_FIX, UNREADABLE, examine, rgb_jpeg
+from src.data.pool import cores, interruptible, spread
+from src.data.records import FORMATS, SPLITS, find_format, open_records, splits
+from src.errors import InputError, Parser, counted, entry_point
+from src.files import move
+
+_STAMP, _PARTIAL = 'convert.json', 'convert.partial'
+
+
+def _fingerprint(records):
+    """Changes when files of the source do, not when its directory moves."""
+    stamp = hashlib.blake2b(records.label.tobytes(), digest_size=16)
+    files = records.paths if hasattr(records, 'paths') else map(records.where, range(len(records)))
+    for path in files:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise InputError(f'{path}: {error.strerror}; restore or remove it') from None
+        stamp.update(os.fsencode(os.path.basename(path)) + f'/{stat.st_size}/{stat.st_mtime_ns}/'.encode())
+    return stamp.hexdigest()
+
+
+class _Job:
+    """What every shard's process has to know."""
+
+    def __init__(self, dst, layout, shards, fix, seed, records, shift):
+        self.dst, self.layout, self.shards, self.fix, self.shift = dst, layout, shards, fix, shift
+        self.records = records  # by split
+        self.order = {
+            split: np.array_split(np.random.default_rng([seed, n]).permutation(len(found)), shards)
+            for n, (split, found) in enumerate(records.items())
+        }
+
+    def name(self, split, number):
+        suffix = mindrecord.SUFFIX if self.layout == 'mindrecord' else ''
+        return f'{split}-{number:05d}-of-{self.shards:05d}{suffix}'
+
+
+def _write(job, split, number):
+    """Write one shard and name it when it is whole; returns its entry of the stamp."""
+    records, order, name = job.records[split], job.order[split][number], job.name(split, number)
+    entry = {'pictures': len(order), 'to_fix': 0, 'turned': 0, 'unreadable': [], 'fix': job.fix}
+
+    def examples():
+        for i in map(int, order):
+            encoded, file = records.read(i), records.name(i)
+            found = examine(encoded)
+            unreadable = [found[kind] for kind in UNREADABLE if kind in found]
+            if unreadable:
+                entry['unreadable'].append(f'{records.where(i)}: {unreadable[0]}')
+                continue
+            unfit, turned = any(kind in found for kind in TO_FIX), records.upright and 'exif_rotated' in found
+            entry['to_fix'] += unfit
+            entry['turned'] += turned
+            if unfit and job.fix or turned:
+                encoded, file = rgb_jpeg(encoded, records.upright), os.path.splitext(file)[0] + '.jpg'
+            yield encoded, int(records.label[i]) + job.shift, file
+
+    partial = os.path.join(job.dst, _PARTIAL, name)
+    if job.layout == 'tfrecord':
+        tfrecord.write_shard(partial, examples())
+        files = [name]
+    else:
+        mindrecord.write_shard(partial, examples(), [records.size(i) for i in order])
+        files = [name + '.db', name]  # the index first: no shard without one
+    bad = len(entry['unreadable'])
+    if bad == len(order) and job.fix:
+        raise InputError(f'shard {name} would be empty, none of its {bad} pictures can be decoded; give fewer --shards')
+    entry['files'] = (
+        {} if bad and not job.fix else {file: os.path.getsize(os.path.join(job.dst, _PARTIAL, file)) for file in files}
+    )
+    for file in entry['files']:
+        move(os.path.join(job.dst, _PARTIAL, file), os.path.join(job.dst, file))
+    return name, entry
+
+
+def _save(job, name, text):
+    partial = os.path.join(job.dst, _PARTIAL, name)
+    with open(partial, 'w', encoding='utf-8', errors='surrogateescape') as file:  # any file name
+        file.write(text)
+    move(partial, os.path.join(job.dst, name))
+
+
+def _finished(dst, settings, fix):
+    """Entries of the shards that an earlier run finished; InputError if it was not the same conversion."""
+    try:
+        with open(os.path.join(dst, _STAMP), encoding='utf-8') as file:
+            stamp = json.load(file)
+        earlier, entries = stamp['settings'], dict(stamp['shards'])
+    except FileNotFoundError:
+        ours = re.compile(rf'labels.txt|({"|".join(SPLITS)})-[0-9]{{5}}-of-[0-9]{{5}}(\.mindrecord(\.db)?)?')
+        foreign = [name for name in sorted(os.listdir(dst)) if ours.fullmatch(name)]
+        if foreign:
+            raise InputError(f'{dst!r} holds {foreign[0]}, not made by a conversion; give another --dst') from None
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f'{os.path.join(dst, _STAMP)!r} is damaged; remove {dst!r} or give another --dst') from None
+    for key, value in settings.items():
+        if earlier.get(key) != value:
+            raise InputError(
+                f'{dst!r} holds a conversion with {key} {earlier.get(key)}, now {value}; remove it or give another --dst'
+            )
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if (entry['fix'] == fix or not entry['to_fix'] + len(entry['unreadable']))
+        and all(
+            os.path.isfile(path) and os.path.getsize(path) == size
+            for path, size in ((os.path.join(dst, f), s) for f, s in entry['files'].items())
+        )
+    }
+
+
+def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=False):
+    """Convert the data set in `src` to `shards` shards per split in `dst`, `layout` tfrecord or mindrecord.
+
+    Returns the entries by shard name: pictures, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
+    InputError for unusable settings or sources, and without `fix` for pictures that cannot be decoded.
+    """
+    if layout not in FORMATS[:2]:
+        raise InputError(f'format is {layout!r}; give tfrecord or mindrecord')
+    if seed < 0:
+        raise InputError(f'seed is {seed}; give 0 or more')
+    workers, source = cores(workers), find_format(src)
+    if os.path.realpath(src) == os.path.realpath(dst):
+        raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
+    records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
+    for split, found in records.items():
+        if found.left_out:
+            print('left out:', found.left_out, file=sys.stderr)
+        if not 1 <= shards <= min(len(found), 99999):
+            raise InputError(
+                f'{counted(shards, "shard")} for {counted(len(found), split + " picture")}; '
+                f'give --shards 1 to {min(len(found), 99999)}'
+            )
+    names = next(iter(records.values())).class_names
+    shift = int(source == 'folder' and layout == 'tfrecord' and names[0] != 'background')
+    names = ['background'] * shift + names if names else None
+    if not names:
+        top = max(int(found.label.max()) for found in records.values())
+        present = {int(label) for found in records.values() for label in np.unique(found.label)}
+        names = [str(n) if n in present else '' for n in range(min(top, 99999) + 1)]
+    job = _Job(dst, layout, shards, fix, seed, records, shift)
+    settings = {
+        'version': 1 + (source == 'folder'),
+        'format': layout,
+        'shards': shards,
+        'seed': seed,
+        'labels': names,
+        'source': {split: _fingerprint(found) for split, found in records.items()},
+    }
+    try:
+        os.makedirs(dst, exist_ok=True)
+        lock = os.open(dst, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            done = _run(job, settings, _finished(dst, settings, fix), workers, progress)
+        except BlockingIOError:
+            raise InputError(f'another conversion writes to {dst!r}; wait for it or give another --dst') from None
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise InputError(f'{error.filename or dst}: {error.strerror}; give a writable --dst with free space') from None
+    unreadable = [text for entry in done.values() for text in entry['unreadable']]
+    if unreadable:
+        for text in unreadable:
+            print('left out:' if fix else 'bad:', text, file=sys.stderr)
+        if not fix:
+            raise InputError(
+                f'{counted(len(unreadable), "picture")} cannot be decoded, the first is {unreadable[0]}; '
+                'replace them, or leave them out with --fix'
+            )
+    return done
+
+
+def _run(job, settings, done, workers, progress):
+    partial = os.path.join(job.dst, _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    os.mkdir(partial)
+
+    def save():
+        _save(job, _STAMP, json.dumps({'settings': settings, 'shards': dict(sorted(done.items()))}, indent=1))
+
+    save()
+    names = enumerate(' '.join(name.split()) for name in settings['labels'])
+    _save(job, 'labels.txt', ''.join(f'{label}:{name}\n' for label, name in names if name))
+    tasks = [(split, n) for split in job.records for n in range(job.shards) if job.name(split, n) not in done]
+    kept = sum(entry['pictures'] for entry in done.values())
+    total = sum(map(len, job.records.values()))
+    with tqdm(total=total, initial=kept, unit='picture', disable=not progress) as bar:
+        for name, entry in spread(_write, job, tasks, workers):
+            done[name] = entry
+            if entry['files']:
+                save()
+            bar.update(entry['pictures'])
+    shutil.rmtree(partial)
+    return done
+
+
+@entry_point
+@interruptible
+def main():
+    parser = Parser(
+        prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--src', required=True, help='data set: TFRecord or MindRecord shards, or folders')
+    parser.add_argument('--dst', required=True, help='where the shards go')
+    parser.add_argument('--format', required=True, choices=FORMATS[:2])
+    parser.add_argument('--shards', required=True, type=int, help='shards per split')
+    parser.add_argument(
+        '--fix',
+        action='store_true',
+        help='re-encode CMYK and what is no JPEG as RGB '
+        'JPEG of quality 95 (greyscale JPEG stays), leave out what cannot be decoded',
+    )
+    parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')
+    parser.add_argument('--seed', type=int, default=0, help='of the order (default: 0)')
+    args = parser.parse_args()
+    done = convert(args.src, args.dst, args.format, args.shards, args.fix, args.workers, args.seed, True)
+    fixed, lost = (sum(entry['to_fix'] for entry in done.values()), sum(len(entry['unreadable']) for entry in done.values()))
+    for split in SPLITS:
+        entries = [entry for name, entry in done.items() if name.startswith(split)]
+        if entries:
+            count = sum(entry['pictures'] - len(entry['unreadable']) for entry in entries)
+            print(f'{args.dst}: {split}, {counted(count, "picture")} in {counted(len(entries), "shard")}')
+    if fixed:
+        print(f'{counted(fixed, "picture")}, CMYK or no JPEG' + (', re-encoded' if args.fix else ': see --fix'))
+    if turned := sum(entry.get('turned', 0) for entry in done.values()):
+        print(f'{counted(turned, "picture")} turned upright as their EXIF orientation says, re-encoded')
+    if lost:
+        print(f'{counted(lost, "picture")} left out, listed above')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,157 @@
+"""A demo data set of drawn pictures: python -m src.data.demo_images DIR [--seed N] [--train_per_class N] ..."""
+
+import argparse
+import io
+import json
+import os
+import re
+
+import numpy as np
+from PIL import Image
+
+from src.data.tfrecord import write_shards
+from src.errors import InputError, Parser, entry_point
+
+# One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,
+# 1 and 2, 5 and 6, 7 and 9 in texture only, 7 and 8 in shape only (plain, as crops show little of a shape).
+CLASSES = {
+    1: ('red', 'striped', 'disc'),
+    2: ('red', 'dotted', 'disc'),
+    3: ('blue', 'striped', 'disc'),
+    4: ('blue', 'dotted', 'square'),
+    5: ('green', 'dotted', 'square'),
+    6: ('green', 'plain', 'square'),
+    7: ('yellow', 'plain', 'star'),
+    8: ('yellow', 'plain', 'disc'),
+    9: ('yellow', 'checked', 'star'),
+    10: ('green', 'checked', 'triangle'),
+}
+_COLOURS = {'red': (215, 30, 35), 'green': (25, 160, 50), 'blue': (35, 60, 215), 'yellow': (240, 205, 20)}
+_STAMP = 'demo.json'
+
+
+def _distance(shape, x, y):
+    """How far (x, y) lie outside the shape, negative inside; the areas are much the same, but for the star."""
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    if shape == 'disc':
+        return radius - 1
+    corners, reach, inner = {'triangle': (3, 1.45, 0.5), 'square': (4, 1.25, 0.7071), 'star': (5, 1.35, 0.38)}[shape]
+    half = np.pi / corners
+    angle = np.abs((angle + half) % (2 * half) - half)  # fold onto half a corner: one edge is left
+    edge = inner * np.sin(half), 1 - inner * np.cos(half)
+    return (edge[0] * (radius * np.cos(angle) - reach) + edge[1] * radius * np.sin(angle)) / np.hypot(*edge)
+
+
+def _texture(texture, x, y, period):
+    """Share of the second tone, 0 to 1, at (x, y)."""
+    wave_x, wave_y = np.sin(2 * np.pi * x / period), np.sin(2 * np.pi * y / period)
+    level = {'plain': 0 * x - 1, 'striped': wave_x, 'dotted': wave_x + wave_y - 0.8, 'checked': 2 * wave_x * wave_y}[texture]
+    return np.clip(level * 2.5 + 0.5, 0, 1)
+
+
+def draw(colour, texture, shape, rng):
+    """One picture, uint8 [height, width, 3], sides of 120 to 320; everything but the class is random."""
+    area, aspect = rng.uniform(140, 270) ** 2, np.exp(rng.uniform(-0.3, 0.3))
+    height, width = (int(np.clip((area * ratio) ** 0.5, 120, 320)) for ratio in (1 / aspect, aspect))
+    radius = rng.uniform(0.4, 0.48) * min(height, width)
+    middle = np.array([height, width]) / 2
+    at = middle + rng.uniform(-0.5, 0.5, 2) * (middle - radius)
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    row, column = (row - at[0]) / radius, (column - at[1]) / radius
+
+    def turned(angle):
+        return column * np.cos(angle) + row * np.sin(angle), row * np.cos(angle) - column * np.sin(angle)
+
+    inside = np.clip(0.5 - radius * _distance(shape, *turned(-np.pi / 2 + rng.uniform(-0.2, 0.2))), 0, 1)
+    x, y = turned(rng.uniform(-0.2, 0.2))
+    second = _texture(texture, x + rng.uniform(), y + rng.uniform(), rng.uniform(0.45, 0.6))
+    tone = np.array(_COLOURS[colour]) * rng.uniform(0.8, 1.05) + rng.uniform(-15, 15, 3)
+    other = [rng.uniform(215, 250)] * 3
+    ground = rng.uniform(20, 120) + rng.uniform(-20, 20, (2, 3))
+    slope = np.clip((turned(rng.uniform(0, 2 * np.pi))[0] + 2) / 4, 0, 1)
+    light = rng.uniform(0.85, 1.1) + rng.uniform(-0.15, 0.15) * column
+    shares = np.stack([inside * second, inside * (1 - second), (1 - inside) * slope, (1 - inside) * (1 - slope)], -1)
+    picture = (shares * light[..., None]).astype(np.float32) @ np.array([other, tone, *ground], np.float32)
+    picture += rng.uniform(3, 12) * rng.standard_normal(picture.shape, np.float32)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _examples(split, per_class, seed):
+    stream = [seed, split == 'train']
+    for k, label in enumerate(np.random.default_rng(stream).permutation(np.repeat(list(CLASSES), per_class))):
+        rng, file = np.random.default_rng([*stream, k]), io.BytesIO()
+        Image.fromarray(draw(*CLASSES[label], rng)).save(file, 'JPEG', quality=int(rng.integers(60, 96)))
+        yield file.getvalue(), int(label), f'{split}_{k:05d}.jpg'
+
+
+def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_shards=2):
+    """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, and return it.
+
+    A complete data set of the same settings is kept. InputError for unusable settings or foreign files.
+    """
+    settings = {
+        'version': 3,
+        'seed': seed,
+        'train_per_class': train_per_class,
+        'validation_per_class': validation_per_class,
+        'num_shards': num_shards,
+    }
+    for name, value in settings.items():
+        if value < (name != 'seed'):
+            raise InputError(f'demo data set: {name} is {value}; give a positive number')
+    stamp, parts = os.path.join(directory, _STAMP), ('train', 'validation')
+    try:
+        os.makedirs(directory, exist_ok=True)
+        ours = [
+            n
+            for n in sorted(os.listdir(directory))
+            if n == 'labels.txt' or re.fullmatch(f'({"|".join(parts)})-[0-9]{{5}}-of-[0-9]{{5}}', n)
+        ]
+        if ours and not os.path.exists(stamp):
+            raise InputError(f'{directory!r} holds {ours[0]}, not made by the demo; give another directory')
+        state = {**settings, 'sizes': {n: os.path.getsize(os.path.join(directory, n)) for n in ours}}
+        if os.path.exists(stamp):
+            with open(stamp) as file:
+                if file.read() == json.dumps(state):
+                    return directory
+        with open(stamp, 'w'):  # empty until all is written: the files are ours, but not complete
+            pass
+        for name in ours:
+            os.remove(os.path.join(directory, name))
+        paths = []
+        for split in parts:
+            examples = _examples(split, settings[split + '_per_class'], seed)
+            paths += write_shards(directory, split, examples, num_shards)
+        paths = [os.path.join(directory, 'labels.txt'), *paths]  # the order of `ours`
+        with open(paths[0], 'w') as file:
+            file.writelines(f'{label}:{" ".join(words)}\n' for label, words in CLASSES.items())
+        state['sizes'] = {os.path.basename(path): os.path.getsize(path) for path in paths}
+        with open(stamp, 'w') as file:
+            file.write(json.dumps(state))
+    except OSError as error:
+        raise InputError(f'demo data set in {directory!r}: {error.strerror}; give a writable directory') from None
+    return directory
+
+
+@entry_point
+def main():
+    parser = Parser(
+        prog='python -m src.data.demo_images',
+        description=__doc__.partition(':')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('directory', metavar='DIR', help='where the shards go')
+    parser.add_argument('--seed', type=int, default=1, help='same seed, same bytes')
+    parser.add_argument('--train_per_class', type=int, default=60, help='training pictures per class')
+    parser.add_argument('--validation_per_class', type=int, default=20, help='validation pictures per class')
+    parser.add_argument('--num_shards', type=int, default=2, help='shards per split')
+    args = parser.parse_args()
+    make(**vars(args))
+    print(
+        f'{args.directory}: {10 * args.train_per_class} training and {10 * args.validation_per_class} '
+        'validation pictures of 10 classes'
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,141 @@
+"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, or folders of pictures."""
+
+import os
+import re
+
+from src.data import imagenet, labels, tfrecord
+from src.data.folder import class_folders, open_folder
+from src.data.mindrecord import find_mindrecords, index_mindrecords, list_shards
+from src.data.tfrecord import find_shards, index_shards, list_directory
+from src.errors import InputError
+
+FORMATS = ('tfrecord', 'mindrecord', 'folder')
+SPLITS = {'train': ('train',), 'validation': ('validation', 'val')}  # and the names that files may use
+_TFRECORD = re.compile('(train|validation)-[0-9]{5}-of-[0-9]{5}')
+
+
+def open_records(data_dir, split, dataset_format='auto', progress=False):
+    """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
+
+    Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names,
+    or as in labels.txt), `read(i)` (the encoded picture, bytes), `where(i)` (for messages), `name(i)` (a file
+    name), `size(i)` (bytes) and `class_names` (list by stored label, or None; ImageNet's where no labels.txt tells
+    and TFRecords note its WordNet ids). They can be pickled and used
+    in forked processes. InputError tells what is missing or damaged, and where.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split {split!r} is none of {", ".join(SPLITS)}')
+    try:
+        return _open(os.fspath(data_dir or ''), split, dataset_format, progress)
+    except OSError as error:
+        raise InputError(f'{error.filename}: {error.strerror}; check that it can be read') from None
+
+
+def _open(data_dir, split, dataset_format, progress):
+    layout = find_format(data_dir, dataset_format)
+    if layout == 'folder':
+        labelling = split_folder(data_dir, next(iter(splits(data_dir, layout)), split))
+        return open_folder(split_folder(data_dir, split), labelling, read_labels(data_dir, False))
+    if layout == 'tfrecord':
+        records = index_shards(find_shards(data_dir, split), progress)
+    else:
+        records = index_mindrecords(find_mindrecords(data_dir, split, SPLITS[split]), progress)
+    if not len(records):
+        raise InputError(f'data_dir {data_dir}: the {split} shards hold no record; make them again')
+    records.class_names = read_labels(data_dir)
+    if records.class_names is None and layout == 'tfrecord':
+        records.class_names = imagenet.names_by_label(tfrecord.noted_synsets(records.paths[0]))
+    return records
+
+
+def _listing(data_dir):
+    return list_directory(data_dir, 'give the directory of a data set')
+
+
+def find_format(data_dir, dataset_format='auto'):
+    """Which of `FORMATS` the directory holds, or `dataset_format` if it is one; else InputError."""
+    names, found = _listing(data_dir), {}
+    if dataset_format != 'auto':
+        if dataset_format not in FORMATS:
+            raise InputError(f'dataset_format is {dataset_format!r}; give auto, {", ".join(FORMATS)}')
+        return dataset_format
+    for name in filter(_TFRECORD.fullmatch, names):
+        found.setdefault('tfrecord', name)
+    for aliases in SPLITS.values():
+        for path in list_shards(data_dir, aliases):
+            found.setdefault('mindrecord', os.path.relpath(path, data_dir))
+        for alias in aliases:
+            folder = os.path.join(data_dir, alias)
+            if os.path.isdir(folder) and class_folders(folder):
+                found.setdefault('folder', os.path.join(alias, class_folders(folder)[0]))
+    if len(found) > 1:
+        both = ' and '.join(f'{layout} ({name})' for layout, name in found.items())
+        raise InputError(f'data directory {data_dir!r} holds {both}; give dataset_format')
+    if not found:
+        raise InputError(
+            f'data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no '
+            'train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of '
+            f'these for validation, only {_some(names)}; {_near_miss(names)}'
+        )
+    return next(iter(found))
+
+
+def _some(names):
+    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+
+
+def _near_miss(names):
+    """A remedy that fits the names which are there."""
+    for name in names:
+        shard = re.search('([0-9]+)-of-([0-9]+)', name)
+        if shard:
+            split = 'validation' if 'val' in name else 'train'
+            numbers = '-of-'.join(n.zfill(5) for n in shard.groups())
+            return f'TFRecord shards must be named like {split}-{numbers}: rename or link {name} and the others'
+        if re.search(r'\.mindrecord[0-9]*$', name):
+            return 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+    return 'give the directory above train/ and validation/, or that of the shards'
+
+
+def splits(data_dir, dataset_format):
+    """Which splits a directory of that layout has, in the order of `SPLITS`."""
+    names = _listing(data_dir)
+    there = {
+        'tfrecord': lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
+        'mindrecord': lambda split: list_shards(data_dir, SPLITS[split]),
+        'folder': lambda split: any(os.path.isdir(os.path.join(data_dir, n)) for n in SPLITS[split]),
+    }
+    return [split for split in SPLITS if there[dataset_format](split)]
+
+
+def split_folder(data_dir, split):
+    """The directory of a split's class folders; InputError if it is missing or there are two."""
+    found = [p for p in (os.path.join(data_dir, n) for n in SPLITS[split]) if os.path.isdir(p)]
+    if len(found) != 1:
+        what = 'both ' + ' and '.join(SPLITS[split]) if found else f'no {" or ".join(SPLITS[split])} folder'
+        raise InputError(
+            f'data directory {data_dir!r} has {what}, only {_some(_listing(data_dir))}; '
+            f'give one directory {split}/<class>/*.jpg'
+        )
+    return found[0]
+
+
+def read_labels(data_dir, numbered=True):
+    """Names by label from labels.txt, lines `label:name`; None without the file.
+
+    Lines without numbers count from 0, or give None with `numbered`: labels of shards may start at 1.
+    InputError for a list that names a label, or without `numbered` a class, twice or is no list.
+    """
+    path = os.path.join(data_dir, 'labels.txt')
+    try:
+        found, has_numbers = labels.parse(path)
+    except FileNotFoundError:
+        return None
+    if numbered and not has_numbers:
+        return None
+    if not numbered and len(set(found.values())) < len(found):
+        raise InputError(f'{path!r} names a class twice; mend it')
+    names = labels.by_number(found)
+    if names and not names[0]:
+        names[0] = 'background'
+    return names

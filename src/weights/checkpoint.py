@@ -1,0 +1,239 @@
+"""Checkpoints: write, list, read."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src import files
+from src.errors import InputError
+from src.weights import mindspore_file
+
+PREFIX = 'inceptionv4'
+BEST = f'{PREFIX}-best.ckpt'
+FORMAT_VERSION = 2
+AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
+CLASSIFIERS = ('logits.', 'aux_logits.')
+INFO = (
+    'format_version',
+    'step',
+    'epoch',
+    'position',
+    'config',
+    'data',
+    'preprocessing',
+    'class_names',
+    'source',
+    'training',
+)
+JSON_INFO = {'config', 'preprocessing', 'class_names'}
+
+
+def _digest(parameters, info):
+    """SHA-256 over names, types, shapes and values of ndarrays, and over `info`."""
+    sha = hashlib.sha256()
+    for name, value in parameters.items():
+        sha.update(f'{name} {value.dtype} {value.shape}\n'.encode())
+        sha.update(np.ascontiguousarray(value).data)
+    for name, value in info.items():
+        sha.update(f'{name} {value}\n'.encode())
+    return sha.digest()
+
+
+def write(path, parameters, info):
+    """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all.
+
+    The file is in MindSpore's format, but written by `files.replacing`; MindSpore's own `ModelCheckpoint`
+    removes an old file of the name first and does not sync. A checksum over everything is in it, since a file that was
+    cut exactly at MindSpore's own CRC loads with a warning. OSError where it cannot be written.
+    """
+    info = {
+        name: json.dumps(value) if name in JSON_INFO else value
+        for name, value in {'format_version': FORMAT_VERSION, **info}.items()
+    }
+    # First in the file, so that no cut leaves a readable file without its checksum; MindSpore puts `info` last.
+    entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
+    with files.replacing(path) as temporary:
+        whole = temporary.with_name('whole.ckpt')  # MindSpore would add the suffix to another name
+        ms.save_checkpoint(
+            [{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(whole), append_dict=info
+        )
+        whole.rename(temporary)
+
+
+def save(directory, cell, *, step, epoch, config, **info):
+    """`write` the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path."""
+    path = numbered(directory, step, epoch)
+    write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
+    return path
+
+
+def numbered(directory, step, epoch):
+    """Where the checkpoint of `step` belongs."""
+    return Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
+
+
+def values(cell):
+    """{name: ndarray} of the state of `cell`; on the CPU these are views of the live parameters."""
+    return {name: p.asnumpy() for name, p in cell.parameters_dict().items()}
+
+
+def mark_best(path, top1):
+    """Make `inceptionv4-best.ckpt` another name of the checkpoint `path` if `top1` is the highest yet; True if so.
+
+    The value stands in `inceptionv4-best.json`, so that it outlasts a resumption.
+    """
+    best = path.with_name(BEST)
+    record = best.with_suffix('.json')
+    try:
+        if best.exists() and json.loads(record.read_text())['top1'] >= top1:
+            return False
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one: this one is the best known
+        pass
+    for name, make in (
+        (best, partial(_link_or_copy, path)),
+        (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n')),
+    ):
+        with files.replacing(name) as temporary:
+            make(temporary)
+    return True
+
+
+def _link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def written_by(directory, training):
+    """Numbered checkpoints of `directory` that this training, or one that it went on from, wrote; oldest first."""
+    found = []
+    for path in by_age(directory):
+        with contextlib.suppress(OSError, ValueError, TypeError, IndexError):  # a damaged one belongs to nobody
+            if mindspore_file.read_text(path, 'training') == training:
+                found.append(path)
+    return found
+
+
+def remove_unfinished(directory):
+    """Remove what processes that were killed while saving left behind; call only where no other one can be saving."""
+    for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`
+        # Another rank of a training before may still be ending; a name with our number is of a process that had it before.
+        if not any(
+            Path('/proc', part).exists() for part in path.name.split('.') if part.isdigit() and part != str(os.getpid())
+        ):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def by_age(directory):
+    """Numbered checkpoints of `directory`, oldest first."""
+    return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: p.stat().st_mtime_ns)
+
+
+def of_training(directory):
+    """All checkpoints of `directory`, the best one first and then the numbered ones, oldest first."""
+    best = Path(directory, BEST)
+    return [*([best] if best.exists() else []), *by_age(directory)]
+
+
+def find(path):
+    """Checkpoints at `path`, by step: the file itself, or those of a directory. InputError if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(by_age(path), key=lambda p: _step(p.name))
+        if not found:
+            raise InputError(f'{path}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
+        return found
+    if not path.is_file():
+        raise InputError(f'{path}: no such checkpoint')
+    return [path]
+
+
+def _step(name):
+    match = re.fullmatch(rf'{PREFIX}-\d+_(\d+)\.ckpt', name)
+    return int(match[1]) if match else -1
+
+
+def load(path):
+    """Checkpoint at `path`: ({name: ndarray}, info), info with the values of `INFO` that were saved.
+
+    InputError if it cannot be read, or if its checksum is not that of what was read. Checkpoints that other programs
+    wrote have no checksum.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'{path}: no such checkpoint')
+    parameters, info, checksum = {}, {}, None
+    try:
+        for name, value in mindspore_file.read(path).items():
+            if name == 'sha256':
+                checksum = bytes(value)
+            elif name in INFO:
+                info[name] = value if isinstance(value, str) else value.item()
+            elif not isinstance(value, str):  # other programs note this and that
+                parameters[name] = value
+        if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
+            raise ValueError('its checksum does not fit')
+        for name in JSON_INFO & info.keys():
+            info[name] = json.loads(info[name])
+        if not isinstance(info.get('config', {}), dict):
+            raise ValueError('its configuration is not one')
+    except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
+        reason = ' '.join(str(error).split())
+        raise InputError(
+            f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); use another one or copy it again'
+        ) from None
+    return parameters, info
+
+
+def with_classes(info, parameters, path):
+    """`info` of the weights `parameters` with a `config` that tells at least the number of classes, whoever wrote them."""
+    config = dict(info.get('config', {}))
+    if 'num_classes' not in config:
+        if 'logits.bias' not in parameters:
+            raise InputError(f'{path}: parameter logits.bias is missing; name a checkpoint with its classifier')
+        config['num_classes'] = parameters['logits.bias'].size
+    return {**info, 'config': config}
+
+
+def averaged(parameters):
+    """`parameters` with the moving averages of the weights (`ema_decay`) in place of the weights, where there are any."""
+    return {
+        name: parameters.get(AVERAGE + name, value) for name, value in parameters.items() if not name.startswith(AVERAGE)
+    }
+
+
+def load_into(cell, parameters, path, left_out=()):
+    """Set the parameters of `cell` from `parameters`; all must be there and fit, but those starting with `left_out`.
+
+    Returns:
+        (loaded, left): lists of names.
+    """
+    loaded, left, targets = [], [], cell.parameters_dict()
+    for name, parameter in targets.items():
+        if name.startswith(tuple(left_out)):
+            left.append(name)
+            continue
+        value = parameters.get(name)
+        if value is None:
+            raise InputError(
+                f'{path}: parameter {name} {parameter.shape} is missing; was it saved from another '
+                'network (num_classes, block_counts, bn_scale, aux_logits)?'
+            )
+        if value.shape != parameter.shape:
+            raise InputError(
+                f'{path}: parameter {name} has the shape {value.shape}, the network needs '
+                f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained'
+            )
+        loaded.append(name)
+    for name in loaded:
+        targets[name].set_data(Tensor(parameters[name], targets[name].dtype))
+    return loaded, left

@@ -1,0 +1,460 @@
+"""Exported files compute what the checkpoint's network does, say what they are, and are refused where they cannot be."""
+
+import hashlib
+import json
+import os
+import re
+from unittest.mock import MagicMock, call
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+import export as entry
+from src import runtime
+from src.data import imagenet
+from src.data.preprocess import PREPROCESSING, Preprocessing
+from src.deploy import export, predictor
+from src.errors import InputError
+from src.inceptionv4 import InceptionV4
+from src.weights import checkpoint
+
+OTHER = Preprocessing((124.0, 117.0, 104.0), (58.0, 57.0, 56.5), 0.9, 'bicubic', True)
+NAMES = [f'class "{i}"' for i in range(10)]
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    """A checkpoint with moving averages of the weights, and what these give: (path, pictures uint8, probabilities)."""
+    ms.set_seed(3)
+    network = InceptionV4(10, block_counts=(1, 1, 1)).set_train(False)
+    rng = np.random.default_rng(3)
+    for name, p in network.parameters_dict().items():
+        if name.endswith(('.beta', '.moving_mean')):
+            p.set_data(Tensor(rng.normal(0, 0.2, p.shape), ms.float32))
+        elif name.endswith(('.gamma', '.moving_variance')):
+            p.set_data(Tensor(rng.uniform(0.5, 1.5, p.shape), ms.float32))
+    path = tmp_path_factory.mktemp('trained') / 'inceptionv4-2_34.ckpt'
+    values = checkpoint.values(network)
+    averages = {f'{checkpoint.AVERAGE}{n}': v for n, v in values.items()}
+    checkpoint.write(
+        path,
+        {**values, 'logits.weight': 0 * values['logits.weight'], **averages},
+        {
+            'step': 34,
+            'epoch': 2,
+            'class_names': NAMES,
+            'preprocessing': OTHER._asdict(),
+            'config': {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75},
+        },
+    )
+    pictures = rng.integers(0, 256, (3, 75, 75, 3), np.uint8)
+    scaled = (pictures.astype(np.float64) - OTHER.mean) / OTHER.std
+    logits = network(Tensor(scaled.transpose(0, 3, 1, 2), ms.float32)).asnumpy().astype(np.float64)
+    return path, pictures, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+@pytest.fixture(scope='module')
+def exported(small, tmp_path_factory):
+    """Directory, of a name that MindSpore's exporters refuse, with net.mindir (float, logits, any batch) and net.onnx
+    (uint8, top5, batches of 2), the former written under another umask."""
+    directory = tmp_path_factory.mktemp('exported to ü+1')
+    before = os.umask(0o077)
+    try:
+        entry.main(['--ckpt_path', str(small[0]), '--file_name', str(directory / 'net')])
+    finally:
+        os.umask(before)
+    entry.main(
+        [
+            '--ckpt_path',
+            str(small[0]),
+            '--file_name',
+            str(directory / 'net'),
+            '--file_format',
+            'ONNX',
+            '--input',
+            'uint8',
+            '--output',
+            'top5',
+            '--batch_size',
+            '2',
+        ]
+    )
+    return directory
+
+
+def test_files_and_their_description(small, exported):
+    assert sorted(p.name for p in exported.iterdir()) == ['net.json', 'net.mindir', 'net.onnx']
+    os.umask(umask := os.umask(0))
+    assert {p.suffix: p.stat().st_mode & 0o777 for p in exported.iterdir()} == {
+        '.mindir': 0o600,
+        '.onnx': 0o666 & ~umask,
+        '.json': 0o666 & ~umask,
+    }
+    assert exported.stat().st_mode & 0o077 == exported.parent.stat().st_mode & 0o077  # as it was made
+    onnx = json.loads((exported / 'net.json').read_text())
+    mindir = onnx['other_files']['net.mindir']
+    for about in (onnx, mindir):
+        assert about['classes'] == NAMES and about['num_classes'] == 10
+        assert about['source'] == {
+            'checkpoint': small[0].name,
+            'step': 34,
+            'epoch': 2,
+            'sha256': hashlib.sha256(small[0].read_bytes()).hexdigest(),
+        }
+        assert about['sha256'] == hashlib.sha256((exported / about['file']).read_bytes()).hexdigest()
+        assert about['preprocessing'] == json.loads(json.dumps(OTHER._asdict()))
+        assert 0 < about['deviation']['random'] < 1e-5 and 0 < about['deviation']['drawn'] < 1e-5
+    assert (mindir['input']['type'], mindir['input']['shape']) == ('float32', [None, 3, 75, 75])
+    assert (onnx['input']['type'], onnx['input']['shape']) == ('uint8', [2, 75, 75, 3])
+    assert onnx['output']['shapes'] == [[2, 5], [2, 5]] and onnx['output']['types'] == ['float32', 'int32']
+
+
+def test_batch_norm_is_folded(exported):
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(exported / 'net.onnx').graph.node]
+    assert 'Conv' in kinds and 'BatchNormalization' not in kinds
+    assert b'BatchNorm' not in (exported / 'net.mindir').read_bytes()
+
+
+@pytest.mark.parametrize('kind', ['mindir', 'onnx', 'ckpt'])
+def test_every_kind_of_model_gives_the_same(kind, small, exported):
+    """The files by their own runtimes and the checkpoint, all of them from pictures, against NumPy's probabilities."""
+    path, pictures, expected = small
+    model = predictor.open_model(path if kind == 'ckpt' else exported / f'net.{kind}')
+    assert (model.size, model.preprocessing, model.class_names) == (75, OTHER, NAMES)
+    assert model.batch_size == (2 if kind == 'onnx' else 0)
+    if kind == 'onnx':
+        values, classes = (np.concatenate(part) for part in zip(*map(model.probabilities, (pictures[:2], pictures[1:]))))
+        values, classes = values[[0, 1, 3]], classes[[0, 1, 3]]
+    else:
+        values, classes = model.probabilities(pictures)
+    k = values.shape[1]
+    assert k == (5 if kind == 'onnx' else 10)
+    assert np.abs(values - np.take_along_axis(expected, classes, 1)).max() < 1e-5
+    assert np.abs(values + np.sort(-expected, 1)[:, :k]).max() < 1e-5
+    assert np.ptp(expected, 1).min() > 0.01  # or any order would do
+
+
+def message_of(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        entry.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.err.count('\n') == 1 and captured.err.startswith('error: ')
+    return captured.err
+
+
+def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
+    right = export.fold
+
+    def fold_wrongly(network):
+        right(network)
+        network.logits.bias.set_data(network.logits.bias + Tensor(np.eye(10)[2] * 0.05, ms.float32))
+
+    monkeypatch.setattr(export, 'fold', fold_wrongly)
+    found = message_of(['--ckpt_path', small[0], '--file_name', tmp_path / 'net'], capsys)
+    assert re.search(r'net.mindir: .*deviates by .*no file was written', found) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'logits, computed_in, message',
+    [
+        ([10.03, 9.99], 'float16 or HF32', None),
+        ([10.03, 9.99], 'float32', r'deviates by 3.0e-03 \(bound 1e-04, computed in float32\)'),
+        ([10.2, 9.99], 'float16 or HF32', r'deviates by 2.0e-02 \(bound 1e-02, computed in float16 or HF32\)'),
+        ([9.99, 10.0], 'float16 or HF32', r'finds another class than the checkpoint.s \(deviation 1.0e-03'),
+    ],
+)
+def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypatch):
+    """A network with the logits 10 and 9.99 for all images, and what its file gives instead."""
+
+    class Two(ms.nn.Cell):
+        def construct(self, x):
+            first = x.mean((1, 2, 3)).reshape(-1, 1) * 0 + 10
+            return ms.ops.concat((first, first * 0.999), 1)
+
+    def write(cell, path, *_):
+        path.write_bytes(b'air')
+
+    monkeypatch.setitem(export.WRITERS, 'AIR', write)
+    monkeypatch.setattr(export, '_directly', lambda cell: lambda images: (np.tile(np.float32(logits), (len(images), 1)),))
+    arguments = {
+        'file_format': 'AIR',
+        'preprocessing': PREPROCESSING,
+        'image_size': 75,
+        'about': {},
+        'computed_in': computed_in,
+    }
+    if message is None:
+        found = export.export_network(Two(), tmp_path / 'net.air', **arguments)['deviation']
+        assert (
+            found['bound'] == 1e-2
+            and found['computed_in'] == computed_in
+            and found['random'] == pytest.approx(3e-3, rel=1e-2)
+        )
+        return
+    with pytest.raises(InputError, match=message):
+        export.export_network(Two(), tmp_path / 'net.air', **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['--file_format', 'AIR'],
+            r'only an NPU can write it.*run the same command on the NPU, or use --file_format ONNX.*atc',
+        ),
+        (['--aipp', 'F', '--input', 'uint8'], 'both scale'),
+        ([], 'ckpt_path is empty'),
+        (['--ckpt_path', '.'], 'is a directory'),
+        (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
+        (['--output', 'top3'], 'logits, softmax, top5'),
+        (['--input', 'int8'], 'float, uint8'),
+    ],
+)
+def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if 'AIR' in arguments:  # refused before anything is loaded
+        monkeypatch.setattr(checkpoint, 'load', MagicMock(side_effect=AssertionError))
+        arguments = [*arguments, '--ckpt_path', 'nothing.ckpt']
+    assert re.search(message, message_of(arguments, capsys)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'file_name, content, message',
+    [
+        (
+            'notes',
+            '{"mine": 1}',
+            r'notes.json: would be replaced, but was not written by export.py; choose another --file_name',
+        ),
+        ('notes', '# mine', 'notes.json: would be replaced'),
+        ('best', '{"top1": 50.0, "checkpoint": "x"}', 'best.json: would'),
+        ('', None, r"file_name '.' has no name"),
+        ('models/', None, "file_name 'models' has no name"),
+        (os.fsdecode(b'm\xff'), None, r'm\\udcff.mindir: .* not UTF-8; rename it'),
+    ],
+)
+def test_target_is_checked_first(file_name, content, message, small, tmp_path, monkeypatch, capsys):
+    """Before anything is loaded, and nothing of others is replaced."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, 'start', MagicMock(side_effect=AssertionError))
+    if content:
+        (tmp_path / f'{file_name}.json').write_text(content)
+    assert re.search(message, message_of(['--ckpt_path', small[0], '--file_name', file_name], capsys))
+    assert [p.read_text() for p in tmp_path.iterdir()] == [content] * bool(content)
+
+
+def test_cannot_be_written(small, capsys):
+    assert re.search('--file_name', message_of(['--ckpt_path', small[0], '--file_name', '/proc/none/net'], capsys))
+
+
+def test_labels_must_fit(small, tmp_path, capsys):
+    (tmp_path / 'labels.txt').write_text('a\nb\n')
+    assert re.search(
+        'labels.txt: names the classes 0 to 1, but the network has 10 classes',
+        message_of(['--ckpt_path', small[0], '--labels', tmp_path / 'labels.txt'], capsys),
+    )
+
+
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(predictor.importlib.util, 'find_spec', lambda name: None)
+    assert 'requirements-export.txt' in message_of(['--file_format', 'ONNX', '--ckpt_path', 'x'], capsys)
+
+
+def test_air_on_an_npu(monkeypatch, tmp_path):
+    """What is asked of MindSpore: the GE backend first, then the file.
+    https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.export.html"""
+    recorder = MagicMock()
+    recorder.device_context.ascend.is_available.return_value = True
+    monkeypatch.setattr(export, 'ms', recorder)
+    export.check_format('AIR')
+    export.write_air('cell', tmp_path / 'net.air', 'example', ['logits'], False)
+    assert recorder.mock_calls[1:] == [
+        call.set_context(jit_config={'jit_level': 'O2'}),
+        call.export('cell', 'example', file_name=str(tmp_path / 'net.air'), file_format='AIR'),
+    ]
+
+
+def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
+    """With an NPU the whole command goes through; its batch size is fixed, 1 if none is given."""
+    written = []
+
+    def write(cell, path, example, names, any_batch):
+        written.append((example.shape, any_batch))
+        path.write_bytes(b'air')
+
+    monkeypatch.setattr(export.ms.device_context.ascend, 'is_available', lambda: True)
+    monkeypatch.setitem(export.WRITERS, 'AIR', write)
+    monkeypatch.setattr(runtime, 'start', lambda target, device_id: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
+    monkeypatch.setattr(
+        entry, 'network_of', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.configuration.load(argv))
+    )
+    entry.main(
+        [
+            '--ckpt_path',
+            str(small[0]),
+            '--file_format',
+            'AIR',
+            '--file_name',
+            str(tmp_path / 'net'),
+            '--num_classes',
+            '10',
+            '--image_size',
+            '75',
+        ]
+    )
+    assert written == [((1, 3, 75, 75), False)] and (tmp_path / 'net.air').read_bytes() == b'air'
+    about = json.loads((tmp_path / 'net.json').read_text())
+    assert about['input']['shape'] == [1, 3, 75, 75] and 'before' in about['deviation']['measured_on']
+    assert about['deviation']['bound'] == 1e-2 and about['deviation']['computed_in'] == 'float16 or HF32'
+    assert 'the graph before it was written' in capsys.readouterr().out
+
+
+class _Constant(ms.nn.Cell):
+    """Mean of each picture as 10 equal logits."""
+
+    def construct(self, x):
+        return ms.ops.tile(x.mean((1, 2, 3)).reshape(-1, 1), (1, 10))
+
+
+@pytest.mark.parametrize('preprocessing', [PREPROCESSING, OTHER])
+def test_aipp_scales_as_we_do(preprocessing, tmp_path):
+    """By CANN's formula, (pixel - mean_chn - min_chn) * var_reci_chn, with the float16 of its last two."""
+    export.write_aipp(tmp_path / 'a/aipp.cfg', preprocessing, 299)
+    text = (tmp_path / 'a/aipp.cfg').read_text()
+    assert re.fullmatch(r'aipp_op \{\n(    \w+: \S+\n)+\}\n', text)
+    value = dict(re.findall(r'(\w+): (\S+)', text))
+    assert (value['input_format'], value['csc_switch'], value['rbuv_swap_switch']) == ('RGB888_U8', 'false', 'false')
+    assert value['src_image_size_w'] == value['src_image_size_h'] == '299'
+    pixels = np.arange(256.0)
+    ours = export.host_scale(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)), preprocessing)
+    for i in range(3):
+        assert re.fullmatch(r'\d+', value[f'mean_chn_{i}'])
+        low, factor = (float(np.float16(value[f'{name}_chn_{i}'])) for name in ('min', 'var_reci'))
+        theirs = (pixels - int(value[f'mean_chn_{i}']) - low) * factor
+        assert np.abs(theirs - ours[:, i, 0, 0]).max() < 3e-3
+
+
+def test_aipp_alone(tmp_path, capsys):
+    entry.main(['--aipp', str(tmp_path / 'aipp.cfg'), '--image_size', '150'])
+    assert 'src_image_size_w: 150' in (tmp_path / 'aipp.cfg').read_text()
+
+
+@pytest.mark.parametrize(
+    'outputs, output, expected',
+    [
+        ([[[1.0, 2.0, 4.4]]], 'logits', 0.1),
+        ([[[1.0, np.nan, 4.0]]], 'logits', np.inf),
+        ([[[0.1, 0.3, 0.6]]], 'softmax', None),
+        ([[[0.7, 0.2]], [[2, 1]]], 'top5', None),
+        ([[[0.84379, 0.1142]], [[2, 1]]], 'top5', 0),
+        ([[[0.1142, 0.84379]], [[1, 2]]], 'top5', 0.72959),
+    ],
+)
+def test_deviation(outputs, output, expected):
+    found = export.deviation([np.array(part) for part in outputs], np.array([[1.0, 2.0, 4.0]]), output)
+    if expected is None:
+        assert 0.1 < found < 0.3
+    else:
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_equally_probable_classes_may_change_places():
+    logits = np.array([[2.0, 2.0, 1.0]])
+    values = np.sort(export.softmax(logits), 1)[:, :0:-1]
+    assert export.deviation([values, np.array([[1, 0]])], logits, 'top5') < 1e-9
+
+
+@pytest.mark.parametrize('batch_size, calls', [(0, [1, 3]), (1, [1] * 4), (3, [3, 3]), (4, [4]), (9, [9])])
+def test_every_image_runs_once_in_calls_of_the_batch_size(batch_size, calls):
+    sizes = []
+
+    def run(images):
+        sizes.append(len(images))
+        return images, 2 * images
+
+    images = np.arange(8.0).reshape(4, 2)
+    found = export.run_in_calls(run, images, batch_size)
+    assert sizes == calls and np.array_equal(found[0], images) and np.array_equal(found[1], 2 * images)
+
+
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('a\nb\n\nc\n', ['a', 'b', 'c']),
+        ('1:b\n0: a\n2:c d\n', ['a', 'b', 'c d']),
+        ('background\na\nb\nc\n', ['a', 'b', 'c']),
+        ('1:a\n2:b\n3:c\n', ['a', 'b', 'c']),
+        ('0:background\n3:c\n2:b\n1:a', ['a', 'b', 'c']),  # labels that count from 1
+        ('0:a\n2:c\n', ['a', 'class 1', 'c']),
+        ('2:c', ['class 0', 'class 1', 'c']),
+        ('0:background\n1:a\n2:b', ['background', 'a', 'b']),
+    ],
+)
+def test_class_names(text, expected, tmp_path):
+    (tmp_path / 'labels').write_text(text)
+    assert predictor.class_names(tmp_path / 'labels', ['recorded'] * 3, 3) == expected
+    assert predictor.class_names('', None, 3) is None and predictor.class_names('', ['x', 'y', 'z'], 3) == ['x', 'y', 'z']
+    assert predictor.class_names('', ['background', 'y', 'z'], 3) == ['background', 'y', 'z']  # a folder of that name
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('0:a\n1:b\n1:c\n', "names label 1 twice, 'b' and 'c'; mend it"),
+        ('a\n1:b\nc\n', "'a' is no line label:name"),
+        ('5:a\n7:b\n9:c\n', 'names the classes 0 to 9, but the network has 3 classes; give --labels FILE'),
+        ('a\nb\n', 'names the classes 0 to 1, but the network has 3 classes'),
+        (None, 'no such file'),
+    ],
+)
+def test_class_names_that_do_not_fit(text, message, tmp_path):
+    if text:
+        (tmp_path / 'labels').write_text(text)
+    with pytest.raises(InputError, match=message):
+        predictor.class_names(tmp_path / 'labels', None, 3)
+
+
+def test_imagenet_names(capsys):
+    names = imagenet.names()
+    assert predictor.class_names('', names, 1001) == ['background', *names]
+    assert 'the checkpoint names 1000 classes, the network has 1001: class 0 is the background' in capsys.readouterr().err
+    for source, classes, expected in (
+        ('timm a.safetensors', 1001, ['background', *names]),
+        ('mindcv a.ckpt', 1000, names),
+        ('timm a', 10, None),
+        ('tf_slim a', 1001, ['background', *names]),
+        ('tf_slim a', 1000, None),
+        ('', 1000, None),
+    ):
+        assert predictor.recorded_names({'source': source, 'config': {'num_classes': classes}}) == expected
+    assert predictor.recorded_names({'source': 'timm a', 'config': {'num_classes': 1000}, 'class_names': ['x']}) == ['x']
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('a.mindir', None, 'a.mindir: no such model'),
+        ('a.onnx', b'', 'a.json: missing'),
+        (os.fsdecode(b'\xff.onnx'), b'', 'not UTF-8; rename it'),
+        ('a.ckpt', None, 'a.ckpt: cannot be read'),
+    ],
+)
+def test_models_that_cannot_be_opened(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        predictor.open_model(tmp_path / name)
+
+
+@pytest.mark.parametrize('kind', ['mindir', 'onnx'])
+def test_damaged_files(kind, exported, tmp_path):
+    (tmp_path / 'net.json').write_bytes((exported / 'net.json').read_bytes())
+    for content in (b'', b'text' * 99, (exported / f'net.{kind}').read_bytes()[:100000]):
+        (tmp_path / f'net.{kind}').write_bytes(content)
+        with pytest.raises(InputError, match=f'net.{kind}: not a.*export it again'):
+            predictor.open_model(tmp_path / f'net.{kind}')

@@ -1,0 +1,251 @@
+"""python -m src.deploy.predict with a model of NumPy: what is printed, what is skipped, what the page holds."""
+
+import base64
+import io
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import runtime
+from src.data import demo_images
+from src.data.preprocess import PREPROCESSING
+from src.deploy import predict
+from src.deploy.predictor import Model
+
+NAMES = ['low', '<b>"medium"</b>', 'high']
+
+
+def brightness(pictures):
+    """Three classes by how bright a picture is; the calls are kept."""
+    brightness.calls.append(len(pictures))
+    level = pictures.mean((1, 2, 3))[:, None] / 255
+    weight = np.exp(-8 * np.abs(level - [0.1, 0.5, 0.9]))
+    share = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    order = np.argsort(-share, 1)
+    return np.take_along_axis(share, order, 1), order
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch):
+    """In place of what --model names; each test may replace fields of it."""
+    brightness.calls = []
+    made = {
+        'probabilities': brightness,
+        'size': 32,
+        'preprocessing': PREPROCESSING,
+        'batch_size': 0,
+        'class_names': NAMES,
+        'num_classes': 3,
+    }
+    monkeypatch.setattr(predict, 'open_model', lambda path, labels: Model(**made))
+    monkeypatch.setattr(runtime, 'start', lambda: None)
+    return made
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eleven good pictures, three levels in turns, in two directories, and three that cannot be read."""
+    folder = tmp_path / 'pictures'
+    (folder / 'a <i> ü').mkdir(parents=True)
+    for i in range(11):
+        level = (20, 128, 240)[i % 3]
+        name = f'a <i> ü/{i:02}.PNG' if i < 4 else f'{i:02}.jpg'
+        Image.new('RGB', (300 + 10 * i, 90), (level, level, level)).save(folder / name)
+    whole = (folder / '05.jpg').read_bytes()
+    for name, content in (('50_cut.jpg', whole[: len(whole) // 2]), ('51_text.png', b'text' * 50), ('52_empty.gif', b'')):
+        (folder / name).write_bytes(content)
+    (folder / 'notes.txt').write_text('no picture')
+    return folder
+
+
+def run(capsys, *arguments):
+    predict.main([str(a) for a in ('--model', 'net.mindir', *arguments)])
+    return capsys.readouterr()
+
+
+def test_one_picture(pictures, capsys):
+    out = run(capsys, pictures / '05.jpg', '--top', 2).out
+    lines = out.splitlines()
+    assert lines[0] == str(pictures / '05.jpg')
+    assert re.fullmatch(r'   [89]\d\.\d\d %  high', lines[1]) and re.fullmatch(r'    \d\.\d\d %  <b>"medium"</b>', lines[2])
+    assert re.fullmatch(r'1 image, [\d.]+ images/s, decoding included', lines[3]) and len(lines) == 4
+    assert brightness.calls == [1, 1]  # the first one compiles
+
+
+@pytest.mark.parametrize('batch_size', [0, 1, 3, 20])
+def test_directory(batch_size, pictures, model, capsys):
+    """In the order of the names, whole batches only, bad pictures reported and skipped."""
+    model['batch_size'] = batch_size
+    found = run(capsys, pictures, '--json')
+    rows = [json.loads(line) for line in found.out.splitlines()]
+    assert [row['file'] for row in rows] == sorted(row['file'] for row in rows) and len(rows) == 14
+    good = [row for row in rows if 'top' in row]
+    for row in good:
+        number = int(re.search(r'(\d\d)\.\w+$', row['file'])[1])
+        assert row['top'][0]['class'] == number % 3
+        assert row['top'][0]['label'] == NAMES[number % 3]
+        assert sum(entry['probability'] for entry in row['top']) == pytest.approx(1, abs=1e-5)
+    bad = [row for row in rows if 'error' in row]
+    assert len(good) == 11 and [row['file'][-12:] for row in bad] == ['s/50_cut.jpg', '/51_text.png', '52_empty.gif'][:3]
+    assert '11 images, 3 skipped' in found.err
+    assert set(brightness.calls) == {batch_size or 8}
+
+
+def test_bad_pictures_as_text(pictures, capsys):
+    found = run(capsys, pictures)
+    assert found.err.count('; skipped\n') == 3 and '51_text.png: not a picture' in found.err
+    assert '11 images, 3 skipped' in found.out and 'skipped\n' not in found.out
+
+
+def test_name_that_is_not_utf8(tmp_path, capsys):
+    """Programs that take no half surrogate pairs can read the lines."""
+    path = tmp_path / os.fsdecode(b'\xfc.png')
+    Image.new('RGB', (90, 90)).save(path)
+    line = run(capsys, path, '--json').out
+    assert json.loads(line)['file'] == f'{tmp_path}/\\udcfc.png' and json.loads(line)['file'].encode()
+
+
+def test_without_names(pictures, model, capsys):
+    model['class_names'] = None
+    assert '%  class 2\n' in run(capsys, pictures / '05.jpg').out
+
+
+def test_page(pictures, tmp_path, capsys):
+    """One file that needs no other: every picture scaled down, its classes, names escaped."""
+    run(capsys, pictures, '--html', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    thumbnails = [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    ]
+    assert len(thumbnails) == 11 and max(max(picture.size) for picture in thumbnails) == predict.THUMBNAIL
+    levels = [np.asarray(picture).mean() for picture in thumbnails]
+    assert (
+        np.abs(
+            np.array(levels)
+            - np.array(
+                [
+                    v[1]
+                    for v in sorted(
+                        (p.relative_to(pictures), np.asarray(Image.open(p)).mean()) for p in pictures.rglob('[01]*.*')
+                    )
+                ]
+            )
+        ).max()
+        < 3
+    )
+    assert page.count('class="row"') == 33 and page.count('; skipped') == 3 and '11 images, 3 skipped' in page
+    assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['page.html', 'pictures']
+
+
+def test_several_sources(pictures, capsys):
+    """In the order given, of a directory by name."""
+    given = pictures / '09.jpg', pictures / 'a <i> ü', pictures / '05.jpg'
+    found = run(capsys, *given, '--json')
+    assert [json.loads(line)['file'] for line in found.out.splitlines()] == [
+        str(given[0]),
+        *(str(given[1] / f'{i:02}.PNG') for i in range(4)),
+        str(given[2]),
+    ]
+    assert re.match(r'6 images, [\d.]+ images/s', found.err.splitlines()[-1])
+
+
+def test_top_of_a_file_that_gives_the_five_best(pictures, model, capsys):
+    model['num_classes'] = 1000
+    with pytest.raises(SystemExit):
+        run(capsys, pictures / '05.jpg', '--top', 7)
+    assert capsys.readouterr().err == (
+        'error: top 7: the model gives 3 classes; take fewer, or export it with --output softmax, which gives all\n'
+    )
+    model['num_classes'] = 6
+    brightness.calls = []
+    with pytest.raises(SystemExit):
+        run(capsys, pictures / '05.jpg', '--top', 7)
+    assert capsys.readouterr().err == 'error: top 7: the model gives 6 classes; take fewer\n' and not brightness.calls
+
+
+def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkeypatch):
+    """Without a page to make, the end of the reader is the end."""
+
+    def behind_a_closed_pipe(*arguments):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, 'w', 1) as closed:
+            monkeypatch.setattr(sys, 'stdout', closed)
+            predict.main([str(pictures), '--model', 'net.mindir', *arguments])
+
+    behind_a_closed_pipe('--html', str(tmp_path / 'page.html'))
+    assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
+    with pytest.raises(SystemExit) as stopped:
+        behind_a_closed_pipe()
+    assert stopped.value.code == 141 and len(brightness.calls) == 3 + 2
+
+
+def test_whole_pictures_go_through_the_evaluation_preprocessing(tmp_path, model, capsys):
+    """Only the central crop counts: a bright frame around a dark middle is dark."""
+    picture = np.full((400, 400, 3), 255, np.uint8)
+    picture[25:375, 25:375] = 10
+    Image.fromarray(picture).save(tmp_path / 'framed.png')
+    assert json.loads(run(capsys, tmp_path / 'framed.png', '--json').out)['top'][0]['label'] == 'low'
+
+
+def test_photos_are_turned_upright(tmp_path, capsys):
+    """As their EXIF says, for the network and on the page: a bright top that is stored at the left."""
+    exif, photo = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
+    exif[0x112], photo[:, :45] = 6, 255
+    Image.fromarray(photo).save(tmp_path / 'photo.jpg', exif=exif)
+    image, thumbnail = predict.load([tmp_path / 'photo.jpg'], 32, PREPROCESSING, True)[0]
+    assert image[:12].min() > 200 and image[-12:].max() < 50
+    thumbnail = np.asarray(Image.open(io.BytesIO(thumbnail)))
+    assert thumbnail.shape == (90, 60, 3) and thumbnail[:30].min() > 200
+
+
+def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
+    """While a batch is in the network, the decoding of the next one has begun."""
+    import threading
+
+    begun = [threading.Event() for _ in range(5)]
+    load, count = predict.load, iter(range(5))
+
+    def announced(*arguments):
+        begun[next(count)].set()
+        return load(*arguments)
+
+    calls = iter(range(-1, 5))  # the first one only compiles
+
+    def slow(images):
+        number = next(calls)
+        assert number in (-1, 3) or begun[number + 1].wait(20)
+        return brightness(images)
+
+    monkeypatch.setattr(predict, 'load', announced)
+    model.update(probabilities=slow, batch_size=4)
+    assert len(run(capsys, pictures, '--json').out.splitlines()) == 14
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['{}/none'], 'none: no such image or directory'),
+        (['{}/a'], 'a: no image in it'),
+        (['{}/b.jpg'], 'b.jpg: no image that can be read'),
+        (['{}/c.jpg', '{}/none'], 'none: no such image'),
+        (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
+        (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes; take fewer$'),
+        (['{}/c.jpg', '--html', '/proc/none/page'], 'html /proc/none/page: cannot be written'),
+    ],
+)
+def test_bad_input(arguments, message, tmp_path, capsys):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'b.jpg').write_bytes(b'no picture')
+    Image.fromarray(demo_images.draw('red', 'plain', 'disc', np.random.default_rng(0))).save(tmp_path / 'c.jpg')
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, *(str(a).format(tmp_path) for a in arguments))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith('error: ') and re.search(message, last)

@@ -1,28 +1,40 @@
 """Train InceptionV4: `python train.py --data_dir DIR [--option value ...]`; default_config.yaml lists the options."""
 
-import secrets
 import sys
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
 import mindspore as ms
-from mindspore.train import Model
+from easydict import EasyDict
 
 from eval import evaluate_path
 from src import collective, runtime
 from src import config as configuration
 from src.data import dataset, jpeg
+from src.data.bad_records import BadRecords
+from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
-from src.data.records import open_records
-from src.errors import InputError, counted, entry_point
-from src.evaluation import evaluation
+from src.data.records import fingerprint, open_records
+from src.errors import counted, entry_point
+from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
+from src.log import Log
 from src.training import memory, resume
-from src.training.callbacks import Checkpoints, Evaluations, Log, TrainingMonitor
+from src.training.callbacks import Checkpoints, Evaluations
 from src.training.interruption import Interruption
-from src.training.optimizer import decayed_parameters, freeze, learning_rates, make_optimizer, scaled_rate
-from src.training.step import NetworkWithLoss, TrainStep, l2_term, sinks
+from src.training.loop import fit
+from src.training.monitor import TrainingMonitor
+from src.training.optimizer import OPTIMIZER_OPTIONS, decayed_parameters, freeze, make_optimizer
+from src.training.plan import RATE_OPTIONS, default_batch_size, learning_rates, make_plan, scaled_rate
+from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.training.watch import Watch
+
+# Of a run: its Runtime, this rank's directory, the one of rank 0 (which has the checkpoints), this rank's `resume.Claim` to
+# the latter (None on the other ranks), and where log lines go.
+Job = namedtuple('Job', 'run directory checkpoints claim log')
+# Of the training: its records and their `fingerprint`, what is subtracted from labels, number of classes.
+TrainingSet = namedtuple('TrainingSet', 'records fingerprint offset num_classes')
 
 
 @entry_point
@@ -30,231 +42,208 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     config = configuration.load(argv)
     if config.mode == 'evaluate':
-        run, _, checkpoints_in, _, log = set_up(config)
-        return evaluate_path(argv, run, config.eval_dir or checkpoints_in, log)
+        job = start(config)
+        return evaluate_path(argv, job.run, config.eval_dir or job.checkpoints, job.log)
     with Interruption() as interruption:  # before MindSpore has threads
         train(config, interruption)
 
 
-def set_up(config):
-    """(Runtime, this rank's directory, rank 0's, which has the checkpoints, rank 0's `resume.Claim` to it where there is a
-    training, log) of the run that `config` describes."""
+def train(config, interruption):
+    """The training that `config` (EasyDict) describes, from its records to its last checkpoint."""
+    job = start(config)
+    data, config, plan = open_training_set(config, job)
+
+    # Resume before restore: a training that goes on has weights of its own.
+    state, plan, training = resume.find_start(
+        job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log
+    )
+    if plan.start >= plan.stop:
+        done = f'{plan.start} of {plan.stop} steps are done'
+        return job.log(f'nothing is left to train: {done}; a larger --max_epochs goes on')
+    network = build_network(config, job, restore_path='' if plan.start else config.restore_path)
+    rates = build_rates(config, plan)
+    step = build_step(config, job, network, rates)
+    if state:  # only now, as the optimizer's state is in it
+        resume.load(step, state, plan.start, config.resume_override)
+        del state  # half a gigabyte
+    if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
+        collective.share(step.get_parameters())
+
+    bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
+    monitor = build_monitor(config, job, plan, network, rates, bad, interruption)
+    saving, callbacks = build_callbacks(config, job, data, monitor, step, training)
+    watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
+    batches = partial(build_batches, config, job, data, bad)
+    fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
+
+    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
+    job.log(f'trained {counted(plan.steps, "step")}{speed}; checkpoints in {job.directory}')
+
+
+def start(config):
+    """The `Job` that `config` describes: device, directories and log."""
     run = runtime.start(
         config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed, config.jit_level
     )
     directory = Path('results', f'{run.world}p', str(run.rank if run.world > 1 else run.device_id), config.log_dir)
-    checkpoints_in = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
-    claim = (
-        None
-        if config.mode == 'evaluate'
-        else resume.on_rank_0(run, resume.claim, directory, config.resume, config.overwrite, config.log_name)
-    )
+    checkpoints = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
+    claim = None
+    if config.mode != 'evaluate':  # before the log is opened, as the log of a replaced training is renamed
+        claim = resume.on_rank_0(run, resume.claim, directory, config.resume, config.overwrite, config.log_name)
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())
-    return run, directory, checkpoints_in, claim, log
-
-
-def train(config, interruption):
-    """The training that `config` (EasyDict) describes."""
-    run, directory, checkpoints_in, claim, log = set_up(config)
-    for line in configuration.idle_options(config):
+    for line in configuration.idle_options(config) if config.mode != 'evaluate' else ():
         log(line)
+    return Job(run, directory, checkpoints, claim, log)
 
-    # Records
-    batch_size = config.batch_size or (128 if run.world == 1 else 64)
+
+def open_training_set(config, job):
+    """The `TrainingSet` that `config` names; `config` with the values that `auto` and 0 stand for; the `Plan` they make."""
     records = open_records(config.data_dir, 'train', config.dataset_format)
     if records.left_out:
-        log(f'left out: {records.left_out}')
-    offset = dataset.label_offset(config.label_offset, records)
-    classes, source = dataset.count_classes(config.num_classes, records, offset)
-    steps_per_epoch = len(records) // (batch_size * run.world)
-    if not steps_per_epoch:
-        raise InputError(
-            f'batch_size {batch_size} on {run.world} device(s) needs as many records; {config.data_dir} has {len(records)}'
-        )
-    steps = config.max_train_steps or config.max_epochs * steps_per_epoch
-    effective = dict(config, num_classes=classes, label_offset=str(offset), batch_size=batch_size)
-    fingerprint = dataset.fingerprint(records)
-    log(
-        f'{len(records)} training images, labels from {offset}, {classes} classes ({source}), {steps_per_epoch} steps of '
-        f'{batch_size} images x {run.world} an epoch; {steps} steps'
+        job.log(f'left out: {records.left_out}')
+    offset = label_offset(config.label_offset, records)
+    num_classes, source = count_classes(config.num_classes, records, offset)
+    batch_size = config.batch_size or default_batch_size(job.run.world)
+    config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
+    plan = make_plan(len(records), batch_size, job.run.world, config.max_epochs, config.max_train_steps, config.data_dir)
+    job.log(
+        f'{len(records)} training images, labels from {offset}, {num_classes} classes ({source}), '
+        f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
     )
+    return TrainingSet(records, fingerprint(records), offset, num_classes), config, plan
 
-    # A training to go on with; rank 0 has the checkpoints
-    start, training = 0, secrets.randbits(40) if run.rank == 0 else 0
-    found = resume.on_rank_0(
-        run, resume.continued, config.resume, directory, effective, fingerprint, config.resume_override, log
-    )
-    if found:
-        path, parameters, info = found
-        start = resume.first_step(info, steps_per_epoch, batch_size * run.world)
-        training = int(info.get('training', '0'), 16) or training
-        log(
-            f'{path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, here '
-            f'step {start} of {steps} on {run.world} device(s)'
-        )
-    start, training = resume.agreed([start, training], run.world)
-    if start >= steps:
-        return log(f'nothing is left to train: {start} of {steps} steps are done; a larger --max_epochs goes on')
 
-    # Network and recipe
-    network = InceptionV4(**configuration.network_options(effective))
-    if config.restore_path and not start:
-        loaded, left = resume.restore(network, config.restore_path)
-        log(f'{config.restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
-        log(f'left as initialised: {", ".join(left)}')
-    if run.device_target == 'CPU':
-        memory.check(
-            sum(p.size for p in network.get_parameters()), batch_size, config.image_size, run.ranks_here, memory.free_bytes()
-        )
+def build_network(config, job, restore_path):
+    """The network in its precision, with the weights of `restore_path` if there is one, its frozen parts frozen."""
+    network = InceptionV4(**configuration.network_options(config))
+    if restore_path:
+        loaded, left = resume.restore(network, restore_path)
+        job.log(f'{restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
+        job.log(f'left as initialised: {", ".join(left)}')
+    if job.run.device_target == 'CPU':
+        weights = sum(p.size for p in network.get_parameters())
+        memory.check(weights, config.batch_size, config.image_size, job.run.ranks_here, memory.free_bytes())
     freeze(network, config.freeze)
-    network = set_precision(network, run.amp_level)
-    lr = scaled_rate(config.lr, config.lr_scaling, batch_size * run.world)
-    rates = learning_rates(
+    return set_precision(network, job.run.amp_level)
+
+
+def build_rates(config, plan):
+    """Learning rate of every step of `plan`, float32 (steps,)."""
+    return learning_rates(
         config.lr_schedule,
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        lr=lr,
-        T_max=config.T_max,
-        eta_min=config.eta_min,
-        lr_decay_rate=config.lr_decay_rate,
-        lr_decay_epochs=config.lr_decay_epochs,
-        warmup_epochs=config.warmup_epochs,
+        steps=plan.stop,
+        steps_per_epoch=plan.steps_per_epoch,
+        lr=scaled_rate(config.lr, config.lr_scaling, plan.global_batch),
+        **{name: config[name] for name in RATE_OPTIONS},
     )
-    optimizer = make_optimizer(
-        config.optimizer,
-        network,
-        rates,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        rmsprop_decay=config.rmsprop_decay,
-        rmsprop_epsilon=config.rmsprop_epsilon,
-        use_nesterov=config.use_nesterov,
-        on_cpu=run.device_target == 'CPU',
-    )
-    on_host = config.augment_device == 'host'
+
+
+def build_step(config, job, network, rates):
+    """The `TrainStep`: loss, optimizer, loss scale, clipping, moving averages."""
+    on_cpu, in_float32 = job.run.device_target == 'CPU', job.run.amp_level == 'O0'
+    options = {name: config[name] for name in OPTIMIZER_OPTIONS}
+    optimizer = make_optimizer(config.optimizer, network, rates, **options, on_cpu=on_cpu)
     with_loss = NetworkWithLoss(
         network,
         config.label_smoothing,
         config.aux_loss_weight if config.aux_logits else None,
-        None if on_host else ms.float32 if run.amp_level == 'O0' else ms.float16,
+        None if config.augment_device == 'host' else ms.float32 if in_float32 else ms.float16,
     )
-    loss_scale = config.loss_scale
-    if loss_scale == 'dynamic' and run.amp_level == 'O0' and run.device_target == 'CPU':
-        loss_scale = None  # float32 has no need of it
-    step = TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
-    if found:
-        resume.load(step, path, parameters, start, config.resume_override, loss_scale)
-        del found, parameters
-    if run.world > 1:
-        collective.share(step.get_parameters())
+    # float32 on the CPU needs no loss scale.
+    loss_scale = None if config.loss_scale == 'dynamic' and in_float32 and on_cpu else config.loss_scale
+    return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
 
-    # Data, what happens beside the steps, and the steps
-    num_workers = dataset.workers(config.num_workers, run.ranks_here)
-    bad = dataset.BadRecords(config.max_bad_fraction, steps_per_epoch * batch_size, -(-steps // steps_per_epoch))
-    steps_from = partial(
-        dataset.training_dataset,
-        records,
-        offset=offset,
+
+def build_batches(config, job, data, bad, start, stop):
+    """The batches of the steps `start` to `stop`."""
+    return dataset.training_dataset(
+        data.records,
+        offset=data.offset,
         image_size=config.image_size,
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         seed=config.seed,
-        keep_prob=config.dropout_keep_prob,
-        min_covered=config.min_object_covered,
-        augment_on_host=on_host,
+        dropout_keep_prob=config.dropout_keep_prob,
+        start=start,
+        stop=stop,
+        min_object_covered=config.min_object_covered,
+        augment_on_host=config.augment_device == 'host',
         bad=bad,
-        rank=run.rank,
-        world=run.world,
-        num_workers=num_workers,
+        rank=job.run.rank,
+        world=job.run.world,
+        num_workers=dataset.workers(config.num_workers, job.run.ranks_here),
     )
-    monitor = TrainingMonitor(
-        log,
+
+
+def build_monitor(config, job, plan, network, rates, bad, interruption):
+    """The `TrainingMonitor`: log lines, and when the training must end."""
+    return TrainingMonitor(
+        job.log,
         rates,
-        batch_size * run.world,
-        steps_per_epoch,
+        plan,
         config.display_every,
-        start,
-        steps,
         interruption=interruption,
-        agreed=collective.any_rank if run.world > 1 else bool,
+        any_rank=collective.any_rank if plan.world > 1 else bool,
         l2_term=partial(l2_term, decayed_parameters(network), config.weight_decay),
         max_overflow_steps=config.max_overflow_steps,
-        directory=checkpoints_in,
+        directory=job.checkpoints,
         bad=bad,
     )
-    about = {
-        'config': effective,
-        'data': fingerprint,
+
+
+def build_callbacks(config, job, data, monitor, step, training):
+    """(`Checkpoints`, which every rank has in case of need; the callbacks of this rank)"""
+    plan, is_rank_0 = monitor.plan, job.run.rank == 0
+    names = data.records.class_names
+    info = {
+        'config': config,
+        'data': data.fingerprint,
         'preprocessing': PREPROCESSING._asdict(),
-        'class_names': records.class_names and records.class_names[: classes + offset],
-        'training': f'{training:x}',
+        'class_names': names and names[: data.num_classes + data.offset],
+        'training': training,
     }
-    saved = Checkpoints(
+    saving = Checkpoints(
         monitor,
-        config.save_checkpoint_steps or steps_per_epoch,
-        checkpoints_in,
+        config.save_checkpoint_steps or plan.steps_per_epoch,
+        job.checkpoints,
         step,
-        about,
+        info,
         config.keep_checkpoint_max,
-        claim.replaced if claim else (),
-        spare=run.rank > 0,
+        job.claim.replaced if job.claim else (),
+        spare=not is_rank_0,
     )
-    callbacks = [monitor]
-    if run.rank == 0:
-        configuration.save(effective, directory / 'config.yaml')
-        callbacks.append(saved)
+    callbacks = []
+    if is_rank_0:
+        configuration.save(config, job.directory / 'config.yaml')
+        callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
-        validation = open_records(config.data_dir, 'validation', config.dataset_format)
-        if validation.left_out:
-            log(f'left out: {validation.left_out}')
-        validation = dataset.match_names(validation, records.class_names, 'the training records')
-        dataset.check_labels(validation, offset, classes)
-        evaluation_step = evaluation.make_step(configuration.network_options(effective), run.amp_level)
-        data = dataset.evaluation_dataset(
-            validation,
-            offset=offset,
-            image_size=config.image_size,
-            batch_size=batch_size,
-            rank=run.rank,
-            world=run.world,
-            num_workers=num_workers,
-        )
+        evaluation = build_evaluation(config, job, data)
+        evaluate = partial(evaluation.of_training, step, lambda: monitor.interruption.number)
+        every = config.epochs_between_evals * plan.steps_per_epoch
+        callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None))
+    return saving, callbacks
 
-        def evaluate():
-            evaluation.take_weights(evaluation_step.network, step, run.world)
-            return evaluation.evaluate(evaluation_step, data, len(validation), run.world, lambda: interruption.number)
 
-        callbacks.append(
-            Evaluations(monitor, config.epochs_between_evals * steps_per_epoch, evaluate, saved if run.rank == 0 else None)
-        )
-    # One pass over the data is the whole training, in sinks where the device has them.
-    parts = sinks(steps - start, config.iterations_per_loop) if run.sink else [(1, -1)]
-    if run.sink and len(parts) > 1:
-        log(
-            f'{steps - start} steps in sinks of {parts[0][1]}, at the end one of {parts[1][1]}, for which the graph is '
-            'compiled once more'
-        )
-    watch = Watch(monitor, saved, interruption, run.rank, run.sink)
-    callbacks.append(watch)
-    try:
-        for count, length in parts:
-            stop = monitor.step + count * length if run.sink else steps
-            Model(step).train(
-                count, steps_from(start=monitor.step, stop=stop), callbacks, dataset_sink_mode=run.sink, sink_size=length
-            )
-            if monitor.stopping:
-                break
-    except Exception as error:
-        if (end := watch.after(error)) is None:
-            raise
-        raise end from None
-    finally:
-        watch.close()
-    if monitor.stopping:
-        raise monitor.end()
-    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
-    log(f'trained {counted(steps - start, "step")}{speed}; checkpoints in {directory}')
+def build_evaluation(config, job, data):
+    """The `Evaluation` of a training on `data`: validation images, and a network of its own."""
+    validation, offset = open_validation(
+        config.data_dir,
+        config.dataset_format,
+        config.label_offset,
+        data.num_classes,
+        job.log,
+        names=data.records.class_names,
+        source='the training records',
+    )
+    return Evaluation(
+        validation,
+        offset,
+        configuration.network_options(config),
+        job.run,
+        batch_size=config.batch_size,
+        num_workers=dataset.workers(config.num_workers, job.run.ranks_here),
+    )
 
 
 if __name__ == '__main__':

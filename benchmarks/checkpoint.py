@@ -1,17 +1,17 @@
-"""How long a save holds training up: `python -m benchmarks.checkpoint [DIR]`; no picture is trained on.
+"""How long saving a checkpoint interrupts a training: `python -m benchmarks.checkpoint [DIR]`; nothing is trained.
 
-Saves the full state of a training of the whole network (weights, RMSProp's two slots, moving averages) a few times, as
-`monitor.Checkpoints` does, and sets the median against an epoch of ImageNet at the original's rates.
+Writes the full state of a training of the whole network (weights, RMSProp's two slots, moving averages) ROUNDS times below
+DIR, the way a training does, and compares the median with the time of an epoch of ImageNet at the original's rates.
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
 from src.training.optimizer import make_optimizer
 from src.training.scaling import TRAINING_IMAGES
@@ -22,7 +22,13 @@ ROUNDS = 5
 RATES = {1: 469.6, 8: 3109.0}  # images a second of 1 and 8 devices, as the original published them
 
 
-def main(directory):
+@entry_point
+def main(argv=None):
+    parser = Parser(prog='python -m benchmarks.checkpoint', description=__doc__.partition(':')[0])
+    parser.add_argument('directory', nargs='?', help='existing directory to write below (default: the temporary one)')
+    directory = parser.parse_args(argv).directory
+    if directory and not Path(directory).is_dir():
+        raise InputError(f'directory {directory} does not exist; name an existing one')
     for ema_decay in (0.0, 0.9999):
         network = InceptionV4()
         optimizer = make_optimizer('rmsprop', network, np.full(10, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
@@ -52,4 +58,4 @@ def main(directory):
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main()

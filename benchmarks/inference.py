@@ -1,8 +1,8 @@
 """The exported files beside timm in PyTorch, on the CPU: `python -m benchmarks.inference [--batch 1,8] [--rounds 9]`.
 
-All run in one process in turns, so that whatever else the machine does meets all of them; each has all cores. Every one
-computes the same logits from the same weights, which is checked. Memory is the peak of a process of its own that does
-nothing else. What is needed is in requirements-bench.txt.
+All candidates run in turns in one process, so that other load on the machine slows all of them alike; each may use all
+cores. All have the same weights and must compute the same logits. Memory is the peak of a separate process that runs one
+candidate only. requirements-bench.txt lists what must be installed.
 """
 
 import argparse
@@ -23,8 +23,9 @@ import numpy as np
 from src import runtime
 from src.data.preprocess import PREPROCESSING
 from src.deploy.export import export_network
-from src.deploy.predictor import load_mindir, load_onnx
-from src.errors import InputError, entry_point
+from src.deploy.formats import load_mindir, load_onnx
+from src.deploy.graph import Signature
+from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
 from src.weights.names import names_in
 
@@ -103,7 +104,7 @@ CANDIDATES = {
 
 def write_files(directory, batch_size):
     """The exported files for `batch_size` (0: any), and the same weights under timm's names."""
-    for stem, file_format, fold_bn in (('folded', 'MINDIR', True), ('unfolded', 'MINDIR', False), ('folded', 'ONNX', True)):
+    for stem, suffix, fold_bn in (('folded', 'mindir', True), ('unfolded', 'mindir', False), ('folded', 'onnx', True)):
         ms.set_seed(1)
         network = InceptionV4().set_train(False)
         rng = np.random.default_rng(1)
@@ -116,17 +117,15 @@ def write_files(directory, batch_size):
         np.savez(directory / 'weights.npz', **{foreign: values[name] for name, foreign in names_in('timm', values).items()})
         export_network(
             network,
-            directory / f'{stem}.{file_format.lower()}',
-            file_format=file_format,
-            image_size=SIZE,
-            preprocessing=PREPROCESSING,
-            batch_size=batch_size,
-            fold_bn=fold_bn,
+            directory / f'{stem}.{suffix}',
+            Signature(SIZE, PREPROCESSING, batch_size=batch_size),
             about={},
+            fold_bn=fold_bn,
         )
 
 
-def picture_batch(batch):
+def image_batch(batch):
+    """Random network input, float32 (batch, 3, SIZE, SIZE) in [-1, 1]."""
     return np.random.default_rng(2).uniform(-1, 1, (batch, 3, SIZE, SIZE)).astype(np.float32)
 
 
@@ -165,7 +164,7 @@ def seconds_of(functions, x, rounds):
 
 @entry_point
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m benchmarks.inference', description=__doc__.partition(':')[0])
+    parser = Parser(prog='python -m benchmarks.inference', description=__doc__.partition(':')[0])
     parser.add_argument('--batch', default='1,8', help='batch sizes (default: 1,8)')
     parser.add_argument('--rounds', type=int, default=9, help='timed calls of each (default: 9)')
     parser.add_argument('--skip', default='', help='leave out candidates whose name contains this')
@@ -175,7 +174,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     runtime.start('CPU')
     if args.alone:
-        run, x = CANDIDATES[args.alone](Path(args.directory)), picture_batch(int(args.batch))
+        run, x = CANDIDATES[args.alone](Path(args.directory)), image_batch(int(args.batch))
         for _ in range(3):
             run(x)
         # Not ru_maxrss, in which a process inherits what its parent had
@@ -190,7 +189,7 @@ def main(argv=None):
         functions = {name: CANDIDATES[name](directory) for name in names}
         print(f'{"":<32} {"batch":>5} {"images/s":>9} {"best":>6} {"GB":>6}')
         for batch in map(int, args.batch.split(',')):
-            x = picture_batch(batch)
+            x = image_batch(batch)
             expected = functions[names[0]](x)
             for name, function in functions.items():
                 difference = np.abs(function(x) - expected).max() / np.abs(expected).max()

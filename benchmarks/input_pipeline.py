@@ -1,10 +1,10 @@
-"""How fast pictures get to the device: `python -m benchmarks.input_pipeline [--tf_python PYTHON] [--images DIR]`.
+"""Speed of input pipelines, from records to batches: `python -m benchmarks.input_pipeline [--tf_python PYTHON]`.
 
-This pipeline and its peers (written here after what they document) read the same JPEGs in turn, round by round; the
-table has medians. tf.data needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with MindSpore.
+This pipeline and its peers (rewritten here from their documentation) read the same JPEGs, one after the other in every
+round; the table shows medians. tf.data needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with
+MindSpore.
 """
 
-import argparse
 import io
 import os
 import shutil
@@ -23,46 +23,47 @@ from mindspore.dataset import transforms, vision
 from PIL import Image
 
 from src.data import jpeg
+from src.data.bad_records import BadRecords
 from src.data.convert import convert
-from src.data.dataset import BadRecords, training_dataset, workers
+from src.data.dataset import training_dataset, workers
 from src.data.preprocess import random_crop
 from src.data.records import open_records
-from src.errors import InputError, entry_point
+from src.errors import InputError, Parser, entry_point
 
 ROOT = Path(__file__).parents[1]
-LIKE_IMAGENET = 'synthetic photos, 500 x 375, a quarter with 4:2:0 colours'
+LIKE_IMAGENET = 'synthetic images, 500 x 375, a quarter with 4:2:0 colours'
 
 
-def photo(rng, number, target=110_000):
-    """JPEG of about `target` bytes with the spectrum of a photo: noise of all scales, the finer the weaker."""
+def synthetic_jpeg(rng, number, target=110_000):
+    """JPEG of about `target` bytes with the spectrum of real images: noise of all scales, the finer the weaker."""
     height, width = (375, 500) if number % 4 else (500, 375)
-    picture = np.full((height, width, 3), 128, np.float32)
+    image = np.full((height, width, 3), 128, np.float32)
     for octave in range(1, 9):
         cells = rng.normal(0, 60 / 2 ** (0.75 * octave), (2**octave, 2**octave, 3)) + rng.normal(
             0, 70 / 2 ** (0.5 * octave), (2**octave, 2**octave, 1)
         )
         for channel in range(3):
             layer = Image.fromarray(cells[..., channel].astype(np.float32))
-            picture[..., channel] += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC))
-    picture = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+            image[..., channel] += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC))
+    image = Image.fromarray(image.clip(0, 255).astype(np.uint8))
     for quality in (70, 80, 86, 90, 93, 95, 96, 97):
         file = io.BytesIO()
-        picture.save(file, 'JPEG', quality=quality, subsampling=0 if number % 4 else 2)
+        image.save(file, 'JPEG', quality=quality, subsampling=0 if number % 4 else 2)
         if file.tell() >= target:
             break
     return file.getvalue()
 
 
 def make_records(directory, images, count, at_least):
-    """The same pictures as folder, TFRecord and MindRecord below `directory`, repeated till there are `at_least` so many;
-    returns their widths, heights and bytes."""
+    """The same images as folder, TFRecord and MindRecord below `directory`, repeated until there are `at_least` of them;
+    returns [(width, height, bytes)]."""
     folder = directory / 'folder' / 'train'
     found = sorted(p for p in Path(images).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg')) if images else range(count)
     if not found:
         raise InputError(f'--images {images} holds no .jpg; give another directory')
     found, sizes = [*found] * -(-at_least // len(found)), []
     for number, source in enumerate(found):
-        encoded = source.read_bytes() if images else photo(np.random.default_rng(number), number)
+        encoded = source.read_bytes() if images else synthetic_jpeg(np.random.default_rng(number), number)
         target = folder / f'{number % 10:02d}' / f'{number}.jpg'
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encoded)
@@ -70,13 +71,15 @@ def make_records(directory, images, count, at_least):
     for layout in ('tfrecord', 'mindrecord'):
         convert(str(directory / 'folder'), str(directory / layout), layout, min(4, len(found)), workers=1)
     print(
-        f'{len(found)} pictures: {images or LIKE_IMAGENET}; medians of width, height, bytes: '
+        f'{len(found)} images: {images or LIKE_IMAGENET}; medians of width, height, bytes: '
         f'{", ".join(f"{np.median(column):.0f}" for column in zip(*sizes))}'
     )
     return sizes
 
 
 def ours(layout, on_host):
+    """Function of the arguments and a number of batches that gives this project's pipeline on records of `layout`."""
+
     def make(a, batches):
         records = open_records(a.records / layout, 'train')
         return training_dataset(
@@ -85,7 +88,7 @@ def ours(layout, on_host):
             image_size=a.size,
             batch_size=a.batch_size,
             seed=1,
-            keep_prob=0.8,
+            dropout_keep_prob=0.8,
             start=0,
             stop=batches,
             augment_on_host=on_host,
@@ -97,7 +100,7 @@ def ours(layout, on_host):
 
 
 def folder_pipeline(operations, label=True):
-    """`mindspore.dataset` all in C++, as MindCV and the model zoo use it."""
+    """Pipeline of `mindspore.dataset` that works in C++ only, as MindCV and the model zoo use it."""
 
     def make(a, batches):
         data = ds.ImageFolderDataset(str(a.records / 'folder' / 'train'), num_parallel_workers=a.workers, shuffle=True)
@@ -120,7 +123,7 @@ def mindcv(a):
 
 
 def model_zoo(a):
-    """Of its InceptionV4 entry: crop, flip, colour jitter of 0.4, normalise."""
+    """Transforms of its InceptionV4 entry: crop, flip, colour jitter of 0.4, normalise."""
     return [
         vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (0.75, 1.333)),
         vision.RandomHorizontalFlip(0.5),
@@ -149,13 +152,13 @@ TF_PIPELINES = {'tf.data as the original': 'original', 'tf.data tuned by hand': 
 
 
 def cpu_seconds():
-    """Of this process and its workers, so far."""
+    """CPU seconds that this process and its workers have used."""
     here = psutil.Process()
     return sum(sum(process.cpu_times()[:2]) for process in [here, *here.children()] if process.is_running())
 
 
 def measure(make, a):
-    """Images a second, CPU seconds a picture, bytes a picture to the device."""
+    """Images a second, CPU seconds an image, bytes an image to the device."""
     batches = a.skip + a.batches + 2 * a.workers  # the last ones would be made with idle workers
     iterator = make(a, batches).create_tuple_iterator(num_epochs=1, output_numpy=True)
     for _ in range(a.skip):
@@ -186,6 +189,7 @@ class TensorFlow:
             raise InputError(f'--tf_python {python} cannot import TensorFlow; see requirements-bench.txt')
 
     def measure(self, name, a):
+        """As `measure`, for the pipeline `name` of tf_data.py."""
         print(name, a.skip, a.batches, file=self.process.stdin, flush=True)
         seconds, cpu, size = map(float, self.process.stdout.readline().split())
         return a.batches * a.batch_size / seconds, cpu / (a.batches * a.batch_size), size
@@ -205,16 +209,16 @@ def memory(a, images=20000):
 
 @entry_point
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='benchmarks.input_pipeline', description=__doc__.splitlines()[0])
+    parser = Parser(prog='python -m benchmarks.input_pipeline', description=__doc__.partition(':')[0])
     parser.add_argument('--images', help='directory with JPEGs, at any depth; default: synthetic photos')
     parser.add_argument('--count', type=int, default=200, help='number of synthetic photos')
     parser.add_argument('--tf_python', help='python that has TensorFlow')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--batches', type=int, default=8, help='measured a round')
-    parser.add_argument('--batch_size', type=int, default=128)
-    parser.add_argument('--size', type=int, default=299)
-    parser.add_argument('--workers', type=int, default=0, help='0: as many as cores')
-    parser.add_argument('--memory', action='store_true', help='memory over 20,000 pictures instead')
+    parser.add_argument('--rounds', type=int, default=5, help='default: 5')
+    parser.add_argument('--batches', type=int, default=8, help='measured in a round (default: 8)')
+    parser.add_argument('--batch_size', type=int, default=128, help='images in a batch (default: 128)')
+    parser.add_argument('--size', type=int, default=299, help='height and width in pixels (default: 299)')
+    parser.add_argument('--workers', type=int, default=0, help='processes or threads that decode; 0: as many as cores')
+    parser.add_argument('--memory', action='store_true', help='memory over 20,000 images instead')
     a = parser.parse_args(argv)
     cores = len(os.sched_getaffinity(0))
     a.workers = workers(a.workers)
@@ -227,7 +231,7 @@ def main(argv=None):
         a.area = float(np.mean([box[2] * box[3] / area for box, area in crops]))
         print(
             f'{a.size} x {a.size}, batches of {a.batch_size}, {a.workers} workers on {cores} cores, JPEG decoder '
-            f'{"libjpeg-turbo" if jpeg.library() else "Pillow"}, crops {a.area:.2f} of a picture on average',
+            f'{"libjpeg-turbo" if jpeg.library() else "Pillow"}, crops {a.area:.2f} of an image on average',
             flush=True,
         )
         if a.memory:
@@ -245,7 +249,7 @@ def main(argv=None):
             tensorflow.process.kill()
         shutil.rmtree(a.records)
     reference = statistics.median(speed for speed, *_ in found['this pipeline, TFRecord'])
-    print(f'{f"medians of {a.rounds} rounds":46s} images/s  a core    low   high  this/that  CPU ms  MB a picture')
+    print(f'{f"medians of {a.rounds} rounds":46s} images/s  a core    low   high  this/that  CPU ms  MB an image')
     for name, rounds in found.items():
         speeds, cpu, size = zip(*rounds)
         median = statistics.median(speeds)

@@ -1,13 +1,17 @@
-"""Peak memory of training steps, beside the estimate that train.py goes by: `python -m benchmarks.memory [BATCH SIZE]`."""
+"""Peak memory of training steps, beside the estimate by which train.py refuses batches that are too large:
+`python -m benchmarks.memory [BATCH_SIZE IMAGE_SIZE]`, by default all of CASES."""
 
 import resource
 import subprocess
 import sys
 
-CASES = ((2, 299), (16, 299), (32, 75))
+from src.errors import InputError, Parser, entry_point
+
+CASES = ((2, 299), (16, 299), (32, 75))  # images a step, height and width in pixels
 
 
-def main(batch_size, image_size):
+def measure(batch_size, image_size):
+    """Train two steps and print the peak memory of this process and the estimate."""
     import mindspore as ms
     import numpy as np
     from mindspore import Tensor
@@ -26,7 +30,7 @@ def main(batch_size, image_size):
     batch = (
         np.zeros((batch_size, 3, image_size, image_size), np.uint8),
         np.ones((batch_size, 2), np.float32),
-        np.ones((batch_size, 1536), np.uint8),
+        np.ones((batch_size, 1536), np.float32),
         np.zeros(batch_size, np.int32),
     )
     for _ in range(2):
@@ -40,9 +44,18 @@ def main(batch_size, image_size):
     )
 
 
+@entry_point
+def main(argv=None):
+    parser = Parser(prog='python -m benchmarks.memory', description='Peak memory of training steps beside the estimate.')
+    parser.add_argument('case', nargs='*', type=int, help='images a step, height and width in pixels')
+    case = parser.parse_args(argv).case
+    if len(case) not in (0, 2):
+        raise InputError(f'{len(case)} numbers given; expected none, or BATCH_SIZE IMAGE_SIZE')
+    if case:
+        return measure(*case)
+    for case in CASES:  # in a process each, as a peak never goes down
+        subprocess.run([sys.executable, '-m', 'benchmarks.memory', *map(str, case)], check=True)
+
+
 if __name__ == '__main__':
-    if len(sys.argv) == 3:
-        main(*map(int, sys.argv[1:]))
-    else:
-        for case in CASES:
-            subprocess.run([sys.executable, '-m', 'benchmarks.memory', *map(str, case)], check=True)
+    main()

@@ -1,7 +1,7 @@
 """tf.data input pipelines for `benchmarks.input_pipeline`, which starts this file with a Python that has TensorFlow.
 
 For every line `NAME SKIP BATCHES` on stdin: an iterator is made, SKIP batches are taken, then BATCHES against the clock;
-`SECONDS CPU_SECONDS BYTES_A_PICTURE` go to stdout.
+`SECONDS CPU_SECONDS BYTES_AN_IMAGE` go to stdout.
 """
 
 import glob
@@ -30,30 +30,30 @@ def crop_box(shape):
     return begin, size
 
 
-def distort(picture):
-    """Brightness, saturation, [-1, 1]: the same in both pipelines. `picture` float32 in [0, 1]."""
-    picture = tf.image.random_brightness(picture, 32 / 255)
-    picture = tf.image.random_saturation(picture, 0.5, 1.5)
-    return (tf.clip_by_value(picture, 0.0, 1.0) - 0.5) * 2.0
+def distort(image):
+    """Brightness, saturation, [-1, 1]: the same in both pipelines. `image` float32 in [0, 1]."""
+    image = tf.image.random_brightness(image, 32 / 255)
+    image = tf.image.random_saturation(image, 0.5, 1.5)
+    return (tf.clip_by_value(image, 0.0, 1.0) - 0.5) * 2.0
 
 
 def original(example, size):
     """In the order of the original: everything decoded, turned to float, then cropped and resized."""
     features = tf.io.parse_single_example(example, FEATURES)
-    picture = tf.image.convert_image_dtype(tf.io.decode_jpeg(features['image/encoded'], channels=3), tf.float32)
-    begin, extent = crop_box(tf.shape(picture))
-    picture = tf.compat.v1.image.resize_bilinear(tf.slice(picture, begin, extent)[None], (size, size))[0]
-    return distort(tf.image.random_flip_left_right(picture)), tf.cast(features['image/class/label'], tf.int32)
+    image = tf.image.convert_image_dtype(tf.io.decode_jpeg(features['image/encoded'], channels=3), tf.float32)
+    begin, extent = crop_box(tf.shape(image))
+    image = tf.compat.v1.image.resize_bilinear(tf.slice(image, begin, extent)[None], (size, size))[0]
+    return distort(tf.image.random_flip_left_right(image)), tf.cast(features['image/class/label'], tf.int32)
 
 
 def tuned(example, size):
-    """Only the crop is decoded, the rest works on the small picture."""
+    """Only the crop is decoded, the rest works on the small image."""
     features = tf.io.parse_single_example(example, FEATURES)
     begin, extent = crop_box(tf.io.extract_jpeg_shape(features['image/encoded']))
     window = tf.stack([begin[0], begin[1], extent[0], extent[1]])
-    picture = tf.io.decode_and_crop_jpeg(features['image/encoded'], window, channels=3)
-    picture = tf.compat.v1.image.resize_bilinear(picture[None], (size, size))[0] / 255.0
-    return distort(tf.image.random_flip_left_right(picture)), tf.cast(features['image/class/label'], tf.int32)
+    image = tf.io.decode_and_crop_jpeg(features['image/encoded'], window, channels=3)
+    image = tf.compat.v1.image.resize_bilinear(image[None], (size, size))[0] / 255.0
+    return distort(tf.image.random_flip_left_right(image)), tf.cast(features['image/class/label'], tf.int32)
 
 
 def pipeline(name, shards, batch_size, size, workers):

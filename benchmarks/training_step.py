@@ -1,11 +1,9 @@
-"""What norm, clipping and loss scale add to a training step: `python -m benchmarks.training_step [--batch_size 8]
-[--image_size 299] [--rounds 15]`.
+"""Time that gradient norm, clipping and loss scale add to a training step: `python -m benchmarks.training_step`.
 
-All variants train the same network in one process, in turn and in changing order; the first call of each, which compiles, is
-not counted.
+All variants train the same network in one process, one step of each per round, in a new random order every round. The
+first call of each, which compiles, is not counted.
 """
 
-import argparse
 import platform
 import statistics
 import time
@@ -14,17 +12,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.errors import Parser, entry_point
 from src.inceptionv4 import InceptionV4
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--batch_size', type=int, default=8)
-    parser.add_argument('--image_size', type=int, default=299)
-    parser.add_argument('--rounds', type=int, default=15)
-    args = parser.parse_args()
+@entry_point
+def main(argv=None):
+    parser = Parser(prog='python -m benchmarks.training_step', description=__doc__.partition(':')[0])
+    parser.add_argument('--batch_size', type=int, default=8, help='images a step (default: 8)')
+    parser.add_argument('--image_size', type=int, default=299, help='height and width in pixels (default: 299)')
+    parser.add_argument('--rounds', type=int, default=15, help='timed steps of each variant (default: 15)')
+    args = parser.parse_args(argv)
     ms.set_context(mode=ms.GRAPH_MODE)
     network = InceptionV4(image_size=args.image_size)
     optimizer = make_optimizer(
@@ -43,7 +43,7 @@ def main():
         for value in (
             rng.integers(0, 256, (args.batch_size, 3, args.image_size, args.image_size), np.uint8),
             np.tile(np.float32([0, 1]), (args.batch_size, 1)),
-            np.ones((args.batch_size, 1536), np.uint8),
+            np.ones((args.batch_size, 1536), np.float32),
             rng.integers(0, 1000, args.batch_size).astype(np.int32),
         )
     ]

@@ -3,9 +3,9 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export GLOG_v=${GLOG_v:-3} # MindSpore's warnings are for its developers; GLOG_v=2 shows them
-export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} # of NumPy, whose threads would catch signals (src/training/interruption.py)
+export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} # NumPy's threads would catch signals (src/training/interruption.py)
 
-# On a machine with NPUs a virtual environment has to see what is installed for CANN, and has more requirements
+# With NPUs a virtual environment has to see the packages that are installed for CANN, and has more requirements.
 if compgen -G "${NPU_DEVICES:-/dev/davinci[0-9]*}" >/dev/null; then
     VENV_OPTIONS=--system-site-packages REQUIREMENTS=requirements-ascend.txt
 else

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# usage: bash scripts/run_tests.sh [--slow] [pytest arguments]; installs what the tests need into ROOT/.venv
+# usage: bash scripts/run_tests.sh [--fast | --slow] [pytest arguments]; --fast: those that compile no graph, --slow: all.
+# Installs what the tests need into ROOT/.venv
 set -e
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if ! "$PYTHON" -c 'import pytest, xdist, ruff' 2>/dev/null; then
@@ -13,6 +14,10 @@ cd "$ROOT"
 if [ "${1:-}" = --slow ]; then
     shift
     exec "$PYTHON" -m pytest -q -m 'slow or not slow' "$@"
+fi
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- -m 'not slow and not compiles' "$@"
 fi
 # Two at a time: most of the time goes into compiling graphs, which uses one core.
 exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 12 "$@"

@@ -1,32 +1,41 @@
-"""What ranks tell each other beside the steps: sums, and rank 0's values.
+"""Communication between ranks outside the training step: sums over all ranks, and rank 0's values for all.
 
-Each is a graph of its own: graphs with collectives are what the training step is, too, on every backend, while it is
-not known whether the first Ascend 910 takes single operations beside them.
+Each operation is a graph of its own, as the training step is on every backend. Whether the first Ascend 910 also takes
+single operations is not known.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
-PIECE = 8 << 20  # values in a broadcast: 32 MB
+PIECE = 8 << 20  # values in one broadcast: 32 MB
 
 
 class AllReduce(nn.Cell):
+    """x of any shape -> its sum over all ranks."""
+
     def __init__(self):
         super().__init__()
         self.reduce = ops.AllReduce()
 
     def construct(self, x):
+        """The sum."""
         return self.reduce(x)
 
 
 class Broadcast(nn.Cell):
+    """x of any shape -> the x of rank 0."""
+
     def __init__(self):
         super().__init__()
         self.broadcast = ops.Broadcast(0)
 
     def construct(self, x):
+        """The x of rank 0."""
         return self.broadcast((x,))[0]
 
 
@@ -35,36 +44,38 @@ def _graph(kind):
     return kind()
 
 
-def summed(values):
-    """Sum over all ranks of their `values` (sequence of numbers), float32; every rank must call it."""
+def summed(values: Sequence[float]) -> np.ndarray:
+    """The sum over all ranks of each of the values, float32; every rank must call it with as many."""
     return _graph(AllReduce)(Tensor(np.asarray(values, np.float32))).asnumpy()
 
 
-def any_rank(flag):
-    """Whether `flag` is true on one of the ranks; every rank must call it."""
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; every rank must call it."""
     return summed([bool(flag)])[0] > 0
 
 
-def from_first(values):
+def from_first(values: np.ndarray) -> np.ndarray:
     """The `values` (float32, one axis) of rank 0, bit for bit; every rank must call it with as many."""
     length = min(PIECE, len(values))
     found = np.empty_like(values)
     for start in range(0, len(values), length):
         part = values[start : start + length]
-        padded = np.concatenate([part, np.zeros(length - len(part), np.float32)])  # one length, so one graph
+        padded = np.concatenate([part, np.zeros(length - len(part), np.float32)])  # a single length needs a single graph
         found[start : start + length] = _graph(Broadcast)(Tensor(padded)).asnumpy()[: len(part)]
     return found
 
 
-def share(parameters):
-    """Give every rank the values that `parameters` have on rank 0, before the first graph that uses them is compiled.
+def share(parameters: Iterable[Parameter]) -> None:
+    """Set `parameters` to the values that they have on rank 0. To be called by every rank, before the first graph that uses
+    them is compiled.
 
-    MindSpore's own `parameter_broadcast` would do so again whenever a graph is compiled, an evaluation's too, and so
-    overwrite what belongs to a rank: its batch norm statistics.
+    MindSpore's own `parameter_broadcast` would do this whenever a graph is compiled, for an evaluation, too. That would
+    overwrite the batch norm statistics, which differ from rank to rank.
     """
     parameters = list(parameters)
     values = [parameter.asnumpy() for parameter in parameters]
-    # Integers byte by byte: not every device reduces and sends them, and float32 holds them up to 2^24 only.
+    # Integers are sent byte by byte, each as a float32: not every device can send integers, and float32 holds only those up
+    # to 2^24.
     flat = [
         value.ravel() if value.dtype == np.float32 else value.reshape(-1).view(np.uint8).astype(np.float32)
         for value in values

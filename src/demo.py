@@ -1,6 +1,6 @@
-"""The demo: make images, train, evaluate and export with the project's own entry points, and show what came out.
+"""The demo: draw images, train, evaluate and export with the project's own entry points, and show the results.
 
-`python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; further options go to train.py.
+`python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; the options go to train.py, too.
 """
 
 import json
@@ -17,8 +17,8 @@ from src.errors import entry_point
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(script, *arguments):
-    """Run an entry point; its output goes to the screen, and a failure ends the demo with the same status."""
+def run(script: str, *arguments):
+    """Run an entry point. Its output goes to the screen; a failure ends the demo with the same status."""
     print(f'\n$ python {script} {" ".join(map(str, arguments))}', flush=True)
     status = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)]).returncode
     if status:
@@ -27,22 +27,15 @@ def run(script, *arguments):
 
 @entry_point
 def main():
+    """The command line."""
     arguments = sys.argv[1:]
     output = Path(arguments.pop(0) if arguments and not arguments[0].startswith('--') else 'demo').resolve()
     config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
     start = time.time()
     data = demo_images.make(output / 'data', seed=config.seed)
-    run(
-        'train.py',
-        '--config_path',
-        ROOT / 'scripts/demo.yaml',
-        '--data_dir',
-        data,
-        '--log_dir',
-        output / 'training',
-        *([] if config.resume else ['--overwrite', 'true']),
-        *arguments,
-    )
+    demo = ['--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training']
+    anew = [] if config.resume else ['--overwrite', 'true']
+    run('train.py', *demo, *anew, *arguments)
     trained = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
     run('eval.py', '--ckpt_path', trained, '--data_dir', data)
     run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')

@@ -1,10 +1,13 @@
-"""What this machine has of Ascend's, and whether CANN can work with this Python; needs no MindSpore.
+"""Which NPUs, driver and CANN this machine has, and whether CANN can work with this Python; needs no MindSpore.
 
     python -m src.environment
 
-CANN compiles kernels with the Python that calls it, a fresh virtual environment lacks what it imports, and its own error
-then is a number: https://www.hiascend.com/document/detail/en/canncommercial/850/softwareinst/instg/instg_0094.html
+CANN compiles kernels with the Python that calls it. A new virtual environment lacks the packages that this needs, and
+CANN's own error is then only a number:
+https://www.hiascend.com/document/detail/en/canncommercial/850/softwareinst/instg/instg_0094.html
 """
+
+from __future__ import annotations
 
 import glob
 import os
@@ -13,9 +16,10 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections import namedtuple
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from src.errors import InputError, entry_point
 
@@ -23,8 +27,8 @@ NPUS = '/dev/davinci[0-9]*'
 CANN_VERSIONS = ('8.2', '8.3', '8.5')  # of MindSpore 2.8: mindspore/run_check/_check_version.py, AscendEnvChecker
 SET_ENV = ('/usr/local/Ascend/ascend-toolkit/set_env.sh', '/usr/local/Ascend/cann/set_env.sh')
 DRIVER = '/usr/local/Ascend/driver/version.info'
-# What CANN's guide wants in Python, {name for pip: module}: first what is imported to compile kernels, then what only
-# tools beside a training take (atc, profiler, tuning).
+# The packages that CANN's guide asks for, {name for pip: module}: those that compile kernels, and those of tools that a
+# training does not use (atc, profiler, tuning).
 COMPILATION = {
     'attrs': 'attr',
     'cffi': 'cffi',
@@ -44,17 +48,28 @@ TOOLS = {
 }
 OWN = ('te', 'hccl')  # CANN's own packages: in the PYTHONPATH of its set_env.sh, or as wheels in its lib64
 
-Found = namedtuple('Found', 'npus home version driver missing missing_tools missing_own gxx libpython')
+
+class Found(NamedTuple):
+    """What `look` finds."""
+
+    npus: list[int]  # physical numbers, ascending
+    home: str  # CANN's directory, or ""
+    version: str  # of CANN, or "" if unknown
+    driver: str  # version, or "" if unknown
+    missing: list[str]  # names for pip of what this Python lacks to compile kernels
+    missing_tools: list[str]  # the same for tools
+    missing_own: list[str]  # of OWN
+    gxx: str | None  # path of g++
+    libpython: str | None  # path of this Python's shared library
 
 
-def npus():
+def npus() -> list[int]:
     """Physical numbers of the NPUs that this machine or container may use, ascending."""
     return sorted(int(re.search(r'\d+$', path)[0]) for path in glob.glob(NPUS))
 
 
-def look(environ=os.environ):
-    """Found: npus (numbers); home of CANN, its version and the driver's ("" if unknown); names for pip of what this Python
-    lacks; paths of g++ and libpython, or None."""
+def look(environ: Mapping[str, str] = os.environ) -> Found:
+    """Look at this machine and this Python; nothing is imported but the packages around CANN's modules."""
     home = environ.get('ASCEND_HOME_PATH', '')
     return Found(
         npus(),
@@ -69,8 +84,8 @@ def look(environ=os.environ):
     )
 
 
-def problems(found):
-    """What keeps the NPUs from working, a list of one-line texts with the remedy."""
+def problems(found: Found) -> list[str]:
+    """What keeps the NPUs from working; each is one line with the remedy."""
     if not found.home:
         script = next(filter(os.path.exists, SET_ENV), None)
         return [
@@ -99,8 +114,8 @@ def problems(found):
     return texts
 
 
-def warnings(found):
-    """What is worth a line, but no reason to stop."""
+def warnings(found: Found) -> list[str]:
+    """What may go wrong, one line each, but is no reason to stop."""
     if (
         found.version
         and _numbers(found.version) > _numbers(CANN_VERSIONS[0])
@@ -110,18 +125,18 @@ def warnings(found):
     return []
 
 
-def check(environ=os.environ):
-    """InputError if the NPUs here could not be used; warnings go to stderr."""
+def check(environ: Mapping[str, str] = os.environ) -> None:
+    """InputError with all `problems` if the NPUs here cannot be used; `warnings` go to stderr."""
     found = look(environ)
     if texts := problems(found):
-        texts.append('`python -m src.environment` shows all of it, --device_target CPU goes without')
+        texts.append('`python -m src.environment` shows all that was found; --device_target CPU needs no CANN')
         raise InputError('; '.join(texts))
     for text in warnings(found):
         print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def _importable(module):
-    """Whether it would be found; numpy also has to be of version 1. Nothing is run but the package around it."""
+    """Whether `import module` would find it; numpy must also be of version 1. Only the package around it is imported."""
     try:
         return find_spec(module) is not None and (module != 'numpy' or metadata.version('numpy').startswith('1.'))
     except (ImportError, ValueError):
@@ -133,7 +148,7 @@ def _numbers(version):
 
 
 def _version(path):
-    """The version in a version.info file of CANN or the driver, or ""."""
+    """The version in a version.info file of CANN or of the driver; "" if there is none."""
     try:
         with open(path, encoding='utf-8', errors='replace') as file:
             found = re.search(r'^Version=\s*(\S+)', file.read(), re.M)
@@ -143,7 +158,7 @@ def _version(path):
 
 
 def _cann_version(home):
-    """Where MindSpore reads it, or where newer toolkits have it; "" if nowhere."""
+    """The version in the file that MindSpore reads, or in that of newer toolkits; "" if there is none."""
     paths = (
         [
             os.path.join(home, 'compiler', 'version.info'),
@@ -156,7 +171,7 @@ def _cann_version(home):
 
 
 def _libpython(environ):
-    """Path of this Python's shared library, which atc loads; a training runs in a Python already."""
+    """Path of this Python's shared library, or None. Only atc loads it; a training runs in a Python already."""
     name = f'libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0'
     places = [
         sysconfig.get_config_var('LIBDIR') or '',
@@ -171,6 +186,7 @@ def _libpython(environ):
 
 @entry_point
 def main():
+    """Print what was found; InputError with all problems."""
     found = look()
     if not found.npus:
         return print('no NPU here (no /dev/davinci*): everything runs on the CPU, and CANN is not needed')

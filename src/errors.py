@@ -1,4 +1,6 @@
-"""Errors that a user can mend: one line on stderr and an exit status, never a traceback."""
+"""Errors that a user can correct: one line on stderr and an exit status, never a traceback."""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -9,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 
 class InputError(Exception):
@@ -16,7 +19,7 @@ class InputError(Exception):
 
     exit_status = 2
     prefix = 'error: '
-    wait = 0
+    wait = 0  # seconds from the message to the end of the process
 
 
 class TrainingError(InputError):
@@ -28,40 +31,52 @@ class TrainingError(InputError):
 class ElsewhereError(InputError):
     """Another rank has ended the training; this one ends a little later, so that the launcher names the other first."""
 
-    wait = 2  # seconds
+    wait = 2
 
 
 class Interrupted(InputError):
-    """Training ended by a signal; the message says where it can go on."""
+    """Training ended by the signal `number`; the message says how to resume it."""
 
     prefix = ''
 
-    def __init__(self, message, number):
+    def __init__(self, message: str, number: int):
         super().__init__(message)
         self.exit_status = 128 + number
 
 
-def counted(number, noun):
+def counted(number: int, noun: str) -> str:
     """'1 image' or '2 images'."""
     return f'{number} {noun}{"s" * (number != 1)}'
 
 
-def input_error(error):
-    """`error` if it is an `InputError`, or the one that MindSpore's report on a data worker tells of; or None."""
+def input_error(error: Exception) -> InputError | None:
+    """`error` if it is an `InputError`, or the one that was raised in a data worker; None for any other error.
+
+    MindSpore raises a `RuntimeError` for an exception in a data worker; the worker's traceback is its text. The class
+    is looked for under the name that Python gives it there, so a class or module may be renamed.
+    """
     if isinstance(error, InputError):
         return error
-    wrapped = isinstance(error, RuntimeError) and re.search(r'^src.errors.InputError: (.+)', str(error), re.M)
-    return InputError(wrapped[1]) if wrapped else None
+    if not isinstance(error, RuntimeError):
+        return None
+    kinds = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in _with_subclasses(InputError)}
+    found = re.search(rf'^({"|".join(map(re.escape, kinds))}): (.+)', str(error), re.M)
+    # Not by the constructor, which may want more than the message.
+    return InputError.__new__(kinds[found[1]], found[2]) if found else None
 
 
-def report(error):
-    """The one line of an `InputError`."""
+def _with_subclasses(kind):
+    return [kind, *(found for subclass in kind.__subclasses__() for found in _with_subclasses(subclass))]
+
+
+def report(error: InputError) -> None:
+    """Print the one line of an `InputError` to stderr."""
     with contextlib.suppress(OSError):
         print(error.prefix + ' '.join(str(error).split()), file=sys.stderr, flush=True)
 
 
-def entry_point(main):
-    """Let `main()` end the process: `InputError` becomes one line `error: ...` and its exit status."""
+def entry_point(main: Callable) -> Callable:
+    """Decorator for the `main` of a program: an `InputError` becomes one line `error: ...` and its exit status."""
 
     @functools.wraps(main)
     def run(*args):
@@ -82,8 +97,8 @@ def entry_point(main):
 
 
 def _with_output(main, *args):
-    """`main(*args)`. Where nobody reads the standard output any more (`| head`) this ends the process without a word, with
-    the status of SIGPIPE if `main` was not done. InputError if the output cannot be written for another reason."""
+    """Call `main(*args)`. Where nobody reads the standard output any more (`| head`), the process ends without a message,
+    with the status of SIGPIPE if `main` had not finished. InputError if the output cannot be written for another reason."""
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:  # closed before Python started; the next file would get its number
             setattr(sys, name, open(os.devnull, mode))
@@ -95,7 +110,7 @@ def _with_output(main, *args):
     except SystemExit as error:  # of --help, or a tool's status
         leaving = error
     except OSError:
-        # Without a buffer what could not be written is gone: only another try tells what the error is about.
+        # Without a buffer, what could not be written is lost: only another write shows whether standard output failed.
         problem = _give_up_output('\n')
         if problem is None:
             raise
@@ -111,8 +126,8 @@ def _with_output(main, *args):
 
 
 def _give_up_output(probe=''):
-    """The OSError for which standard output cannot take `probe` and what is still to be written, or standard error what is
-    still to be written; or None. They then go nowhere, so that the end of the process does not complain."""
+    """Write what is buffered, and `probe` to standard output. Gives the first OSError or None. A stream that failed is
+    replaced by /dev/null, so that Python reports nothing more when the process ends."""
     found = None
     for stream, text in ((sys.stdout, probe), (sys.stderr, '')):
         try:
@@ -126,7 +141,8 @@ def _give_up_output(probe=''):
 
 
 class Parser(argparse.ArgumentParser):
-    """Unusable arguments are one line, too."""
+    """An `ArgumentParser` that raises `InputError` for unusable arguments."""
 
     def error(self, message):
+        """InputError with argparse's message."""
         raise InputError(f'{message}; --help lists the options')

@@ -1,5 +1,7 @@
 """Files that are written whole or not at all, and names of files in JSON."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -7,19 +9,20 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Give a path to write to; the file there becomes `path` if the block ends without an exception, else it is removed.
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
 
-    The path lies beside `path`, in a directory `.<name>.<process id>.<random>` that nobody else may enter. So its name
-    cannot be taken by somebody else, and libraries that want a path, or write files of their own beside it, can write
-    there. In `with replacing(a), replacing(b)` the file `b` gets its name first. OSError if it cannot be written.
+    The path is in a directory `.<name>.<process id>.<random>` beside `path`, which only this user may enter. So nobody
+    else can take the name, and a library may write further files beside it. In `with replacing(a), replacing(b)` the file
+    `b` gets its name first. OSError if it cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a device or a pipe would be replaced, too
+    if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
     directory = tempfile.mkdtemp(prefix=f'.{path.name[:40]}.{os.getpid()}.', dir=path.parent)
     try:
@@ -30,17 +33,18 @@ def replacing(path):
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def move(temporary, path):
-    """Let the finished file `temporary` last through a power cut, and then make it `path`, on the same file system.
+def move(temporary: str | Path, path: str | Path) -> None:
+    """Sync the finished file `temporary` to the disk, so that it survives a power cut, and rename it to `path`. Both must be
+    on the same file system. OSError if it cannot be done.
 
-    Its permissions become those of any new file: MindSpore leaves its files unreadable to others, whatever the umask is.
+    It gets the permissions of any new file: MindSpore makes its files unreadable to others, whatever the umask is.
     """
     temporary, path = Path(temporary), Path(path)
     with open(temporary, 'rb') as file:
         os.fsync(file.fileno())
     with tempfile.TemporaryDirectory(dir=temporary.parent) as directory:
         probe = Path(directory, 'probe')
-        probe.touch()  # os.umask tells the umask only by changing it, for all threads
+        probe.touch()  # to learn the umask: os.umask would change it for a moment, in all threads
         temporary.chmod(probe.stat().st_mode & 0o777)
     os.replace(temporary, path)
     descriptor = os.open(path.parent, os.O_RDONLY)
@@ -53,9 +57,9 @@ def move(temporary, path):
         os.close(descriptor)
 
 
-def as_json(value, indent=None):
-    """JSON text, ASCII, of what may hold names of files that are not UTF-8. Python keeps their bytes as half a surrogate
-    pair, which other programs reject; here they become the text `\\udcff`."""
+def as_json(value: object, indent: int | None = None) -> str:
+    """ASCII JSON of a value that may contain file names. In one that is not UTF-8 Python keeps a byte as half a surrogate
+    pair, which other programs reject in JSON; here it becomes the text `\\udcff`."""
 
     def escaped(match):
         lone = '\ud800' <= match[0] <= '\udfff'

@@ -4,99 +4,16 @@ https://arxiv.org/abs/1602.07261, figures 3 to 9), with the layer names of TF-sl
 Shapes in the comments are height x width x channels at 299 x 299; the tensors themselves are N, C, H, W.
 """
 
-from collections import OrderedDict
+from __future__ import annotations
+
 from functools import partial
 
 import mindspore as ms
-from mindspore import amp, nn, ops
-from mindspore.common.initializer import TruncatedNormal, Zero
+from mindspore import Tensor, amp, nn, ops
 
-BATCH_NORM_EPSILON = 1e-3
+from src.layers import Branches, ConvBN, PoolConvBN, Split, branch, dense, max_pool
 
-
-def he_normal(fan_in):
-    """He et al. 2015, normal cut at two standard deviations; 0.8796 is what the cut leaves of the spread.
-
-    MindSpore's `VarianceScaling('truncated_normal')` draws from a uniform distribution (2.8: the name is compared with
-    another spelling), and `TruncatedNormal` takes its bounds as values, not in standard deviations.
-    """
-    sigma = (2 / fan_in) ** 0.5 / 0.87962566
-    return TruncatedNormal(sigma=sigma, a=-2 * sigma, b=2 * sigma)
-
-
-class ConvBN(nn.Cell):
-    """Convolution without bias, batch norm, ReLU: (N, in_channels, H, W) -> (N, out_channels, H', W').
-
-    `bn_decay` is the share that the moving averages keep each step. Without `bn_scale` gamma stays 1, as in TF-slim.
-    """
-
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
-        super().__init__()
-        rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=he_normal(in_channels * rows * columns)
-        )
-        self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay)
-        self.bn.gamma.requires_grad = bn_scale
-        self.relu = nn.ReLU()
-
-    def construct(self, x):
-        return self.relu(self.bn(self.conv(x)))
-
-
-class PoolConvBN(ConvBN):
-    """3 x 3 average pool, then a 1 x 1 `ConvBN`, the last branch of blocks A, B and C.
-
-    The convolution comes first here: it is linear, has no bias and mixes no positions, so the order does not change
-    the result, and the pool then runs on 96 to 256 channels in place of 384 to 1536.
-    """
-
-    def __init__(self, in_channels, out_channels, **batch_norm):
-        super().__init__(in_channels, out_channels, 1, **batch_norm)
-        # Padding does not count in the mean, as with TensorFlow's SAME. The padding mode `pad` with the option that says
-        # so raises an error on a 910B or A3, and elsewhere it becomes a pool in three dimensions.
-        self.pool = nn.AvgPool2d(3, stride=1, pad_mode='same')
-
-    def construct(self, x):
-        return self.relu(self.bn(self.pool(self.conv(x))))
-
-
-def branch(**layers):
-    """Named layers, one after the other."""
-    return nn.SequentialCell(OrderedDict(layers))
-
-
-class Branches(nn.SequentialCell):
-    """Branches beside each other on one input, their outputs concatenated over the channels."""
-
-    def __init__(self, *branches):
-        super().__init__(OrderedDict((f'branch_{i}', cell) for i, cell in enumerate(branches)))
-
-    def construct(self, x):
-        outputs = ()
-        for cell in self.cell_list:
-            outputs += (cell(x),)
-        return ops.concat(outputs, 1)
-
-
-class Split(nn.Cell):
-    """The fork at the end of block C's branches: `stem` (may be absent), then two convolutions of its output."""
-
-    def __init__(self, stem, ends):
-        super().__init__()
-        self.stem = [cell for _, cell in stem]
-        self.ends = [cell for _, cell in ends]
-        for name, cell in stem + ends:
-            setattr(self, name, cell)
-
-    def construct(self, x):
-        for cell in self.stem:
-            x = cell(x)
-        return ops.concat((self.ends[0](x), self.ends[1](x)), 1)
-
-
-def max_pool():
-    return nn.MaxPool2d(3, stride=2, pad_mode='valid')
+LETTERS = 'bcdefghijklmnopqrstuvwxyz'  # of the blocks of a stage: mixed_5b, mixed_5c, ...; the reduction before them is a
 
 
 class Mixed3a(Branches):
@@ -211,10 +128,6 @@ class InceptionC(Branches):
         )
 
 
-def dense(in_channels, out_channels):
-    return nn.Dense(in_channels, out_channels, weight_init=he_normal(in_channels), bias_init=Zero())
-
-
 class AuxLogits(nn.Cell):
     """Auxiliary classifier on the last block B (TF-slim): (N, 1024, size, size) -> (N, num_classes); size 17 at 299."""
 
@@ -236,35 +149,34 @@ class InceptionV4(nn.Cell):
 
     Args:
         num_classes (int): width of the classifier.
-        in_channels (int): channels of a picture.
-        dropout_keep_prob (float): share of the pooled features that training keeps.
+        in_channels (int): channels of an image.
         block_counts (tuple): blocks A, B and C; the paper's are 4, 7, 3 (figure 9).
         bn_decay (float): share that the moving averages of batch norm keep each step.
         bn_scale (bool): learn batch norm's gamma.
         aux_logits (bool): build the auxiliary classifier; in training `construct` then returns (logits, aux_logits).
-        image_size (int): height of the pictures; only the auxiliary classifier's kernel depends on it.
+        image_size (int): height of the images, pixels; only the auxiliary classifier's kernel depends on it.
 
-    `construct` takes as its second argument an optional `dropout_mask` (N, 1536) of zeros and ones, for a training
-    that must be repeatable: MindSpore's own dropout stream can be neither saved nor replayed.
+    `construct` takes as its second argument an optional `dropout_mask` (N, 1536), factors of the pooled features; without it
+    there is no dropout. Training draws it beside the images (`src.data.preprocess.dropout_mask`), because MindSpore's own
+    dropout stream can be neither saved nor replayed.
     """
 
     def __init__(
         self,
-        num_classes=1000,
-        in_channels=3,
-        dropout_keep_prob=0.8,
-        block_counts=(4, 7, 3),
-        bn_decay=0.9997,
-        bn_scale=False,
-        aux_logits=False,
-        image_size=299,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        block_counts: tuple[int, int, int] = (4, 7, 3),
+        bn_decay: float = 0.9997,
+        bn_scale: bool = False,
+        aux_logits: bool = False,
+        image_size: int = 299,
     ):
         super().__init__()
         conv = partial(ConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
         pool_conv = partial(PoolConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
 
         def repeated(stage, block, count):
-            return [(f'mixed_{stage}{"bcdefghijklmnopqrstuvwxyz"[i]}', block(conv, pool_conv)) for i in range(count)]
+            return [(f'mixed_{stage}{LETTERS[i]}', block(conv, pool_conv)) for i in range(count)]
 
         a, b, c = block_counts
         to_aux = [
@@ -283,8 +195,6 @@ class InceptionV4(nn.Cell):
             setattr(self, name, cell)
         self.to_aux = [cell for _, cell in to_aux]
         self.from_aux = [cell for _, cell in from_aux]
-        self.keep = dropout_keep_prob
-        self.dropout = nn.Dropout(p=1 - dropout_keep_prob)
         self.logits = dense(1536, num_classes)
         self.has_aux = aux_logits
         if aux_logits:
@@ -300,14 +210,14 @@ class InceptionV4(nn.Cell):
         for cell in self.from_aux:
             x = cell(x)
         x = x.mean((2, 3))
-        if self.training:
-            x = self.dropout(x) if dropout_mask is None else x * dropout_mask / self.keep
-            if self.has_aux:
-                return self.logits(x), self.aux_logits(trunk)
+        if dropout_mask is not None:
+            x = x * dropout_mask
+        if self.training and self.has_aux:
+            return self.logits(x), self.aux_logits(trunk)
         return self.logits(x)
 
 
-def set_precision(network, amp_level):
+def set_precision(network: nn.Cell, amp_level: str) -> nn.Cell:
     """`network` at mixed precision `O0`, `O2` or `O3`, its logits in float32; parameters stay float32 at all levels.
 
     O3 computes everything in float16, O2 all but batch norm (`mindspore.amp.auto_mixed_precision`).
@@ -315,7 +225,7 @@ def set_precision(network, amp_level):
     return network if amp_level == 'O0' else amp.auto_mixed_precision(network, amp_level)
 
 
-def cross_entropy(logits, label, smoothing=0.0):
+def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Softmax cross entropy in float32: logits (N, C), labels int32 (N,) -> (N,).
 
     With label smoothing (Szegedy et al. 2016, section 7) the target is 1 - smoothing on the label plus smoothing / C

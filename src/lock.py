@@ -1,27 +1,36 @@
-"""One program at a time in a directory."""
+"""A lock on a directory, for one program at a time."""
+
+from __future__ import annotations
 
 import errno
 import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from src.errors import InputError
 
 NAME = '.lock'
 
 
-def hold(directory, wait=0, say=print, name=NAME):
-    """Make this process the only one that holds the existing `directory`; gives a file that must be kept open meanwhile.
+def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = print, name: str = NAME) -> TextIO | None:
+    """Lock the existing `directory` for this process. Gives an open file: the lock lasts until it is closed, or the process
+    ends in whatever way. On a file system without locks it gives None, with a line to `say`.
 
-    Any end of the process gives the directory free, its closing the file, too. A holder that may be ending just now, as
-    where a batch system starts a job again, is waited for, `wait` seconds with a line to `say`. InputError naming pid and
-    host of the holder. None, with a line to `say`, on a file system without locks.
+    Args:
+        wait: seconds to wait for another holder, with a line to `say`; it may be ending, where a batch system starts a job
+            again.
+        name: of the lock's file in the directory.
 
-    A POSIX record lock: it dies with its process and works over NFS by its lock daemon. flock's would live on in forked
-    data workers, which may outlive the process. It is also lost when this process closes any other descriptor of the file;
-    so nothing else may open it. The file stays: once removed, two could each hold one of that name.
+    Raises:
+        InputError: another process holds the lock; its pid and host are named. Or the file cannot be written.
+
+    It is a POSIX record lock, which ends with its process and works over NFS. A lock of flock would be inherited by forked
+    data workers, which may outlive the process. A record lock is lost when its process closes any other descriptor of the
+    file, so nothing else may open it. The file is never removed: two processes could then lock two files of this name.
     """
     path, end, told = Path(directory, name), time.monotonic() + wait, False
     try:

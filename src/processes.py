@@ -1,14 +1,22 @@
 """Processes of this machine as /proc shows them (Linux)."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
 import time
 
+# Seconds after a first signal in which another one counts as the same request: a batch system signals a process and then
+# its whole process group, and a launcher passes its signal on. The launcher and a training both use it.
+ECHO = 2.0
 
-def state(pid):
-    """(state, parent's pid) of a process or thread: one letter of R, S, D, T (stopped), t (by a debugger), Z, ...; Z only if
-    all of its threads have ended. None if there is none of that number."""
+
+def state(pid: int) -> tuple[str, int] | None:
+    """(state, parent's pid) of a process or thread, or None if there is none with this number.
+
+    The state is a letter of proc(5): R, S, D, T (stopped), t (by a debugger), Z, ...; Z only if all threads have ended.
+    """
     try:
         with open(f'/proc/{pid}/stat', 'rb') as file:
             fields = file.read().rpartition(b')')[2].split()
@@ -18,8 +26,8 @@ def state(pid):
     return 'S' if letter == 'Z' and threads > 1 else letter, int(fields[1])
 
 
-def lives(pid):
-    """Whether there is a process or thread of that number; one that is dead, but not yet waited for, does not live."""
+def lives(pid: int) -> bool:
+    """Whether there is a process or thread with this number; a zombie does not count."""
     found = state(pid)
     return found is not None and found[0] not in 'ZX'
 
@@ -29,8 +37,9 @@ def _all():
     return {int(pid): found for pid in filter(str.isdigit, os.listdir('/proc')) if (found := state(pid))}
 
 
-def kill_descendants():
-    """SIGKILL everything below this process until nothing is left, orphans too if it is their subreaper; gives the pids."""
+def kill_descendants() -> set[int]:
+    """SIGKILL all descendants of this process until none is left; gives their pids. Orphans are among them if this process
+    is their subreaper."""
     killed = set()
     for _ in range(100):
         processes = _all()
@@ -49,11 +58,11 @@ def kill_descendants():
     return killed
 
 
-def states(parent):
-    """{pid: letter of its state} of the children of a process."""
+def states(parent: int) -> dict[int, str]:
+    """{pid: state} of the children of a process, zombies included; see `state`."""
     return {pid: letter for pid, (letter, above) in _all().items() if above == parent}
 
 
-def children(parent):
+def children(parent: int) -> list[int]:
     """Pids of the living children of a process."""
     return [pid for pid, letter in states(parent).items() if letter != 'Z']

@@ -1,7 +1,9 @@
-"""Device, precision, seed, rank and world size; the only place that touches MindSpore's contexts."""
+"""Device, precision, seed, rank and number of ranks of this process; the only module that sets MindSpore's contexts."""
+
+from __future__ import annotations
 
 import os
-from collections import namedtuple
+from typing import NamedTuple
 
 import mindspore as ms
 from mindspore._c_expression import MSContext
@@ -10,25 +12,42 @@ from mindspore.communication import get_group_size, get_rank, init
 from src import environment
 from src.errors import InputError
 
-# `ranks_here` are the ranks on this server, which share its cores; `sink`: the device has dataset sink mode.
-Runtime = namedtuple('Runtime', 'device_target device_id rank world amp_level sink ranks_here', defaults=(1,))
 
-# Size in MB of a bucket of gradients that is all-reduced while the rest of the backward pass still runs; MindSpore's
-# default is one all-reduce of all 171 MB at the end.
+class Runtime(NamedTuple):
+    """What `start` has set."""
+
+    device_target: str  # "Ascend" or "CPU"
+    device_id: int
+    rank: int
+    world: int  # number of ranks
+    amp_level: str  # "O0", "O2" or "O3"
+    sink: bool  # whether the device has dataset sink mode
+    ranks_here: int = 1  # number of ranks on this server, which share its cores
+
+
+# MB of gradients that are all-reduced at once, while the backward pass still runs; by default MindSpore all-reduces all
+# 171 MB at its end.
 FUSION_MB = 32
 
-# MindSpore chooses a cached graph by script files alone (2.7 to 2.10): with another learning rate or image size it would
-# run the old one.
+# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone: with another learning rate or image size it runs
+# the old graph.
 GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
 
 
-def chip():
-    """MindSpore's name of the NPU by which it decides: ascend910 (the first generation), ascend910b, ascend910_93, ...; ''
-    without one."""
+def chip() -> str:
+    """The name that MindSpore gives the NPU, and by which it decides: ascend910 (the first generation), ascend910b,
+    ascend910_93, ...; '' without an NPU."""
     return MSContext.get_instance().get_ascend_soc_version()
 
 
-def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed=1, jit_level='O2'):
+def start(
+    device_target: str = 'auto',
+    device_id: int = 0,
+    rank_size: int = 1,
+    amp_level: str = 'auto',
+    seed: int = 1,
+    jit_level: str = 'O2',
+) -> Runtime:
     """Set up MindSpore for this process.
 
     Ranks are started by `scripts/run_distribute_train.sh`, which sets RANK_SIZE, RANK_ID and DEVICE_ID in their
@@ -39,29 +58,60 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
         InputError: no such device, CANN cannot work as it is, `rank_size` and the launched processes disagree, or
             MindSpore's cache of graphs is on.
     """
+    # What can be refused comes first: MindSpore's own errors are late and long.
+    _refuse_graph_caches()
+    target = _find_device(device_target)
+    several = _launched(rank_size) > 1
+    if several:
+        device_id = int(os.environ.get('DEVICE_ID', device_id))
+    if amp_level == 'auto':
+        amp_level = 'O3' if target == 'Ascend' else 'O0'
+    # The device before the ranks: it can be set only once, and `init` connects the ranks through it.
+    ms.set_context(mode=ms.GRAPH_MODE)
+    _set_device(target, device_id, amp_level, jit_level)
+    # The ranks before the training step, which takes the parallel mode when it is constructed.
+    rank, world = _join_ranks() if several else (0, 1)
+    # The seed before the first weight is drawn.
+    ms.set_seed(seed)
+    # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
+    ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if several else 1
+    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend', ranks_here)
+
+
+def _refuse_graph_caches():
     for name in GRAPH_CACHES:
         if os.environ.get(name, '0') != '0':
             raise InputError(
                 f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
                 f'word; unset {name}'
             )
+
+
+def _find_device(device_target):
+    """ "Ascend" or "CPU". InputError if there is no such device, or CANN does not work with this Python."""
     if device_target != 'CPU' and environment.npus():
-        environment.check()
+        environment.check()  # before MindSpore loads CANN, whose own errors are numbers
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
         raise InputError(
             'device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
             'sourced?); use --device_target CPU or auto'
         )
-    target = device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
+    return device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
+
+
+def _launched(rank_size):
+    """The number of processes that were launched. InputError if it is not `rank_size`."""
     launched = int(os.environ.get('RANK_SIZE', '1'))
     if launched != rank_size:
         raise InputError(
             f'rank_size {rank_size}, but {launched} process{"es were" if launched > 1 else " was"} '
             'launched; start several with scripts/run_distribute_train.sh RANK_TABLE'
         )
-    ms.set_context(mode=ms.GRAPH_MODE)
-    device_id = int(os.environ.get('DEVICE_ID', device_id)) if launched > 1 else device_id
+    return launched
+
+
+def _set_device(target, device_id, amp_level, jit_level):
     if target == 'Ascend':
         ms.set_device(target, device_id)
         # Only a graph that is compiled as a whole (O2) loops on the device; O0, the default of newer NPUs, goes back to
@@ -70,46 +120,36 @@ def start(device_target='auto', device_id=0, rank_size=1, amp_level='auto', seed
         _set_precision(amp_level)
     elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
         ms.set_device(target)
-    rank, world = 0, 1
-    if launched > 1:
-        init()
-        rank, world = get_rank(), get_group_size()
-        # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
-        # `collective.share` says why parameter_broadcast is.
-        ms.set_auto_parallel_context(
-            parallel_mode=ms.ParallelMode.DATA_PARALLEL,
-            gradients_mean=True,
-            device_num=world,
-            parameter_broadcast=False,
-            comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
-        )
-    ms.set_seed(seed)
-    if amp_level == 'auto':
-        amp_level = 'O3' if target == 'Ascend' else 'O0'
-    # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
-    return Runtime(
-        target,
-        device_id,
-        rank,
-        world,
-        amp_level,
-        target == 'Ascend',
-        int(os.environ.get('LOCAL_RANKS', world)) if launched > 1 else 1,
+
+
+def _join_ranks():
+    """Connect the ranks and let MindSpore average their gradients. Gives (rank, number of ranks)."""
+    init()
+    rank, world = get_rank(), get_group_size()
+    # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
+    # `collective.share` says why parameter_broadcast is off.
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL,
+        gradients_mean=True,
+        device_num=world,
+        parameter_broadcast=False,
+        comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
     )
+    return rank, world
 
 
 def _set_precision(amp_level):
-    """What an NPU may compute in less than the network asks for; at O0 as little as the chip allows."""
+    """How far an NPU may compute with less precision than the network asks for; at O0 as little as the chip allows."""
     precision = ms.device_context.ascend.op_precision
     if chip() == 'ascend910':
         # The default is documented as force_fp16. Convolutions have no float32 here; everything else keeps it.
         precision.precision_mode('allow_fp32_to_fp16')
     elif amp_level == 'O0':
-        precision.conv_allow_hf32(False)  # 10 bits in place of 23, on by default
+        precision.conv_allow_hf32(False)  # which keeps 10 bits of the mantissa instead of 23, and is on by default
 
 
-def describe(runtime, option):
-    """One line that says what `start` took."""
+def describe(runtime: Runtime, option: str) -> str:
+    """One line for the log on what `start` set; `option` is the device target that was asked for."""
     why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and runtime.device_target == 'CPU' else ''
     return (
         f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '

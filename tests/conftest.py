@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault('GLOG_v', '3')  # before the first import of MindSpore
 
@@ -13,6 +14,7 @@ LONG = [
     'test_resume.py',
     'test_distributed.py',
     'test_acceptance.py',
+    'test_docs.py',
     'test_export.py',
     'test_predict.py',
     'test_step.py',
@@ -22,15 +24,55 @@ LONG = [
     'test_fuzz.py',
     'test_launch.py',
 ]
+COMPILING = ('_CellGraphExecutor', '_JitExecutor')  # of mindspore.common.api: every compilation goes through one of them
 
 
 def pytest_collection_modifyitems(items):
+    """The longest first. A test of which a fixture compiles gets the marker `compiles` by itself."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    for item in items:
+        if 'compiles' in getattr(item, 'fixturenames', ()):
+            item.add_marker('compiles')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """A test without the marker `compiles` fails when it compiles a graph, so `run_tests.sh --fast` stays fast."""
+    guard.test = None if item.get_closest_marker('compiles') else item.name
+    if 'mindspore' in sys.modules:
+        guard()
+
+
+def guard():
+    """Put a check in front of MindSpore's compilation, once."""
+    from mindspore.common import api
+
+    for name in COMPILING:
+        executor = getattr(api, name)
+        if not hasattr(executor.compile, 'guarded'):
+            executor.compile = guarded(executor.compile)
+
+
+def guarded(compile_graph):
+    """`compile_graph` that refuses in a test without the marker."""
+
+    def checked(*args, **kwargs):
+        if guard.test is not None:
+            pytest.fail(f'{guard.test} compiles a graph; mark it with @pytest.mark.compiles, or its fixture with `compiles`')
+        return compile_graph(*args, **kwargs)
+
+    checked.guarded = True
+    return checked
+
+
+@pytest.fixture(scope='session')
+def compiles():
+    """Asked for by fixtures that compile a graph or start a process that does: marks every test that uses them."""
 
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
-    """60 training and 30 validation pictures in 10 classes, labels 1 to 10, as TFRecord shards."""
+    """60 training and 30 validation images in 10 classes, labels 1 to 10, as TFRecord shards."""
     return demo_images.make(tmp_path_factory.mktemp('records'), train_per_class=6, validation_per_class=3)
 
 

@@ -20,9 +20,8 @@ import yaml
 
 from src import config
 from src.cluster import rank_table
-from src.data.crc import crc32c, length_crc, mask
 from src.data.records import open_records
-from src.data.tfrecord import write_shard
+from src.data.tfrecord import framed, write_shard
 from src.errors import InputError
 from tests.cluster.test_rank_table import new_format, old_format
 
@@ -85,14 +84,14 @@ def _checkpoints():
 
 
 def _safetensors():
-    from src.weights import torch_file
+    from src.weights import safetensors_file
 
-    torch_file.write_safetensors('one.safetensors', {'a.weight': np.ones((4, 3), np.float32), 'b': np.ones(9, np.float32)})
-    torch_file.write_safetensors('two.safetensors', {'c': np.ones((2, 2, 2), np.float32)})
+    safetensors_file.write('one.safetensors', {'a.weight': np.ones((4, 3), np.float32), 'b': np.ones(9, np.float32)})
+    safetensors_file.write('two.safetensors', {'c': np.ones((2, 2, 2), np.float32)})
     return (
         'given.safetensors',
         ['one.safetensors', 'two.safetensors'],
-        lambda: torch_file.read_safetensors('given.safetensors'),
+        lambda: safetensors_file.read('given.safetensors'),
         [
             struct.pack('<Q', len(header)) + header + bytes(1000)
             for header in (
@@ -151,7 +150,7 @@ def _rank_tables():
 
 
 def _shards():
-    write_shard('one', [(b'\xff\xd8' + bytes(range(k, 250)), k, f'picture {k}.JPEG') for k in range(1, 5)])
+    write_shard('one', [(b'\xff\xd8' + bytes(range(k, 250)), k, f'image {k}.JPEG') for k in range(1, 5)])
     write_shard('two', [(b'\x89PNG' + bytes(50), 1000, '')])
 
     def read():
@@ -284,7 +283,7 @@ def _damaged_shard(chance, data, other):
         records, data = [*records, data[12 : 12 + size]], data[16 + size :]
     for record in records:
         record = _damaged(chance, record, chance.choice(records)) if chance.random() < 0.4 else record
-        out += struct.pack('<QI', len(record), length_crc(len(record))) + record + struct.pack('<I', mask(crc32c(record)))
+        out += framed(record)
     return out
 
 

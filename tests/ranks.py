@@ -47,7 +47,7 @@ def main(data_dir, source, out, rank_size):
             open_records(data_dir, 'train'),
             offset=1,
             image_size=75,
-            keep_prob=0.8,
+            dropout_keep_prob=0.8,
             seed=1,
             batch_size=GLOBAL_BATCH // run.world,
             start=0,

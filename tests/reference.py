@@ -12,7 +12,7 @@ import numpy as np
 DATA = Path(__file__).parent / 'files'
 INFO = json.loads((DATA / 'tf_reference.json').read_text())
 FIGURES = np.load(DATA / 'tf_reference.npz')
-# Photos and weights for further tests, where they are at hand; tests that need them skip without.
+# Images and weights for further tests, where they are at hand; tests that need them skip without.
 SHARED = Path(__file__).parents[2] / 'shared'
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from src.acceptance import __main__ as acceptance
-from src.acceptance import device, programs, reference, steps
+from src.acceptance import device, programs, reference, steps, training
 from src.acceptance.report import Failed, Skipped, line, run, within
 from src.cluster import rank_table
 from src.errors import InputError
@@ -66,6 +66,7 @@ def rehearse(tmp_path, *arguments):
     return done.returncode, done.stdout, json.loads(written.read_text())
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize('ranks', [[], pytest.param(['2'], marks=pytest.mark.slow)])
 def test_rehearsal(ranks, tmp_path):
     status, shown, written = rehearse(tmp_path, *ranks)
@@ -82,6 +83,7 @@ def test_rehearsal(ranks, tmp_path):
     assert results['device']['figures']['mindspore'] and results['environment']['figures']['cores']
 
 
+@pytest.mark.compiles
 def test_failed_check_ends_it(tmp_path):
     """Another figure for one logit: status 1, what was expected and found, and a remedy; nothing comes after it."""
     figures = {name: reference.stored(name).copy() for name in reference.NETWORKS}
@@ -103,7 +105,7 @@ def test_failed_check_ends_it(tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
-    """As an evaluation would that leaves the averages in the weights."""
+    """An evaluation that leaves the averages in the weights makes the check fail."""
 
     def leaving(network, train_step):
         for average, value in zip(train_step.averages, train_step.values):
@@ -140,7 +142,7 @@ def test_process_that_dies(tmp_path, monkeypatch):
 
 
 def test_results():
-    """Of a check that fails, is skipped, or meets an error."""
+    """The results of checks that fail, are skipped, or raise an error."""
 
     def check(error):
         def raising():
@@ -165,9 +167,9 @@ def test_change_difference():
     change = rng.standard_normal(1000).astype(np.float32)
     states = [{'weight': np.float32(part) * change, 'count': np.int32(3)} for part in (0, 1, 1 + 2**-11, 0.85)]
     before, after, rounded, lost = states
-    assert steps.change_difference(before, after, rounded) < 1e-3
-    assert steps.change_difference(before, after, lost) > steps.CHANGE_BOUND['float16']
-    assert steps.change_difference(before, after, before) == pytest.approx(1)
+    assert training.change_difference(before, after, rounded) < 1e-3
+    assert training.change_difference(before, after, lost) > steps.CHANGE_BOUND['float16']
+    assert training.change_difference(before, after, before) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +215,15 @@ def test_stored_logits_are_those_of_this_file():
         largest = np.abs(logits).max()
         first, second = np.sort(logits, 1)[:, :-3:-1].T
         assert np.abs(logits - logits[[1, 2, 3, 0]]).max() > 0.2 * largest and (first - second).min() > 0.05 * largest
+
+
+def test_named_files_exist():
+    """A hint on the screen or in a comment names a file of this project by its path."""
+    named = {}
+    for path in [*ROOT.glob('*.py'), *(ROOT / 'src').rglob('*.py')]:
+        for found in re.findall(
+            r'\b(?:src|tests|docs|scripts|benchmarks|recipes)/[\w/.-]+\.(?:py|md|sh|yaml)\b', path.read_text()
+        ):
+            named.setdefault(found, []).append(str(path.relative_to(ROOT)))
+    assert len(named) > 15
+    assert {name: places for name, places in named.items() if not (ROOT / name).exists()} == {}

@@ -103,7 +103,7 @@ def parse(path):
 
 
 @pytest.fixture(scope='module')
-def compiled(tmp_path_factory):
+def compiled(compiles, tmp_path_factory):
     """The IR of the training step for a chip, as `parse` gives it; compiled once each."""
     found = {}
 

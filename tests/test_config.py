@@ -8,11 +8,11 @@ import sys
 import pytest
 import yaml
 
-from src import config
+from src import config, options
 from src.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-OPTIONS = config._read_options(config.DEFAULT_PATH)
+OPTIONS = options.read_options(config.DEFAULT_PATH)
 
 
 @pytest.fixture(name='write')
@@ -45,10 +45,10 @@ def test_defaults_are_the_yaml_file_and_meet_their_own_constraints():
 def test_every_option_is_explained_and_every_number_is_bounded(name):
     option = OPTIONS[name]
     assert option.group and len(option.help) > 10
-    notations = [match.group() for match in config.CONSTRAINT.finditer(option.help)]
-    if config._kind(option) in (int, float):
+    notations = [match.group() for match in options.CONSTRAINT.finditer(option.help)]
+    if options.kind(option) in (int, float):
         assert any(notation.startswith('>') for notation in notations)
-    if config._kind(option) is bool:
+    if options.kind(option) is bool:
         assert 'true or false' in option.help
 
 
@@ -199,6 +199,10 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
         (['--batch-size=1'], 'did you mean --batch_size?'),
         (['--batchsize'], 'did you mean --batch_size?'),
         (['--batch', '1'], 'unknown option --batch; did you mean --batch_size?'),
+        # Names that earlier versions had.
+        (['--input', 'uint8'], 'unknown option --input; did you mean --export_input?'),
+        (['--output=top5'], 'unknown option --output; did you mean --export_output?'),
+        (['--labels', 'x'], 'unknown option --labels; did you mean --export_labels?'),
         (['--LR', '1'], 'unknown option --LR'),
         (['--confg_path', 'x'], 'did you mean --config_path?'),
         (['--zzzzzz', '1'], 'unknown option --zzzzzz; --help lists'),
@@ -225,6 +229,7 @@ def test_bad_command_lines(argv, part):
     [
         ('batchsize: 1', 'unknown option batchsize in'),
         ('batchsize: 1', 'line 1; did you mean batch_size?'),
+        ('output: top5', 'line 1; did you mean export_output?'),
         ('config_path: x', 'unknown option config_path'),
         ('data:\n  lr: 1', 'unknown option data'),
         ('lr: 1\nlr: 2', 'line 2: lr is given twice'),
@@ -344,7 +349,9 @@ def test_options_without_effect_are_named(arguments, lines):
 
 def test_a_checkpoint_gives_network_options():
     recorded = {'num_classes': 7, 'block_counts': [1, 2, 1], 'bn_scale': True, 'lr': 9.0, 'label_offset': '1'}
+    recorded['dropout_keep_prob'] = 0.5  # in checkpoints of earlier versions, whose network had it
     found = config.load(['--num_classes', '8'], recorded)
+    assert 'dropout_keep_prob' not in config.network_options(found)
     assert (found.num_classes, found.block_counts, found.bn_scale, found.label_offset) == (8, [1, 2, 1], True, '1')
     assert found.lr == 0.045
     assert config.load([], recorded).num_classes == config.load(['--num_classes', 'auto'], recorded).num_classes == 7

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='module')
-def results(data, tmp_path_factory):
-    """What tests/ranks.py finds with so many ranks on 60 training and 30 validation pictures; run once each."""
+def results(compiles, data, tmp_path_factory):
+    """What tests/ranks.py finds with so many ranks on 60 training and 30 validation images; run once each."""
     folder = tmp_path_factory.mktemp('with spaces in it')
     ms.set_seed(1)
     source = checkpoint.save(folder, InceptionV4(10, block_counts=(1, 1, 1), image_size=75), step=1, epoch=0, config={})
@@ -71,6 +71,7 @@ def test_ranks_restore_and_evaluate_like_one(world, results):
     assert found[2] == pytest.approx(one[2], rel=1e-5)
 
 
+@pytest.mark.compiles
 def test_scripts_with_two_ranks(data, tmp_path):
     """The distributed script trains and evaluates, in a training and later all ranks what rank 0 has saved; only rank 0
     writes the log and checkpoints."""
@@ -102,6 +103,8 @@ def test_scripts_with_two_ranks(data, tmp_path):
             '1',
             '--mode',
             'train_and_evaluate',
+            '--optimizer',
+            'momentum',  # compiles faster
         ]
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

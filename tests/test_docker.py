@@ -1,4 +1,4 @@
-"""The Dockerfiles cannot be built where there is no Docker: everything they and docs/ascend.md name is there."""
+"""The Dockerfiles cannot be built where there is no Docker: all paths and commands in them and in docs/ascend.md exist."""
 
 import fnmatch
 import re

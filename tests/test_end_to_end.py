@@ -42,7 +42,7 @@ def run(script, *arguments, cwd, timeout=400):
 
 
 @pytest.fixture(scope='module')
-def trained(data, tmp_path_factory):
+def trained(compiles, data, tmp_path_factory):
     """Folder in which a training of 20 steps was run, and what it printed."""
     folder = tmp_path_factory.mktemp('a folder')
     status, out, err = run(
@@ -108,7 +108,7 @@ def test_checkpoint_holds_all(trained):
 
 
 def test_evaluation_is_exact(trained, data):
-    """30 pictures in batches of 4 and of 30: the same figures, those of the training's own last evaluation."""
+    """30 images in batches of 4 and of 30: the same figures, those of the training's own last evaluation."""
     folder, out = trained
     directory = folder / 'results/1p/0/ckpt'
     status, found, err = run(
@@ -229,6 +229,7 @@ def test_export(trained, tmp_path):
     assert logits.shape == (2, 10) and np.isfinite(logits).all()
 
 
+@pytest.mark.compiles
 def test_transfer_learning(data, tmp_path):
     """From 1000 classes to 10: everything but the classifiers restored, both listed, named parts held still."""
     source = InceptionV4(1000, block_counts=(1, 1, 1), aux_logits=True, image_size=75)
@@ -274,6 +275,7 @@ def check_demo(out, folder, megabytes):
     assert '200 held-out images' in out
 
 
+@pytest.mark.compiles
 def test_demo_path(tmp_path):
     """The demo with two steps of a small network; its own takes minutes to compile, see test_demo_learns."""
     status, out, err = run(
@@ -304,11 +306,13 @@ def test_demo_learns(seed, tmp_path):
     check_demo(out, tmp_path / 'out', 150)
 
 
+@pytest.mark.compiles
 def test_predict_from_any_directory(tmp_path):
     status, _, err = run('scripts/run_predict.sh', 'photo.jpg', '--model', 'net.onnx', cwd=tmp_path)
     assert (status, err) == (2, 'error: photo.jpg: no such image or directory\n')
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize('script', ['run_standalone_train', 'run_eval', 'run_export', 'run_demo'])
 def test_scripts_return_the_status(script, tmp_path):
     status, _, err = run(f'scripts/{script}.sh', '--lr', 'abc', cwd=tmp_path)
@@ -413,7 +417,7 @@ def test_checkpoint_of_another_network(entry, arguments, message, small_checkpoi
 
 
 @pytest.mark.parametrize('workers', [1, 2])
-def test_bad_picture_names_the_record(workers, data, small_checkpoint, capsys, tmp_path, monkeypatch):
+def test_bad_image_names_the_record(workers, data, small_checkpoint, capsys, tmp_path, monkeypatch):
     """In evaluation every record counts, so one that cannot be decoded is an error, also out of a worker process."""
     monkeypatch.chdir(tmp_path)
     good = open_records(str(data), 'validation').read(0)
@@ -421,4 +425,4 @@ def test_bad_picture_names_the_record(workers, data, small_checkpoint, capsys, t
     found = message_of(
         eval_entry.main, ['--ckpt_path', small_checkpoint, '--data_dir', tmp_path, '--num_workers', workers], capsys
     )
-    assert re.search(r'validation-00000-of-00001, record 1: (not a picture|cannot be decoded)', found)
+    assert re.search(r'validation-00000-of-00001, record 1: (not an image|cannot be decoded)', found)

@@ -1,4 +1,4 @@
-"""The check of a server: the interpreter, CANN and its packages are made of files here, and no site-packages are seen."""
+"""The check of a server. Its interpreter, CANN and packages are files made here; no real site-packages are used."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ PIP = f'{sys.executable} -m pip install '
             without('attr', 'decorator'),
             f'CANN compiles with this Python, which lacks attrs, decorator: {PIP}attrs decorator',
         ),
-        # What only tools need is named in the line that mends it, but stops nothing by itself.
+        # What only tools need is in the pip command, but is no problem by itself.
         (without('sympy', 'pathlib2', 'absl'), f'which lacks sympy: {PIP}sympy absl-py pathlib2'),
         (new_numpy, f"which lacks numpy<2: {PIP}'numpy<2'"),
         (wheels_only, f'which lacks attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),

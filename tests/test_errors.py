@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore.dataset as ds
 import pytest
 
-from src.errors import counted
+from src.errors import InputError, TrainingError, counted, input_error
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALING = '"$PYTHON" -m src.training.scaling --devices'
@@ -46,11 +47,12 @@ def shell(command, cwd=ROOT, **environment):
     ],
 )
 def test_streams(command, status, message, unbuffered):
-    """Of a dead pipe a program may learn only when all is done, and then that is no failure."""
+    """A program may notice a dead pipe only at its end, which is then no failure."""
     found, _, err = shell(command, PYTHONUNBUFFERED=unbuffered)
     assert err == message and found in ((0, 141) if status is None else (status,))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'command', ['"$PYTHON" {}/train.py --data_dir nowhere', '"$PYTHON" -m src.deploy.predict nowhere --model x']
 )
@@ -60,7 +62,7 @@ def test_closed_output_of_what_runs_mindspore(command, tmp_path):
 
 
 def test_other_errors_of_the_system_are_shown_whole():
-    """Only those of standard output are one line."""
+    """Only those of standard output become one line."""
     code = 'from src.errors import entry_point\nentry_point(lambda: open("/none"))()'
     status, _, err = shell(f'"$PYTHON" -c \'{code}\'')
     assert status == 1 and err.startswith('Traceback') and 'FileNotFoundError' in err
@@ -92,3 +94,61 @@ def test_unusable_arguments_of_every_tool(module, arguments, monkeypatch, capsys
 @pytest.mark.parametrize('number, text', [(0, '0 images'), (1, '1 image'), (2, '2 images')])
 def test_counted(number, text):
     assert counted(number, 'image') == text
+
+
+def of_a_data_worker(error):
+    """What MindSpore raises when a data worker (a thread) raises `error`."""
+
+    def fail(row):
+        raise error
+
+    data = ds.NumpySlicesDataset([[1], [2]], ['row']).map(fail, ['row'], num_parallel_workers=2)
+    with pytest.raises(RuntimeError) as caught:
+        list(data.create_tuple_iterator(num_epochs=1, output_numpy=True))
+    return caught.value
+
+
+class Moved(TrainingError):
+    """An error whose class is not where `InputError` is."""
+
+
+def test_input_error_of_a_data_worker():
+    """A subclass keeps its exit status; any other error is not taken for an InputError."""
+    found = input_error(of_a_data_worker(InputError('label is 7; give 0 to 6')))
+    assert type(found) is InputError and str(found) == 'label is 7; give 0 to 6'
+    found = input_error(of_a_data_worker(Moved('no data')))
+    assert type(found) is Moved and (str(found), found.exit_status) == ('no data', 3)
+    assert input_error(of_a_data_worker(ValueError('no'))) is None
+
+
+def test_input_error_of_a_data_worker_process():
+    """In a process of its own: MindSpore's handler of SIGCHLD can lock up where one pipeline forks while another ends."""
+    code = """
+import mindspore.dataset as ds
+from src.errors import InputError, entry_point
+
+def fail(row):
+    raise InputError('label is 7; give 0 to 6')
+
+@entry_point
+def main():
+    data = ds.NumpySlicesDataset([[1], [2]], ['row'])
+    list(data.map(fail, ['row'], num_parallel_workers=2, python_multiprocessing=True).create_tuple_iterator(num_epochs=1))
+
+main()
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'GLOG_v': '4'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=100, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', 'error: label is 7; give 0 to 6\n')
+
+
+def test_renamed_input_error_of_a_data_worker():
+    """The error is recognised whatever its module and class are called."""
+    names = InputError.__module__, InputError.__qualname__
+    InputError.__module__, InputError.__qualname__ = 'src.elsewhere', 'Unusable'
+    try:
+        error = of_a_data_worker(InputError('label is 7; give 0 to 6'))
+        assert 'src.elsewhere.Unusable: label' in str(error)
+        assert str(input_error(error)) == 'label is 7; give 0 to 6'
+    finally:
+        InputError.__module__, InputError.__qualname__ = names

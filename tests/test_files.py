@@ -1,4 +1,4 @@
-"""What is written is whole or not there, under the umask, and nobody else can choose where it goes."""
+"""Files are written whole or not at all, with the permissions of the umask, and nobody else can redirect them."""
 
 import errno
 import json
@@ -14,9 +14,10 @@ from src import config, files
 from src.cluster import rank_table
 from src.data import convert, tfrecord
 from src.data.preprocess import PREPROCESSING
-from src.deploy import export, predict
+from src.deploy.aipp import write_aipp
+from src.deploy.prediction import write_page
 from src.evaluation import evaluation
-from src.weights import checkpoint, tf_file, torch_file
+from src.weights import checkpoint, safetensors_file, tf_file
 
 ONE = {'logits.bias': np.ones(3, np.float32)}
 
@@ -42,14 +43,14 @@ WRITERS = {
     'config': lambda path: config.save({'lr': 1.0}, path),
     'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
     'best': _best,
-    'rank table': lambda path: rank_table._write(path, '{}\n'),
-    'page': lambda path: predict.write_page(path, [], 'title', 'summary'),
+    'rank table': lambda path: rank_table.write(path, '{}\n'),
+    'page': lambda path: write_page(path, [], 'title', 'summary'),
     'evaluation': lambda path: evaluation.write_json([], path),
-    'aipp': lambda path: export.write_aipp(path, PREPROCESSING, 75),
+    'aipp': lambda path: write_aipp(path, PREPROCESSING, 75),
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
     'tfrecord': _convert('tfrecord'),
     'mindrecord': _convert('mindrecord'),
-    'safetensors': lambda path: torch_file.write_safetensors(path, ONE),
+    'safetensors': lambda path: safetensors_file.write(path, ONE),
     'tensorflow': lambda path: tf_file.write(path, ONE),
 }
 
@@ -134,7 +135,7 @@ def test_content_is_synced_before_the_name_and_the_name_after(tmp_path, monkeypa
     ],
 )
 def test_any_name_in_json(name, expected):
-    """ASCII, and no half of a surrogate pair, which Python alone takes."""
+    """ASCII without half a surrogate pair, which only Python accepts."""
     text = files.as_json({'file': [name]}, 1)
     assert text.isascii() and not re.search(r'(?<!\\)(\\\\)*\\ud[c-f]', text.replace('\\ud83d\\ude00', ''))
     assert json.loads(text) == {'file': [expected]} and json.loads(text)['file'][0].encode()

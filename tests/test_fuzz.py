@@ -30,11 +30,13 @@ def check(kind, seed, folder):
     assert where.endswith(' 499')
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize('kind', KINDS)
 def test_damaged_files(kind, tmp_path):
     check(kind, 1, tmp_path)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(2, 12))
 @pytest.mark.parametrize('kind', KINDS)

@@ -1,4 +1,4 @@
-"""Only one program holds a directory, and any end of it gives the directory free."""
+"""One program at a time locks a directory; however it ends, the lock ends with it."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 from src import lock
 from src.errors import InputError
 
-# Holds the directory, with a forked child that outlives it.
+# Locks the directory, and has a forked child that outlives it.
 HOLDER = """
 import os, sys, time
 from src import lock

@@ -7,7 +7,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
-from src.training.optimizer import decayed_parameters, learning_rates, make_optimizer, scaled_rate
+from src.training.optimizer import decayed_parameters, make_optimizer
+from src.training.plan import learning_rates, scaled_rate
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.weights.names import from_tf_slim, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
@@ -26,9 +27,9 @@ def data():
 
 
 @pytest.fixture(scope='module')
-def network():
+def network(compiles):
     with no_init_parameters():  # `load` sets all but the gammas
-        network = InceptionV4(INFO['num_classes'], dropout_keep_prob=1.0, aux_logits=True)
+        network = InceptionV4(INFO['num_classes'], aux_logits=True)
     for name, parameter in network.parameters_and_names():
         if name.endswith('gamma'):
             parameter.init_data()
@@ -190,12 +191,13 @@ def test_whole_network_in_training(network, variables, data):
 HALF_LOSS, HALF_GRADIENTS = 1e-2, 0.1
 
 
+@pytest.mark.compiles
 def test_o3_agrees_with_float32():
     """One forward and one training step, loss scale 1024; batch norm in inference mode, which is well conditioned.
     The graph of O3 is compared with float32 computed operation by operation."""
     rng = np.random.default_rng(0)
     image = Tensor(rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8))
-    draws, mask = Tensor(np.tile(np.float32([0, 1]), (4, 1))), Tensor(np.ones((4, 1536), np.uint8))
+    draws, mask = Tensor(np.tile(np.float32([0, 1]), (4, 1))), Tensor(np.ones((4, 1536), np.float32))
     batch = image, draws, mask, Tensor(np.arange(4, dtype=np.int32))
     x = Tensor(rng.uniform(-1, 1, (2, 3, 75, 75)), ms.float32)
     outputs = {}
@@ -271,6 +273,7 @@ def test_rate_for_more_devices():
 # RMSProp: what the kernels compute.
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize('ours', [True, False])
 def test_rmsprop_formulas(ours):
     """Ours is TensorFlow's lr * g / sqrt(ms + epsilon). The fused CPU kernel's is lr * g / (sqrt(ms) + epsilon) in whole

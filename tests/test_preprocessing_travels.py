@@ -1,4 +1,4 @@
-"""The preprocessing that belongs to the weights: what it does to a picture, and that evaluation takes it from there."""
+"""The preprocessing that belongs to the weights: what it does to an image, and that evaluation takes it from there."""
 
 import io
 import json
@@ -10,42 +10,43 @@ from mindspore import Tensor, nn
 from PIL import Image
 
 import eval as evaluation_entry
-from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_picture, recorded_preprocessing, scale
+from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_image, recorded_preprocessing, scale
 from src.data.records import open_records
 from src.errors import InputError
 from src.weights import checkpoint
-from src.weights.convert import network_of
+from src.weights.network import empty_network
 from tests.conftest import SMALL
 
 OTHER = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.7, 'bicubic', True)
 
 
-def png(picture):
+def png(image):
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, 'png')
+    Image.fromarray(image).save(file, 'png')
     return file.getvalue()
 
 
-def test_square_pictures_are_cropped_as_torchvision_does():
+def test_square_images_are_cropped_as_torchvision_does():
     """Shorter side to int(size / fraction), then the middle; here computed with Pillow step by step."""
-    picture = np.random.default_rng(0).integers(0, 256, (260, 391, 3), np.uint8)
-    resized = Image.fromarray(picture).resize((int(107 * 391 / 260), 107), Image.Resampling.BICUBIC)
+    image = np.random.default_rng(0).integers(0, 256, (260, 391, 3), np.uint8)
+    resized = Image.fromarray(image).resize((int(107 * 391 / 260), 107), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 75) / 2), 16
     expected = np.asarray(resized.crop((left, top, left + 75, top + 75)))
-    assert np.array_equal(evaluation_picture(png(picture), 75, OTHER), expected)
-    turned = evaluation_picture(png(picture.transpose(1, 0, 2)), 75, OTHER)
+    assert np.array_equal(evaluation_image(png(image), 75, OTHER), expected)
+    turned = evaluation_image(png(image.transpose(1, 0, 2)), 75, OTHER)
     assert np.abs(turned.transpose(1, 0, 2).astype(int) - expected).max() <= 1
-    bilinear = evaluation_picture(png(picture), 75, OTHER._replace(interpolation='bilinear'))
+    bilinear = evaluation_image(png(image), 75, OTHER._replace(interpolation='bilinear'))
     assert bilinear.shape == (75, 75, 3) and not np.array_equal(bilinear, expected)
     # The ratio of the sides stays: a vertical step edge through the middle stays in the middle, and a circle a circle.
     y, x = np.mgrid[:260, :391]
     circle = ((y - 129.5) ** 2 + (x - 195) ** 2 < 80**2)[..., None].astype(np.uint8).repeat(3, 2) * 255
     for preprocessing, ratio in ((OTHER, 1), (PREPROCESSING, 260 / 391)):
-        seen = evaluation_picture(png(circle), 75, preprocessing)[..., 0] > 127
+        seen = evaluation_image(png(circle), 75, preprocessing)[..., 0] > 127
         width, height = seen.any(0).sum(), seen.any(1).sum()
         assert width / height == pytest.approx(ratio, abs=0.05)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize('mode', [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 def test_scale(mode):
     class Scale(nn.Cell):
@@ -85,10 +86,11 @@ def test_what_is_recorded():
             recorded_preprocessing(wrong)
 
 
+@pytest.mark.compiles
 def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
-    """eval.py's loss is that of pictures prepared as the checkpoint says."""
+    """eval.py's loss is that of images prepared as the checkpoint says."""
     config = {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75}
-    network, r = network_of(config), np.random.default_rng(0)
+    network, r = empty_network(config), np.random.default_rng(0)
     values = {
         name: np.ones(p.shape, 'f4')
         if name.endswith(('gamma', 'variance'))
@@ -108,8 +110,8 @@ def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
     expected = {}
     for preprocessing in (OTHER, PREPROCESSING):
         mean, std = (np.array(levels, 'f4') for levels in preprocessing[:2])
-        pictures = np.stack([evaluation_picture(records.read(i), 75, preprocessing) for i in range(len(records))])
-        z = network(Tensor(((pictures - mean) / std).transpose(0, 3, 1, 2).astype('f4'))).asnumpy().astype('f8')
+        images = np.stack([evaluation_image(records.read(i), 75, preprocessing) for i in range(len(records))])
+        z = network(Tensor(((images - mean) / std).transpose(0, 3, 1, 2).astype('f4'))).asnumpy().astype('f8')
         log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
         expected[preprocessing] = -log_p[np.arange(len(z)), np.array(records.label[:]) - 1].mean()
     assert found == pytest.approx(expected[OTHER], rel=1e-4)

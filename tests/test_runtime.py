@@ -120,7 +120,7 @@ def test_model_is_called_with_sinks(steps, loop, parts, options, monkeypatch, tm
             seen.calls.append((count, length))
             callbacks[0].step += count * length
 
-    monkeypatch.setattr(train, 'Model', Model)
+    monkeypatch.setattr('src.training.loop.Model', Model)
     train.main([*options, '--max_train_steps', str(steps), '--iterations_per_loop', str(loop)])
     assert seen.calls == parts and len(set(map(id, seen.networks))) == 1
     assert type(seen.networks[0].optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
@@ -134,7 +134,7 @@ def test_light_modules_do_without_mindspore():
 
     code = (
         'import sys, src.config, src.cluster.rank_table, src.cluster.launch, src.environment; '
-        'import src.training.optimizer, src.weights, src.data.records; '
+        'import src.training.plan, src.training.scaling, src.weights, src.data.records; '
         'sys.exit("mindspore" in sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0

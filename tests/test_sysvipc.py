@@ -1,4 +1,4 @@
-"""What killed data workers leave in the kernel goes, and nothing else."""
+"""Shared memory and queues that killed data workers left are removed, and nothing else."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ import pytest
 from src import sysvipc
 
 ROOT = Path(__file__).resolve().parents[1]
-# A segment and a queue as a worker has them: made under these keys, used, and left; then waits if told to.
+# Makes a segment and a queue with these keys, as a worker does, uses and leaves them; then waits if told to.
 WORKER = """
 import ctypes, sys, time
 libc = ctypes.CDLL(None)
@@ -36,7 +36,7 @@ if wait:
 
 
 def ids():
-    """Numbers of all segments and queues there are."""
+    """The ids of all segments and queues."""
     found = []
     for kind in ('shm', 'msg'):
         lines = Path('/proc/sysvipc', kind).read_text().splitlines()[1:]
@@ -118,7 +118,7 @@ def test_without_the_kernels_tables(monkeypatch):
 
 RANK = """
 import os, sys, time
-from src import dataset
+from src.data import dataset
 from src.data.records import open_records
 records = open_records(sys.argv[1], 'validation')
 data = dataset.evaluation_dataset(records, offset=1, image_size=75, batch_size=4, num_workers=2)
@@ -130,7 +130,7 @@ time.sleep(300)
 
 
 def of_children(pids):
-    """(segments, queues) that children of these processes have made."""
+    """(segments, queues) made by children of these processes."""
     children = set()
     for pid in pids:
         for task in Path(f'/proc/{pid}/task').iterdir():

@@ -1,1 +1,1 @@
-"""The acceptance check: what this project needs of a device, tried on it. `python -m src.acceptance --help`."""
+"""The acceptance check: whether this machine can do what the project needs. `python -m src.acceptance --help`."""

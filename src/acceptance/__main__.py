@@ -1,10 +1,12 @@
-"""Try on this machine what the project needs of it, one thing after another, up to the first that fails.
+"""Check one after another what the project needs of this machine, up to the first check that fails.
 
     python -m src.acceptance [RANK_TABLE] [--device_target auto|Ascend|CPU] [--device_id N] [--output DIR]
 
-RANK_TABLE: file of one server, or for the CPU a number of ranks; without it everything is tried on one device. On a CPU
-it is a rehearsal with a small network. Exit status: 0, 1 where a check failed, 2 for bad arguments.
+RANK_TABLE: file of one server, or for the CPU a number of ranks; without it only one device is checked. On a CPU it is a
+rehearsal with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
 """
+
+from __future__ import annotations
 
 import argparse
 import datetime
@@ -17,17 +19,21 @@ from functools import partial
 from pathlib import Path
 
 from src import environment, files
-from src.acceptance import programs
+from src.acceptance import exports, programs
+from src.acceptance.launches import Launches
 from src.acceptance.report import Failed, line, run, warning
 from src.cluster import rank_table
 from src.data import jpeg
 from src.errors import InputError, Parser, entry_point
 
 
-def check_environment(target):
+def check_environment(target: str) -> dict:
+    """CANN, Python and what else is installed belong together. Gives the figures of the check."""
     found, cores = environment.look(), len(os.sched_getaffinity(0))
     if target != 'CPU' and found.npus and (problems := environment.problems(found)):
-        raise Failed('a CANN that works with this Python', '; '.join(problems), 'what the line above says, then again')
+        raise Failed(
+            'a CANN that works with this Python', '; '.join(problems), 'do what the line above says, then start again'
+        )
     decoder = 'libturbojpeg' if jpeg.library() else 'Pillow'
     cann, driver = (
         f'{name} {version}' if version else f'no {name}'
@@ -50,12 +56,18 @@ def check_environment(target):
 
 
 class Session:
-    """Results as they come: lines on the screen, at the end a table and acceptance.json."""
+    """Runs the checks and shows their results: lines on the screen as they come, at the end a table and acceptance.json.
 
-    def __init__(self, args, output):
+    Args:
+        args: of `parse`.
+        output: directory of logs and results.
+    """
+
+    def __init__(self, args: argparse.Namespace, output: Path):
         self.args, self.output, self.results = args, output, []
 
-    def tell(self, result):
+    def tell(self, result: dict):
+        """Show a result, or that a check begins; see `report.run`."""
         if 'result' not in result:
             if sys.stdout.isatty():
                 print(f'{result["name"]} ...', end='\r', flush=True)
@@ -65,20 +77,14 @@ class Session:
         if warning(result):
             print(f'  warning: {warning(result)}', flush=True)
 
-    def run(self):
-        """All checks; True unless one failed."""
+    def run(self) -> bool:
+        """Run the checks up to the first that fails; True unless one did."""
         if not run(
             'environment', partial(check_environment, self.args.device_target), 'python -m src.environment', self.tell
         ):
             return False
-        arguments = [
-            '--device_target',
-            self.args.device_target,
-            '--device_id',
-            str(self.args.device_id),
-            '--output',
-            str(self.output),
-        ]
+        arguments = ['--device_target', self.args.device_target, '--device_id', str(self.args.device_id)]
+        arguments += ['--output', str(self.output)]
         arguments += ['--figures', self.args.figures] if self.args.figures else []
         if not programs.on_device(arguments, self.output / 'device.log', self.tell):
             return False
@@ -89,12 +95,12 @@ class Session:
         if not self.args.rank_table:
             self.tell({'name': 'ranks', 'result': 'skipped', 'seconds': 0.0, 'figures': {'text': 'no RANK_TABLE was given'}})
             return True
-        ranks = programs.Ranks(self.args.rank_table, target, self.output / 'data', self.output)
+        launches = Launches(self.args.rank_table, target, self.output / 'data', self.output)
         return (
-            ranks.together(self.tell)
-            and run('stop', ranks.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
+            launches.together(self.tell)
+            and run('stop', launches.stopped, f'docs/reliability.md; {self.output}/stopped.log', self.tell)
             and run(
-                'resumption of all ranks', ranks.resumed, f'src/training/resume.py; {self.output}/resumed.log', self.tell
+                'resumption of all ranks', launches.resumed, f'src/training/resume.py; {self.output}/resumed.log', self.tell
             )
         )
 
@@ -102,19 +108,20 @@ class Session:
         return all(
             run(
                 f'export {name}',
-                partial(programs.exported, name, device['device_target'], self.output),
+                partial(exports.exported, name, device['device_target'], self.output),
                 f'docs/deploy.md; {self.output}/export-{name}.log',
                 self.tell,
             )
             for name in ('MINDIR', 'ONNX', 'AIR')
         ) and run(
             'atc',
-            partial(programs.converted, device['device'], self.output),
+            partial(exports.converted, device['device'], self.output),
             f'docs/deploy.md; {self.output}/atc.log',
             self.tell,
         )
 
-    def end(self, passed):
+    def end(self, passed: bool):
+        """Print the table of results and write acceptance.json."""
         counts = {kind: sum(result['result'] == kind for result in self.results) for kind in ('ok', 'skipped', 'FAILED')}
         print('\n' + '\n'.join(map(line, self.results)))
         path = self.output / 'acceptance.json'
@@ -137,7 +144,8 @@ class Session:
         )
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of the command line; InputError for unusable ones."""
     parser = Parser(
         prog='scripts/run_acceptance.sh',
         description=__doc__,
@@ -175,7 +183,8 @@ def _interrupted(number, frame):
 
 
 @entry_point
-def main(argv=None):
+def main(argv: list[str] | None = None):
+    """The command line."""
     args = parse(argv)
     output = Path(args.output).resolve()
     try:

@@ -1,4 +1,4 @@
-"""The checks that one device makes, in one process; src/acceptance/__main__.py starts it."""
+"""The checks of one device, in a process that src/acceptance/programs.py starts."""
 
 import argparse
 import sys
@@ -13,33 +13,36 @@ from mindspore.nn.utils import no_init_parameters
 from src import runtime
 from src.acceptance import reference
 from src.acceptance.report import Teller, equal, run, within
-from src.acceptance.steps import Steps, recorded
+from src.acceptance.steps import Steps
+from src.acceptance.training import recorded
 from src.data import demo_images, preprocess
-from src.deploy.export import BOUNDS
+from src.deploy.verification import BOUNDS
 from src.inceptionv4 import InceptionV4, set_precision
 from src.weights import checkpoint
 
 PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
 FORWARD = (
     'MindSpore and CANN must belong together (docs/ascend.md, "Versions"); src/runtime.py sets what the chip may '
-    'compute in less than float32'
+    'compute with less precision than float32'
 )
 OVERFLOW = (
     'TrainStep.saturates (src/training/step.py) says how the chip tells overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
     '--amp_level O0 needs no loss scale'
 )
 STATE = (
-    'what lies on the device and what the host sees of it differ: src/training/step.py and src/training/callbacks.py use '
-    'the '
-    'parameters between sinks; --jit_level O0 or O1 goes back to the host after every step'
+    'the state on the device and what the host reads of it differ: src/training/step.py and src/training/callbacks.py use '
+    'the parameters between sinks; --jit_level O0 or O1 goes back to the host after every step'
 )
 
 
 class Device:
+    """The checks, each a method that gives its figures. `args` are those of `main`."""
+
     def __init__(self, args):
         self.args, self.output = args, Path(args.output)
 
     def start(self):
+        """MindSpore takes the device."""
         self.run = runtime.start(self.args.device_target, self.args.device_id)
         on_npu = self.run.device_target == 'Ascend'
         self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
@@ -54,12 +57,14 @@ class Device:
         }
 
     def construction(self):
+        """MindSpore accepts every layer of the whole network for this chip."""
         with no_init_parameters():
             network = InceptionV4(aux_logits=True)
         millions = sum(parameter.size for parameter in network.trainable_params()) / 1e6
         return {'text': f'whole network and auxiliary classifier, {millions:.1f} million weights', 'millions': millions}
 
     def forward(self):
+        """The logits of seeded weights are those that src/acceptance/reference.py stored."""
         expected = reference.stored(self.size, self.args.figures or reference.STORED)
         network = reference.network(self.size)
         self.seeded = checkpoint.values(network)
@@ -82,10 +87,11 @@ class Device:
         }
 
     def augmentation(self):
+        """The colour augmentation on the device computes what NumPy does."""
         rng = np.random.default_rng(3)
         image, draws = rng.integers(0, 256, (4, 3, 299, 299), np.uint8), []
         for _ in image:
-            draws.append(preprocess.random_colour(rng)[1])
+            draws.append(preprocess.draw_augmentation(rng)[1])
         draws = np.stack(draws)
         dtype = ms.float32 if self.run.amp_level == 'O0' else ms.float16
         found = preprocess.Augment(dtype)(Tensor(image), Tensor(draws)).asnumpy().astype(np.float32)
@@ -94,20 +100,21 @@ class Device:
         return {'text': f'{difference:.1e} from NumPy (bound 1/255)', 'difference': difference, 'bound': 1 / 255}
 
     def records(self):
+        """Draw a data set and read of it."""
         data = demo_images.make(self.output / 'data', train_per_class=40, validation_per_class=3)
         self.steps = Steps(self.run, data, self.output)
         lengths = [len(self.steps.records.read(record)) for record in range(50)]
         return {'text': f'{len(self.steps.records)} images drawn, {sum(lengths) / 50e3:.0f} KB each'}
 
     def weights(self):
-        """A checkpoint for export.py: of the network that `forward` compared."""
+        """Write the network of `forward` as a checkpoint, for export.py."""
         path = self.output / 'seeded.ckpt'
         checkpoint.write(path, self.seeded, {'step': 0, 'epoch': 0, 'config': recorded(reference.NETWORKS[self.size])})
         return {'text': str(path)}
 
 
-def checks(device):
-    """[(name, check, remedy)] in the order in which they are made; those of the steps need `device.records` before."""
+def checks(device: Device) -> list[tuple]:
+    """[(name, check, remedy)] in the order in which they are made; the checks of `Steps` need `device.records` before."""
 
     def of_steps(name):
         return lambda: getattr(device.steps, name)()
@@ -120,7 +127,11 @@ def checks(device):
             'MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py',
         ),
         ('forward', device.forward, FORWARD),
-        ('augmentation', device.augmentation, '--augment_device host goes without it; src/data/preprocess.py, colour'),
+        (
+            'augmentation',
+            device.augmentation,
+            '--augment_device host does it on the CPU instead; src/data/preprocess.py, colour',
+        ),
         ('records', device.records, 'a disk with some 500 MB free: --output DIR'),
         ('overflow', of_steps('overflow'), OVERFLOW),
         ('steps without sinks', of_steps('without_sinks'), PLACE),
@@ -136,6 +147,7 @@ def checks(device):
 
 
 def main():
+    """The command line, for src/acceptance/programs.py: `--events` is a file descriptor that takes the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--device_target', default='auto')
     parser.add_argument('--device_id', type=int, default=0)

@@ -1,14 +1,18 @@
-"""The checks that all ranks make together: the launcher starts this file on each; rank 0 writes the results."""
+"""The checks that all ranks make together. The launcher runs this file on every rank; rank 0 writes the results."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 import numpy as np
+from mindspore import nn
 
 from src import collective, runtime
 from src.acceptance.report import Failed, Teller, run
-from src.acceptance.steps import SMALL, Recorder, make_step, train, training_data
+from src.acceptance.training import SMALL, Recorder, make_step, train, training_data
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
@@ -18,35 +22,40 @@ SINK, BATCH = 10, 4
 COLLECTIVE = "src/collective.py; CANN's logs are in ~/ascend/log; python -m src.cluster.rank_table check TABLE"
 
 
-def agree(fine, expected, found):
-    """Failed on all ranks unless `fine` on all: none may wait for one that has gone."""
+def agree(fine: bool, expected: str, found: str):
+    """Failed on all ranks unless `fine` is true on all of them: otherwise some would wait for a rank that has ended."""
     if collective.any_rank(not fine):
         raise Failed(f'{expected} on all ranks', found)
 
 
-def flat(cell, wanted):
+def flat(cell: nn.Cell, wanted: Callable[[str], bool]) -> np.ndarray:
+    """The values of all parameters whose name is `wanted`, in one axis."""
     return np.concatenate([value.ravel() for name, value in checkpoint.values(cell).items() if wanted(name)])
 
 
 class Ranks:
+    """The checks, each a method that gives its figures, in the order in which they must be made."""
+
     def __init__(self, args):
         self.args = args
 
     def start(self):
-        # Another seed for each, so that nothing but what rank 0 sends makes them equal.
+        """MindSpore connects the ranks."""
+        # Every rank has another seed, so that only the values that rank 0 sends can make them equal.
         self.run = runtime.start(
             self.args.device_target, rank_size=self.args.rank_size, seed=1 + int(os.environ.get('RANK_ID', '0'))
         )
         return {'text': runtime.describe(self.run, self.args.device_target), 'ranks': self.run.world}
 
     def stopping(self):
+        """All ranks know that one of them is asked to stop."""
         last = self.run.rank == self.run.world - 1
         found = collective.any_rank(False), collective.any_rank(last)
         agree(found == (False, True), 'a request to stop that one rank has', f'none: {found[0]}, one: {found[1]}')
         return {'text': f'that of rank {self.run.world - 1} is known to all'}
 
     def sharing(self):
-        """Moving means of 7 on the last rank, and weights of another seed everywhere, become rank 0's."""
+        """Parameters become those of rank 0: the seeds differ, and the last rank has moving means of 7."""
         self.step = make_step(self.run, SMALL)
         if self.run.rank == self.run.world - 1:
             values = checkpoint.values(self.step)
@@ -62,6 +71,7 @@ class Ranks:
         return {'text': f'{len(values) / 1e6:.1f} million values of rank 0'}
 
     def training(self):
+        """After some steps the weights are the same on all ranks, and the batch norm statistics are not."""
         steps = 40 if self.run.sink else 10  # a CPU takes a second for one
         data = training_data(
             open_records(self.args.data_dir, 'train'), SMALL, BATCH, 0, steps, self.run.rank, self.run.world
@@ -77,6 +87,7 @@ class Ranks:
         return {'text': f'{steps} steps, loss {outputs[steps].loss:.3f}, all ranks hold the same weights'}
 
     def statistics(self):
+        """What is evaluated is the same on all ranks."""
         network = InceptionV4(**SMALL)
         evaluation.take_weights(network, self.step, self.run.world)
         values = flat(network, lambda name: True)

@@ -1,4 +1,6 @@
-"""Runs the processes of a launch to their end: none is left behind, and the first that fails is named (Linux)."""
+"""Runs the processes of a launch until all have ended; none is left, and the first that failed is named (Linux)."""
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
@@ -12,22 +14,24 @@ import threading
 import time
 
 from src import processes, sysvipc
-from src.cluster.screen import Screen, end, last_lines
+from src.cluster.jobs import Job
+from src.cluster.logs import Screen, end, keep_old, last_lines
 from src.errors import InputError
+from src.processes import ECHO
 
 SIGNALS = {number.value: number.name for number in signal.Signals}
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
-ECHO = 2  # seconds after a signal in which another is its echo: batch systems signal a process and then its group
-RUNNING = 5  # looks, 0.2 s apart, at which a rank that was stopped has to run to count as going on
-SYMPTOM = 2  # seconds in which a rank may fail after the scheduler and be the cause
-OLD_LOGS = 5  # kept of each rank
-# How msrun reports a worker that failed, just after it has killed the others (process_entity/_api.py, MindSpore 2.8).
+RUNNING = 5  # looks, 0.2 s apart, that must find a stopped rank running before it counts as resumed
+SYMPTOM = 2  # seconds after a failure of the scheduler in which a rank that fails is taken for its cause
+# msrun's report of a worker that failed, which comes after it has killed the others (process_entity/_api.py in MindSpore
+# 2.8).
 MSRUN_FAILURE = re.compile(rb'Worker process (\d+) exit with exception\. Error code: (-?\d+)')
-# How the scheduler names the rank whose heartbeat it missed first, before it fails itself (meta_server_node.cc).
+# The scheduler's report of the rank whose heartbeat stopped first, before it fails itself (meta_server_node.cc).
 LOST = re.compile(rb'worker (\d+) is the first one timed out')
 
 
-def say(text):
+def say(text: str):
+    """Print a line of the launcher to stderr."""
     print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
@@ -46,32 +50,32 @@ def _title(name):
     return f'rank {name}' if name.isdecimal() else name
 
 
-def _keep(path):
-    """Number the old logs one higher: `path` becomes path.1, what was OLD_LOGS goes."""
-    for old in range(OLD_LOGS, 0, -1):
-        newer = f'{path}.{old - 1}' if old > 1 else path
-        if os.path.exists(newer):
-            os.replace(newer, f'{path}.{old}')
-
-
 class Supervisor:
-    """Runs the jobs of `launch.plan` to their end."""
+    """Runs jobs until all have ended.
 
-    def __init__(self, jobs, directory, grace):
-        """directory: where each job's <name>/train.log goes; grace: seconds for the ranks after a signal."""
+    Args:
+        jobs: see `make_jobs`.
+        directory: gets each job's <name>/train.log.
+        grace: seconds that the ranks have to save and exit after a signal.
+    """
+
+    def __init__(self, jobs: list[Job], directory: str, grace: float):
         self.jobs, self.directory, self.grace = jobs, directory, grace
         self.signals, self.signalled, self.ended = [], 0, queue.SimpleQueue()
         self.processes, self.logs, self.screen = {}, {}, None
-        self.failures, self.stopped = [], {}  # (name, status) in order; {rank: times that it was seen running since}
-        self.workers, self.scans = {}, 50  # msrun's {pid: rank}; it starts them all within a moment of the first
+        self.failures = []  # (name, status) in the order in which they ended
+        self.stopped = {}  # {rank: number of looks since then that found it running}
+        # {pid: rank} of msrun's workers, and how often to look for them once there is one: it starts all at nearly one time.
+        self.workers, self.scans = {}, 50
         self.libc = ctypes.CDLL(None)
 
-    def run(self):
-        """Exit status: 0; the failed rank's own, or 128 + its signal; 128 + the signal this process got."""
+    def run(self) -> int:
+        """Start the jobs and wait for them. Gives the launcher's exit status: 0, that of the rank that failed first (128 +
+        its signal if one ended it), or 128 + the signal that this process got. InputError if a job cannot be started."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._signalled)
-        self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans below become ours
+        self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
         try:
             try:
                 self._start()
@@ -98,7 +102,7 @@ class Supervisor:
         for name, argv, env in self.jobs:
             path = os.path.join(self.directory, name, 'train.log')
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            _keep(path)
+            keep_old(path)
             self.logs[name] = log = open(path, 'a+b')
             self.processes[name] = subprocess.Popen(
                 argv,
@@ -116,30 +120,35 @@ class Supervisor:
             ).start()
 
     def _watch(self):
-        ranks, asked = set(self.processes) - {'scheduler'}, set()
-        told, deadline, blamed_at = False, float('inf'), float('inf')
+        """Wait until all ranks have ended, and give the exit status. It returns earlier, and the rest is then killed, at
+        `deadline` or a second signal."""
+        ranks = set(self.processes) - {'scheduler'}
+        told, deadline = False, float('inf')  # whether the ranks were asked to end, and when they are killed
+        asked = set()  # the statuses of a rank that ended because it was asked
+        blamed_at = float('inf')  # when the first failure is certain; later ones are its consequences
         while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
             if self.signals and not told:
                 told, deadline = True, min(deadline, time.monotonic() + self.grace)
                 name = signal.Signals(self.signals[0]).name
                 say(
-                    f'{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO} s from now or '
-                    'later, kills them'
+                    f'{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO:g} s from now '
+                    'or later, kills them'
                 )
-                asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # as good an end as status 0 from here on
-                # Not SIGINT, which MindSpore takes in its own way within a step.
+                asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # no failure from here on
+                # Never SIGINT: MindSpore handles that one itself within a step.
                 self._tell(signal.SIGTERM)
             self._look_for_stopped()
             self._show()
             name, status = self._next_end()
             ranks.discard(name)
-            if name and name not in self.processes:  # a worker of msrun, which has killed the others
-                ranks = set()  # and would wait more than a minute for its scheduler
+            if name and name not in self.processes:  # a worker of msrun has failed
+                # msrun has killed the other workers, and would wait for its scheduler for more than a minute.
+                ranks = set()
             if status and status not in asked and time.monotonic() < blamed_at:
                 if not self.failures:
                     deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
                 self.failures.append((name, status))
-                # The scheduler fails where a rank is lost: that rank may be about to end.
+                # The scheduler fails when a rank is lost; that rank may end a moment later and is then the one to name.
                 blamed_at = time.monotonic() + (SYMPTOM if name == 'scheduler' and len(self.failures) == 1 else 0)
             if not told and time.monotonic() >= blamed_at:
                 told = True
@@ -149,7 +158,7 @@ class Supervisor:
         return self._status()
 
     def _status(self):
-        """Name the rank to blame, if one is, and give the launcher's exit status."""
+        """Report the rank that failed first, if one did, and give the launcher's exit status."""
         name, status = self._culprit() if self.failures else (None, 0)
         if name:
             self._report(name, status)
@@ -159,12 +168,12 @@ class Supervisor:
             return 128 - status if status < 0 else status if 0 < status <= 125 else 1
         if 'scheduler' in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes['scheduler'].wait(10)  # about a second; its status no longer matters
+                self.processes['scheduler'].wait(10)  # takes about a second; its status does not matter
         return 0
 
     def _look_for_stopped(self):
-        """Keep the ranks that SIGSTOP (or a debugger) holds in `stopped`, and say so at once: the others will wait for
-        them, and be the first to fail."""
+        """Keep `stopped`: the ranks that SIGSTOP or a debugger has stopped. This is said at once, because the other ranks
+        wait for a stopped one and fail before it."""
         pids = {process.pid: name for name, process in self.processes.items()}
         for pid, rank in (pids | self.workers).items():
             letter = (processes.state(pid) or 'Z')[0]
@@ -174,15 +183,15 @@ class Supervisor:
                     f'{_title(rank)} is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT {pid} '
                     'lets it go on'
                 )
-            elif letter in 'RSD' and rank in self.stopped:  # or it is being killed
+            elif letter in 'RSD' and rank in self.stopped:  # other letters: it is ending
                 self.stopped[rank] += 1
                 if self.stopped[rank] == RUNNING:
                     del self.stopped[rank]
                     say(f'{_title(rank)} goes on')
 
     def _culprit(self):
-        """(name, status) of what failed first. The status is 0 for a rank that did not fail but stopped answering, at
-        which others failed."""
+        """(name, status) of the cause of the failures. The status is 0 for a rank that did not fail itself, but stopped
+        answering, so that others failed."""
         failed = dict(self.failures)
         if self.stopped and self.failures[0][0] not in self.stopped:
             return min(self.stopped), 0
@@ -192,8 +201,8 @@ class Supervisor:
         return next((failure for failure in self.failures if failure[0] != 'scheduler'), self.failures[0])
 
     def _next_end(self):
-        """(name, status) of the next process to end, also of a worker that msrun says has failed; (None, 0) after
-        0.2 seconds without."""
+        """(name, status) of the next process that ends, or of a worker that msrun reports as failed; (None, 0) if there is
+        none for 0.2 seconds."""
         if 'msrun' in self.processes:
             if self.scans:
                 self.workers |= _msrun_workers(self.processes['msrun'].pid)
@@ -207,9 +216,9 @@ class Supervisor:
             return None, 0
 
     def _tell(self, number):
-        """Send a signal to the ranks, not to their data workers, whose end would be a failure to them."""
+        """Send a signal to the ranks only: a rank takes the end of one of its data workers for a failure."""
         for name, process in self.processes.items():
-            if name == 'msrun':  # has no such service: reach past it
+            if name == 'msrun':  # does not pass signals on to its workers
                 for pid in _msrun_workers(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)

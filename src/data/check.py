@@ -1,28 +1,26 @@
 """Read and decode every record of a data set: python -m src.data.check DIR [--json] [--workers N]
 
 Exit status 0 for a data set without problems, 1 with problems (listed), 2 if there is nothing to check.
-Greyscale and EXIF-rotated pictures are notes, no problems: training turns those of folders upright and takes those in
-shards as they are stored, as the original did. Damage that decoders pass over takes libjpeg-turbo 3 to be found (see
-requirements.txt); of 64 random bytes inside 1,000 photos it noticed 83 %, of tails of zeros all, and none in 3,034 sound
-photos.
+Greyscale and EXIF-rotated images are notes, no problems: training turns those of folders upright and takes those in
+shards as they are stored, as the original did. Damage that decoders ignore is only found with libjpeg-turbo 3 (see
+requirements.txt): it noticed 64 random bytes in 83 % of 1,000 images, a tail of zeros in all, and nothing in 3,034 sound
+images.
 """
+
+from __future__ import annotations
 
 import argparse
 import collections
-import hashlib
 import os
-import re
-import struct
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
-from src.data import mindrecord, tfrecord
-from src.data.crc import crc32c, mask
-from src.data.image import examine
+from src.data import imagenet
+from src.data.parts import Folders, Shard, candidates, examine_records, survey
 from src.data.pool import cores, interruptible, spread
-from src.data.records import SPLITS, find_format, open_records, read_labels, splits
+from src.data.records import find_format, open_records, read_labels, splits
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import as_json
 
@@ -34,7 +32,7 @@ KINDS = {
     'crc': 'wrong checksum of a record',
     'label': 'label does not fit',
     'undecodable': 'cannot be decoded',
-    'truncated': 'truncated picture',
+    'truncated': 'truncated image',
     'corrupt': 'damaged data',
     'png_in_jpeg': 'PNG in place of JPEG',
     'other_format': 'neither JPEG nor PNG',
@@ -51,98 +49,10 @@ KINDS = {
     'exif_broken': 'broken EXIF',
 }
 NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'exif_broken')
-MOST_CLASSES = 1001  # without names, unless there are more records
 _CHUNK, _SHOWN = 64, 10
 
 
-class _Shard:
-    """Records of one shard: `rows` int64 [n, 5] of byte, size (0 in MindRecord), offset, length, label."""
-
-    def __init__(self, split, path, rows):
-        self.split, self.path, self.rows, self.label = split, path, rows, rows[:, 4]
-        self.part = os.path.basename(path)
-
-    def where(self, k):
-        return f'{self.part}, record {k}' + (f', byte {self.rows[k, 0]}' if self.rows[k, 1] else '')
-
-    def read(self, k):
-        """The picture's bytes and findings about the record around it."""
-        byte, size, offset, length, _ = map(int, self.rows[k])
-        start, count = (byte + 12, size + 4) if size else (offset, length)
-        with open(self.path, 'rb') as file:
-            data = os.pread(file.fileno(), count, start)
-        if len(data) < count:
-            raise OSError(f'{len(data)} bytes read instead of {count}')
-        broken = size and struct.unpack('<I', data[-4:])[0] != mask(crc32c(data[:-4]))
-        picture = data[offset - start : offset - start + length]
-        return picture, {'crc': f'in the {size} bytes of data'} if broken else {}, ''
-
-
-class _Folder:
-    """The same for the pictures of a split's class folders."""
-
-    def __init__(self, split, records):
-        self.split, self.records, self.label, self.part = split, records, records.label, None
-
-    def where(self, k):
-        return self.records.where(k)
-
-    def read(self, k):
-        return self.records.read(k), {}, self.records.name(k)
-
-
-def _survey(paths, number):
-    """Number of the shard, rows of its sound records, and what is wrong with the others."""
-    path = paths[number][1]
-    rows, damage = [], []
-    name = os.path.basename(path)
-    try:
-        if re.search(r'\.mindrecord[0-9]*$', path):
-            rows.extend((0, 0, *found) for found in mindrecord.walk(path))
-        else:
-            for k, record in enumerate(tfrecord.walk(path)):
-                if record.problem:
-                    damage.append((f'{name}, record {k}, byte {record.byte}', record.problem))
-                else:
-                    rows.append(record[:5])
-    except InputError as error:
-        damage.append((name, str(error)))
-    return number, np.array(rows, np.int64).reshape(-1, 5), damage
-
-
-def _examine(parts, number, start, stop):
-    """Findings (kind, record, detail) and a digest for each of the records `start` to `stop` of a part."""
-    part, found, digests = parts[number], [], bytearray()
-    for k in range(start, stop):
-        try:
-            encoded, broken, name = part.read(k)
-        except (OSError, InputError) as error:
-            encoded, broken, name = None, {'damaged': f'cannot be read ({error})'}, ''
-        if encoded is not None:
-            broken = {**broken, **examine(encoded, name)}
-        digests += hashlib.blake2b(encoded, digest_size=16).digest() if encoded else bytes(16)
-        found += [(kind, k, detail) for kind, detail in broken.items()]
-    return number, start, found, digests
-
-
-def _candidates(data_dir, split, layout, report):
-    """Paths of the shards that are there, even if the set is not complete; that is reported."""
-    try:
-        return (
-            tfrecord.find_shards(data_dir, split)
-            if layout == 'tfrecord'
-            else mindrecord.find_mindrecords(data_dir, split, SPLITS[split])
-        )
-    except InputError as error:
-        report('incomplete', data_dir, str(error))
-    if layout == 'mindrecord':
-        return mindrecord.list_shards(data_dir, SPLITS[split])
-    return [
-        os.path.join(data_dir, n) for n in sorted(os.listdir(data_dir)) if re.fullmatch(split + '-[0-9]{5}-of-[0-9]{5}', n)
-    ]
-
-
-def check(data_dir, workers=None, dataset_format='auto', progress=False):
+def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', progress: bool = False) -> dict:
     """Read every record; returns a dict of counts and `findings`: kind -> list of where and detail.
 
     InputError if there is nothing to check; damage is a finding.
@@ -157,35 +67,15 @@ def check(data_dir, workers=None, dataset_format='auto', progress=False):
     if not present:
         raise InputError(f'data directory {data_dir!r} holds no {layout} data; give another directory')
     if layout == 'folder':
-        parts = [_Folder(split, open_records(data_dir, split, layout)) for split in present]
+        parts = [Folders(split, open_records(data_dir, split, layout)) for split in present]
         names = parts[0].records.class_names
         for part in parts:
-            for what, first, count in part.records.not_read:
-                report('left_out', first, f'{count} x {what}, not read')
-            for path in part.records.empty:
-                report('empty', path, 'no image in this class folder')
+            _report_left_out(part.records, report)
     else:
         names = read_labels(data_dir)
-        paths = [(split, path) for split in present for path in _candidates(data_dir, split, layout, report)]
-        parts = [None] * len(paths)
-        tasks = [(n,) for n in range(len(paths))]
-        surveys = spread(_survey, paths, tasks, workers)
-        for number, rows, damage in tqdm(surveys, 'indexing', len(tasks), unit='shard', disable=not progress):
-            parts[number] = _Shard(*paths[number], rows)
-            for where, detail in damage:
-                report('damaged', where, detail)
-    tasks = [
-        (n, start, min(start + _CHUNK, len(part.label)))
-        for n, part in enumerate(parts)
-        for start in range(0, len(part.label), _CHUNK)
-    ]
-    results = []
-    total = sum(len(part.label) for part in parts)
-    with tqdm(desc='checking', total=total, unit='record', disable=not progress) as bar:
-        for result in spread(_examine, parts, tasks, workers):
-            results.append(result)
-            bar.update(len(result[3]) // 16)
-    results.sort(key=lambda result: result[:2])
+        paths = [(split, path) for split in present for path in candidates(data_dir, split, layout, report)]
+        parts = _survey_all(paths, workers, report, progress)
+    results = _examine_all(parts, workers, progress)
     for number, _, found, _ in results:
         for kind, k, detail in found:
             report(kind, parts[number].where(k), detail)
@@ -201,6 +91,40 @@ def check(data_dir, workers=None, dataset_format='auto', progress=False):
         'splits': summary,
         'findings': {kind: findings[kind] for kind in KINDS if kind in findings},
     }
+
+
+def _report_left_out(records, report):
+    """Of the records of folders: what is not read."""
+    for what, first, count in records.not_read:
+        report('left_out', first, f'{count} x {what}, not read')
+    for path in records.empty:
+        report('empty', path, 'no image in this class folder')
+
+
+def _survey_all(paths, workers, report, progress):
+    """A `Shard` for each of `paths` (split, path)."""
+    parts, tasks = [None] * len(paths), [(n,) for n in range(len(paths))]
+    surveys = spread(survey, paths, tasks, workers)
+    for number, rows, damage in tqdm(surveys, 'indexing', len(tasks), unit='shard', disable=not progress):
+        parts[number] = Shard(*paths[number], rows)
+        for where, detail in damage:
+            report('damaged', where, detail)
+    return parts
+
+
+def _examine_all(parts, workers, progress):
+    """What `examine_records` gives for all records, in their order."""
+    tasks = [
+        (n, start, min(start + _CHUNK, len(part.label)))
+        for n, part in enumerate(parts)
+        for start in range(0, len(part.label), _CHUNK)
+    ]
+    total, results = sum(len(part.label) for part in parts), []
+    with tqdm(desc='checking', total=total, unit='record', disable=not progress) as bar:
+        for result in spread(examine_records, parts, tasks, workers):
+            results.append(result)
+            bar.update(len(result[3]) // 16)
+    return sorted(results, key=lambda result: result[:2])
 
 
 def _report_copies(parts, digests, report):
@@ -224,17 +148,19 @@ def _report_copies(parts, digests, report):
 
 
 def _summary(parts):
+    """Counts of a split's records, by shard and by label."""
     labels, counts = np.unique(np.concatenate([part.label for part in parts]), return_counts=True)
     return {
         'records': int(counts.sum()),
-        'shards': {part.part: len(part.label) for part in parts if part.part},
+        'shards': {part.shard: len(part.label) for part in parts if part.shard},
         'labels': {'min': int(labels[0]), 'max': int(labels[-1])} if len(labels) else {},
         'classes': dict(zip(map(int, labels), map(int, counts))),
     }
 
 
 def _check_labels(parts, summary, names, report):
-    most = max(MOST_CLASSES, sum(found['records'] for found in summary.values()))
+    """Report every label that a training cannot take."""
+    most = max(imagenet.BACKGROUND_CLASSES, sum(found['records'] for found in summary.values()))
     for split, found in summary.items():
         for label, count in found['classes'].items():
             trained = summary.get('train', found)['classes']
@@ -245,7 +171,7 @@ def _check_labels(parts, summary, names, report):
                 if names and not ''.join(names[label : label + 1])
                 else f'would make {label + 1} classes'
                 if label > most
-                else 'has no training picture'
+                else 'has no training image'
                 if trained and label not in trained
                 else ''
             )
@@ -254,15 +180,17 @@ def _check_labels(parts, summary, names, report):
                 report(
                     'label',
                     part.where(int(np.argmax(part.label == label))),
-                    f'label {label} of {counted(count, "picture")} in {split} {reason}',
+                    f'label {label} of {counted(count, "image")} in {split} {reason}',
                 )
 
 
 def _range(counts, noun):
+    """For example `3 shards of 6 to 7`, for the numbers of records in them."""
     return f'{len(counts)} {noun} of {min(counts)}' + f' to {max(counts)}' * (min(counts) < max(counts))
 
 
 def _print(result):
+    """What `check` found, for people."""
     for split, found in result['splits'].items():
         if not found['records']:
             print(f'{split}: no sound record')

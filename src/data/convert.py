@@ -1,46 +1,35 @@
 """Convert a data set of any layout to TFRecord or MindRecord shards.
 
 Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and
-`.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its pictures shuffled over
-all of them by the seed. The bytes of the pictures stay, unless --fix; but what a folder's photo needs to be turned
-upright (EXIF) is done to its pixels, because shards are read as they are. Labels stay, too, with one exception:
-folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0 is a
-background class; labels.txt tells. A repeated command keeps the shards that are finished.
+`.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its images shuffled over
+all of them by the seed. The bytes of the images stay as they are, without --fix. Only images of folders that EXIF
+says are not upright are turned and encoded again, because shards are read as they are. Labels stay, too, with one
+exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0
+is a background class; labels.txt has the names. A repeated command keeps the shards that are finished.
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import fcntl
-import hashlib
-import json
 import os
-import re
 import shutil
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
-from src.data import mindrecord, tfrecord
-from src.data.image import TO_FIX, UNREADABLE, examine, rgb_jpeg
+from src.data import labels, mindrecord, stamp, tfrecord
+from src.data.findings import TO_FIX, UNREADABLE, examine
+from src.data.image import rgb_jpeg
 from src.data.pool import cores, interruptible, spread
 from src.data.records import FORMATS, SPLITS, find_format, open_records, splits
+from src.data.shards import MOST, shard_name
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import move
 
-_STAMP, _PARTIAL = 'convert.json', 'convert.partial'
-
-
-def _fingerprint(records):
-    """Changes when files of the source do, not when its directory moves."""
-    stamp = hashlib.blake2b(records.label.tobytes(), digest_size=16)
-    files = records.paths if hasattr(records, 'paths') else map(records.where, range(len(records)))
-    for path in files:
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            raise InputError(f'{path}: {error.strerror}; restore or remove it') from None
-        stamp.update(os.fsencode(os.path.basename(path)) + f'/{stat.st_size}/{stat.st_mtime_ns}/'.encode())
-    return stamp.hexdigest()
+_PARTIAL = 'convert.partial'  # directory of the unfinished shards
 
 
 class _Job:
@@ -56,13 +45,13 @@ class _Job:
 
     def name(self, split, number):
         suffix = mindrecord.SUFFIX if self.layout == 'mindrecord' else ''
-        return f'{split}-{number:05d}-of-{self.shards:05d}{suffix}'
+        return shard_name(split, number, self.shards, suffix)
 
 
 def _write(job, split, number):
     """Write one shard and name it when it is whole; returns its entry of the stamp."""
     records, order, name = job.records[split], job.order[split][number], job.name(split, number)
-    entry = {'pictures': len(order), 'to_fix': 0, 'turned': 0, 'unreadable': [], 'fix': job.fix}
+    entry = {'images': len(order), 'to_fix': 0, 'turned': 0, 'unreadable': [], 'fix': job.fix}
 
     def examples():
         for i in map(int, order):
@@ -88,7 +77,7 @@ def _write(job, split, number):
         files = [name + '.db', name]  # the index first: no shard without one
     bad = len(entry['unreadable'])
     if bad == len(order) and job.fix:
-        raise InputError(f'shard {name} would be empty, none of its {bad} pictures can be decoded; give fewer --shards')
+        raise InputError(f'shard {name} would be empty, none of its {bad} images can be decoded; give fewer --shards')
     entry['files'] = (
         {} if bad and not job.fix else {file: os.path.getsize(os.path.join(job.dst, _PARTIAL, file)) for file in files}
     )
@@ -104,41 +93,13 @@ def _save(job, name, text):
     move(partial, os.path.join(job.dst, name))
 
 
-def _finished(dst, settings, fix):
-    """Entries of the shards that an earlier run finished; InputError if it was not the same conversion."""
-    try:
-        with open(os.path.join(dst, _STAMP), encoding='utf-8') as file:
-            stamp = json.load(file)
-        earlier, entries = stamp['settings'], dict(stamp['shards'])
-    except FileNotFoundError:
-        ours = re.compile(rf'labels.txt|({"|".join(SPLITS)})-[0-9]{{5}}-of-[0-9]{{5}}(\.mindrecord(\.db)?)?')
-        foreign = [name for name in sorted(os.listdir(dst)) if ours.fullmatch(name)]
-        if foreign:
-            raise InputError(f'{dst!r} holds {foreign[0]}, not made by a conversion; give another --dst') from None
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f'{os.path.join(dst, _STAMP)!r} is damaged; remove {dst!r} or give another --dst') from None
-    for key, value in settings.items():
-        if earlier.get(key) != value:
-            raise InputError(
-                f'{dst!r} holds a conversion with {key} {earlier.get(key)}, now {value}; remove it or give another --dst'
-            )
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if (entry['fix'] == fix or not entry['to_fix'] + len(entry['unreadable']))
-        and all(
-            os.path.isfile(path) and os.path.getsize(path) == size
-            for path, size in ((os.path.join(dst, f), s) for f, s in entry['files'].items())
-        )
-    }
-
-
-def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=False):
+def convert(
+    src, dst, layout: str, shards: int, fix: bool = False, workers: int | None = None, seed: int = 0, progress: bool = False
+) -> dict:
     """Convert the data set in `src` to `shards` shards per split in `dst`, `layout` tfrecord or mindrecord.
 
-    Returns the entries by shard name: pictures, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
-    InputError for unusable settings or sources, and without `fix` for pictures that cannot be decoded.
+    Returns the entries by shard name: images, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
+    InputError for unusable settings or sources, and without `fix` for images that cannot be decoded.
     """
     if layout not in FORMATS[:2]:
         raise InputError(f'format is {layout!r}; give tfrecord or mindrecord')
@@ -147,22 +108,8 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
     workers, source = cores(workers), find_format(src)
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
-    records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
-    for split, found in records.items():
-        if found.left_out:
-            print('left out:', found.left_out, file=sys.stderr)
-        if not 1 <= shards <= min(len(found), 99999):
-            raise InputError(
-                f'{counted(shards, "shard")} for {counted(len(found), split + " picture")}; '
-                f'give --shards 1 to {min(len(found), 99999)}'
-            )
-    names = next(iter(records.values())).class_names
-    shift = int(source == 'folder' and layout == 'tfrecord' and names[0] != 'background')
-    names = ['background'] * shift + names if names else None
-    if not names:
-        top = max(int(found.label.max()) for found in records.values())
-        present = {int(label) for found in records.values() for label in np.unique(found.label)}
-        names = [str(n) if n in present else '' for n in range(min(top, 99999) + 1)]
+    records = _open(src, source, shards, progress)
+    names, shift = _class_names(records, source, layout)
     job = _Job(dst, layout, shards, fix, seed, records, shift)
     settings = {
         'version': 1 + (source == 'folder'),
@@ -170,30 +117,64 @@ def convert(src, dst, layout, shards, fix=False, workers=None, seed=0, progress=
         'shards': shards,
         'seed': seed,
         'labels': names,
-        'source': {split: _fingerprint(found) for split, found in records.items()},
+        'source': {split: stamp.fingerprint(found) for split, found in records.items()},
     }
     try:
         os.makedirs(dst, exist_ok=True)
-        lock = os.open(dst, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            done = _run(job, settings, _finished(dst, settings, fix), workers, progress)
-        except BlockingIOError:
-            raise InputError(f'another conversion writes to {dst!r}; wait for it or give another --dst') from None
-        finally:
-            os.close(lock)
+        with _alone(dst):
+            done = _run(job, settings, stamp.finished(dst, settings, fix), workers, progress)
     except OSError as error:
         raise InputError(f'{error.filename or dst}: {error.strerror}; give a writable --dst with free space') from None
-    unreadable = [text for entry in done.values() for text in entry['unreadable']]
-    if unreadable:
-        for text in unreadable:
-            print('left out:' if fix else 'bad:', text, file=sys.stderr)
-        if not fix:
-            raise InputError(
-                f'{counted(len(unreadable), "picture")} cannot be decoded, the first is {unreadable[0]}; '
-                'replace them, or leave them out with --fix'
-            )
+    _report_unreadable([text for entry in done.values() for text in entry['unreadable']], fix)
     return done
+
+
+def _open(src, source, shards, progress):
+    """{split: records} of the data set; InputError if a split has fewer images than `shards`."""
+    records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
+    for split, found in records.items():
+        if found.left_out:
+            print('left out:', found.left_out, file=sys.stderr)
+        most = min(len(found), MOST)
+        if not 1 <= shards <= most:
+            raise InputError(
+                f'{counted(shards, "shard")} for {counted(len(found), split + " image")}; give --shards 1 to {most}'
+            )
+    return records
+
+
+def _class_names(records, source, layout):
+    """Names by the labels that are written (their numbers, if they have none), and what is added to the source's labels."""
+    names = next(iter(records.values())).class_names
+    shift = int(source == 'folder' and layout == 'tfrecord' and names[0] != 'background')
+    if names:
+        return ['background'] * shift + names, shift
+    present = {int(label) for found in records.values() for label in np.unique(found.label)}
+    return [str(n) if n in present else '' for n in range(min(max(present), labels.LARGEST) + 1)], shift
+
+
+@contextlib.contextmanager
+def _alone(dst):
+    """While no other conversion writes to the directory `dst`, else InputError."""
+    lock = os.open(dst, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f'another conversion writes to {dst!r}; wait for it or give another --dst') from None
+    finally:
+        os.close(lock)
+
+
+def _report_unreadable(unreadable, fix):
+    """Print what cannot be decoded (list of str); without `fix` that is an InputError."""
+    for text in unreadable:
+        print('left out:' if fix else 'bad:', text, file=sys.stderr)
+    if unreadable and not fix:
+        raise InputError(
+            f'{counted(len(unreadable), "image")} cannot be decoded, the first is {unreadable[0]}; '
+            'replace them, or leave them out with --fix'
+        )
 
 
 def _run(job, settings, done, workers, progress):
@@ -202,20 +183,20 @@ def _run(job, settings, done, workers, progress):
     os.mkdir(partial)
 
     def save():
-        _save(job, _STAMP, json.dumps({'settings': settings, 'shards': dict(sorted(done.items()))}, indent=1))
+        _save(job, stamp.NAME, stamp.as_text(settings, done))
 
     save()
-    names = enumerate(' '.join(name.split()) for name in settings['labels'])
-    _save(job, 'labels.txt', ''.join(f'{label}:{name}\n' for label, name in names if name))
+    names = {label: ' '.join(name.split()) for label, name in enumerate(settings['labels']) if name.split()}
+    _save(job, 'labels.txt', labels.text(names))
     tasks = [(split, n) for split in job.records for n in range(job.shards) if job.name(split, n) not in done]
-    kept = sum(entry['pictures'] for entry in done.values())
+    kept = sum(entry['images'] for entry in done.values())
     total = sum(map(len, job.records.values()))
-    with tqdm(total=total, initial=kept, unit='picture', disable=not progress) as bar:
+    with tqdm(total=total, initial=kept, unit='image', disable=not progress) as bar:
         for name, entry in spread(_write, job, tasks, workers):
             done[name] = entry
             if entry['files']:
                 save()
-            bar.update(entry['pictures'])
+            bar.update(entry['images'])
     shutil.rmtree(partial)
     return done
 
@@ -244,14 +225,14 @@ def main():
     for split in SPLITS:
         entries = [entry for name, entry in done.items() if name.startswith(split)]
         if entries:
-            count = sum(entry['pictures'] - len(entry['unreadable']) for entry in entries)
-            print(f'{args.dst}: {split}, {counted(count, "picture")} in {counted(len(entries), "shard")}')
+            count = sum(entry['images'] - len(entry['unreadable']) for entry in entries)
+            print(f'{args.dst}: {split}, {counted(count, "image")} in {counted(len(entries), "shard")}')
     if fixed:
-        print(f'{counted(fixed, "picture")}, CMYK or no JPEG' + (', re-encoded' if args.fix else ': see --fix'))
+        print(f'{counted(fixed, "image")}, CMYK or no JPEG' + (', re-encoded' if args.fix else ': see --fix'))
     if turned := sum(entry.get('turned', 0) for entry in done.values()):
-        print(f'{counted(turned, "picture")} turned upright as their EXIF orientation says, re-encoded')
+        print(f'{counted(turned, "image")} turned upright as their EXIF orientation says, re-encoded')
     if lost:
-        print(f'{counted(lost, "picture")} left out, listed above')
+        print(f'{counted(lost, "image")} left out, listed above')
 
 
 if __name__ == '__main__':

@@ -1,14 +1,19 @@
-"""A demo data set of drawn pictures: python -m src.data.demo_images DIR [--seed N] [--train_per_class N] ..."""
+"""A demo data set of drawn images: python -m src.data.demo_images DIR [--seed N] [--train_per_class N] ..."""
+
+from __future__ import annotations
 
 import argparse
 import io
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from src.data import labels
+from src.data.shards import NUMBERS
 from src.data.tfrecord import write_shards
 from src.errors import InputError, Parser, entry_point
 
@@ -31,7 +36,7 @@ _STAMP = 'demo.json'
 
 
 def _distance(shape, x, y):
-    """How far (x, y) lie outside the shape, negative inside; the areas are much the same, but for the star."""
+    """How far (x, y) lie outside the shape, negative inside; all shapes but the star have about the same area."""
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     if shape == 'disc':
         return radius - 1
@@ -49,8 +54,8 @@ def _texture(texture, x, y, period):
     return np.clip(level * 2.5 + 0.5, 0, 1)
 
 
-def draw(colour, texture, shape, rng):
-    """One picture, uint8 [height, width, 3], sides of 120 to 320; everything but the class is random."""
+def draw(colour: str, texture: str, shape: str, rng) -> np.ndarray:
+    """One image, uint8 (height, width, 3), sides of 120 to 320; everything but the class is random."""
     area, aspect = rng.uniform(140, 270) ** 2, np.exp(rng.uniform(-0.3, 0.3))
     height, width = (int(np.clip((area * ratio) ** 0.5, 120, 320)) for ratio in (1 / aspect, aspect))
     radius = rng.uniform(0.4, 0.48) * min(height, width)
@@ -71,9 +76,9 @@ def draw(colour, texture, shape, rng):
     slope = np.clip((turned(rng.uniform(0, 2 * np.pi))[0] + 2) / 4, 0, 1)
     light = rng.uniform(0.85, 1.1) + rng.uniform(-0.15, 0.15) * column
     shares = np.stack([inside * second, inside * (1 - second), (1 - inside) * slope, (1 - inside) * (1 - slope)], -1)
-    picture = (shares * light[..., None]).astype(np.float32) @ np.array([other, tone, *ground], np.float32)
-    picture += rng.uniform(3, 12) * rng.standard_normal(picture.shape, np.float32)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = (shares * light[..., None]).astype(np.float32) @ np.array([other, tone, *ground], np.float32)
+    image += rng.uniform(3, 12) * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _examples(split, per_class, seed):
@@ -84,7 +89,9 @@ def _examples(split, per_class, seed):
         yield file.getvalue(), int(label), f'{split}_{k:05d}.jpg'
 
 
-def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_shards=2):
+def make(
+    directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20, num_shards: int = 2
+) -> Path:
     """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, and return it.
 
     A complete data set of the same settings is kept. InputError for unusable settings or foreign files.
@@ -103,9 +110,7 @@ def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_sha
     try:
         os.makedirs(directory, exist_ok=True)
         ours = [
-            n
-            for n in sorted(os.listdir(directory))
-            if n == 'labels.txt' or re.fullmatch(f'({"|".join(parts)})-[0-9]{{5}}-of-[0-9]{{5}}', n)
+            n for n in sorted(os.listdir(directory)) if n == 'labels.txt' or re.fullmatch(f'({"|".join(parts)}){NUMBERS}', n)
         ]
         if ours and not os.path.exists(stamp):
             raise InputError(f'{directory!r} holds {ours[0]}, not made by the demo; give another directory')
@@ -124,7 +129,7 @@ def make(directory, seed=1, train_per_class=60, validation_per_class=20, num_sha
             paths += write_shards(directory, split, examples, num_shards)
         paths = [os.path.join(directory, 'labels.txt'), *paths]  # the order of `ours`
         with open(paths[0], 'w') as file:
-            file.writelines(f'{label}:{" ".join(words)}\n' for label, words in CLASSES.items())
+            file.write(labels.text({label: ' '.join(words) for label, words in CLASSES.items()}))
         state['sizes'] = {os.path.basename(path): os.path.getsize(path) for path in paths}
         with open(stamp, 'w') as file:
             file.write(json.dumps(state))
@@ -142,14 +147,14 @@ def main():
     )
     parser.add_argument('directory', metavar='DIR', help='where the shards go')
     parser.add_argument('--seed', type=int, default=1, help='same seed, same bytes')
-    parser.add_argument('--train_per_class', type=int, default=60, help='training pictures per class')
-    parser.add_argument('--validation_per_class', type=int, default=20, help='validation pictures per class')
+    parser.add_argument('--train_per_class', type=int, default=60, help='training images per class')
+    parser.add_argument('--validation_per_class', type=int, default=20, help='validation images per class')
     parser.add_argument('--num_shards', type=int, default=2, help='shards per split')
     args = parser.parse_args()
     make(**vars(args))
     print(
         f'{args.directory}: {10 * args.train_per_class} training and {10 * args.validation_per_class} '
-        'validation pictures of 10 classes'
+        'validation images of 10 classes'
     )
 
 

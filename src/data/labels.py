@@ -1,15 +1,21 @@
 """Files of class names: lines `number:name`, or names alone, which count from 0."""
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 from src.errors import InputError
 
-_NUMBERED = re.compile(r'([0-9]{1,6}):\s*(.+)')
+DIGITS = 6  # of a class's number at most; lists of names are as long as the largest number
+LARGEST = 10**DIGITS - 1
+_NUMBERED = re.compile(rf'([0-9]{{1,{DIGITS}}}):\s*(.+)')
 
 
-def parse(path):
-    """({number: name}, whether its lines have numbers) of the file `path`. InputError for a file that is no such list or
-    gives a number twice; FileNotFoundError is the caller's.
+def parse(path: str | Path) -> tuple[dict[int, str], bool]:
+    """({number: name}, whether its lines have numbers) of the file `path`.
+
+    InputError for a file that is no such list or gives a number twice; FileNotFoundError if there is none.
     """
     try:
         with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
@@ -33,6 +39,11 @@ def parse(path):
     return names, True
 
 
-def by_number(names):
+def text(names: dict[int, str]) -> str:
+    """The content of a file that `parse` reads, with numbers."""
+    return ''.join(f'{number}:{name}\n' for number, name in names.items())
+
+
+def by_number(names: dict[int, str]) -> list[str]:
     """Names as a list from {number: name}, '' where there is none."""
     return [names.get(number, '') for number in range(max(names, default=-1) + 1)]

@@ -1,10 +1,12 @@
 """MindRecord shards, found and read without MindSpore; writing them takes its FileWriter.
 
-A shard is a file of fixed-size pages and an SQLite file `<shard>.db`, which tells page and offset of every
-row. MindSpore reads them in order (MindDataset, FileReader: 420 pictures/s where measured) or in pages of a
-search (MindPage: 50/s, and it cannot be pickled). Training draws in an order of its own, so here the index is
-read once and a picture is one read at a known offset: 25,000/s.
+A shard is a file of fixed-size pages and an SQLite file `<shard>.db`, which tells page and offset of every row. MindSpore
+reads rows in their order (MindDataset, FileReader: 420 images/s where measured) or by a search (MindPage: 50/s, and it
+cannot be pickled). Training reads in an order of its own, so here the index is read once, and an image is one read at a
+known offset: 25,000/s.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -14,12 +16,12 @@ import re
 import sqlite3
 import struct
 
-from src.data.index import index_files
-from src.data.tfrecord import find_shards
+from src.data.index import Index, index_files
+from src.data.shards import NUMBERS, find_shards
 from src.errors import InputError
 
 SUFFIX = '.mindrecord'
-PICTURE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img')
+IMAGE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img')
 LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', 'target')
 _NUMBERED = re.compile(r'(.*\.mindrecord)([0-9]*)', re.DOTALL)
 _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLOB, PAGE_OFFSET_BLOB,
@@ -27,7 +29,7 @@ _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLO
 _AGAIN = 'copy or make the shard again'
 
 
-def list_shards(data_dir, aliases):
+def list_shards(data_dir, aliases) -> list[str]:
     """Sorted paths of what may be shards of a split: named `<alias>*.mindrecord*` or in `alias`/."""
     found = []
     for alias in aliases:
@@ -42,10 +44,13 @@ def list_shards(data_dir, aliases):
     return found
 
 
-def find_mindrecords(data_dir, split, aliases):
-    """Sorted paths of a complete set of MindRecord shards of `split`; else InputError."""
+def find_mindrecords(data_dir, split: str, aliases) -> list[str]:
+    """Sorted paths of the complete set of MindRecord shards of `split`, whose names may start with one of `aliases`.
+
+    InputError if there is none, if shards are missing, or if there are shards of two sets.
+    """
     paths = list_shards(data_dir, aliases)
-    if any(re.search(r'-[0-9]{5}-of-[0-9]{5}\.mindrecord$', path) for path in paths):
+    if any(re.search(NUMBERS + r'\.mindrecord$', path) for path in paths):
         return find_shards(data_dir, split, SUFFIX)
     if not paths:
         some = ', '.join(sorted(os.listdir(data_dir))[:4]) or 'nothing'
@@ -92,32 +97,25 @@ def _header(path):
 
 
 def _column(path, types, names, wanted):
+    """The one of the columns `types` (name -> type) with one of the `names` and a `wanted` type; InputError otherwise."""
     chosen = [name for name in names if types.get(name) in wanted]
     if len(chosen) != 1:
         columns = ', '.join(f'{name} ({kind})' for name, kind in types.items())
         raise InputError(
             f'shard {path!r} has {len(chosen) or "no"} columns of type {" or ".join(wanted)} '
             f'named {" or ".join(names)}, only: {columns}; '
-            'write it with one picture and one label column'
+            'write it with one image and one label column'
         )
     return chosen[0]
 
 
 def _scalars(data):
-    """The MessagePack map of a row's scalar columns, as a dict; ValueError for anything else."""
+    """The MessagePack map of a row's scalar columns, as a dict; ValueError for anything else.
+
+    https://github.com/msgpack/msgpack/blob/master/spec.md
+    """
     fixed = {0xC2: False, 0xC3: True, 0xC0: None}
-    numbers = {
-        0xCA: '>f',
-        0xCB: '>d',
-        0xCC: '>B',
-        0xCD: '>H',
-        0xCE: '>I',
-        0xCF: '>Q',
-        0xD0: '>b',
-        0xD1: '>h',
-        0xD2: '>i',
-        0xD3: '>q',
-    }
+    numbers = {0xCA + n: f'>{form}' for n, form in enumerate('fdBHIQbhiq')}
     sizes = {0xD9: '>B', 0xDA: '>H', 0xDB: '>I', 0xDE: '>H'}
     pos = 0
 
@@ -146,11 +144,11 @@ def _scalars(data):
         raise ValueError('broken row') from None
 
 
-def walk(path):
-    """Yield (offset, length, label) of the picture of every row; InputError for any damage that shows."""
+def walk(path: str):
+    """Yield (offset, length, label) of the image of every row; InputError for any damage that shows."""
     header = _header(path)
     types, blobs = header['types'], header['blobs']
-    picture, label = _column(path, types, PICTURE, ['bytes']), _column(path, types, LABEL, ['int32', 'int64'])
+    image, label = _column(path, types, IMAGE, ['bytes']), _column(path, types, LABEL, ['int32', 'int64'])
     if not os.path.isfile(path + '.db'):
         raise InputError(f'shard {path!r} lacks its index file {os.path.basename(path)}.db; {_AGAIN}')
     uri = pathlib.Path(os.path.abspath(path + '.db')).as_uri()
@@ -178,23 +176,23 @@ def walk(path):
                 found, pos = (start + 8, stop - start - 8), start + 8
                 for name in blobs if len(blobs) > 1 else []:  # then each has a length of its own
                     (length,) = struct.unpack('>Q', os.pread(file.fileno(), 8, pos))
-                    found, pos = (pos + 8, length) if name == picture else found, pos + 8 + length
+                    found, pos = (pos + 8, length) if name == image else found, pos + 8 + length
                 if sum(found) > stop or type(scalars.get(label)) is not int or scalars[label] >= 1 << 63:
-                    raise ValueError(f'no {label} or no {picture} in the row')
+                    raise ValueError(f'no {label} or no {image} in the row')
             except (ValueError, TypeError, struct.error) as error:
                 raise InputError(f'shard {path!r}, record {count} at byte {start}: {error}; {_AGAIN}') from None
             yield *found, scalars[label]
 
 
-def index_mindrecords(paths, progress=False):
+def index_mindrecords(paths: list[str], progress: bool = False) -> Index:
     """Index of all rows of the shards; InputError names shard, record (from 0) and byte of any damage."""
     return index_files(walk, paths, progress)
 
 
-def write_shard(path, examples, sizes):
-    """Write (encoded bytes, label, file name) examples to `path` and `path`.db: data, label, file_name.
+def write_shard(path: str, examples, sizes: list[int]) -> None:
+    """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data, label and file_name.
 
-    `sizes` are the likely bytes of the pictures: pages are made to fit. InputError if MindSpore cannot write.
+    `sizes` are the likely bytes of the images: pages are made to fit. InputError if MindSpore cannot write.
     """
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
@@ -207,7 +205,7 @@ def write_shard(path, examples, sizes):
         writer.set_header_size(1 << 20)
         writer.set_page_size(page)
         writer.add_schema(
-            {'data': {'type': 'bytes'}, 'label': {'type': 'int64'}, 'file_name': {'type': 'string'}}, 'encoded pictures'
+            {'data': {'type': 'bytes'}, 'label': {'type': 'int64'}, 'file_name': {'type': 'string'}}, 'encoded images'
         )
         writer.add_index(['label'])
         batch = []

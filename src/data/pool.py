@@ -1,12 +1,15 @@
 """Tasks spread over forked processes."""
 
+from __future__ import annotations
+
 import ctypes
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from src.errors import InputError
@@ -14,8 +17,8 @@ from src.errors import InputError
 _call = None
 
 
-def cores(option=None):
-    """Processes to use: `option`, or as many as the cores this process may use; InputError if below 1."""
+def cores(option: int | None = None) -> int:
+    """Number of processes to use: `option`, or as many as the cores this process may use; InputError if below 1."""
     if option is not None and option < 1:
         raise InputError(f'workers is {option}; give 1 or more')
     return option or len(os.sched_getaffinity(0))
@@ -35,8 +38,12 @@ def _run(task):
     return function(shared, *task)
 
 
-def spread(function, shared, tasks, workers):
-    """Yield function(shared, *task) for the tasks as they get done; `shared` is passed on by fork."""
+def spread(function, shared, tasks: list[tuple], workers: int):
+    """Yield function(shared, *task) for the tasks, in the order in which they end, from up to `workers` processes.
+
+    The processes are forked, so `shared` may be large. At most two tasks for each process are begun whose results the caller
+    has not dealt with. InputError if a process was killed.
+    """
     if workers == 1 or len(tasks) < 2:
         for task in tasks:
             yield function(shared, *task)
@@ -45,8 +52,13 @@ def spread(function, shared, tasks, workers):
         min(workers, len(tasks)), multiprocessing.get_context('fork'), _start, (function, shared, os.getpid())
     )
     try:
-        for future in as_completed([pool.submit(_run, task) for task in tasks]):
-            yield future.result()
+        left = iter(tasks)
+        waiting = {pool.submit(_run, task) for task in itertools.islice(left, 2 * workers)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                waiting |= {pool.submit(_run, task) for task in itertools.islice(left, 1)}
     except BrokenProcessPool:
         raise InputError('a worker process was killed (out of memory?); give fewer --workers') from None
     finally:

@@ -1,27 +1,36 @@
-"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, or folders of pictures."""
+"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, or folders of images."""
+
+from __future__ import annotations
 
 import os
 import re
+import zlib
+from pathlib import Path
+
+import numpy as np
 
 from src.data import imagenet, labels, tfrecord
-from src.data.folder import class_folders, open_folder
+from src.data.folder import Folder, class_folders, open_folder
+from src.data.index import Index
 from src.data.mindrecord import find_mindrecords, index_mindrecords, list_shards
-from src.data.tfrecord import find_shards, index_shards, list_directory
+from src.data.shards import NUMBERS, find_shards, first_names, list_directory
+from src.data.tfrecord import index_shards
 from src.errors import InputError
 
 FORMATS = ('tfrecord', 'mindrecord', 'folder')
 SPLITS = {'train': ('train',), 'validation': ('validation', 'val')}  # and the names that files may use
-_TFRECORD = re.compile('(train|validation)-[0-9]{5}-of-[0-9]{5}')
+_TFRECORD = re.compile(f'({"|".join(SPLITS)}){NUMBERS}')
 
 
-def open_records(data_dir, split, dataset_format='auto', progress=False):
+def open_records(data_dir: str | Path, split: str, dataset_format: str = 'auto', progress: bool = False) -> Index | Folder:
     """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
 
-    Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names,
-    or as in labels.txt), `read(i)` (the encoded picture, bytes), `where(i)` (for messages), `name(i)` (a file
-    name), `size(i)` (bytes) and `class_names` (list by stored label, or None; ImageNet's where no labels.txt tells
-    and TFRecords note its WordNet ids). They can be pickled and used
-    in forked processes. InputError tells what is missing or damaged, and where.
+    Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names, or as in
+    labels.txt), `read(i)` (the encoded image, bytes), `where(i)` (for messages), `name(i)` (a file name), `size(i)` (bytes)
+    and `class_names` (list by stored label, or None; ImageNet's where there is no labels.txt and TFRecords have its WordNet
+    ids). They can be pickled and used in forked processes.
+
+    InputError tells what is missing or damaged, and where.
     """
     if split not in SPLITS:
         raise ValueError(f'split {split!r} is none of {", ".join(SPLITS)}')
@@ -52,8 +61,11 @@ def _listing(data_dir):
     return list_directory(data_dir, 'give the directory of a data set')
 
 
-def find_format(data_dir, dataset_format='auto'):
-    """Which of `FORMATS` the directory holds, or `dataset_format` if it is one; else InputError."""
+def find_format(data_dir, dataset_format: str = 'auto') -> str:
+    """Which of `FORMATS` the directory holds, for "auto"; else `dataset_format`.
+
+    InputError if it holds none or two of them, or if `dataset_format` is unknown.
+    """
     names, found = _listing(data_dir), {}
     if dataset_format != 'auto':
         if dataset_format not in FORMATS:
@@ -75,13 +87,9 @@ def find_format(data_dir, dataset_format='auto'):
         raise InputError(
             f'data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no '
             'train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of '
-            f'these for validation, only {_some(names)}; {_near_miss(names)}'
+            f'these for validation, only {first_names(names)}; {_near_miss(names)}'
         )
     return next(iter(found))
-
-
-def _some(names):
-    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 
 def _near_miss(names):
@@ -97,8 +105,8 @@ def _near_miss(names):
     return 'give the directory above train/ and validation/, or that of the shards'
 
 
-def splits(data_dir, dataset_format):
-    """Which splits a directory of that layout has, in the order of `SPLITS`."""
+def splits(data_dir, dataset_format: str) -> list[str]:
+    """Which splits a directory of that layout has, in the order of `SPLITS`; InputError if it cannot be read."""
     names = _listing(data_dir)
     there = {
         'tfrecord': lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
@@ -108,23 +116,25 @@ def splits(data_dir, dataset_format):
     return [split for split in SPLITS if there[dataset_format](split)]
 
 
-def split_folder(data_dir, split):
+def split_folder(data_dir, split: str) -> str:
     """The directory of a split's class folders; InputError if it is missing or there are two."""
     found = [p for p in (os.path.join(data_dir, n) for n in SPLITS[split]) if os.path.isdir(p)]
     if len(found) != 1:
         what = 'both ' + ' and '.join(SPLITS[split]) if found else f'no {" or ".join(SPLITS[split])} folder'
         raise InputError(
-            f'data directory {data_dir!r} has {what}, only {_some(_listing(data_dir))}; '
+            f'data directory {data_dir!r} has {what}, only {first_names(_listing(data_dir))}; '
             f'give one directory {split}/<class>/*.jpg'
         )
     return found[0]
 
 
-def read_labels(data_dir, numbered=True):
-    """Names by label from labels.txt, lines `label:name`; None without the file.
+def read_labels(data_dir, numbered: bool = True) -> list[str] | None:
+    """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file.
 
-    Lines without numbers count from 0, or give None with `numbered`: labels of shards may start at 1.
-    InputError for a list that names a label, or without `numbered` a class, twice or is no list.
+    With `numbered`, lines of names alone give None, because labels of shards may start at 0 or at 1; without it, as for
+    folders, they count from 0.
+
+    InputError for a file that is no such list, that names a label twice, or without `numbered` a class twice.
     """
     path = os.path.join(data_dir, 'labels.txt')
     try:
@@ -139,3 +149,10 @@ def read_labels(data_dir, numbered=True):
     if names and not names[0]:
         names[0] = 'background'
     return names
+
+
+def fingerprint(records: Index | Folder) -> str:
+    """By what a resumed training knows its records again: their number, and checksums of the order of their labels and of
+    what is known of their images without reading them. Older checkpoints have the part before "and"."""
+    labels = zlib.crc32(np.asarray(records.label, np.int64).tobytes())
+    return f'{len(records)} with label checksum {labels:08x} and file checksum {records.files_checksum():08x}'

@@ -1,29 +1,39 @@
 """Top-1, top-5 and loss over exactly every record."""
 
+from __future__ import annotations
+
 import datetime
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
+import mindspore.dataset as ds
 import numpy as np
 from mindspore import nn, ops
 from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
 from src import collective, files
-from src.data.preprocess import PREPROCESSING, scale
+from src.data import dataset
+from src.data.classes import check_labels, label_offset, match_names
+from src.data.folder import Folder
+from src.data.index import Index
+from src.data.preprocess import PREPROCESSING, Preprocessing, scale
+from src.data.records import open_records
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
+from src.runtime import Runtime
 from src.weights import checkpoint
-from src.weights import convert as weights
+from src.weights.read import main_file, read_weights
 
 Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
+STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of batch norm's moving averages
 
 
 class EvaluationStep(nn.Cell):
-    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): right in the first, in the first five, loss, images.
-
-    All four are sums over the images whose label is not -1.
+    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): images whose label has the highest logit, whose label is
+    among the five highest, their loss, their number; sums over the images whose label is not -1 (those only fill the batch).
     """
 
     def __init__(self, network, preprocessing=PREPROCESSING):
@@ -35,36 +45,27 @@ class EvaluationStep(nn.Cell):
         logits = self.network(scale(image.astype(ms.float32), self.preprocessing)).astype(ms.float32)
         counts = (label >= 0).astype(ms.float32)
         label = ops.maximum(label, 0)
-        hit = ops.ReduceSum(keep_dims=True)(logits * ops.one_hot(label, logits.shape[1], 1.0, 0.0), 1)
-        # Classes that are not surely worse; so a logit that is not a number is never a right answer.
-        above = logits.shape[1] - (logits <= hit).astype(ms.float32).sum(1)
+        true_logit = ops.ReduceSum(keep_dims=True)(logits * ops.one_hot(label, logits.shape[1], 1.0, 0.0), 1)
+        # Rank of the true class, from 0; comparisons with NaN are false, so NaN counts as wrong.
+        rank = logits.shape[1] - (logits <= true_logit).astype(ms.float32).sum(1)
+        top1, top5 = (rank < 1).astype(ms.float32), (rank < 5).astype(ms.float32)
         loss = cross_entropy(logits, label)
-        return ops.stack(
-            [
-                ((above < 1).astype(ms.float32) * counts).sum(),
-                ((above < 5).astype(ms.float32) * counts).sum(),
-                (loss * counts).sum(),
-                counts.sum(),
-            ]
-        )
+        return ops.stack([(top1 * counts).sum(), (top5 * counts).sum(), (loss * counts).sum(), counts.sum()])
 
 
-STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of what batch norm averages
-
-
-def make_step(options, amp_level, preprocessing=PREPROCESSING):
-    """An `EvaluationStep` in the precision `amp_level` on a network of `options` (dict), the auxiliary classifier left out,
-    whose weights are not initialised: a checkpoint or `take_weights` fills them all."""
+def make_step(options: dict, amp_level: str, preprocessing: Preprocessing = PREPROCESSING) -> EvaluationStep:
+    """An `EvaluationStep` in the precision `amp_level` for a network of the network options `options`, without the auxiliary
+    classifier. Its weights are not initialised: a checkpoint or `take_weights` sets them all."""
     with no_init_parameters():
         network = InceptionV4(**{**options, 'aux_logits': False})
     return EvaluationStep(set_precision(network, amp_level), preprocessing)
 
 
-def take_weights(network, train_step, world=1):
-    """Set `network` to what the checkpoint of `train_step` would give: the moving averages of the weights, if there are
-    any, and rank 0's batch norm statistics, which differ between ranks.
+def take_weights(network: nn.Cell, train_step: nn.Cell, world: int = 1) -> None:
+    """Set `network` as a checkpoint of `train_step` would: to the moving averages of the weights, if there are any, and
+    with rank 0's batch norm statistics, which differ between ranks.
 
-    An evaluation has a network of its own, so that nothing of the training is changed by it.
+    An evaluation has a network of its own, so that it changes nothing of the training.
     """
     state = train_step.parameters_dict()
     names = [parameter.name for parameter in network.get_parameters()]  # the optimizer's state stays on the device
@@ -76,18 +77,19 @@ def take_weights(network, train_step, world=1):
     checkpoint.load_into(network, values, 'this training')
 
 
-def evaluate(step, dataset, expected, world=1, asked_to_stop=lambda: False):
-    """Run `step` (an `EvaluationStep`) over `dataset` and reduce over the ranks; None if `asked_to_stop()` came true on
-    one of them.
+def evaluate(
+    step: EvaluationStep, data: ds.Dataset, expected: int, world: int = 1, asked_to_stop: Callable[[], bool] = lambda: False
+) -> Result | None:
+    """Run `step` over the batches of `data` and sum over the ranks; None if `asked_to_stop()` became true on one of them.
 
-    Raises InputError when the images counted are not the `expected` number of records.
+    InputError if the number of images was not `expected`.
     """
     step.set_train(False)
     sums, stopped = np.zeros(4), False
     for image, label in tqdm(
-        dataset.create_tuple_iterator(num_epochs=1),
+        data.create_tuple_iterator(num_epochs=1),
         'evaluating',
-        total=dataset.get_dataset_size(),
+        total=data.get_dataset_size(),
         leave=False,
         disable=None,
         unit='batch',
@@ -105,47 +107,115 @@ def evaluate(step, dataset, expected, world=1, asked_to_stop=lambda: False):
     return Result(100 * sums[0] / expected, 100 * sums[1] / expected, sums[2] / expected, expected)
 
 
+def open_validation(
+    data_dir: str,
+    dataset_format: str,
+    offset: str,
+    num_classes: int,
+    log: Callable[[str], None],
+    *,
+    names: list[str] | None = None,
+    recorded_offset: str | None = None,
+    source: str | Path = '',
+) -> tuple[Index | Folder, int]:
+    """(records of the validation split, what is subtracted from their labels), labels as in the training.
+
+    Args:
+        offset (str): `label_offset` for records whose labels are the training's: auto, 0 or 1.
+        names (list): class names by label that the training recorded, if any. Where the records name their classes,
+            too, names tell which class is which, and labels count as in the training: from `recorded_offset`.
+        source: where `names` come from, for messages.
+
+    InputError if a record's class is unknown to the training.
+    """
+    records = open_records(data_dir, 'validation', dataset_format)
+    if records.left_out:
+        log(f'left out: {records.left_out}')
+    matched = match_names(records, names, source)
+    if matched is not records and recorded_offset is not None:
+        offset = recorded_offset
+    offset = label_offset(offset, matched)
+    check_labels(matched, offset, num_classes)
+    return matched, offset
+
+
+class Evaluation:
+    """Evaluates weights on `records`, with a network of its own.
+
+    Args:
+        records, offset: see `open_validation`.
+        options (dict): network options.
+        run (Runtime): its precision, and this rank among how many.
+        batch_size (int): images per device and step.
+    """
+
+    def __init__(
+        self,
+        records: Index | Folder,
+        offset: int,
+        options: dict,
+        run: Runtime,
+        *,
+        batch_size: int,
+        num_workers: int,
+        preprocessing: Preprocessing = PREPROCESSING,
+    ):
+        self.images, self.world = len(records), run.world
+        self.step = make_step(options, run.amp_level, preprocessing)
+        self.data = dataset.evaluation_dataset(
+            records,
+            offset=offset,
+            image_size=options['image_size'],
+            batch_size=batch_size,
+            preprocessing=preprocessing,
+            rank=run.rank,
+            world=run.world,
+            num_workers=num_workers,
+        )
+
+    def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
+        """`Result` of the weights of a `TrainStep`; None if `asked_to_stop()` became true on a rank."""
+        take_weights(self.step.network, train_step, self.world)
+        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop)
+
+    def of_checkpoints(self, paths: list[Path], write: Callable[[str], None]) -> list[dict]:
+        """Evaluate each checkpoint of `paths`; lines go to `write`. Of several, one that cannot be read or does not fit is
+        passed over with a warning. InputError if none is left.
+
+        Returns:
+            list of dict: checkpoint, step, epoch, top1, top5, loss, images.
+        """
+        write(HEADER)
+        results = []
+        for path in paths:
+            try:
+                parameters, info = read_weights(path)
+                when = Path(main_file(path)).stat().st_mtime
+                checkpoint.load_into(self.step.network, checkpoint.averaged(parameters), path)
+            except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
+                if path == paths[-1] and not results:
+                    raise InputError(str(error)) from None
+                write(f'warning: passed over: {error}')
+                continue
+            result = evaluate(self.step, self.data, self.images, self.world)
+            done, epoch = info.get('step', 0), info.get('epoch', 0)
+            write(row(result, done, epoch, when))
+            results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})
+        write(f'{self.images} validation images, each evaluated once')
+        return results
+
+
 HEADER = f'{"step":>9} {"epoch":>7} {"top1":>7} {"top5":>7} {"loss":>8}  checkpoint_time(UTC)'
 
 
-def row(result, step, epoch, when=None):
+def row(result: Result, step: int, epoch: float, when: float | None = None) -> str:
     """A line of the original's table below `HEADER`; `when` in seconds since 1970, now if None."""
-    when = (
-        datetime.datetime.fromtimestamp(when, datetime.timezone.utc)
-        if when
-        else datetime.datetime.now(datetime.timezone.utc)
-    )
-    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {result.top5:>7.2f} {result.loss:>8.4f}  {when:%Y-%m-%d %H:%M:%S}'
+    utc = datetime.timezone.utc
+    time = datetime.datetime.fromtimestamp(when, utc) if when else datetime.datetime.now(utc)
+    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {result.top5:>7.2f} {result.loss:>8.4f}  {time:%Y-%m-%d %H:%M:%S}'
 
 
-def evaluate_checkpoints(paths, step, dataset, expected, world, write):
-    """Evaluate each checkpoint of `paths` with the network of `step`; lines go to `write`. Of several, one that cannot be
-    read or does not fit is passed over with a warning. InputError if none is left.
-
-    Returns:
-        list of dict: checkpoint, step, epoch, top1, top5, loss, images.
-    """
-    write(HEADER)
-    results = []
-    for path in paths:
-        try:
-            parameters, info = weights.read(path)
-            when = Path(weights.main_file(path)).stat().st_mtime
-            checkpoint.load_into(step.network, checkpoint.averaged(parameters), path)
-        except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
-            if path == paths[-1] and not results:
-                raise InputError(str(error)) from None
-            write(f'warning: passed over: {error}')
-            continue
-        result = evaluate(step, dataset, expected, world)
-        done, epoch = info.get('step', 0), info.get('epoch', 0)
-        write(row(result, done, epoch, when))
-        results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})
-    write(f'{expected} validation images, each evaluated once')
-    return results
-
-
-def write_json(results, path):
-    """OSError if it cannot be written."""
+def write_json(results: list[dict], path: Path) -> None:
+    """Write the results of `of_checkpoints` to `path`; OSError if it cannot be written."""
     with files.replacing(path) as temporary:
         temporary.write_text(files.as_json(results, 1) + '\n')

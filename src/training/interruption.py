@@ -8,25 +8,24 @@ import threading
 import time
 from multiprocessing.popen_fork import Popen
 
-from src.processes import states
+from src.processes import ECHO, states
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds after the first signal in which another is taken for its echo: where a whole process group is told to end, a
-# signal may come from the batch system and from a launcher. The launcher takes it in the same way.
-ECHO = 2.0
 
 
 class Interruption:
-    """While active, the first SIGTERM or SIGINT is kept in `number`, and what it means in `name`; a second one after `ECHO`
-    seconds, or one that comes before `can_save` is set, ends the process at once with the status 128 + number.
+    """A context in which SIGTERM and SIGINT ask the training to stop instead of ending the process.
 
-    MindSpore sends the process a SIGTERM when one of its data workers has died. Such a one never counts as a second; as a
-    first one it is told from a person's by the worker that is dead: `number` is then what ended the worker.
+    The first signal sets `number`, and `name` to what it means. A second one, more than `ECHO` seconds later, ends the
+    process at once with the status 128 + number, and so does one that comes before `can_save` is set.
 
-    A Python signal handler would run only when the graph of a step has come back, and MindSpore (2.8) turns a SIGINT
+    MindSpore also sends this process a SIGTERM when one of its data workers has died. That never counts as a second
+    signal. As the first, it is told from a person's by the dead worker; `number` is then the signal that ended the worker.
+
+    Python would run a signal handler only after the graph of a step has returned, and MindSpore (2.8) turns a SIGINT
     within a graph into SIGTERM. So the signals are blocked, here and in all threads made from now on, and a thread waits
-    for them. One that reaches an older thread, such as NumPy's OpenBLAS has unless OPENBLAS_NUM_THREADS is 1, comes
-    through Python's wake-up pipe.
+    for them. A signal may still reach an older thread, such as those of NumPy's OpenBLAS unless OPENBLAS_NUM_THREADS is 1;
+    it then comes through Python's wake-up pipe.
     """
 
     _active = None
@@ -60,7 +59,7 @@ class Interruption:
         os.close(self.sink)
 
     def _noting_ends(self):
-        """`Popen.poll` of `multiprocessing`, by which MindSpore takes the status of a dead worker before we can."""
+        """A `Popen.poll` for `multiprocessing` that keeps exit codes, as MindSpore may ask for a dead worker's before us."""
 
         def poll(process, flag=os.WNOHANG):
             code = self.poll(process, flag)
@@ -83,7 +82,7 @@ class Interruption:
         os.close(self.source)
 
     def _received(self, number, ours=False):
-        """`ours`: this process or one of its children sent it."""
+        """Take a signal; `ours` if this process or one of its children sent it."""
         with self.lock:
             first = self.told is None
             if ours and self.number or not first and time.monotonic() < self.told + ECHO:
@@ -107,8 +106,8 @@ class Interruption:
 
 
 def _dead_worker(ended, seconds):
-    """(signal number, what happened) where a data worker has died otherwise than by one of `SIGNALS`, looked for as long;
-    else None. `ended`: {process id: exit code as of `multiprocessing`} of those that were waited for already."""
+    """(signal number, what happened) if within `seconds` a data worker is found that has died, but not of one of `SIGNALS`;
+    else None. `ended`: {process id: exit code as of `multiprocessing`} of workers that MindSpore has waited for."""
     until = time.monotonic() + seconds
     while True:
         for pid, code in {**ended, **_zombies()}.items():
@@ -126,7 +125,7 @@ def _dead_worker(ended, seconds):
 
 
 def _zombies():
-    """{process id: exit code} of the children that have ended and were not waited for yet, which is left to MindSpore."""
+    """{process id: exit code} of the children that have ended and were not waited for yet; MindSpore will do that."""
     found = {}
     for pid in (pid for pid, letter in states(os.getpid()).items() if letter == 'Z'):
         with contextlib.suppress(ChildProcessError):
@@ -137,8 +136,8 @@ def _zombies():
 
 
 def _leave_to_the_parent():
-    """In a forked data worker: Ctrl-C reaches the whole process group and is the parent's business; SIGTERM, by which
-    MindSpore ends its workers, must end them."""
+    """In a forked data worker: ignore Ctrl-C, which reaches the whole process group and concerns the parent; let SIGTERM
+    end the worker, as MindSpore ends its workers by it."""
     if Interruption._active:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,7 @@
 """Whether a training fits into the memory, estimated before it is compiled."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from src.errors import InputError
@@ -9,15 +11,15 @@ from src.errors import InputError
 BASE = 0.6e9
 PER_WEIGHT = 50  # weight, gradient, optimizer state, and copies in the compiled graph
 WORKSPACE = 1.25e9  # of the convolutions at 299 x 299
-PER_PICTURE = 0.18e9  # at 299 x 299
+PER_IMAGE = 0.18e9  # at 299 x 299
 
 
-def training_bytes(weights, batch_size, image_size):
-    """Bytes that a training step of a network with so many `weights` takes about."""
-    return BASE + PER_WEIGHT * weights + (WORKSPACE + PER_PICTURE * batch_size) * (image_size / 299) ** 2
+def training_bytes(weights: int, batch_size: int, image_size: int) -> float:
+    """Estimate of the bytes that a training step takes, for a network with so many `weights`."""
+    return BASE + PER_WEIGHT * weights + (WORKSPACE + PER_IMAGE * batch_size) * (image_size / 299) ** 2
 
 
-def free_bytes():
+def free_bytes() -> int:
     """Bytes that this machine, or the container around this process, has left."""
     found = [
         1024 * int(line.split()[1])
@@ -32,12 +34,12 @@ def free_bytes():
     return min(found)
 
 
-def check(weights, batch_size, image_size, ranks, free):
-    """InputError if `ranks` trainings of `batch_size` do not fit into `free` bytes; says which batch would."""
+def check(weights: int, batch_size: int, image_size: int, ranks: int, free: int) -> None:
+    """InputError, naming a batch that fits, if `ranks` processes with batches of `batch_size` need more than `free`."""
     need = ranks * training_bytes(weights, batch_size, image_size)
     if need <= free:
         return
-    fits = int(((free / ranks - training_bytes(weights, 0, image_size)) / PER_PICTURE) * (299 / image_size) ** 2)
+    fits = int(((free / ranks - training_bytes(weights, 0, image_size)) / PER_IMAGE) * (299 / image_size) ** 2)
     remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
     raise InputError(
         f'batch_size {batch_size} at image_size {image_size} needs about {need / 1e9:.1f} GB for {ranks} '

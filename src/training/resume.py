@@ -1,33 +1,41 @@
 """Going on with a training where its checkpoint ends, and never by accident over another one."""
 
+from __future__ import annotations
+
+import dataclasses
+import secrets
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src import collective, lock
 from src.config import differences
 from src.errors import ElsewhereError, InputError
-from src.training.optimizer import learning_rates, scaled_rate
+from src.runtime import Runtime
+from src.training.plan import RATE_OPTIONS, Plan, learning_rates, scaled_rate
 from src.weights import checkpoint
-from src.weights.convert import read
+from src.weights.read import read_weights
 
 # A training may go on with other values of these: they say where the records are and how fast they come.
 FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
 OPTIMIZER_STATE = ('moment', 'mean_square')
 SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
 WAIT = 30  # seconds for another training in the directory to end
-# Of a training: the lock of its directory, held for as long as this exists, and the files of another one that go with its
-# first checkpoint.
+# A training's hold on its directory: the lock, kept for as long as this exists, and the files of an earlier training there
+# that are removed when the first checkpoint is written.
 Claim = namedtuple('Claim', 'lock replaced')
+# A checkpoint to go on from: its file, {name: ndarray}, and what it says about its training (see `checkpoint.INFO`).
+State = namedtuple('State', 'path parameters info')
 
 
-def claim(directory, option, overwrite, log_name, say=print):
-    """Make `directory` (Path) this training's own; a `Claim`.
+def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Callable[[str], None] = print) -> Claim:
+    """Make `directory` this training's own.
 
-    InputError where another training is running in it, or where its checkpoints are neither what `option` (of `resume`)
-    goes on from nor to be replaced (`overwrite`). The log of a training that is replaced becomes <log_name>.1.
+    InputError if another training is running in it, or if it has checkpoints which the training neither goes on from
+    (`option`, the value of `resume`) nor replaces (`overwrite`). The log of a replaced training becomes <log_name>.1.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -53,28 +61,57 @@ def claim(directory, option, overwrite, log_name, say=print):
     return Claim(held, [*there, *directory.glob(Path(checkpoint.BEST).with_suffix('.json').name)])
 
 
-def continued(option, directory, config, data, override, log):
-    """What `find` gives, after `check`."""
-    found = find(option, directory, log)
-    if found:
-        check(found[0], found[2], config, data, override, log)
-    return found
+def find_start(
+    run: Runtime,
+    option: str,
+    directory: Path,
+    config: dict,
+    data: str,
+    override: bool,
+    plan: Plan,
+    log: Callable[[str], None],
+) -> tuple[State | None, Plan, str]:
+    """Where a training begins, the same on all ranks of `run` (Runtime).
+
+    Returns:
+        (State, Plan, str): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on the other
+        ranks; `plan` from the step to begin with; the training's id, which its checkpoints carry.
+    """
+    state = on_rank_0(run, _found_and_checked, option, directory, config, data, override, log)
+    start, training = 0, secrets.randbits(40) if run.rank == 0 else 0
+    if state:
+        info = state.info
+        start = plan.step_at(info['epoch'], info['position'])
+        training = int(info.get('training', '0'), 16) or training
+        log(
+            f'{state.path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, '
+            f'here step {start} of {plan.stop} on {plan.world} device(s)'
+        )
+    start, training = agreed([start, training], run.world)
+    return state, dataclasses.replace(plan, start=start), f'{training:x}'
 
 
-def find(option, directory, log):
-    """(path, parameters, info) of the checkpoint that `option` means: None for '', the newest whole one in `directory`
-    for 'auto' (None if there is none), that of a file, or the newest whole one of another directory.
+def _found_and_checked(option, directory, config, data, override, log):
+    state = find(option, directory, log)
+    if state:
+        check(state.path, state.info, config, data, override, log)
+    return state
 
-    Damaged ones in a directory are passed over with a line to `log`. InputError where `option` is a path without any.
+
+def find(option: str, directory: Path, log: Callable[[str], None]) -> State | None:
+    """The checkpoint that `option` (the value of `resume`) means: None for '', the newest whole one in `directory` for
+    'auto' (None if there is none), that of a file, or the newest whole one of another directory.
+
+    Damaged ones in a directory are passed over with a line to `log`. InputError if `option` is a path without any.
     """
     if not option:
         return None
     place = Path(directory if option == 'auto' else option)
     if place.is_file():
-        return place, *_load(place)
+        return _load(place)
     for path in reversed(checkpoint.of_training(place)):
         try:
-            return path, *_load(path)
+            return _load(path)
         except InputError as error:
             log(f'warning: passed over: {error}')
     if option != 'auto':
@@ -87,23 +124,24 @@ def _load(path):
     parameters, info = checkpoint.load(path)
     if not {'step', 'config', 'position'} <= info.keys():
         raise InputError(f'{path}: holds weights, not the state of a training; use it with --restore_path')
-    return parameters, info
+    return State(path, parameters, info)
 
 
-def check(path, info, config, data, override, log):
+def check(path: Path | str, info: dict, config: dict, data: str, override: bool, log: Callable[[str], None]) -> None:
     """InputError naming every option of the network, data or recipe in which the checkpoint's training differs from
-    `config`, or its records from `data` (`dataset.fingerprint`); with `override` a line to `log` instead.
+    `config`, or its records from `data` (`records.fingerprint`); with `override` a line to `log` instead.
 
-    More epochs are no other training: `max_epochs`, and with it `T_max`, may be larger, with a line to `log`."""
+    More epochs are allowed: `max_epochs`, and with it `T_max`, may grow, with a line to `log`.
+    """
     old = info['config']
     longer = longer_training(old, config, info.get('epoch', 0))
     if longer:
         log(longer)
         old = {**old, 'max_epochs': config['max_epochs'], 'T_max': config['T_max']}
-    # The batch of a device is what makes up for another number of devices.
+    # With another number of devices another batch on each may keep the images in a step the same.
     free = (*FREE, 'batch_size') if old.get('rank_size') != config['rank_size'] else FREE
     found = [f'{name} {before} -> {now}' for name, before, now in differences(old, config) if name not in free]
-    # Older checkpoints have the first part of what is said of the records now.
+    # Older checkpoints hold only the first part of today's fingerprint.
     found += [f'records {info["data"]} -> {data}'] if not data.startswith(info.get('data', data)) else []
     if found and not override:
         raise InputError(
@@ -114,9 +152,9 @@ def check(path, info, config, data, override, log):
         log(f'resume_override: {difference}')
 
 
-def longer_training(old, config, epoch):
-    """What it means for the learning rate after `epoch` epochs that `config` trains more of them than `old`, in one line;
-    None if it does not, or in another way."""
+def longer_training(old: dict, config: dict, epoch: int) -> str | None:
+    """One line on the learning rate after `epoch` epochs if `config` differs from `old` by more epochs; None if it does
+    not train more, or has a smaller `T_max`."""
     epochs, rising = (old.get('max_epochs'), config['max_epochs']), (old.get('T_max'), config['T_max'])
     if None in (*epochs, *rising) or not epochs[0] < epochs[1] or rising[0] > rising[1]:
         return None
@@ -128,7 +166,7 @@ def longer_training(old, config, epoch):
             steps=epoch + 1,
             steps_per_epoch=1,
             lr=lr,
-            **{name: options[name] for name in ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')},
+            **{name: options[name] for name in RATE_OPTIONS},
         )[epoch]
 
     line = f'max_epochs {epochs[0]} -> {epochs[1]}'
@@ -145,33 +183,31 @@ def longer_training(old, config, epoch):
     )
 
 
-def first_step(info, steps_per_epoch, global_batch):
-    """Step at which as many images of the same epoch have been seen: the checkpoint's own, if batches are of its size."""
-    return info['epoch'] * steps_per_epoch + info['position'] // global_batch
+def load(step: nn.Cell, state: State, start: int, override: bool = False) -> None:
+    """Set all parameters of the `TrainStep` from `state`, to go on at step `start`.
 
-
-def load(step, path, parameters, start, override=False, loss_scale='dynamic'):
-    """Set the state of the training step `step` from `parameters`, to go on at step `start`.
-
-    With `override` a moving average that is not in the checkpoint starts at its weights, and the rest of the optimizer's
-    state as in a new training.
+    With `override` a moving average that is not in the checkpoint starts at its weights, and other missing state of the
+    optimizer as in a new training. InputError if a parameter is missing or has another shape.
     """
-    parameters = dict(parameters)
-    # A loss scale that adapts itself starts anew where the checkpoint has none, as after a training in float32.
-    left = [name for name in SCALE_STATE if loss_scale != 'dynamic' or not parameters.keys() >= set(SCALE_STATE)]
+    parameters = dict(state.parameters)
+    # A dynamic loss scale starts anew if the checkpoint has none, as after a training in float32.
+    dynamic = step.loss_scaling_manager is not None
+    left = [name for name in SCALE_STATE if not dynamic or not parameters.keys() >= set(SCALE_STATE)]
     if override:
         for name in step.parameters_dict():
             if name not in parameters and name.startswith(checkpoint.AVERAGE):
                 parameters[name] = parameters.get(name[len(checkpoint.AVERAGE) :])
             elif name not in parameters and name.startswith(OPTIMIZER_STATE):
                 left.append(name)
-    checkpoint.load_into(step, parameters, path, left)
+    checkpoint.load_into(step, parameters, state.path, left)
     step.optimizer.global_step.set_data(Tensor([start], ms.int32))
 
 
-def on_rank_0(run, work, *arguments):
-    """What `work(*arguments)` gives on rank 0 of the `Runtime`, which alone has the checkpoints; None on the others. An
-    InputError there is one on all ranks, none of which waits for another any more."""
+def on_rank_0(run: Runtime, work: Callable, *arguments: object) -> object:
+    """`work(*arguments)` on rank 0 of `run` (Runtime), which alone has the checkpoints; None on the other ranks.
+
+    An InputError on rank 0 ends all ranks, so that none waits for it.
+    """
     found, problem = None, None
     if run.rank == 0:
         try:
@@ -185,8 +221,8 @@ def on_rank_0(run, work, *arguments):
     return found
 
 
-def agreed(values, world):
-    """`values` (list of int from 0 to 2^40) of rank 0 on every rank; call where the others give 0."""
+def agreed(values: list[int], world: int) -> list[int]:
+    """Rank 0's `values`, each from 0 to 2^40, on every rank; the other ranks must pass zeros."""
     if world == 1:
         return values
     # Two digits: float32 is exact to 2^24 only.
@@ -194,10 +230,10 @@ def agreed(values, world):
     return [int(high) * (1 << 20) + int(next(digits)) for high in digits]
 
 
-def restore(network, path):
-    """Start from the weights of another training, all but the classifiers, as the `restore_path` of the original.
+def restore(network: nn.Cell, path: str) -> tuple[list[str], list[str]]:
+    """Start from the weights of another training, all but the classifiers, as `restore_path` of the original does.
 
-    `path` is any file that `weights.convert.read` knows.
+    `path` is any weights file that `read_weights` knows. Returns the names of the parameters that were (loaded, left).
     """
-    parameters, _ = read(path)
+    parameters, _ = read_weights(path)
     return checkpoint.load_into(network, checkpoint.averaged(parameters), path, left_out=checkpoint.CLASSIFIERS)

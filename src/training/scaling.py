@@ -7,7 +7,7 @@ import math
 from collections import namedtuple
 
 from src.errors import InputError, Parser, entry_point
-from src.training.optimizer import scaled_rate
+from src.training.plan import default_batch_size, scaled_rate
 
 WEIGHTS = 42_648_232  # trained float32 weights with 1000 classes, no auxiliary classifier
 TRAINING_IMAGES = 1_281_167
@@ -71,7 +71,7 @@ def estimate(
     `hidden`: buckets are summed while the rest of the backward pass runs, else all after it. Gradients are
     taken to come evenly over the backward pass; in fact 95 % of the bytes belong to the layers that it reaches first.
     """
-    batch_size = batch_size or default_batch(devices)
+    batch_size = batch_size or default_batch_size(devices)
     per_image = (CALIBRATION_BATCH / CALIBRATION_RATE - OPTIMIZER_SECONDS) / CALIBRATION_BATCH
     compute = per_image * batch_size + OPTIMIZER_SECONDS
     backward, size = BACKWARD * per_image * batch_size, 4 * WEIGHTS
@@ -93,10 +93,6 @@ def estimate(
     )
 
 
-def default_batch(devices):
-    return 128 if devices == 1 else 64
-
-
 def recipe(devices, batch_size):
     """(learning rate, options or advice) for steps of `devices * batch_size` images."""
     images = devices * batch_size
@@ -110,7 +106,7 @@ def recipe(devices, batch_size):
 
 def report(devices, **options):
     """The table as text; `options` as in `estimate`."""
-    batch_size = options['batch_size'] = options.get('batch_size') or default_batch(devices)
+    batch_size = options['batch_size'] = options.get('batch_size') or default_batch_size(devices)
     best, worst = estimate(devices, **options), estimate(devices, hidden=False, **options)
     servers, images = math.ceil(devices / PER_SERVER), devices * batch_size
     local, remote = sent_bytes(4 * WEIGHTS, devices)

@@ -1,4 +1,6 @@
-"""A training that gets no further says why, and whatever ends it, its last whole step is kept."""
+"""A training that hangs says why, and whatever ends a training, its last whole step is saved."""
+
+from __future__ import annotations
 
 import os
 import signal
@@ -9,6 +11,9 @@ from mindspore.train import Callback
 
 from src.errors import InputError, TrainingError, input_error, report
 from src.processes import states
+from src.training.callbacks import Checkpoints
+from src.training.interruption import Interruption
+from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
 
 LOOK = 0.2  # seconds between two looks
@@ -25,55 +30,65 @@ STATES = {
 
 
 class Watch(Callback):
-    """The last of the callbacks; a thread of its own sees what the main one, waiting for data or a device, cannot.
+    """Looks at the training from a thread of its own, as the main thread may be waiting for data or for a device. The last
+    of the callbacks.
 
-    What may be saved: the weights move while `monitor.moving` is held, from the beginning of a step to the check of its
-    outputs. In between they are those of `monitor.step`, and whoever holds the lock keeps them so. In a step they are not
-    whole: an optimizer may have updated some of them. That holds for a sink that has failed, too. Its counter
-    `global_step` says which step was the last to begin its update, but not that the update was finished when the device
-    stopped, nor that a device in error gives back what it holds; so nothing is saved then.
+    When the weights may be saved: `monitor.moving` is locked from the beginning of a step to the check of its outputs.
+    Between two steps the weights are those of `monitor.step`, and whoever holds the lock keeps them so. Within a step they
+    are not whole, as the optimizer may have updated some of them. The same is true of a sink that has failed: its counter
+    `global_step` tells the last step that began its update, but not whether the update was finished when the device
+    stopped, nor whether a device in error returns what it holds. So nothing is saved then.
 
     Args:
-        checkpoints (monitor.Checkpoints): on every rank; all ranks hold the same weights (each its own batch norm
-            statistics), and the one that fails may be the only one between two steps.
-        rank (int), sink (bool): of this process; whether `monitor` sees only the ends of sinks.
+        checkpoints (Checkpoints): on every rank. All ranks hold the same weights (each its own batch norm statistics), and
+            the failing one may be the only one between two steps.
+        rank (int): of this process.
+        sink (bool): the monitor sees only the ends of sinks, not of steps.
     """
 
-    def __init__(self, monitor, checkpoints, interruption, rank=0, sink=False):
+    def __init__(
+        self,
+        monitor: TrainingMonitor,
+        checkpoints: Checkpoints,
+        interruption: Interruption,
+        rank: int = 0,
+        sink: bool = False,
+    ):
         super().__init__()
-        self.monitor, self.checkpoints, self.interruption, self.rank, self.sink = (
-            monitor,
-            checkpoints,
-            interruption,
-            rank,
-            sink,
-        )
+        self.monitor, self.checkpoints, self.interruption = monitor, checkpoints, interruption
+        self.rank, self.sink = rank, sink
         self.waiting, self.silence, self.shortest, self.asked, self.told = None, SILENCE, None, None, False
         self.closed = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def on_train_begin(self, run_context):
+        """Called before the first step."""
         self.waiting = time.monotonic()
 
     def on_train_step_begin(self, run_context):
+        """Called before a step, or a sink of steps."""
         self.waiting = None
 
     def on_train_step_end(self, run_context):
+        """Called after a step, or a sink of steps."""
         self.waiting, self.silence = time.monotonic(), SILENCE
         self.shortest = min(self.shortest or self.monitor.duration, self.monitor.duration)
 
     def on_train_end(self, run_context):
+        """Called after the last step."""
         self.waiting = None
 
     def close(self):
+        """End the thread."""
         self.closed.set()
 
-    def after(self, error):
-        """What ends the program where `error` has ended the training; None for `error` itself. Saves the last whole step."""
+    def after(self, error: Exception) -> InputError | None:
+        """Save the last whole step after `error` has ended the training. Returns the error that the program ends with, None
+        if that is `error` itself."""
         end = time.monotonic() + 1
         while isinstance(error, RuntimeError) and not self.interruption.number and time.monotonic() < end:
-            time.sleep(0.05)  # the death of a data worker is told by a signal beside the error
-        if isinstance(error, TrainingError):  # of weights that are lost, or of a save that failed
+            time.sleep(0.05)  # where a data worker has died, a signal comes beside the error
+        if isinstance(error, TrainingError):  # the weights are spoilt, or could not be saved
             return None
         kept = self._keep()
         if self.interruption.number:
@@ -85,12 +100,12 @@ class Watch(Callback):
         return InputError(f'{known}; {kept}')
 
     def _keep(self):
-        """Save the last whole step; says what is there now."""
+        """Save the last whole step. Returns a sentence on what has been saved."""
         newest = checkpoint.by_age(self.checkpoints.directory)
         newest = f'the newest checkpoint is {newest[-1]}' if newest else 'there is no checkpoint'
         if not self.monitor.moving.acquire(blocking=False):
             return f'a step was cut short, whose weights are not whole and are not saved; {newest}'
-        if self.monitor.step == self.monitor.start:
+        if self.monitor.step == self.monitor.plan.start:
             return f'no step was done; {newest}'
         self.monitor.stopping = True
         try:
@@ -113,12 +128,12 @@ class Watch(Callback):
                 self._speak(now, moving)
 
     def _leave(self):
-        """End the process, whose main thread has come to nothing since it was told to end."""
-        if not self.monitor.moving.acquire(blocking=False):  # a step has begun after all
+        """End the process: it was told to, and its main thread has not reached the end of a step."""
+        if not self.monitor.moving.acquire(blocking=False):  # a step has just begun
             return
         error = self.monitor.end()
         try:
-            if self.rank == 0 or not self.monitor.stopping:  # if all ranks have agreed on the step, rank 0 saves
+            if self.rank == 0 or not self.monitor.stopping:  # where all ranks stop at the same step, rank 0 saves
                 self.monitor.stopping = True
                 self.checkpoints.act()
         except TrainingError as problem:
@@ -126,8 +141,11 @@ class Watch(Callback):
         _exit(error)
 
     def _fail(self, now, moving):
-        """A data worker has failed. The device, inside a sink, would wait 900 s for what does not come: it gets the time
-        that a sink takes, as the data may last until its end; then the monitor stops the training there."""
+        """End the process: a data worker has failed, and a device inside a sink would wait 900 s for its data.
+
+        It gets the time of a sink first. The data at hand may last until the sink's end, where the monitor stops the
+        training.
+        """
         failure = self.monitor.bad.failure
         if not self.told:
             self.told = True
@@ -151,13 +169,13 @@ class Watch(Callback):
             )
 
     def _wake(self):
-        """A stopped data worker would keep the training from its end."""
+        """Wake data workers that are stopped, as the training waits for them."""
         for pid in (pid for pid, state in states(os.getpid()).items() if state == 'T'):
             self.monitor.log(f'process {pid} was stopped and is woken')
             os.kill(pid, signal.SIGCONT)
 
 
 def _exit(error):
-    """End the process at once; MindSpore's cleaning process then ends the data workers."""
+    """End the process at once with the one line and the status of `error`; MindSpore then ends the data workers."""
     report(error)
     os._exit(error.exit_status)

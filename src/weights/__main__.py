@@ -5,26 +5,27 @@ python -m src.weights export-tf CKPT [--out PREFIX]
 python -m src.weights export-timm CKPT [--out FILE.safetensors]
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 
 import numpy as np
+from mindspore import Tensor
 
 from src.config import REFERENCE_BATCH
-from src.data.preprocess import recorded_preprocessing
+from src.data.preprocess import Preprocessing, recorded_preprocessing
 from src.errors import InputError, Parser, entry_point
-from src.weights import tf_file, torch_file
-from src.weights.convert import OURS, convert, load_tensors, network_of
+from src.weights import checkpoint, safetensors_file, tf_file
+from src.weights.convert import convert
 from src.weights.names import names_in, to_tf_slim
+from src.weights.network import empty_network
+from src.weights.read import OURS, read_tensors
 
 
-def check_forward(parameters, config):
-    """Smallest and largest logit of a random image; InputError if one is not finite."""
-    from mindspore import Tensor
-
-    from src.weights import checkpoint
-
-    network = network_of({**config, 'aux_logits': False}).set_train(False)
+def check_forward(parameters: dict[str, np.ndarray], config: dict) -> tuple[float, float]:
+    """Smallest and largest logit of an image of noise; InputError if one is not finite."""
+    network = empty_network({**config, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, parameters, 'imported weights')
     size = config['image_size']
     logits = network(Tensor(np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32))).asnumpy()
@@ -33,11 +34,12 @@ def check_forward(parameters, config):
     return logits.min(), logits.max()
 
 
-def import_weights(path, out, drop_background=False, slots=False):
-    """Convert the file `path` to the checkpoint `out`; prints a line for every tensor."""
-    from src.weights import checkpoint
+def import_weights(path: str, out: str, drop_background: bool = False, slots: bool = False):
+    """Convert the file `path` to the checkpoint `out`; prints a line for every tensor.
 
-    tensors, _ = load_tensors(path)
+    InputError if the file holds no InceptionV4 or is this project's; OSError if `out` cannot be written.
+    """
+    tensors, _ = read_tensors(path)
     if OURS in tensors:
         raise InputError(f"{path}: has this project's names already; use it as it is")
     try:
@@ -58,26 +60,37 @@ def import_weights(path, out, drop_background=False, slots=False):
         info['position'] = found.step * REFERENCE_BATCH
         found.notes.append(f'`resume` counts the {found.step} steps as steps of {REFERENCE_BATCH} images')
     checkpoint.write(out, found.parameters, info)
+    _report(path, found)
+    print(f'logits of a random image: finite, {lowest:.3g} to {highest:.3g}\n{out}: written')
+
+
+def _report(path, found):
+    """Print what became of every tensor of the file `path`, which `convert` `found`."""
     for name, shape, target, remark in found.report:
         print(f'{name} {shape}' + (f' -> {target}: ' if target else ': ') + remark)
+    for note in found.notes:
+        print(f'note: {note}')
     loaded = sum(remark == 'loaded' for *_, remark in found.report)
-    print(*(f'note: {note}' for note in found.notes), sep='\n', end='\n' if found.notes else '')
     print(
         f'{path}: {found.layout}, {loaded} tensors loaded, {len(found.report) - loaded} left out\n'
         f'network: {", ".join(f"{name} {value}" for name, value in found.config.items())}\n'
-        f'preprocessing: {", ".join(f"{name} {value}" for name, value in found.preprocessing._asdict().items())}\n'
-        f'logits of a random image: finite, {lowest:.3g} to {highest:.3g}\n{out}: written'
+        f'preprocessing: {_described(found.preprocessing)}'
     )
 
 
-def export_weights(path, out, layout):
-    """Write the checkpoint `path` of this project as a TF-slim checkpoint or as timm's safetensors."""
-    from src.weights import checkpoint
+def _described(preprocessing: Preprocessing) -> str:
+    return ', '.join(f'{name} {value}' for name, value in preprocessing._asdict().items())
 
+
+def export_weights(path: str, out: str | None, layout: str):
+    """Write the checkpoint `path` of this project as a TensorFlow checkpoint (`layout` tf_slim) or as timm's safetensors.
+
+    InputError if it is no checkpoint of this project; OSError if `out` cannot be written.
+    """
     parameters, info = checkpoint.load(path)
     if OURS not in parameters or 'config' not in info:
         raise InputError(f'{path}: not a checkpoint of this project; import it first')
-    network = network_of(info['config'])
+    network = empty_network(info['config'])
     parameters = checkpoint.averaged(parameters)
     checkpoint.load_into(network, parameters, path)  # complete, and of the right shapes
     weights = {name: parameters[name] for name in network.parameters_dict()}
@@ -90,19 +103,19 @@ def export_weights(path, out, layout):
     else:
         out = out or f'{os.path.splitext(path)[0]}.safetensors'
         tensors = {foreign: weights[name] for name, foreign in names_in('timm', weights).items()}
-        torch_file.write_safetensors(out, tensors)
-    found = recorded_preprocessing(info.get('preprocessing'))
+        safetensors_file.write(out, tensors)
     print(
         f'{out}: {len(tensors)} tensors written, {len(parameters) - len(tensors)} of {path} left out\n'
-        f'preprocessing: {", ".join(f"{name} {value}" for name, value in found._asdict().items())}'
+        f'preprocessing: {_described(recorded_preprocessing(info.get("preprocessing")))}'
     )
 
 
 @entry_point
-def main(arguments=None):
+def main(arguments: list[str] | None = None):
+    """Run the command line `arguments` (default: those of the process)."""
     parser = Parser(prog='python -m src.weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    command = commands.add_parser('import', help='foreign weights to a checkpoint of this project')
+    command = commands.add_parser('import', help='weights of another program to a checkpoint of this project')
     command.add_argument('file', help='TensorFlow checkpoint (V1 file, V2 prefix), safetensors, .pth or .ckpt')
     command.add_argument('--out', required=True, help='the checkpoint to write')
     command.add_argument('--drop_background', action='store_true', help='of 1001 classes drop the first, the background')

@@ -1,4 +1,6 @@
-"""Checkpoints: write, list, read."""
+"""Checkpoints of this project: written, listed, read, and set into a network."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -11,18 +13,18 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
-from src import files
+from src import files, processes
 from src.errors import InputError
 from src.weights import mindspore_file
 
 PREFIX = 'inceptionv4'
 BEST = f'{PREFIX}-best.ckpt'
 FORMAT_VERSION = 2
-AVERAGE = 'ema.'  # in front of a parameter's name: the moving average of its values
+AVERAGE = 'ema.'  # prefix of a parameter's name: the moving average of its values
 CLASSIFIERS = ('logits.', 'aux_logits.')
-INFO = (
+INFO = (  # what a checkpoint may say beside its parameters
     'format_version',
     'step',
     'epoch',
@@ -34,7 +36,7 @@ INFO = (
     'source',
     'training',
 )
-JSON_INFO = {'config', 'preprocessing', 'class_names'}
+JSON_INFO = {'config', 'preprocessing', 'class_names'}  # stored as JSON text
 
 
 def _digest(parameters, info):
@@ -48,18 +50,18 @@ def _digest(parameters, info):
     return sha.digest()
 
 
-def write(path, parameters, info):
+def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> None:
     """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all.
 
-    The file is in MindSpore's format, but written by `files.replacing`; MindSpore's own `ModelCheckpoint`
-    removes an old file of the name first and does not sync. A checksum over everything is in it, since a file that was
-    cut exactly at MindSpore's own CRC loads with a warning. OSError where it cannot be written.
+    The file is in MindSpore's format, but written by `files.replacing`: MindSpore's own `ModelCheckpoint` removes an old
+    file of the name first and does not sync. It holds a checksum of everything, because MindSpore only warns about a file
+    that was cut exactly where MindSpore's own checksum begins. OSError if it cannot be written.
     """
     info = {
         name: json.dumps(value) if name in JSON_INFO else value
         for name, value in {'format_version': FORMAT_VERSION, **info}.items()
     }
-    # First in the file, so that no cut leaves a readable file without its checksum; MindSpore puts `info` last.
+    # The checksum comes first, so that no cut leaves a readable file without it; MindSpore puts `info` last.
     entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
     with files.replacing(path) as temporary:
         whole = temporary.with_name('whole.ckpt')  # MindSpore would add the suffix to another name
@@ -69,27 +71,27 @@ def write(path, parameters, info):
         whole.rename(temporary)
 
 
-def save(directory, cell, *, step, epoch, config, **info):
-    """`write` the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path."""
+def save(directory: str | Path, cell: nn.Cell, *, step: int, epoch: int, config: dict, **info: object) -> Path:
+    """Write the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path. OSError if it cannot."""
     path = numbered(directory, step, epoch)
     write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
     return path
 
 
-def numbered(directory, step, epoch):
-    """Where the checkpoint of `step` belongs."""
+def numbered(directory: str | Path, step: int, epoch: int) -> Path:
+    """Path of the checkpoint of `step`."""
     return Path(directory) / f'{PREFIX}-{epoch}_{step}.ckpt'
 
 
-def values(cell):
+def values(cell: nn.Cell) -> dict[str, np.ndarray]:
     """{name: ndarray} of the state of `cell`; on the CPU these are views of the live parameters."""
     return {name: p.asnumpy() for name, p in cell.parameters_dict().items()}
 
 
-def mark_best(path, top1):
+def mark_best(path: Path, top1: float) -> bool:
     """Make `inceptionv4-best.ckpt` another name of the checkpoint `path` if `top1` is the highest yet; True if so.
 
-    The value stands in `inceptionv4-best.json`, so that it outlasts a resumption.
+    The accuracy is kept in `inceptionv4-best.json`, so that a resumed training knows it. OSError if it cannot be written.
     """
     best = path.with_name(BEST)
     record = best.with_suffix('.json')
@@ -114,8 +116,9 @@ def _link_or_copy(source, target):
         shutil.copyfile(source, target)
 
 
-def written_by(directory, training):
-    """Numbered checkpoints of `directory` that this training, or one that it went on from, wrote; oldest first."""
+def written_by(directory: str | Path, training: str) -> list[Path]:
+    """Numbered checkpoints of `directory` that the training with the mark `training`, or one that it resumed, wrote; oldest
+    first."""
     found = []
     for path in by_age(directory):
         with contextlib.suppress(OSError, ValueError, TypeError, IndexError):  # a damaged one belongs to nobody
@@ -124,28 +127,28 @@ def written_by(directory, training):
     return found
 
 
-def remove_unfinished(directory):
-    """Remove what processes that were killed while saving left behind; call only where no other one can be saving."""
-    for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`
-        # Another rank of a training before may still be ending; a name with our number is of a process that had it before.
-        if not any(
-            Path('/proc', part).exists() for part in path.name.split('.') if part.isdigit() and part != str(os.getpid())
-        ):
+def remove_unfinished(directory: str | Path) -> None:
+    """Remove what processes that were killed while saving left behind. Call it before this process saves anything."""
+    for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`, whose names have the process id
+        writers = set(filter(str.isdigit, path.name.split('.'))) - {str(os.getpid())}
+        # A rank of an earlier training may still be saving. A zombie has closed its files; a directory with our own number
+        # is of an earlier process that had it.
+        if not any(map(processes.lives, writers)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def by_age(directory):
+def by_age(directory: str | Path) -> list[Path]:
     """Numbered checkpoints of `directory`, oldest first."""
     return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: p.stat().st_mtime_ns)
 
 
-def of_training(directory):
+def of_training(directory: str | Path) -> list[Path]:
     """All checkpoints of `directory`, the best one first and then the numbered ones, oldest first."""
     best = Path(directory, BEST)
     return [*([best] if best.exists() else []), *by_age(directory)]
 
 
-def find(path):
+def find(path: str | Path) -> list[Path]:
     """Checkpoints at `path`, by step: the file itself, or those of a directory. InputError if there is none."""
     path = Path(path)
     if path.is_dir():
@@ -163,11 +166,11 @@ def _step(name):
     return int(match[1]) if match else -1
 
 
-def load(path):
-    """Checkpoint at `path`: ({name: ndarray}, info), info with the values of `INFO` that were saved.
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Checkpoint at `path`: ({name: ndarray}, info); info has those values of `INFO` that were saved.
 
-    InputError if it cannot be read, or if its checksum is not that of what was read. Checkpoints that other programs
-    wrote have no checksum.
+    InputError if it cannot be read, or if its content does not fit its checksum. Checkpoints of other programs have no
+    checksum.
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such checkpoint')
@@ -178,7 +181,7 @@ def load(path):
                 checksum = bytes(value)
             elif name in INFO:
                 info[name] = value if isinstance(value, str) else value.item()
-            elif not isinstance(value, str):  # other programs note this and that
+            elif not isinstance(value, str):  # other programs store notes of their own
                 parameters[name] = value
         if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
             raise ValueError('its checksum does not fit')
@@ -194,8 +197,9 @@ def load(path):
     return parameters, info
 
 
-def with_classes(info, parameters, path):
-    """`info` of the weights `parameters` with a `config` that tells at least the number of classes, whoever wrote them."""
+def with_classes(info: dict, parameters: dict[str, np.ndarray], path: str | Path) -> dict:
+    """`info` of the weights `parameters` at `path`, its `config` with at least the number of classes. InputError if the
+    classifier is missing, from whose size it is known."""
     config = dict(info.get('config', {}))
     if 'num_classes' not in config:
         if 'logits.bias' not in parameters:
@@ -204,18 +208,23 @@ def with_classes(info, parameters, path):
     return {**info, 'config': config}
 
 
-def averaged(parameters):
-    """`parameters` with the moving averages of the weights (`ema_decay`) in place of the weights, where there are any."""
+def averaged(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`parameters` with the moving averages of the weights (`ema_decay`) instead of the weights, where there are any."""
     return {
         name: parameters.get(AVERAGE + name, value) for name, value in parameters.items() if not name.startswith(AVERAGE)
     }
 
 
-def load_into(cell, parameters, path, left_out=()):
-    """Set the parameters of `cell` from `parameters`; all must be there and fit, but those starting with `left_out`.
+def load_into(
+    cell: nn.Cell, parameters: dict[str, np.ndarray], path: str | Path, left_out: tuple[str, ...] = ()
+) -> tuple[list[str], list[str]]:
+    """Set the parameters of `cell` from `parameters`, but those whose names start with one of `left_out`.
 
     Returns:
         (loaded, left): lists of names.
+
+    Raises:
+        InputError: a parameter is missing or of another shape; the message names `path`. Then none is set.
     """
     loaded, left, targets = [], [], cell.parameters_dict()
     for name, parameter in targets.items():

@@ -1,5 +1,5 @@
-"""MindSpore's checkpoint files, read without MindSpore: its `load_checkpoint` copies the content of a tensor into memory
-of the tensor's shape without comparing the two, so that a file can write over other memory.
+"""MindSpore's checkpoint files, read by our own code: MindSpore's `load_checkpoint` copies the content of a tensor into
+memory of the tensor's shape without comparing their sizes, so that a damaged file can write over other memory.
 
 A file is a protocol buffer of values (field 1): a name (1) and a tensor (2) of dimensions (1), type (2), content (3).
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.weights.tf_file import message_fields
+from src.data.protobuf import read_values
 
 DTYPES = {
     'Bool': '?',
@@ -52,16 +52,16 @@ def read_text(path, name):
 
 def _pieces(data):
     """Yield (name, tensor) of a file's content."""
-    for number, value in message_fields(data[:-17] if data[-17:-10] == CRC else data):
-        value = dict(message_fields(value)) if number == 1 else {}
+    for number, value in read_values(data[:-17] if data[-17:-10] == CRC else data):
+        value = dict(read_values(value)) if number == 1 else {}
         if 1 not in value or 2 not in value:
             raise ValueError('it holds more than names and tensors')
         yield str(value[1], 'utf-8'), value[2]
 
 
 def _value(name, tensors):
-    shape = tuple(value for number, value in message_fields(tensors[0]) if number == 1)
-    parts = [dict(message_fields(tensor)) for tensor in tensors]
+    shape = tuple(value for number, value in read_values(tensors[0]) if number == 1)
+    parts = [dict(read_values(tensor)) for tensor in tensors]
     kind = str(parts[0].get(2, b''), 'utf-8')
     content = parts[0].get(3, b'') if len(parts) == 1 else b''.join(part.get(3, b'') for part in parts)
     if kind == 'str':

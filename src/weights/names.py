@@ -1,5 +1,8 @@
-"""Names and layouts of foreign InceptionV4 weights to this network's and back. NumPy only."""
+"""Names and axes of InceptionV4's weights in other programs, to ours and back. NumPy only."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
@@ -29,9 +32,9 @@ _TIMM_FORKS = {1: ('1_0', '1_1a', '1_1b'), 2: ('2_0', '2_1', '2_2', '2_3a', '2_3
 _MINDCV_FORKS = {1: ('1', '1_1', '1_2'), 2: ('2.0', '2.1', '2.2', '2_1', '2_2')}
 
 
-def tf_slim_name(name):
+def tf_slim_name(name: str) -> str:
     """Name of one of our parameters in TF-slim: `mixed_5b.branch_1.conv2d_0b_3x3.conv.weight` is
-    `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`."""
+    `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`. InputError for other names."""
     leaf = next((leaf for leaf in _LEAVES if name.endswith('.' + leaf)), None)
     if leaf is None:
         raise InputError(f'{name}: not the name of an InceptionV4 parameter')
@@ -79,7 +82,7 @@ def _mindcv_layer(number, block, branch, position, count):
     return f'{place}{branch}' + (f'.{position}' if count > 1 else '')
 
 
-def names_in(layout, ours):
+def names_in(layout: str, ours: Iterable[str]) -> dict[str, str]:
     """{our name: name in `layout` ('tf_slim', 'timm' or 'mindcv')} for the parameters `ours` that exist there."""
     if layout == 'tf_slim':
         return {name: tf_slim_name(name) for name in ours}
@@ -91,20 +94,23 @@ def names_in(layout, ours):
     return {**result, 'logits.weight': f'{classifier}.weight', 'logits.bias': f'{classifier}.bias'}
 
 
-def transposed(array, inverse=False):
-    """Convolution HWIO <-> OIHW, dense IO <-> OI; anything else as it is."""
+def transposed(array: np.ndarray, inverse: bool = False) -> np.ndarray:
+    """Kernels of convolutions HWIO as OIHW, of dense layers IO as OI, or with `inverse` back; anything else as it is."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0) if inverse else array.transpose(3, 2, 0, 1)
     return array.T if array.ndim == 2 else array
 
 
-def fit(tensors, names, shapes, hwio=False):
-    """Take `tensors` ({foreign name: ndarray}; `hwio`: kernels HWIO, dense IO) as our parameters.
+def fit(
+    tensors: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple], hwio: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Take the tensors of another program as our parameters.
 
     Args:
-        names (dict[str, str]): our name to the foreign one.
-        shapes (dict[str, tuple]): our names and shapes. A network without batch norm scale has no gamma; then ours is
-            filled with ones.
+        tensors: by their names in the other program.
+        names: our name to the other program's.
+        shapes: by our names. A network without batch norm scale has no gamma; then ours is filled with ones.
+        hwio: kernels of convolutions are HWIO, of dense layers IO, as in TensorFlow.
 
     Returns:
         (parameters, left): float32 ndarrays for every name in `shapes`, kernels OIHW, dense OI; the unused tensors.
@@ -130,7 +136,7 @@ def fit(tensors, names, shapes, hwio=False):
     return result, left
 
 
-def from_tf_slim(variables, shapes):
+def from_tf_slim(variables: dict[str, np.ndarray], shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
     """TF-slim's model variables to our parameters with the names and shapes `shapes`, as `fit` does; InputError if one
     has no place in this network either."""
     result, left = fit(variables, names_in('tf_slim', shapes), shapes, hwio=True)
@@ -139,7 +145,7 @@ def from_tf_slim(variables, shapes):
     return result
 
 
-def to_tf_slim(parameters):
+def to_tf_slim(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `from_tf_slim`: our names, OIHW and OI to TF-slim's names, HWIO and IO.
 
     Gammas that are all one, which is how a network without batch norm scale keeps them, are left out.

@@ -1,4 +1,5 @@
-"""TensorFlow checkpoints without TensorFlow: both formats read, the newer one written.
+"""TensorFlow's checkpoints, read and written by our own code: no other library than TensorFlow does it, and
+nobody should have to install that for a file. Both formats are read, the newer one is written.
 
 Both keep a table of sorted keys in the layout of LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md)
 with protocol buffers as values. V1, a single file, has the tensors themselves in it (saved_tensor_slice.proto); V2
@@ -12,7 +13,8 @@ import struct
 
 import numpy as np
 
-from src.data.crc import crc32c, mask
+from src.data.crc import masked_crc
+from src.data.protobuf import encode_field, encode_varint, read_values, read_varint
 from src.errors import InputError
 from src.files import replacing
 
@@ -21,59 +23,30 @@ DTYPES = {1: '<f4', 2: '<f8', 3: '<i4', 9: '<i8', 19: '<f2'}  # DataType of type
 BLOCK_BYTES = 4096
 
 
-def _varint(data, at):
-    result = shift = 0
-    while True:
-        byte = data[at]
-        at, result, shift = at + 1, result | (byte & 127) << shift, shift + 7
-        if byte < 128:
-            return result, at
-        if shift > 63:
-            raise ValueError('a number is too long')
-
-
 def _part(data, at, size):
     if at + size > len(data):
         raise ValueError('it ends too early')
     return data[at : at + size]
 
 
-def message_fields(message):
-    """Yield (number, value) of a protocol buffer; values are int or, where they have a length, memoryview."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        if key & 7 == 0:
-            value, at = _varint(message, at)
-        elif key & 7 == 2:
-            size, at = _varint(message, at)
-            value, at = _part(message, at, size), at + size
-        elif key & 7 in (1, 5):
-            size = 8 if key & 7 == 1 else 4
-            value, at = int.from_bytes(_part(message, at, size), 'little'), at + size
-        else:
-            raise ValueError('a field of an unknown kind')
-        yield key >> 3, value
-
-
 def _shape(message):
     """(int, ...) of a TensorShapeProto."""
-    return tuple(dict(message_fields(dim)).get(1, 0) for number, dim in message_fields(message) if number == 2)
+    return tuple(dict(read_values(dim)).get(1, 0) for number, dim in read_values(message) if number == 2)
 
 
 def _block(table, at, size):
     """Yield (key, value) of a block; keys are shortened by what they share with the one before."""
     body = _part(table, at, size + 5)
-    if mask(crc32c(body[: size + 1])) != struct.unpack('<I', body[size + 1 :])[0]:
+    if masked_crc(body[: size + 1]) != struct.unpack('<I', body[size + 1 :])[0]:
         raise ValueError('a checksum does not fit')
     if body[size]:
         raise ValueError('it is compressed, which TensorFlow does not do')
     end = size - 4 - 4 * struct.unpack('<I', _part(body, size - 4, 4))[0]
     key, at = b'', 0
     while at < end:
-        shared, at = _varint(body, at)
-        rest, at = _varint(body, at)
-        length, at = _varint(body, at)
+        shared, at = read_varint(body, at, end)
+        rest, at = read_varint(body, at, end)
+        length, at = read_varint(body, at, end)
         key = key[:shared] + bytes(_part(body, at, rest))
         yield key, _part(body, at + rest, length)
         at += rest + length
@@ -82,11 +55,11 @@ def _block(table, at, size):
 def _table(table):
     footer, at = table[-48:], 0
     for _ in range(2):  # of the two handles the second is the index
-        start, at = _varint(footer, at)
-        size, at = _varint(footer, at)
+        start, at = read_varint(footer, at, 48)
+        size, at = read_varint(footer, at, 48)
     for _, handle in _block(table, start, size):
-        start, at = _varint(handle, 0)
-        yield from _block(table, start, _varint(handle, at)[0])
+        start, at = read_varint(handle, 0, len(handle))
+        yield from _block(table, start, read_varint(handle, at, len(handle))[0])
 
 
 def _map(path):
@@ -103,10 +76,10 @@ def _array(data, dtype, shape):
 def _read_v1(table):
     shapes, result = {}, {}
     for key, value in _table(table):
-        for number, content in message_fields(value):
-            fields = list(message_fields(content))
+        for number, content in read_values(value):
+            fields = list(read_values(content))
             if not key and number == 1:  # what is in the file
-                for tensor in (list(message_fields(value)) for number, value in fields if number == 1):
+                for tensor in (list(read_values(value)) for number, value in fields if number == 1):
                     name = str(dict(tensor)[1], 'utf-8')
                     if sum(number == 4 for number, _ in tensor) > 1:
                         raise ValueError(f'{name} is saved in parts (a partitioned variable)')
@@ -115,13 +88,13 @@ def _read_v1(table):
                 slice_ = dict(fields)
                 name = str(slice_[1], 'utf-8')
                 shape, dtype = shapes[name]
-                values = dict(message_fields(slice_[3]))
+                values = dict(read_values(slice_[3]))
                 if dtype == 1:
                     result[name] = _array(values.get(5, b''), '<f4', shape)
                 elif dtype in (3, 9):  # int_val, int64_val: packed varints
                     packed, numbers, at = values.get(7 if dtype == 3 else 10, b''), [], 0
                     while at < len(packed):
-                        found, at = _varint(packed, at)
+                        found, at = read_varint(packed, at, len(packed))
                         numbers.append(found)
                     result[name] = _array(np.array(numbers, np.uint64).tobytes(), '<i8', shape)
     return {name: result.get(name) for name in shapes}
@@ -130,7 +103,7 @@ def _read_v1(table):
 def _read_v2(prefix, table):
     result, shards, number_of_shards = {}, {}, 1
     for key, value in _table(table):
-        fields = dict(message_fields(value))
+        fields = dict(read_values(value))
         if not key:  # the header
             number_of_shards = fields.get(1, 1)
             if fields.get(2):
@@ -146,7 +119,7 @@ def _read_v2(prefix, table):
         if shard not in shards:
             shards[shard] = _map(f'{prefix}.data-{shard:05d}-of-{number_of_shards:05d}')
         data = _part(shards[shard], fields.get(4, 0), fields.get(5, 0))
-        if mask(crc32c(data)) != fields.get(6):
+        if masked_crc(data) != fields.get(6):
             raise ValueError(f'the checksum of {name} does not fit')
         result[name] = _array(data, dtype, _shape(fields.get(2, b'')))
     return result
@@ -186,49 +159,35 @@ def read(path):
         ) from None
 
 
-def _number(field, value):
-    """A field of a protocol buffer with a whole number, or `value` (bytes) with its length before it."""
-    kind, content = (2, _encoded(len(value)) + value) if isinstance(value, bytes) else (0, _encoded(value))
-    return _encoded(field << 3 | kind) + content
-
-
-def _encoded(value):
-    result = bytearray()
-    while value > 127:
-        result.append(value & 127 | 128)
-        value >>= 7
-    return bytes(result) + bytes([value])
-
-
 def write(prefix, tensors):
     """Write float32 ndarrays ({name: value}) as the V2 checkpoint `prefix`, the index last. OSError if it cannot."""
-    entries, offset = {b'': _number(1, 1) + _number(3, _number(1, 1))}, 0  # one shard; written by version 1
+    entries, offset = {b'': encode_field(1, 1) + encode_field(3, encode_field(1, 1))}, 0  # one shard; written by version 1
     with replacing(f'{prefix}.index') as index_path, replacing(f'{prefix}.data-00000-of-00001') as data_path:
         with open(data_path, 'wb') as data:
             for name in sorted(tensors, key=str.encode):
                 value = np.asarray(tensors[name], '<f4')
-                shape = b''.join(_number(2, _number(1, size)) for size in value.shape)
+                shape = b''.join(encode_field(2, encode_field(1, size)) for size in value.shape)
                 entries[name.encode()] = (
-                    _number(1, 1)
-                    + _number(2, shape)
-                    + _number(4, offset)
-                    + _number(5, value.nbytes)
+                    encode_field(1, 1)
+                    + encode_field(2, shape)
+                    + encode_field(4, offset)
+                    + encode_field(5, value.nbytes)
                     + b'\x35'
-                    + struct.pack('<I', mask(crc32c(value.tobytes())))
+                    + struct.pack('<I', masked_crc(value.tobytes()))
                 )
                 offset += data.write(value.tobytes())
         with open(index_path, 'wb') as table:
 
             def add(block):
                 start, block = table.tell(), block + struct.pack('<IIB', 0, 1, 0)  # one restart, at 0; not compressed
-                table.write(block + struct.pack('<I', mask(crc32c(block))))
-                return _encoded(start) + _encoded(len(block) - 1)
+                table.write(block + struct.pack('<I', masked_crc(block)))
+                return encode_varint(start) + encode_varint(len(block) - 1)
 
             index = block = b''
             for i, (key, value) in enumerate(entries.items(), 1):
-                block += b'\0' + _encoded(len(key)) + _encoded(len(value)) + key + value
+                block += b'\0' + encode_varint(len(key)) + encode_varint(len(value)) + key + value
                 if len(block) > BLOCK_BYTES or i == len(entries):
                     handle, block = add(block), b''
-                    index += b'\0' + _encoded(len(key)) + _encoded(len(handle)) + key + handle
+                    index += b'\0' + encode_varint(len(key)) + encode_varint(len(handle)) + key + handle
             handles = add(b'') + add(index)
             table.write(handles + bytes(40 - len(handles)) + MAGIC)

@@ -1,6 +1,7 @@
-"""The launcher: what it would start on NPUs, and how it looks after the processes it does start."""
+"""The launcher: what it would start on NPUs, and how it supervises the processes that it starts."""
 
 import functools
+import glob
 import json
 import os
 import re
@@ -15,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from src import config
-from src.cluster import launch, rank_table, supervisor
+from src.cluster import launch, logs, rank_table, supervisor
+from src.cluster.jobs import SCHEDULER, make_jobs
+from src.cluster.make_rank_table import make
+from src.cluster.servers import Device, RankTable, Server, is_local, local_server
 from src.errors import InputError
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -24,9 +28,9 @@ PYTHON = [sys.executable, '-u']
 
 def servers(*sizes):
     ranks = iter(range(sum(sizes)))
-    return rank_table.RankTable(
+    return RankTable(
         [
-            rank_table.Server(f'10.0.0.{k}', [rank_table.Device(i, f'192.168.{k}.{i}', next(ranks)) for i in range(size)])
+            Server(f'10.0.0.{k}', [Device(i, f'192.168.{k}.{i}', next(ranks)) for i in range(size)])
             for k, size in enumerate(sizes)
         ]
     )
@@ -39,7 +43,7 @@ def servers(*sizes):
 def test_ascend_environment(sizes, here):
     table = servers(*sizes)
     inherited = {'HOME': '/root', 'MS_ROLE': 'MS_WORKER', 'MS_SCHED_PORT': '1', 'RANK_ID': '9'}
-    jobs = launch.plan(
+    jobs = make_jobs(
         table, table.servers[here], 'Ascend', ['t r.py', '--lr', '1'], table_file='/a/t.json', environ=inherited
     )
     first = sum(sizes[:here])
@@ -66,7 +70,7 @@ def test_ascend_environment(sizes, here):
 def test_ascend_physical_ids_and_own_timeouts():
     table = servers(2)
     table.servers[0].devices[1].device_id = 5
-    job = launch.plan(
+    job = make_jobs(
         table,
         table.servers[0],
         'Ascend',
@@ -79,15 +83,15 @@ def test_ascend_physical_ids_and_own_timeouts():
     assert job[1] == ['taskset', '-c', '2,3', *PYTHON, 't.py']
     assert (job[2]['DEVICE_ID'], job[2]['HCCL_CONNECT_TIMEOUT']) == ('5', '7200')
     with pytest.raises(InputError, match='2 ranks, but 1 cores'):
-        launch.plan(table, table.servers[0], 'Ascend', ['t.py'], table_file='/t', bind_core=True, cores=(0,))
+        make_jobs(table, table.servers[0], 'Ascend', ['t.py'], table_file='/t', bind_core=True, cores=(0,))
 
 
 def test_devices_of_a_container():
-    """The table has physical numbers, CANN counts what is mounted from 0; of several pods on a host each has its own."""
+    """A table has physical numbers, while CANN counts the devices of a container from 0."""
     table = servers(3)
     for device, number in zip(table.servers[0].devices, (5, 4, 7)):
         device.device_id = number
-    start = functools.partial(launch.plan, table, table.servers[0], 'Ascend', ['t.py'])
+    start = functools.partial(make_jobs, table, table.servers[0], 'Ascend', ['t.py'])
     jobs = start(table_file='/t', npus=[4, 5, 7], environ={'ASCEND_RT_VISIBLE_DEVICES': '0', 'MS_SERVER_NUM': '0'})
     assert [env['DEVICE_ID'] for _, _, env in jobs] == ['1', '0', '2']
     assert not {'ASCEND_RT_VISIBLE_DEVICES', 'MS_SERVER_NUM'} & jobs[0][2].keys()
@@ -102,7 +106,7 @@ def test_devices_of_a_container():
 
 def test_cpu_environment():
     table = servers(1, 2)  # on the CPU all of it runs here
-    scheduler, *ranks = launch.plan(
+    scheduler, *ranks = make_jobs(
         table, table.servers[1], 'CPU', ['t.py'], port=7000, cores=range(6), environ={'RANK_TABLE_FILE': '/t'}
     )
     common = {
@@ -115,11 +119,7 @@ def test_cpu_environment():
         'LOCAL_CORES': '6',
         'OMP_NUM_THREADS': '2',
     }
-    assert scheduler == (
-        'scheduler',
-        [sys.executable, '-c', launch.SCHEDULER],
-        common | {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'},
-    )
+    assert scheduler == ('scheduler', [sys.executable, '-c', SCHEDULER], common | {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'})
     assert ranks == [
         (
             str(r),
@@ -134,7 +134,7 @@ def test_msrun_command():
     table = servers(8, 8)
     for device in table.servers[1].devices:
         device.device_id += 8
-    ((name, argv, env),) = launch.plan(
+    ((name, argv, env),) = make_jobs(
         table,
         table.servers[1],
         'Ascend',
@@ -173,29 +173,29 @@ def test_msrun_command():
 def test_local_server(monkeypatch):
     table = servers(1, 1)
     table.servers[1].server_id = '127.0.0.1'
-    assert launch.local_server(table) is table.servers[1]
-    assert launch.local_server(table, '10.0.0.0') is table.servers[0]
-    assert launch.local_server(servers(1)).server_id == '10.0.0.0'  # the only one
+    assert local_server(table) is table.servers[1]
+    assert local_server(table, '10.0.0.0') is table.servers[0]
+    assert local_server(servers(1)).server_id == '10.0.0.0'  # the only one
     table.servers[1].server_id = socket.gethostname()
-    assert launch.local_server(table) is table.servers[1]
+    assert local_server(table) is table.servers[1]
     with pytest.raises(InputError, match='--server_id x is not in'):
-        launch.local_server(table, 'x')
+        local_server(table, 'x')
     table.servers[1].server_id, table.servers[1].addresses = '8a5-f1', ['203.0.113.7', '127.0.0.1']
-    assert launch.local_server(table) is launch.local_server(table, '203.0.113.7') is table.servers[1]
+    assert local_server(table) is local_server(table, '203.0.113.7') is table.servers[1]
     table.servers[1].addresses.pop()
     with pytest.raises(InputError, match='0 servers of the rank table'):
-        launch.local_server(table)
+        local_server(table)
     monkeypatch.setenv('XDL_IP', '10.0.0.0')  # the host's address, in a container
-    assert launch.local_server(table) is table.servers[0]
+    assert local_server(table) is table.servers[0]
     for name in ('0.0.0.0', '203.0.113.7', 'a' * 70, '\ud800', 'no..name'):
-        assert not launch._is_local(name)
+        assert not is_local(name)
 
 
 def test_master_of_containers():
-    """Containers reach each other by their own addresses, the servers' names may be opaque."""
+    """Containers are reached by their own addresses; server ids need not be addresses."""
     table = servers(1, 1)
     table.servers[0].addresses = ['192.168.149.3', '10.0.0.9']
-    ((_, argv, _),) = launch.plan(table, table.servers[1], 'Ascend', ['t.py'], launcher='msrun', environ={'PATH': '/bin'})
+    ((_, argv, _),) = make_jobs(table, table.servers[1], 'Ascend', ['t.py'], launcher='msrun', environ={'PATH': '/bin'})
     assert '--master_addr=192.168.149.3' in argv
 
 
@@ -248,7 +248,7 @@ class Launch:
         )
 
     def end(self):
-        """(exit status, stdout, stderr), once it is checked that no process that told its pid is left."""
+        """(exit status, stdout, stderr); no process that wrote a file pid* may be left."""
         out, err = self.process.communicate(timeout=60)
         assert 'Traceback' not in err or 'Traceback' in ''.join(p.read_text() for p in self.cwd.rglob('*.log'))
         for path in self.cwd.glob('pid*'):
@@ -288,7 +288,7 @@ def test_success(tmp_path):
     status, out, err = run.end()
     options = "['--device_target', 'Ascend', '--lr', '-1', '--rank_size', '2']"
     assert (status, out) == (0, f'rank 0 {options}\n') and run.log(1) == f'rank 1 {options}\n'
-    assert run.log(1, '.1') == "rank 1 ['--device_target', 'Ascend', '--rank_size', '2']\n"  # the one before
+    assert run.log(1, '.1') == "rank 1 ['--device_target', 'Ascend', '--rank_size', '2']\n"  # of the run before
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ SCHEDULER_ERROR = (
     ],
 )
 def test_failing_scheduler_is_blamed_only_if_no_rank_is(scheduler, rank0, status, message, tmp_path):
-    """Where a rank is lost the scheduler fails too, and may be the first to."""
+    """When a rank is lost, the scheduler fails too, and may do so first."""
     jobs = [
         (name, [sys.executable, '-uc', f'import os, sys, time; {code}'], dict(os.environ))
         for name, code in (('scheduler', scheduler), ('0', rank0), ('1', 'time.sleep(100)'))
@@ -424,7 +424,7 @@ def test_signal_reaches_the_ranks_once(tmp_path, number):
     run.process.send_signal(number)
     status, out, err = run.end()
     assert status == 128 + number and 'failed' not in err
-    assert out == run.log(1) == f'saved {signal.SIGTERM:d}\n'  # MindSpore has its own way with SIGINT
+    assert out == run.log(1) == f'saved {signal.SIGTERM:d}\n'  # never SIGINT, which MindSpore handles itself
 
 
 def test_second_signal_kills(tmp_path):
@@ -437,7 +437,7 @@ def test_second_signal_kills(tmp_path):
 
 
 def test_echo_of_a_signal_does_not(tmp_path):
-    """Batch systems signal a process, and then all of its group."""
+    """Batch systems signal a process and then its whole group."""
     run = Launch(tmp_path, SAVES)
     run.wait_for('ready0', 'ready1')
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
@@ -448,7 +448,7 @@ def test_echo_of_a_signal_does_not(tmp_path):
 
 
 def test_one_launcher_at_a_time(tmp_path, monkeypatch, capsys):
-    """The second waits for one that is ending, and is refused by one that goes on, before it has touched anything."""
+    """A second launcher waits for the first to end, and is refused if it does not, before anything is changed."""
     first = Launch(tmp_path, SAVES)
     first.wait_for('ready0', 'ready1')
     monkeypatch.chdir(first.cwd)
@@ -470,9 +470,9 @@ def test_old_logs_are_kept(tmp_path):
     log = tmp_path / 'train.log'
     for text in 'abcdefgh':
         log.write_text(text)
-        supervisor._keep(str(log))
+        logs.keep_old(str(log))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        f'train.log.{k}': 'hgfed'[k - 1] for k in range(1, supervisor.OLD_LOGS + 1)
+        f'train.log.{k}': 'hgfed'[k - 1] for k in range(1, logs.OLD_LOGS + 1)
     }
 
 
@@ -529,11 +529,12 @@ from mindspore.communication import init, get_rank, get_group_size
 ms.set_device('CPU')
 init()
 total = ms.ops.AllReduce()(ms.Tensor(np.float32(1 + get_rank())))
-# One write: MindSpore's own log lines come in between.
+# A single write, because MindSpore's log lines come between two.
 sys.stdout.write(f"sum {total} {get_group_size()} {os.environ['OMP_NUM_THREADS']}\\n")
 """
 
 
+@pytest.mark.compiles
 def test_two_cpu_ranks_reduce(tmp_path):
     run = Launch(tmp_path, REDUCE, target='CPU')
     status, out, err = run.end()
@@ -544,7 +545,7 @@ def test_two_cpu_ranks_reduce(tmp_path):
 
 @pytest.mark.slow
 def test_real_rank_that_stops(tmp_path):
-    """MindSpore's other rank gives up after half a minute, its scheduler a little later; neither is the cause."""
+    """The other rank fails after half a minute and the scheduler a little later; neither is the cause."""
     run = Launch(
         tmp_path,
         REDUCE + READY + 'for i in range(3000):\n    time.sleep(.05)\n'
@@ -564,7 +565,7 @@ def test_real_rank_that_stops(tmp_path):
     'death, status, cause', [('sys.exit(3)', 3, 'status 3'), ('os.kill(os.getpid(), 9)', 137, 'signal SIGKILL')]
 )
 def test_msrun_rank_fails(tmp_path, death, status, cause):
-    """MindSpore's own launcher would not say which rank failed, and wait for its scheduler for more than a minute."""
+    """msrun itself would not name the rank that failed, and would wait for its scheduler for more than a minute."""
     script = (
         "if os.environ['MS_ROLE'] == 'MS_WORKER' and rank == '1':\n  print('last words'); sys.stdout.flush()\n"
         f'  time.sleep(2)\n  {death}\ntime.sleep(100)\n'
@@ -611,7 +612,7 @@ def test_script(tmp_path):
     ]
 
 
-# ---- its document
+# ---- docs/ascend.md
 
 
 def test_ascend_document(tmp_path):
@@ -624,17 +625,8 @@ def test_ascend_document(tmp_path):
     ours = re.sub('```bash\ndocker .*?```|`--[a-z]+-[^`]*`|`--(network|device) [^`]*`', '', text, flags=re.DOTALL)
     ours = ours.replace('--devices', '').replace('--output', '')  # of src.cluster.rank_table and src.training.scaling
     assert set(re.findall(r'--(\w+)', ours)) <= known
-    source = ''.join(
-        open(os.path.join(ROOT, path)).read()
-        for path in (
-            'train.py',
-            'src/training/callbacks.py',
-            'src/runtime.py',
-            'src/cluster/launch.py',
-            'src/cluster/supervisor.py',
-            'src/cluster/rank_table.py',
-        )
-    )
+    programs = [os.path.join(ROOT, 'train.py'), *glob.glob(os.path.join(ROOT, 'src/**/*.py'), recursive=True)]
+    source = ''.join(open(path).read() for path in programs)
     for message in (
         'compiling the training graph: seconds to minutes in which nothing moves',
         'nothing to report',
@@ -654,7 +646,7 @@ def test_ascend_document(tmp_path):
     ):
         assert message in source, message
     for k in (1, 2):
-        (tmp_path / f'server{k % 2}.json').write_text(rank_table.make(8, hccn(tmp_path, k), f'10.0.0.{k}'))
+        (tmp_path / f'server{k % 2}.json').write_text(make(8, hccn(tmp_path, k), f'10.0.0.{k}'))
     merge = re.search(r'python - server0.json.*?\nEND\n', text, re.DOTALL)[0].replace('python ', f'{sys.executable} ', 1)
     subprocess.run(['bash', '-c', merge], cwd=tmp_path, check=True)
     assert rank_table.check(tmp_path / 'rank_table.json', 16) == []

@@ -1,4 +1,4 @@
-"""Rank tables: both formats are understood; all that is wrong with one is found, with its place."""
+"""Rank tables: both formats are read, and every error in one is found, with its place."""
 
 import copy
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from src import environment
-from src.cluster import launch, rank_table
+from src.cluster import launch, make_rank_table, rank_table
+from src.cluster.servers import Device
 from src.errors import InputError
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -92,7 +93,7 @@ def test_formats_read_the_same(make, tmp_path):
     path.write_text(json.dumps(make()))
     table = rank_table.read(path)
     assert [server.server_id for server in table.servers] == ['10.0.0.0', '10.0.0.1']
-    assert table.servers[1].devices == [rank_table.Device(0, '192.168.1.0', 2), rank_table.Device(1, '192.168.1.1', 3)]
+    assert table.servers[1].devices == [Device(0, '192.168.1.0', 2), Device(1, '192.168.1.1', 3)]
     assert [device.rank_id for device in table.devices] == [0, 1, 2, 3]
 
 
@@ -221,7 +222,7 @@ def hccl_json(newer=True, status='completed', physical=(4, 5)):
 
 @pytest.mark.parametrize('newer', [True, False])
 def test_mindcluster(newer, tmp_path):
-    """Servers in another order than their names' is no error; the container's address comes first."""
+    """Servers need not be in the order of their names; the container's address comes first."""
     path = tmp_path / 'hccl.json'
     path.write_text(hccl_json(newer))
     table = rank_table.read(path)
@@ -242,7 +243,9 @@ def test_mindcluster(newer, tmp_path):
             f'warning: {table.warnings[0]}',
             f'{path}: 4 ranks on 2 server(s), 1 warning',
         ]
-    change(data := json.loads(path.read_text()), 'server_list.0.host_ip', '')  # where the node has not said it
+    change(
+        data := json.loads(path.read_text()), 'server_list.0.host_ip', ''
+    )  # as MindCluster writes it for an unknown address
     path.write_text(json.dumps(data))
     assert '' not in rank_table.read(path).servers[0].names
 
@@ -252,7 +255,7 @@ def test_byte_order_mark(tmp_path):
 
 
 def test_initializing_is_waited_for(tmp_path):
-    """First as the user's ConfigMap has it, then emptied to be written anew, then whole."""
+    """MindCluster's file is incomplete at first, then empty, then complete."""
     path, told = tmp_path / 'hccl.json', []
     path.write_text('{\n    "status":"initializing"\n}\n')
 
@@ -268,7 +271,7 @@ def test_initializing_is_waited_for(tmp_path):
     assert rank_table.check(path) == [] and told == [f'rank table "{path}" is not completed yet; waits for up to 30 s']
     rank_table.wait(path, told.append)
     path.write_text('no table')
-    rank_table.wait(path, told.append)  # what else is wrong is the reader's business, at once
+    rank_table.wait(path, told.append)  # other errors are not waited for; `read` reports them
     rank_table.wait(tmp_path / 'missing', told.append)
     assert len(told) == 1
 
@@ -364,7 +367,7 @@ def test_command_line(tmp_path):
     assert (made.returncode, made.stdout, made.stderr) == (0, '', '')
     (server,) = rank_table.read(path).servers
     assert server.server_id == '10.0.0.5'
-    assert server.devices == [rank_table.Device(i, f'192.168.10{i}.2', i) for i in range(8)]
+    assert server.devices == [Device(i, f'192.168.10{i}.2', i) for i in range(8)]
     assert sorted(os.listdir(tmp_path)) == ['hccn.conf', 'my table.json']
     good = run('check', path, '--rank_size', 8)
     assert (good.returncode, good.stdout) == (0, f'{path}: 8 ranks on 1 server(s), nothing to report\n')
@@ -392,16 +395,16 @@ def test_make_errors(arguments, message, tmp_path, capsys):
 
 
 def test_make_in_a_container(tmp_path, monkeypatch):
-    """The devices are those that are there, by their physical numbers."""
+    """The table has the physical numbers of the devices that the container has."""
     (tmp_path / 'HCCN').write_text(''.join(f'address_{i}=10.0.0.{i}\n' for i in range(8)))
     for i in (10, 4, 5):
         (tmp_path / f'davinci{i}').touch()
     monkeypatch.setattr(environment, 'NPUS', str(tmp_path / 'davinci[0-9]*'))
     assert environment.npus() == [4, 5, 10]
-    devices = json.loads(rank_table.make(2, str(tmp_path / 'HCCN'), '10.0.0.1'))['server_list'][0]['device']
+    devices = json.loads(make_rank_table.make(2, str(tmp_path / 'HCCN'), '10.0.0.1'))['server_list'][0]['device']
     assert devices == [{'device_id': str(i), 'device_ip': f'10.0.0.{i}', 'rank_id': str(i - 4)} for i in (4, 5)]
     with pytest.raises(InputError, match='--devices 8, but there are 3 NPUs here'):
-        rank_table.make(8, str(tmp_path / 'HCCN'))
+        make_rank_table.make(8, str(tmp_path / 'HCCN'))
 
 
 @pytest.mark.skipif(os.path.exists('/etc/hccn.conf'), reason='a machine with NPUs')

@@ -1,39 +1,40 @@
-"""Damaged pictures and shards: what training replaces and counts, and what stops it with one line."""
+"""Damaged images and shards: what training replaces and counts, and what stops it with one line."""
 
-import io
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import train
-from src.data import dataset, jpeg, tfrecord
-from src.data.dataset import BadRecords, LoadEvaluation, LoadTraining, TrainingOrder, training_dataset
-from src.data.preprocess import decode
+from src.data import bad_records, loading, tfrecord
+from src.data.bad_records import BadRecords
+from src.data.dataset import training_dataset
+from src.data.loading import LoadEvaluation, LoadTraining
+from src.data.order import TrainingOrder
 from src.data.records import open_records
 from src.errors import InputError, input_error
 from tests.conftest import SMALL
 
-CUT, NO_BYTES, NO_PICTURE = 3, 7, 11  # records of `damaged`
-DAMAGED = {CUT, NO_BYTES, NO_PICTURE}
+CUT, NO_BYTES, NO_IMAGE = 3, 7, 11  # records of `damaged`  # records of `damaged`
+
+
+DAMAGED = {CUT, NO_BYTES, NO_IMAGE}
+
+
 EPOCH, BATCH = 12, 4
 
 
 @pytest.fixture(scope='module')
-def pictures(data):
+def images(data):
     good = open_records(str(data), 'train')
     return [(good.read(i), 1 + i % 10, f'{i}.jpg') for i in range(EPOCH)]
 
 
 @pytest.fixture(scope='module')
-def damaged(pictures, tmp_path_factory):
+def damaged(images, tmp_path_factory):
     """Directory of 12 training records in one shard, three of them bad."""
-    directory, examples = tmp_path_factory.mktemp('damaged'), list(pictures)
-    for record, encoded in ((CUT, examples[CUT][0][:-200]), (NO_BYTES, b''), (NO_PICTURE, b'<html>not found</html>')):
+    directory, examples = tmp_path_factory.mktemp('damaged'), list(images)
+    for record, encoded in ((CUT, examples[CUT][0][:-200]), (NO_BYTES, b''), (NO_IMAGE, b'<html>not found</html>')):
         examples[record] = encoded, *examples[record][1:]
     tfrecord.write_shards(str(directory), 'train', examples, 1)
     return directory
@@ -46,7 +47,7 @@ def batches(directory, bad, num_workers=1, start=0, stop=6, **kwargs):
         image_size=75,
         batch_size=BATCH,
         seed=5,
-        keep_prob=0.8,
+        dropout_keep_prob=0.8,
         start=start,
         stop=stop,
         num_workers=num_workers,
@@ -57,11 +58,11 @@ def batches(directory, bad, num_workers=1, start=0, stop=6, **kwargs):
     return [np.concatenate(column) for column in zip(*rows)]
 
 
-def test_bad_records_are_replaced_and_counted(damaged, pictures, tmp_path):
+def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
     bad = BadRecords(0.25, EPOCH, 2)
     found = batches(damaged, bad)
     assert [bad.count(0), bad.count(1)] == [3, 3]
-    tfrecord.write_shards(str(tmp_path), 'train', pictures, 1)
+    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     sound = batches(tmp_path, BadRecords(0, EPOCH, 2))
     replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, 5, BATCH, 0, 1, 0, 6)])
     assert replaced.sum() == 6
@@ -107,12 +108,9 @@ def test_nothing_sound_to_take_instead(tmp_path):
     for text in fails(tmp_path):
         assert re.fullmatch(
             '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
-            r'record \d: not a picture.*; python -m src.data.check DIR lists them all',
+            r'record \d: not an image.*; python -m src.data.check DIR lists them all',
             text,
         )
-
-
-# Records that cannot be read for a while.
 
 
 class Disk:
@@ -140,14 +138,14 @@ class Disk:
 @pytest.fixture
 def pauses(monkeypatch):
     waited = []
-    monkeypatch.setattr(dataset.time, 'sleep', lambda seconds: seconds and waited.append(seconds))
+    monkeypatch.setattr(bad_records.time, 'sleep', lambda seconds: seconds and waited.append(seconds))
     return waited
 
 
 @pytest.mark.parametrize('error', [OSError(5, 'Input/output error'), InputError('3.jpg: No such file or directory')])
-def test_reading_is_tried_again(pictures, tmp_path, pauses, error):
-    """A photo that is away for a moment changes nothing, in training and in evaluation."""
-    tfrecord.write_shards(str(tmp_path), 'train', pictures, 1)
+def test_reading_is_tried_again(images, tmp_path, pauses, error):
+    """An image that is away for a moment changes nothing, in training and in evaluation."""
+    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     records, bad = open_records(str(tmp_path), 'train'), BadRecords(0, EPOCH, 2)
     for make, arguments in (
         (lambda read: LoadTraining(read, 1, 75, 5, 0.8, 0.1, bad=bad), (0, 3)),
@@ -160,9 +158,9 @@ def test_reading_is_tried_again(pictures, tmp_path, pauses, error):
     assert pauses == [0.2, 0.2] and bad.count(0) == 0
 
 
-def test_record_that_stays_away_is_a_bad_one(pictures, tmp_path, pauses):
+def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses):
     """After some seconds; the next such one costs less, until waiting has helped again."""
-    tfrecord.write_shards(str(tmp_path), 'train', pictures, 1)
+    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     disk, bad = Disk(open_records(str(tmp_path), 'train'), [3, 4], always=True), BadRecords(0.5, EPOCH, 2)
     load = LoadTraining(disk, 1, 75, 5, 0.8, 0.1, bad=bad)
     load.sample(0, 3)
@@ -177,10 +175,10 @@ def test_record_that_stays_away_is_a_bad_one(pictures, tmp_path, pauses):
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
-def test_worker_without_memory(pictures, tmp_path, monkeypatch, num_workers):
+def test_worker_without_memory(images, tmp_path, monkeypatch, num_workers):
     """MindSpore would kill the whole training process, had the error this name."""
-    tfrecord.write_shards(str(tmp_path), 'train', pictures, 1)
-    monkeypatch.setattr(dataset, 'training_picture', lambda *_: (_ for _ in ()).throw(MemoryError()))
+    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
+    monkeypatch.setattr(loading, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
     bad = BadRecords(1, EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(tmp_path, bad, num_workers)
@@ -197,6 +195,7 @@ def train_stops(directory, capsys):
     return captured.err
 
 
+@pytest.mark.compiles
 def test_count_is_logged(damaged, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.main(['--data_dir', str(damaged), *SMALL, '--max_bad_fraction', '0.25', '--max_epochs', '1'])
@@ -216,106 +215,12 @@ def flipped(byte):
         (None, 'lacks shard train-00001-of-00010; copy or make all 10'),
     ],
 )
-def test_damaged_shards(damage, message, pictures, capsys, tmp_path, monkeypatch):
+def test_damaged_shards(damage, message, images, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tfrecord.write_shards(str(tmp_path / 'records'), 'train', pictures * 2, 10)
+    tfrecord.write_shards(str(tmp_path / 'records'), 'train', images * 2, 10)
     shard = tmp_path / 'records' / 'train-00001-of-00010'
     content = shard.read_bytes()
     shard.unlink()
     if damage:
         shard.write_bytes(damage(content))
     assert re.search(message, train_stops(tmp_path / 'records', capsys))
-
-
-# The decoder of crops.
-
-needs_library = pytest.mark.skipif(not jpeg.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)')
-BOXES = [(0, 0, 90, 123), (89, 122, 1, 1), (16, 16, 32, 32), (17, 31, 5, 60), (40, 70, 50, 53), (0, 100, 90, 3)]
-
-
-def encode(mode='RGB', kind='JPEG', **options):
-    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((123, 90), Image.Resampling.BICUBIC).convert(mode).save(file, kind, **options)
-    return file.getvalue()
-
-
-def part(picture, box):
-    top, left, height, width = box
-    return picture[top : top + height, left : left + width]
-
-
-@needs_library
-@pytest.mark.parametrize(
-    'options',
-    [{'subsampling': 0}, {'subsampling': 1}, {'subsampling': 2}, {'mode': 'L'}, {'subsampling': 2, 'progressive': True}],
-    ids=str,
-)
-def test_crop_is_part_of_the_whole(options):
-    encoded = encode(**options)
-    whole = jpeg.decode(encoded, lambda height, width: (0, 0, height, width))
-    assert whole.shape == (90, 123, 3)
-    # Fast and accurate DCT differ by a few levels.
-    assert np.abs(whole - np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int)).max() <= 6
-    for box in BOXES:
-        assert np.array_equal(jpeg.decode(encoded, lambda *_, box=box: box), part(whole, box))
-
-
-@pytest.mark.parametrize(
-    'options', [{'mode': 'CMYK'}, {'kind': 'PNG'}, {'kind': 'BMP'}, {'kind': 'PNG', 'mode': 'L'}], ids=str
-)
-def test_crop_of_what_only_pillow_decodes(options):
-    encoded = encode(**options)
-    draws = iter(BOXES[3:])
-    found = decode(encoded, lambda *_: next(draws))  # drawn once, whatever was tried
-    expected = part(np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int), BOXES[3])
-    assert np.abs(found - expected).max() <= (8 if 'kind' not in options else 0) and next(draws) == BOXES[4]
-
-
-@needs_library
-def test_without_the_library(monkeypatch):
-    encoded = encode(subsampling=0)
-    expected = decode(encoded, lambda *_: BOXES[3])
-    monkeypatch.setattr(jpeg, 'library', lambda: None)
-    assert np.array_equal(decode(encoded, lambda *_: BOXES[3]), expected)
-
-
-@pytest.mark.parametrize('length', [0, 2, 20, 300, 700, -2, -1, -500])
-def test_cut_below_the_crop(length):
-    """Also where the rows of the crop are there; and the next picture is decoded as if nothing had been."""
-    encoded = encode(quality=95)
-    expected = decode(encoded, lambda *_: (0, 0, 8, 8))
-    with pytest.raises(ValueError, match='not a picture|cannot be decoded'):
-        decode(encoded[:length], lambda *_: (0, 0, 8, 8))
-    assert np.array_equal(decode(encoded, lambda *_: (0, 0, 8, 8)), expected)
-
-
-def test_bytes_after_the_end_do_no_harm():
-    encoded = encode()
-    assert np.array_equal(decode(encoded + b'\0' * 300), decode(encoded))
-
-
-def test_benchmark_runs():
-    command = [
-        sys.executable,
-        '-m',
-        'benchmarks.input_pipeline',
-        '--rounds',
-        '1',
-        '--batches',
-        '1',
-        '--count',
-        '8',
-        '--batch_size',
-        '4',
-        '--size',
-        '75',
-        '--workers',
-        '1',
-    ]
-    root = str(Path(__file__).resolve().parents[2])
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    rows = re.findall(r'^(\S.+?)  +(\d+) +\d+ +\d+ +\d+ +[\d.]+ +[\d.]+ +([\d.]+)$', result.stdout, re.MULTILINE)
-    assert len(rows) == 7 and all(int(speed) > 0 for _, speed, _ in rows) and 'tf.data left out' in result.stdout
-    assert float(rows[0][2]) < 0.02 < float(rows[3][2])  # MB a picture: uint8, float32

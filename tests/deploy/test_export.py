@@ -15,7 +15,9 @@ import export as entry
 from src import runtime
 from src.data import imagenet
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.deploy import export, predictor
+from src.deploy import export, formats, graph, predictor, verification
+from src.deploy.aipp import write_aipp
+from src.deploy.class_names import class_names, recorded_names
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -25,8 +27,8 @@ NAMES = [f'class "{i}"' for i in range(10)]
 
 
 @pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    """A checkpoint with moving averages of the weights, and what these give: (path, pictures uint8, probabilities)."""
+def small(compiles, tmp_path_factory):
+    """A checkpoint with moving averages of the weights, and what these give: (path, images uint8, probabilities)."""
     ms.set_seed(3)
     network = InceptionV4(10, block_counts=(1, 1, 1)).set_train(False)
     rng = np.random.default_rng(3)
@@ -46,17 +48,25 @@ def small(tmp_path_factory):
             'epoch': 2,
             'class_names': NAMES,
             'preprocessing': OTHER._asdict(),
-            'config': {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75},
+            # The last three are options of earlier versions, which old checkpoints have recorded; they mean nothing now.
+            'config': {
+                'num_classes': 10,
+                'block_counts': [1, 1, 1],
+                'image_size': 75,
+                'input': 'uint8',
+                'output': 'top5',
+                'labels': 'missing.txt',
+            },
         },
     )
-    pictures = rng.integers(0, 256, (3, 75, 75, 3), np.uint8)
-    scaled = (pictures.astype(np.float64) - OTHER.mean) / OTHER.std
+    images = rng.integers(0, 256, (3, 75, 75, 3), np.uint8)
+    scaled = (images.astype(np.float64) - OTHER.mean) / OTHER.std
     logits = network(Tensor(scaled.transpose(0, 3, 1, 2), ms.float32)).asnumpy().astype(np.float64)
-    return path, pictures, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return path, images, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
 @pytest.fixture(scope='module')
-def exported(small, tmp_path_factory):
+def exported(compiles, small, tmp_path_factory):
     """Directory, of a name that MindSpore's exporters refuse, with net.mindir (float, logits, any batch) and net.onnx
     (uint8, top5, batches of 2), the former written under another umask."""
     directory = tmp_path_factory.mktemp('exported to ü+1')
@@ -73,9 +83,9 @@ def exported(small, tmp_path_factory):
             str(directory / 'net'),
             '--file_format',
             'ONNX',
-            '--input',
+            '--export_input',
             'uint8',
-            '--output',
+            '--export_output',
             'top5',
             '--batch_size',
             '2',
@@ -105,10 +115,22 @@ def test_files_and_their_description(small, exported):
         }
         assert about['sha256'] == hashlib.sha256((exported / about['file']).read_bytes()).hexdigest()
         assert about['preprocessing'] == json.loads(json.dumps(OTHER._asdict()))
-        assert 0 < about['deviation']['random'] < 1e-5 and 0 < about['deviation']['drawn'] < 1e-5
+        assert 0 < about['deviation']['random'] < 1e-5 and 0 < about['deviation']['smooth'] < 1e-5
     assert (mindir['input']['type'], mindir['input']['shape']) == ('float32', [None, 3, 75, 75])
     assert (onnx['input']['type'], onnx['input']['shape']) == ('uint8', [2, 75, 75, 3])
+    assert (mindir['output']['kind'], onnx['output']['kind']) == ('logits', 'top5')
     assert onnx['output']['shapes'] == [[2, 5], [2, 5]] and onnx['output']['types'] == ['float32', 'int32']
+
+
+def test_images_of_the_comparison():
+    """Neighbouring pixels are unrelated in the random ones and close in the smooth ones, which are no flat areas either."""
+    for size in (75, 299):
+        images = verification.check_images(size)
+        assert list(images) == ['random', 'smooth']
+        assert {(value.shape, value.dtype) for value in images.values()} == {((2, size, size, 3), np.dtype('u1'))}
+        step = {name: np.abs(np.diff(value.astype(int), axis=1)) for name, value in images.items()}
+        assert step['random'].mean() > 60 and 0 < step['smooth'].mean() and step['smooth'].max() <= 255 * 8 / (size - 1) + 1
+        assert min(np.ptp(value) for value in images.values()) > 150
 
 
 def test_batch_norm_is_folded(exported):
@@ -121,16 +143,16 @@ def test_batch_norm_is_folded(exported):
 
 @pytest.mark.parametrize('kind', ['mindir', 'onnx', 'ckpt'])
 def test_every_kind_of_model_gives_the_same(kind, small, exported):
-    """The files by their own runtimes and the checkpoint, all of them from pictures, against NumPy's probabilities."""
-    path, pictures, expected = small
+    """The files by their own runtimes and the checkpoint, all of them from images, against NumPy's probabilities."""
+    path, images, expected = small
     model = predictor.open_model(path if kind == 'ckpt' else exported / f'net.{kind}')
     assert (model.size, model.preprocessing, model.class_names) == (75, OTHER, NAMES)
     assert model.batch_size == (2 if kind == 'onnx' else 0)
     if kind == 'onnx':
-        values, classes = (np.concatenate(part) for part in zip(*map(model.probabilities, (pictures[:2], pictures[1:]))))
+        values, classes = (np.concatenate(part) for part in zip(*map(model.probabilities, (images[:2], images[1:]))))
         values, classes = values[[0, 1, 3]], classes[[0, 1, 3]]
     else:
-        values, classes = model.probabilities(pictures)
+        values, classes = model.probabilities(images)
     k = values.shape[1]
     assert k == (5 if kind == 'onnx' else 10)
     assert np.abs(values - np.take_along_axis(expected, classes, 1)).max() < 1e-5
@@ -146,6 +168,7 @@ def message_of(arguments, capsys):
     return captured.err
 
 
+@pytest.mark.compiles
 def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
     right = export.fold
 
@@ -158,6 +181,7 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
     assert re.search(r'net.mindir: .*deviates by .*no file was written', found) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'logits, computed_in, message',
     [
@@ -178,17 +202,11 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
     def write(cell, path, *_):
         path.write_bytes(b'air')
 
-    monkeypatch.setitem(export.WRITERS, 'AIR', write)
-    monkeypatch.setattr(export, '_directly', lambda cell: lambda images: (np.tile(np.float32(logits), (len(images), 1)),))
-    arguments = {
-        'file_format': 'AIR',
-        'preprocessing': PREPROCESSING,
-        'image_size': 75,
-        'about': {},
-        'computed_in': computed_in,
-    }
+    monkeypatch.setitem(formats.WRITERS, 'AIR', write)
+    monkeypatch.setattr(export, 'as_function', lambda cell: lambda images: (np.tile(np.float32(logits), (len(images), 1)),))
+    arguments = graph.Signature(75, PREPROCESSING), {}, True, computed_in
     if message is None:
-        found = export.export_network(Two(), tmp_path / 'net.air', **arguments)['deviation']
+        found = export.export_network(Two(), tmp_path / 'net.air', *arguments)['deviation']
         assert (
             found['bound'] == 1e-2
             and found['computed_in'] == computed_in
@@ -196,7 +214,7 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
         )
         return
     with pytest.raises(InputError, match=message):
-        export.export_network(Two(), tmp_path / 'net.air', **arguments)
+        export.export_network(Two(), tmp_path / 'net.air', *arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -207,12 +225,12 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
             ['--file_format', 'AIR'],
             r'only an NPU can write it.*run the same command on the NPU, or use --file_format ONNX.*atc',
         ),
-        (['--aipp', 'F', '--input', 'uint8'], 'both scale'),
+        (['--aipp', 'F', '--export_input', 'uint8'], 'both scale'),
         ([], 'ckpt_path is empty'),
         (['--ckpt_path', '.'], 'is a directory'),
         (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
-        (['--output', 'top3'], 'logits, softmax, top5'),
-        (['--input', 'int8'], 'float, uint8'),
+        (['--export_output', 'top3'], 'logits, softmax, top5'),
+        (['--export_input', 'int8'], 'float, uint8'),
     ],
 )
 def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
@@ -255,13 +273,13 @@ def test_cannot_be_written(small, capsys):
 def test_labels_must_fit(small, tmp_path, capsys):
     (tmp_path / 'labels.txt').write_text('a\nb\n')
     assert re.search(
-        'labels.txt: names the classes 0 to 1, but the network has 10 classes',
-        message_of(['--ckpt_path', small[0], '--labels', tmp_path / 'labels.txt'], capsys),
+        'labels.txt: names the classes 0 to 1, but the network has 10 classes; give --export_labels FILE',
+        message_of(['--ckpt_path', small[0], '--export_labels', tmp_path / 'labels.txt'], capsys),
     )
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(predictor.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(formats.importlib.util, 'find_spec', lambda name: None)
     assert 'requirements-export.txt' in message_of(['--file_format', 'ONNX', '--ckpt_path', 'x'], capsys)
 
 
@@ -270,15 +288,16 @@ def test_air_on_an_npu(monkeypatch, tmp_path):
     https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.export.html"""
     recorder = MagicMock()
     recorder.device_context.ascend.is_available.return_value = True
-    monkeypatch.setattr(export, 'ms', recorder)
-    export.check_format('AIR')
-    export.write_air('cell', tmp_path / 'net.air', 'example', ['logits'], False)
+    monkeypatch.setattr(formats, 'ms', recorder)
+    formats.check_format('AIR')
+    formats.write_air('cell', tmp_path / 'net.air', 'example', ['logits'], False)
     assert recorder.mock_calls[1:] == [
         call.set_context(jit_config={'jit_level': 'O2'}),
         call.export('cell', 'example', file_name=str(tmp_path / 'net.air'), file_format='AIR'),
     ]
 
 
+@pytest.mark.compiles
 def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
     """With an NPU the whole command goes through; its batch size is fixed, 1 if none is given."""
     written = []
@@ -287,11 +306,11 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
         written.append((example.shape, any_batch))
         path.write_bytes(b'air')
 
-    monkeypatch.setattr(export.ms.device_context.ascend, 'is_available', lambda: True)
-    monkeypatch.setitem(export.WRITERS, 'AIR', write)
+    monkeypatch.setattr(formats.ms.device_context.ascend, 'is_available', lambda: True)
+    monkeypatch.setitem(formats.WRITERS, 'AIR', write)
     monkeypatch.setattr(runtime, 'start', lambda target, device_id: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
     monkeypatch.setattr(
-        entry, 'network_of', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.configuration.load(argv))
+        entry, 'load_network', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.configuration.load(argv))
     )
     entry.main(
         [
@@ -315,7 +334,7 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
 
 
 class _Constant(ms.nn.Cell):
-    """Mean of each picture as 10 equal logits."""
+    """Mean of each image as 10 equal logits."""
 
     def construct(self, x):
         return ms.ops.tile(x.mean((1, 2, 3)).reshape(-1, 1), (1, 10))
@@ -324,14 +343,14 @@ class _Constant(ms.nn.Cell):
 @pytest.mark.parametrize('preprocessing', [PREPROCESSING, OTHER])
 def test_aipp_scales_as_we_do(preprocessing, tmp_path):
     """By CANN's formula, (pixel - mean_chn - min_chn) * var_reci_chn, with the float16 of its last two."""
-    export.write_aipp(tmp_path / 'a/aipp.cfg', preprocessing, 299)
+    write_aipp(tmp_path / 'a/aipp.cfg', preprocessing, 299)
     text = (tmp_path / 'a/aipp.cfg').read_text()
     assert re.fullmatch(r'aipp_op \{\n(    \w+: \S+\n)+\}\n', text)
     value = dict(re.findall(r'(\w+): (\S+)', text))
     assert (value['input_format'], value['csc_switch'], value['rbuv_swap_switch']) == ('RGB888_U8', 'false', 'false')
     assert value['src_image_size_w'] == value['src_image_size_h'] == '299'
     pixels = np.arange(256.0)
-    ours = export.host_scale(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)), preprocessing)
+    ours = graph.host_scale(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)), preprocessing)
     for i in range(3):
         assert re.fullmatch(r'\d+', value[f'mean_chn_{i}'])
         low, factor = (float(np.float16(value[f'{name}_chn_{i}'])) for name in ('min', 'var_reci'))
@@ -356,7 +375,7 @@ def test_aipp_alone(tmp_path, capsys):
     ],
 )
 def test_deviation(outputs, output, expected):
-    found = export.deviation([np.array(part) for part in outputs], np.array([[1.0, 2.0, 4.0]]), output)
+    found = verification.deviation([np.array(part) for part in outputs], np.array([[1.0, 2.0, 4.0]]), output)
     if expected is None:
         assert 0.1 < found < 0.3
     else:
@@ -365,8 +384,8 @@ def test_deviation(outputs, output, expected):
 
 def test_equally_probable_classes_may_change_places():
     logits = np.array([[2.0, 2.0, 1.0]])
-    values = np.sort(export.softmax(logits), 1)[:, :0:-1]
-    assert export.deviation([values, np.array([[1, 0]])], logits, 'top5') < 1e-9
+    values = np.sort(graph.softmax(logits), 1)[:, :0:-1]
+    assert verification.deviation([values, np.array([[1, 0]])], logits, 'top5') < 1e-9
 
 
 @pytest.mark.parametrize('batch_size, calls', [(0, [1, 3]), (1, [1] * 4), (3, [3, 3]), (4, [4]), (9, [9])])
@@ -378,7 +397,7 @@ def test_every_image_runs_once_in_calls_of_the_batch_size(batch_size, calls):
         return images, 2 * images
 
     images = np.arange(8.0).reshape(4, 2)
-    found = export.run_in_calls(run, images, batch_size)
+    found = verification.run_in_calls(run, images, batch_size)
     assert sizes == calls and np.array_equal(found[0], images) and np.array_equal(found[1], 2 * images)
 
 
@@ -397,9 +416,9 @@ def test_every_image_runs_once_in_calls_of_the_batch_size(batch_size, calls):
 )
 def test_class_names(text, expected, tmp_path):
     (tmp_path / 'labels').write_text(text)
-    assert predictor.class_names(tmp_path / 'labels', ['recorded'] * 3, 3) == expected
-    assert predictor.class_names('', None, 3) is None and predictor.class_names('', ['x', 'y', 'z'], 3) == ['x', 'y', 'z']
-    assert predictor.class_names('', ['background', 'y', 'z'], 3) == ['background', 'y', 'z']  # a folder of that name
+    assert class_names(tmp_path / 'labels', ['recorded'] * 3, 3) == expected
+    assert class_names('', None, 3) is None and class_names('', ['x', 'y', 'z'], 3) == ['x', 'y', 'z']
+    assert class_names('', ['background', 'y', 'z'], 3) == ['background', 'y', 'z']  # a folder of that name
 
 
 @pytest.mark.parametrize(
@@ -416,12 +435,12 @@ def test_class_names_that_do_not_fit(text, message, tmp_path):
     if text:
         (tmp_path / 'labels').write_text(text)
     with pytest.raises(InputError, match=message):
-        predictor.class_names(tmp_path / 'labels', None, 3)
+        class_names(tmp_path / 'labels', None, 3)
 
 
 def test_imagenet_names(capsys):
     names = imagenet.names()
-    assert predictor.class_names('', names, 1001) == ['background', *names]
+    assert class_names('', names, 1001) == ['background', *names]
     assert 'the checkpoint names 1000 classes, the network has 1001: class 0 is the background' in capsys.readouterr().err
     for source, classes, expected in (
         ('timm a.safetensors', 1001, ['background', *names]),
@@ -431,8 +450,8 @@ def test_imagenet_names(capsys):
         ('tf_slim a', 1000, None),
         ('', 1000, None),
     ):
-        assert predictor.recorded_names({'source': source, 'config': {'num_classes': classes}}) == expected
-    assert predictor.recorded_names({'source': 'timm a', 'config': {'num_classes': 1000}, 'class_names': ['x']}) == ['x']
+        assert recorded_names({'source': source, 'config': {'num_classes': classes}}) == expected
+    assert recorded_names({'source': 'timm a', 'config': {'num_classes': 1000}, 'class_names': ['x']}) == ['x']
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from src import runtime
 from src.data import demo_images
 from src.data.preprocess import PREPROCESSING
 from src.deploy import predict
-from src.deploy.predictor import Model
+from src.deploy.predictor import Predictor
 
 NAMES = ['low', '<b>"medium"</b>', 'high']
 
 
-def brightness(pictures):
-    """Three classes by how bright a picture is; the calls are kept."""
-    brightness.calls.append(len(pictures))
-    level = pictures.mean((1, 2, 3))[:, None] / 255
+def brightness(images):
+    """Three classes by how bright an image is; the calls are kept."""
+    brightness.calls.append(len(images))
+    level = images.mean((1, 2, 3))[:, None] / 255
     weight = np.exp(-8 * np.abs(level - [0.1, 0.5, 0.9]))
     share = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
     order = np.argsort(-share, 1)
@@ -42,15 +42,15 @@ def model(monkeypatch):
         'class_names': NAMES,
         'num_classes': 3,
     }
-    monkeypatch.setattr(predict, 'open_model', lambda path, labels: Model(**made))
+    monkeypatch.setattr(predict, 'open_model', lambda path, labels: Predictor(**made))
     monkeypatch.setattr(runtime, 'start', lambda: None)
     return made
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eleven good pictures, three levels in turns, in two directories, and three that cannot be read."""
-    folder = tmp_path / 'pictures'
+def images(tmp_path):
+    """Eleven good images, three levels in turns, in two directories, and three that cannot be read."""
+    folder = tmp_path / 'images'
     (folder / 'a <i> ü').mkdir(parents=True)
     for i in range(11):
         level = (20, 128, 240)[i % 3]
@@ -59,7 +59,7 @@ def pictures(tmp_path):
     whole = (folder / '05.jpg').read_bytes()
     for name, content in (('50_cut.jpg', whole[: len(whole) // 2]), ('51_text.png', b'text' * 50), ('52_empty.gif', b'')):
         (folder / name).write_bytes(content)
-    (folder / 'notes.txt').write_text('no picture')
+    (folder / 'notes.txt').write_text('no image')
     return folder
 
 
@@ -68,20 +68,20 @@ def run(capsys, *arguments):
     return capsys.readouterr()
 
 
-def test_one_picture(pictures, capsys):
-    out = run(capsys, pictures / '05.jpg', '--top', 2).out
+def test_one_image(images, capsys):
+    out = run(capsys, images / '05.jpg', '--top', 2).out
     lines = out.splitlines()
-    assert lines[0] == str(pictures / '05.jpg')
+    assert lines[0] == str(images / '05.jpg')
     assert re.fullmatch(r'   [89]\d\.\d\d %  high', lines[1]) and re.fullmatch(r'    \d\.\d\d %  <b>"medium"</b>', lines[2])
     assert re.fullmatch(r'1 image, [\d.]+ images/s, decoding included', lines[3]) and len(lines) == 4
     assert brightness.calls == [1, 1]  # the first one compiles
 
 
 @pytest.mark.parametrize('batch_size', [0, 1, 3, 20])
-def test_directory(batch_size, pictures, model, capsys):
-    """In the order of the names, whole batches only, bad pictures reported and skipped."""
+def test_directory(batch_size, images, model, capsys):
+    """In the order of the names, whole batches only, bad images reported and skipped."""
     model['batch_size'] = batch_size
-    found = run(capsys, pictures, '--json')
+    found = run(capsys, images, '--json')
     rows = [json.loads(line) for line in found.out.splitlines()]
     assert [row['file'] for row in rows] == sorted(row['file'] for row in rows) and len(rows) == 14
     good = [row for row in rows if 'top' in row]
@@ -96,9 +96,9 @@ def test_directory(batch_size, pictures, model, capsys):
     assert set(brightness.calls) == {batch_size or 8}
 
 
-def test_bad_pictures_as_text(pictures, capsys):
-    found = run(capsys, pictures)
-    assert found.err.count('; skipped\n') == 3 and '51_text.png: not a picture' in found.err
+def test_bad_images_as_text(images, capsys):
+    found = run(capsys, images)
+    assert found.err.count('; skipped\n') == 3 and '51_text.png: not an image' in found.err
     assert '11 images, 3 skipped' in found.out and 'skipped\n' not in found.out
 
 
@@ -110,20 +110,20 @@ def test_name_that_is_not_utf8(tmp_path, capsys):
     assert json.loads(line)['file'] == f'{tmp_path}/\\udcfc.png' and json.loads(line)['file'].encode()
 
 
-def test_without_names(pictures, model, capsys):
+def test_without_names(images, model, capsys):
     model['class_names'] = None
-    assert '%  class 2\n' in run(capsys, pictures / '05.jpg').out
+    assert '%  class 2\n' in run(capsys, images / '05.jpg').out
 
 
-def test_page(pictures, tmp_path, capsys):
-    """One file that needs no other: every picture scaled down, its classes, names escaped."""
-    run(capsys, pictures, '--html', tmp_path / 'page.html')
+def test_page(images, tmp_path, capsys):
+    """One file that needs no other: every image scaled down, its classes, names escaped."""
+    run(capsys, images, '--html', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
     thumbnails = [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     ]
-    assert len(thumbnails) == 11 and max(max(picture.size) for picture in thumbnails) == predict.THUMBNAIL
-    levels = [np.asarray(picture).mean() for picture in thumbnails]
+    assert len(thumbnails) == 11 and max(max(image.size) for image in thumbnails) == predict.THUMBNAIL
+    levels = [np.asarray(image).mean() for image in thumbnails]
     assert (
         np.abs(
             np.array(levels)
@@ -131,7 +131,7 @@ def test_page(pictures, tmp_path, capsys):
                 [
                     v[1]
                     for v in sorted(
-                        (p.relative_to(pictures), np.asarray(Image.open(p)).mean()) for p in pictures.rglob('[01]*.*')
+                        (p.relative_to(images), np.asarray(Image.open(p)).mean()) for p in images.rglob('[01]*.*')
                     )
                 ]
             )
@@ -141,12 +141,12 @@ def test_page(pictures, tmp_path, capsys):
     assert page.count('class="row"') == 33 and page.count('; skipped') == 3 and '11 images, 3 skipped' in page
     assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['page.html', 'pictures']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'page.html']
 
 
-def test_several_sources(pictures, capsys):
+def test_several_sources(images, capsys):
     """In the order given, of a directory by name."""
-    given = pictures / '09.jpg', pictures / 'a <i> ü', pictures / '05.jpg'
+    given = images / '09.jpg', images / 'a <i> ü', images / '05.jpg'
     found = run(capsys, *given, '--json')
     assert [json.loads(line)['file'] for line in found.out.splitlines()] == [
         str(given[0]),
@@ -156,21 +156,21 @@ def test_several_sources(pictures, capsys):
     assert re.match(r'6 images, [\d.]+ images/s', found.err.splitlines()[-1])
 
 
-def test_top_of_a_file_that_gives_the_five_best(pictures, model, capsys):
+def test_top_of_a_file_that_gives_the_five_best(images, model, capsys):
     model['num_classes'] = 1000
     with pytest.raises(SystemExit):
-        run(capsys, pictures / '05.jpg', '--top', 7)
+        run(capsys, images / '05.jpg', '--top', 7)
     assert capsys.readouterr().err == (
-        'error: top 7: the model gives 3 classes; take fewer, or export it with --output softmax, which gives all\n'
+        'error: top 7: the model gives 3 classes; take fewer, or export it with --export_output softmax, which gives all\n'
     )
     model['num_classes'] = 6
     brightness.calls = []
     with pytest.raises(SystemExit):
-        run(capsys, pictures / '05.jpg', '--top', 7)
+        run(capsys, images / '05.jpg', '--top', 7)
     assert capsys.readouterr().err == 'error: top 7: the model gives 6 classes; take fewer\n' and not brightness.calls
 
 
-def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkeypatch):
+def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypatch):
     """Without a page to make, the end of the reader is the end."""
 
     def behind_a_closed_pipe(*arguments):
@@ -178,7 +178,7 @@ def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkey
         os.close(reader)
         with open(writer, 'w', 1) as closed:
             monkeypatch.setattr(sys, 'stdout', closed)
-            predict.main([str(pictures), '--model', 'net.mindir', *arguments])
+            predict.main([str(images), '--model', 'net.mindir', *arguments])
 
     behind_a_closed_pipe('--html', str(tmp_path / 'page.html'))
     assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
@@ -187,26 +187,26 @@ def test_page_is_made_although_nobody_reads_the_lines(pictures, tmp_path, monkey
     assert stopped.value.code == 141 and len(brightness.calls) == 3 + 2
 
 
-def test_whole_pictures_go_through_the_evaluation_preprocessing(tmp_path, model, capsys):
+def test_whole_images_go_through_the_evaluation_preprocessing(tmp_path, model, capsys):
     """Only the central crop counts: a bright frame around a dark middle is dark."""
-    picture = np.full((400, 400, 3), 255, np.uint8)
-    picture[25:375, 25:375] = 10
-    Image.fromarray(picture).save(tmp_path / 'framed.png')
+    image = np.full((400, 400, 3), 255, np.uint8)
+    image[25:375, 25:375] = 10
+    Image.fromarray(image).save(tmp_path / 'framed.png')
     assert json.loads(run(capsys, tmp_path / 'framed.png', '--json').out)['top'][0]['label'] == 'low'
 
 
-def test_photos_are_turned_upright(tmp_path, capsys):
+def test_images_are_turned_upright(tmp_path, capsys):
     """As their EXIF says, for the network and on the page: a bright top that is stored at the left."""
-    exif, photo = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
-    exif[0x112], photo[:, :45] = 6, 255
-    Image.fromarray(photo).save(tmp_path / 'photo.jpg', exif=exif)
-    image, thumbnail = predict.load([tmp_path / 'photo.jpg'], 32, PREPROCESSING, True)[0]
+    exif, stored = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
+    exif[0x112], stored[:, :45] = 6, 255
+    Image.fromarray(stored).save(tmp_path / 'turned.jpg', exif=exif)
+    image, thumbnail = predict.load([tmp_path / 'turned.jpg'], 32, PREPROCESSING, True)[0]
     assert image[:12].min() > 200 and image[-12:].max() < 50
     thumbnail = np.asarray(Image.open(io.BytesIO(thumbnail)))
     assert thumbnail.shape == (90, 60, 3) and thumbnail[:30].min() > 200
 
 
-def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
+def test_next_batch_is_decoded_meanwhile(images, model, monkeypatch, capsys):
     """While a batch is in the network, the decoding of the next one has begun."""
     import threading
 
@@ -226,7 +226,7 @@ def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
 
     monkeypatch.setattr(predict, 'load', announced)
     model.update(probabilities=slow, batch_size=4)
-    assert len(run(capsys, pictures, '--json').out.splitlines()) == 14
+    assert len(run(capsys, images, '--json').out.splitlines()) == 14
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_next_batch_is_decoded_meanwhile(pictures, model, monkeypatch, capsys):
 )
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()
-    (tmp_path / 'b.jpg').write_bytes(b'no picture')
+    (tmp_path / 'b.jpg').write_bytes(b'no image')
     Image.fromarray(demo_images.draw('red', 'plain', 'disc', np.random.default_rng(0))).save(tmp_path / 'c.jpg')
     with pytest.raises(SystemExit) as stopped:
         run(capsys, *(str(a).format(tmp_path) for a in arguments))

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.data.dataset import BadRecords
+from src.data.bad_records import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
-from src.training.callbacks import Checkpoints, Evaluations, Log, TrainingMonitor
-from src.training.step import sinks
+from src.log import Log
+from src.training import monitor as monitor_module
+from src.training.callbacks import Checkpoints, Evaluations
+from src.training.loop import sinks
+from src.training.monitor import TrainingMonitor
+from src.training.plan import Plan
 from src.weights import checkpoint
 
 
@@ -48,11 +52,8 @@ def monitor():
     made = TrainingMonitor(
         lines.append,
         rates,
-        batch_size=8,
-        steps_per_epoch=10,
+        Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100),
         display_every=20,
-        start=0,
-        stop=100,
         max_overflow_steps=3,
         l2_term=lambda: 0.5,
     )
@@ -94,9 +95,7 @@ def test_speed_of_the_compilation_alone_is_not_told(monitor):
 def test_time_of_other_work_is_not_in_fps(monitor):
     clock = [0.0]
     monitor_time = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0)
-    import src.training.callbacks
-
-    original, src.training.callbacks.time = src.training.callbacks.time, monitor_time
+    original, monitor_module.time = monitor_module.time, monitor_time
     try:
 
         def evaluate():
@@ -110,7 +109,7 @@ def test_time_of_other_work_is_not_in_fps(monitor):
             clock[0] += 2
             run.step()
     finally:
-        src.training.callbacks.time = original
+        monitor_module.time = original
     assert 'compilation included: 60.0 s' in monitor.lines[1]
     rates = [float(re.search(r'FPS: ([\d.]+)', line)[1]) for line in monitor.lines if line.startswith('step: ')]
     assert rates == [4.0] * 5 and monitor.fps == 4.0  # 8 images in 2 s
@@ -195,7 +194,7 @@ def test_bad_records_of_a_sink_through_two_epochs(monitor):
 def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
     """Whichever rank is asked, all stop after the same step, because they ask each other after every one."""
     others = []
-    monitor.agreed, monitor.interruption = lambda flag: flag or bool(others), SimpleNamespace(number=0, can_save=False)
+    monitor.any_rank, monitor.interruption = lambda flag: flag or bool(others), SimpleNamespace(number=0, can_save=False)
     evaluations = []
     run = Run(
         [

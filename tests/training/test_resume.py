@@ -21,10 +21,11 @@ import pytest
 import train
 from src import config as configuration
 from src import lock, processes
-from src.data import dataset, demo_images, mindrecord, tfrecord
-from src.data.records import open_records
+from src.data import demo_images, mindrecord, tfrecord
+from src.data.records import fingerprint, open_records
 from src.errors import InputError
 from src.training import resume
+from src.training.plan import make_plan
 from src.weights import checkpoint
 from tests.conftest import SMALL
 
@@ -120,7 +121,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(data, tmp_path_factory):
+def uninterrupted(compiles, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('uninterrupted')
     training = Training(data, folder)
     assert training.end() == 0, training.text[-3000:]
@@ -166,6 +167,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_stalled_disk_then_a_killed_worker(data, tmp_path):
     """SIGTERM while no data come, then a data worker killed as for lack of memory, then the disk gone, then to the end, with
@@ -221,6 +223,7 @@ def test_stalled_disk_then_a_killed_worker(data, tmp_path):
     assert_same(directory / 'inceptionv4-4_24.ckpt', checkpoints(reference) / 'inceptionv4-4_24.ckpt')
 
 
+@pytest.mark.compiles
 def test_two_ranks_stop_at_the_same_step(data, tmp_path):
     """The launcher passes the signal on; then one device goes on from as many images."""
     training = Training(
@@ -255,9 +258,7 @@ def old(data, tmp_path, monkeypatch):
     records = open_records(data, 'train')
     path = checkpoints(tmp_path) / 'inceptionv4-1_3.ckpt'
     path.parent.mkdir(parents=True)
-    checkpoint.write(
-        path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config, 'data': dataset.fingerprint(records)}
-    )
+    checkpoint.write(path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config, 'data': fingerprint(records)})
     return SimpleNamespace(path=path, options=options, records=records)
 
 
@@ -337,6 +338,7 @@ def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
     assert not unfinished.exists()
 
 
+@pytest.mark.compiles
 def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
     old.path.parents[2].rename(tmp_path / 'results/2p')
     training = Training(data, tmp_path, script='src/cluster/launch.py', arguments=['2', str(ROOT / 'train.py')])
@@ -443,7 +445,7 @@ def test_checkpoints_from_before_file_checksums_go_on(old):
     resume.check(old.path, earlier, info['config'], info['data'], False, print)
     with pytest.raises(InputError, match='records 20 with'):
         resume.check(
-            old.path, earlier, info['config'], dataset.fingerprint(open_records(old.options[1], 'validation')), False, print
+            old.path, earlier, info['config'], fingerprint(open_records(old.options[1], 'validation')), False, print
         )
 
 
@@ -453,7 +455,7 @@ def test_other_images_of_the_same_number_and_labels(layout, tmp_path):
     images = [bytes([k]) * (100 + 10 * k) for k in range(4)]
     changed = [*images[:3], b'x' * (130 + 9 * (layout != 'tfrecord'))]
 
-    def fingerprint(name, images, renamed='2'):
+    def of(name, images, renamed='2'):
         path = tmp_path / name
         path.mkdir()
         examples = [(image, k // 2, f'{k}.jpg') for k, image in enumerate(images)]
@@ -464,18 +466,19 @@ def test_other_images_of_the_same_number_and_labels(layout, tmp_path):
         for image, label, file in examples if layout == 'folder' else ():
             (path / 'train' / str(label)).mkdir(parents=True, exist_ok=True)
             (path / 'train' / str(label) / file.replace('2', renamed)).write_bytes(image)
-        return dataset.fingerprint(open_records(path, 'train'))
+        return fingerprint(open_records(path, 'train'))
 
-    first = fingerprint('a', images)
-    assert first == fingerprint('copy', images) != fingerprint('changed', changed)
-    assert first.partition(' and ')[0] == fingerprint('again', changed).partition(' and ')[0]
-    assert layout != 'folder' or first != fingerprint('renamed', images, renamed='2b')
+    first = of('a', images)
+    assert first == of('copy', images) != of('changed', changed)
+    assert first.partition(' and ')[0] == of('again', changed).partition(' and ')[0]
+    assert layout != 'folder' or first != of('renamed', images, renamed='2b')
 
 
 @pytest.mark.parametrize('global_batch, step', [(8, 3), (4, 7), (2, 14), (5, 5)])
 def test_same_images_seen_with_other_ranks(old, global_batch, step):
     """Into the second epoch by 8 images, however many steps that is."""
-    assert resume.first_step(checkpoint.load(old.path)[1], 20 // global_batch, global_batch) == step
+    info = checkpoint.load(old.path)[1]
+    assert make_plan(20, global_batch, 1, 1).step_at(info['epoch'], info['position']) == step
 
 
 @pytest.mark.parametrize(
@@ -491,6 +494,7 @@ def test_nothing_to_resume(old, tmp_path, option, error):
     assert resume.find('auto', tmp_path / 'new', lines.append) is None and 'a new training' in lines[0]
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
 def test_full_disk(data, tmp_path):
@@ -517,6 +521,7 @@ def test_full_disk(data, tmp_path):
         subprocess.run(['umount', str(directory)], check=True)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_twenty_kills(data, tmp_path):
     """SIGKILL at a random moment, 20 times, then to the end: before or in compilation, in a save, or in the steps and saves

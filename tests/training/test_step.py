@@ -8,7 +8,8 @@ from mindspore import Tensor, ops
 from src.errors import InputError
 from src.evaluation.evaluation import take_weights
 from src.inceptionv4 import InceptionV4
-from src.training.optimizer import in_whole_vectors, make_optimizer
+from src.training.optimizer import make_optimizer
+from src.training.rmsprop import in_whole_vectors
 from src.training.step import NetworkWithLoss, TrainStep, half_square_sum, l2_term, loss_scale_update, on_host
 from src.weights import checkpoint
 
@@ -31,7 +32,7 @@ class Training:
             for value in (
                 rng.integers(0, 255, (2, 3, 75, 75)).astype(np.uint8),
                 np.tile(np.float32([0, 1]), (2, 1)),
-                np.ones((2, 1536), np.uint8),
+                np.ones((2, 1536), np.float32),
                 np.int32([1, 2]),
             )
         ]
@@ -47,7 +48,7 @@ class Training:
 
 
 @pytest.fixture(scope='module')
-def training():
+def training(compiles):
     made = Training()
     assert made().overflows == 0
     return made

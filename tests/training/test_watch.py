@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.data.dataset import BadRecords
+from src.data.bad_records import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
 from src.training import interruption
-from src.training.callbacks import Checkpoints, TrainingMonitor
+from src.training.callbacks import Checkpoints
+from src.training.monitor import TrainingMonitor
+from src.training.plan import Plan
 from src.training.watch import Watch
 from src.weights import checkpoint
 from tests.training.test_callbacks import Run
@@ -31,7 +33,7 @@ def callbacks(directory, asked, log=print, rank=0, sink=False):
     """Monitor, checkpoints of every second step, and watch of a training of 100 steps."""
     bad = BadRecords(1, per_epoch=80, epochs=10)
     monitor = TrainingMonitor(
-        log, np.ones(100, np.float32), 8, 10, 1, 0, 100, interruption=asked, directory=directory, bad=bad
+        log, np.ones(100, np.float32), Plan(8, 1, 10, 100), 1, interruption=asked, directory=directory, bad=bad
     )
     saved = Checkpoints(monitor, 2, directory, nn.Dense(2, 2), {'config': {}}, 3, spare=rank > 0)
     return monitor, saved, Watch(monitor, saved, asked, rank, sink)

@@ -19,16 +19,18 @@ import pytest
 from mindspore import Tensor
 
 from src.data import imagenet
-from src.data.preprocess import evaluation_picture, recorded_preprocessing, scale
+from src.data.preprocess import evaluation_image, recorded_preprocessing, scale
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.training import resume
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
-from src.weights import checkpoint, tf_file, torch_file
+from src.weights import checkpoint, safetensors_file, tf_file, torch_file
 from src.weights.__main__ import main
-from src.weights.convert import convert, load_tensors, network_of, read
+from src.weights.convert import convert
 from src.weights.names import to_tf_slim
+from src.weights.network import empty_network
+from src.weights.read import read_tensors, read_weights
 from tests.reference import DATA, FIGURES, SHARED, batches, tf_variables
 
 BOUND = 1e-4  # of the logits, relative to the largest
@@ -41,8 +43,8 @@ def relative(found, expected):
 
 def logits(path, x):
     """Logits of the weights at `path`, with the network that the file itself describes, and its info."""
-    parameters, info = read(path)
-    network = network_of({**info['config'], 'aux_logits': False}).set_train(False)
+    parameters, info = read_weights(path)
+    network = empty_network({**info['config'], 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, parameters, path)
     return network(Tensor(x)).asnumpy(), info
 
@@ -75,7 +77,7 @@ def mode():
 def small():
     """{our name: value} of a small network with all that TF-slim has, random."""
     r = np.random.default_rng(1)
-    shapes = {name: p.shape for name, p in network_of(SMALL).parameters_dict().items()}
+    shapes = {name: p.shape for name, p in empty_network(SMALL).parameters_dict().items()}
     return {
         name: np.ones(shape, 'f4')
         if name.endswith('gamma')
@@ -89,6 +91,7 @@ def small():
 # What the programs compute and write.
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'program, scaled, preprocessing',
     [
@@ -105,7 +108,7 @@ def test_same_logits(tmp_path, program, scaled, preprocessing):
         tensors, expected = foreign(program)
         path = tmp_path / {'timm': 'timm.safetensors', 'mindcv': 'inception_v4-1_1.ckpt'}[program]
         if program == 'timm':
-            torch_file.write_safetensors(path, tensors)
+            safetensors_file.write(path, tensors)
         else:
             ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in tensors.items()], str(path))
     found, info = logits(path, batches()[0][0][:1])
@@ -126,7 +129,7 @@ def test_same_logits(tmp_path, program, scaled, preprocessing):
     'name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001']
 )
 def test_what_tensorflow_wrote(name):
-    found, _ = load_tensors(DATA / name)
+    found, _ = read_tensors(DATA / name)
     assert {name: (value.shape, value.tolist()) for name, value in found.items()} == {
         'InceptionV4/Conv2d_1a_3x3/weights': ((2, 3, 4), (np.arange(24, dtype='f4').reshape(2, 3, 4) / 7).tolist()),
         'a/b': ((2,), [-1.5, 2.25]),
@@ -136,7 +139,7 @@ def test_what_tensorflow_wrote(name):
 
 
 def test_what_pytorch_wrote():
-    found, _ = load_tensors(DATA / 'state_dict.pth')
+    found, _ = read_tensors(DATA / 'state_dict.pth')
     t = np.arange(12, dtype='f4').reshape(3, 4)
     expected = {
         'float': t,
@@ -150,13 +153,37 @@ def test_what_pytorch_wrote():
     }
     assert set(found) == set(expected) and all(np.array_equal(found[name], expected[name]) for name in found)
     assert found['half'].dtype == np.float16 and found['double'].dtype == np.float64
-    found, _ = load_tensors(DATA / 'training_state.pth')  # {'state_dict': {'module.w': parameter}, 'lr': ...}
+    found, _ = read_tensors(DATA / 'training_state.pth')  # {'state_dict': {'module.w': parameter}, 'lr': ...}
     assert list(found) == ['w'] and np.array_equal(found['w'], t)
+
+
+def test_types_of_safetensors(tmp_path):
+    """Of a file written by hand; what holds no weights is None."""
+    values = {
+        'BF16': b'\x80\x3f\x00\xc0',
+        'F16': np.array([1, -2], '<f2').tobytes(),
+        'F32': np.array([1, -2], '<f4').tobytes(),
+        'F64': np.array([1, -2], '<f8').tobytes(),
+        'I32': np.array([1, -2], '<i4').tobytes(),
+        'I64': np.array([1, -2], '<i8').tobytes(),
+        'BOOL': b'\x01\x00',
+        'F8_E4M3': b'\x01\x02',
+    }
+    header, start = {'__metadata__': {'format': 'pt'}}, 0
+    for dtype, value in values.items():
+        header[dtype] = {'dtype': dtype, 'shape': [2], 'data_offsets': [start, start := start + len(value)]}
+    text = json.dumps(header).encode()
+    path = tmp_path / 'types.safetensors'
+    path.write_bytes(struct.pack('<Q', len(text)) + text + b''.join(values.values()))
+    found, _ = read_tensors(path)
+    assert set(found) == set(values) and found.pop('BOOL') is None and found.pop('F8_E4M3') is None
+    assert all(np.array_equal(value, [1, -2]) for value in found.values()) and found['BF16'].dtype == np.float32
 
 
 # The tool.
 
 
+@pytest.mark.compiles
 def test_import_with_state_of_the_training(tmp_path, small, capsys):
     """A TensorFlow training with 1001 classes, all there and back, and the training step takes the result."""
     slim = to_tf_slim(small)
@@ -199,7 +226,7 @@ def test_import_with_state_of_the_training(tmp_path, small, capsys):
     network = InceptionV4(1000, block_counts=(1, 1, 1), aux_logits=True)
     optimizer = make_optimizer('rmsprop', network, np.full(9, 0.01, np.float32), weight_decay=0.0, momentum=0.9, on_cpu=True)
     step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer)
-    resume.load(step, out, parameters, info['step'])
+    resume.load(step, resume.State(out, parameters, info), info['step'])
     assert int(optimizer.global_step.asnumpy()[0]) == 5
     state = {p.name: p.asnumpy() for p in (*optimizer.ms, *optimizer.moment)}
     assert np.array_equal(
@@ -227,7 +254,7 @@ def test_export_timm_and_back(tmp_path, small, capsys):
     checkpoint.write(path, {**ours, 'moment.logits.bias': np.zeros(3, 'f4')}, {'step': 1, 'epoch': 1, 'config': config})
     main(['export-timm', str(path)])
     assert f'{len(ours)} tensors written, 1 of' in capsys.readouterr().out
-    parameters, info = read(tmp_path / 'inceptionv4-1_1.safetensors')
+    parameters, info = read_weights(tmp_path / 'inceptionv4-1_1.safetensors')
     assert set(parameters) == set(ours) and all(np.array_equal(parameters[name], ours[name]) for name in ours)
     assert info['config']['bn_scale'] and info['config']['block_counts'] == [1, 1, 1]
     main(['export-tf', str(path)])
@@ -235,6 +262,7 @@ def test_export_timm_and_back(tmp_path, small, capsys):
     assert 'InceptionV4/Conv2d_1a_3x3/BatchNorm/gamma' in tf_file.read(tmp_path / 'inceptionv4-1_1')
 
 
+@pytest.mark.compiles
 def test_restore_path_takes_foreign_files(tmp_path, small):
     """All but the classifiers, whatever the number of classes."""
     tf_file.write(tmp_path / 'slim', to_tf_slim(small))
@@ -366,7 +394,7 @@ def test_damaged_files(tmp_path, name):
     """A byte changed, or the file cut there: an InputError, or tensors; never another error."""
     for file in DATA.glob('tensorflow_v2*'):
         shutil.copy(file, tmp_path)
-    torch_file.write_safetensors(tmp_path / 'tiny.safetensors', {'a.b': np.ones((2, 3), 'f4')})
+    safetensors_file.write(tmp_path / 'tiny.safetensors', {'a.b': np.ones((2, 3), 'f4')})
     path = tmp_path / name
     whole = (path if path.exists() else DATA / name).read_bytes()
     path.unlink(missing_ok=True)
@@ -377,9 +405,9 @@ def test_damaged_files(tmp_path, name):
             path.write_bytes(damaged)
             try:
                 if name.endswith('.pth'):
-                    torch_file.read_pth(path)
+                    torch_file.read(path)
                 elif name.endswith('.safetensors'):
-                    torch_file.read_safetensors(path)
+                    safetensors_file.read(path)
                 else:
                     tf_file.read(path)
             except InputError as error:
@@ -399,7 +427,7 @@ def test_with_tensorflow(tmp_path, small):
             variables = [tf.compat.v1.get_variable(name, initializer=value) for name, value in slim.items()]
             session.run(tf.compat.v1.global_variables_initializer())
             path = tf.compat.v1.train.Saver(variables, write_version=version).save(session, str(tmp_path / f'v{version}'))
-        found, _ = load_tensors(path)
+        found, _ = read_tensors(path)
         assert set(found) == set(slim) and all(np.array_equal(found[name], slim[name]) for name in slim)
     tf_file.write(tmp_path / 'ours', slim)
     reader = tf.train.load_checkpoint(str(tmp_path / 'ours'))
@@ -431,7 +459,7 @@ def test_with_timm(tmp_path):
     network.load_state_dict(back)  # refuses a missing or an unknown name
 
 
-# ImageNet's number of each of the 100 classes of the photos.
+# ImageNet's number of each of the 100 classes of the images.
 CLASSES = (
     0,
     11,
@@ -537,23 +565,23 @@ CLASSES = (
 
 
 @pytest.mark.slow
-def test_real_weights_recognise_photos():
+def test_real_weights_recognise_images():
     weights = SHARED / 'weights' / 'inception_v4_imagenet1001_timm.safetensors'
-    photos = sorted((SHARED / 'data' / 'ilsvrc_train100').glob('train/*/*'))
-    if not weights.exists() or not photos:
-        pytest.skip('needs weights and photos that are not part of the project')
-    parameters, info = read(weights)
+    paths = sorted((SHARED / 'data' / 'ilsvrc_train100').glob('train/*/*'))
+    if not weights.exists() or not paths:
+        pytest.skip('needs weights and images that are not part of the project')
+    parameters, info = read_weights(weights)
     preprocessing = recorded_preprocessing(info['preprocessing'])
-    network = network_of(info['config']).set_train(False)
+    network = empty_network(info['config']).set_train(False)
     checkpoint.load_into(network, parameters, weights)
-    pictures = np.stack([evaluation_picture(path.read_bytes(), 299, preprocessing) for path in photos]).transpose(0, 3, 1, 2)
+    images = np.stack([evaluation_image(path.read_bytes(), 299, preprocessing) for path in paths]).transpose(0, 3, 1, 2)
     found = np.concatenate(
         [
-            network(scale(Tensor(pictures[i : i + 20]).astype(ms.float32), preprocessing)).asnumpy()
-            for i in range(0, len(pictures), 20)
+            network(scale(Tensor(images[i : i + 20]).astype(ms.float32), preprocessing)).asnumpy()
+            for i in range(0, len(images), 20)
         ]
     )
     label = np.array(CLASSES) + 1  # 0 is the background
     above = (found > found[np.arange(len(label)), label][:, None]).sum(1)
-    print(f'\ntop-1 {(above < 1).mean():.0%}, top-5 {(above < 5).mean():.0%} of {len(label)} photos')
+    print(f'\ntop-1 {(above < 1).mean():.0%}, top-5 {(above < 5).mean():.0%} of {len(label)} images')
     assert (above < 1).mean() > 0.7 and (above < 5).mean() > 0.85

@@ -1,8 +1,8 @@
-"""What of the first rank's log comes to the screen, and what stays in the file."""
+"""Which lines of the first rank's log are shown on the screen, and which stay in the file only."""
 
 import pytest
 
-from src.cluster.screen import Screen, last_lines
+from src.cluster.logs import Screen, last_lines
 
 INFO = b'[INFO] DISTRIBUTED(5616,7fbd36ffd6c0,python):2026-11-24-06:50:48.843.535 [tcp_client.cc:269] Start] success!\n'
 ERROR = b'[ERROR] KERNEL(9143,7fb0dffff6c0,python):2026-11-24-06:54:32.409.747 [allreduce.cc:89] Launch] failed.\n'
@@ -11,7 +11,7 @@ TRACEBACK = b'Traceback (most recent call last):\n  File "x.py", line 1, in <mod
 
 @pytest.fixture
 def written(tmp_path, capfdbinary, monkeypatch):
-    """A function that writes to the log and gives what is shown of it."""
+    """A function that writes to the log and gives what the screen shows."""
     monkeypatch.setenv('GLOG_v', '3')
     log = open(tmp_path / 'log', 'a+b')
     screen = Screen(log)

@@ -1,0 +1,106 @@
+"""The small training that the checks run: its step, its data, its loop and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+from mindspore.train import Callback, Model
+
+from src.acceptance.reference import NETWORKS
+from src.config import load
+from src.data import dataset
+from src.inceptionv4 import InceptionV4, set_precision
+from src.runtime import Runtime
+from src.training.optimizer import make_optimizer
+from src.training.step import NetworkWithLoss, TrainStep, on_host
+from src.weights import checkpoint
+
+SMALL = NETWORKS['small']
+BATCH = 8  # images
+
+
+def recorded(options: dict) -> dict:
+    """The configuration that is stored in a checkpoint of `InceptionV4(**options)`."""
+    return {**load([]), **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}}
+
+
+def make_step(run: Runtime, options: dict, state: dict[str, np.ndarray] | None = None) -> TrainStep:
+    """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
+    `state` are values for its parameters, or for some of them."""
+    network = set_precision(InceptionV4(**options), run.amp_level)
+    optimizer = make_optimizer(
+        'rmsprop',
+        network,
+        np.full(100000, 0.002, np.float32),
+        weight_decay=1e-5,
+        momentum=0.9,
+        on_cpu=run.device_target == 'CPU',
+    )
+    with_loss = NetworkWithLoss(network, 0.1, None, ms.float32 if run.amp_level == 'O0' else ms.float16)
+    step = TrainStep(with_loss, optimizer, 'dynamic', ema_decay=0.9)
+    if state:
+        checkpoint.load_into(step, state, 'acceptance', [name for name in step.parameters_dict() if name not in state])
+    return step
+
+
+def training_data(records, options: dict, batch_size: int, start: int, stop: int, rank=0, world=1, num_workers=1):
+    """The batches of the steps `start` to `stop` for `InceptionV4(**options)`, see `dataset.training_dataset`."""
+    return dataset.training_dataset(
+        records,
+        offset=1,
+        image_size=options.get('image_size', 299),
+        batch_size=batch_size,
+        seed=1,
+        dropout_keep_prob=0.8,
+        start=start,
+        stop=stop,
+        rank=rank,
+        world=world,
+        num_workers=num_workers,
+    )
+
+
+class Recorder(Callback):
+    """Keeps `outputs`, {step: outputs of the step}, and `times`, {step: seconds of a clock}, of the last step of every sink,
+    or of every step on a device without sinks. After step `at` it calls `after()`. `first`: steps done before."""
+
+    def __init__(self, first: int = 0, at: int | None = None, after: Callable[[], None] | None = None):
+        self.first, self.at, self.after = first, at, after
+        self.outputs, self.times = {}, {}
+
+    def on_train_step_end(self, run_context):
+        """Called by `Model.train`."""
+        cb_params = run_context.original_args()
+        step = self.first + cb_params.cur_step_num
+        self.outputs[step] = on_host(cb_params.net_outputs)
+        self.times[step] = time.perf_counter()
+        if step == self.at:
+            self.after()
+
+
+def train(run: Runtime, step: TrainStep, data, count: int, length: int, recorder: Recorder) -> Recorder:
+    """Train as train.py does: `count` sinks of `length` steps, or step by step all of `data` on a device without sinks."""
+    Model(step).train(
+        count if run.sink else 1, data, [recorder], dataset_sink_mode=run.sink, sink_size=length if run.sink else -1
+    )
+    return recorder
+
+
+def copies(step: nn.Cell) -> dict[str, np.ndarray]:
+    """{name: copy of the value} of all parameters."""
+    return {name: value.copy() for name, value in checkpoint.values(step).items()}
+
+
+def change_difference(before: dict, expected: dict, found: dict) -> float:
+    """Norm of `found` - `expected` divided by that of `expected` - `before`, over all float32 parameters but scalars:
+    weights, slots and averages. The arguments are as of `copies`."""
+    names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
+    away, moved = (
+        sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
+        for end, start in ((found, expected), (expected, before))
+    )
+    return (away / moved) ** 0.5 if moved else float('inf')

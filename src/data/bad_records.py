@@ -1,0 +1,96 @@
+"""Records that cannot be read or decoded: tried again, counted, and when there are too many of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+from src.errors import InputError
+
+
+class BadRecords:
+    """What the data workers tell the training: how many records of this rank cannot be read or decoded, and the error that
+    ended a worker.
+
+    Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
+
+    Args:
+        max_fraction (float): part of the rank's records of an epoch that may be bad; one always may, unless this is 0.
+        per_epoch (int): records that the rank takes in an epoch.
+        epochs (int): of the training.
+    """
+
+    def __init__(self, max_fraction: float, per_epoch: int, epochs: int):
+        self.max_fraction, self.per_epoch = max_fraction, per_epoch
+        self._counts = multiprocessing.Array('q', epochs)  # shared with the workers by fork
+        self._first = multiprocessing.Array('c', 1000)
+        self._failure, self._failed = multiprocessing.RawArray('c', 2000), multiprocessing.RawValue('b')
+
+    def add(self, epoch: int, where: str):
+        """Count a record of `epoch` (from 0); `where` says which and why."""
+        with self._counts.get_lock():
+            self._counts[epoch] += 1
+            self._first.value = self._first.value or where.encode()[:999]
+
+    def fail(self, error: Exception):
+        """Note the error that ends a worker."""
+        self._failure.value = str(error if isinstance(error, InputError) else repr(error)).encode()[:1999]
+        self._failed.value = 1
+
+    def count(self, epoch: int) -> int:
+        """How many records were bad in `epoch` (from 0)."""
+        return self._counts.get_obj()[epoch]  # without the lock, which a worker that was killed may hold
+
+    @property
+    def first(self) -> str:
+        """Place and damage of the first bad record."""
+        return self._first.get_obj().value.decode(errors='replace')
+
+    @property
+    def failure(self) -> str:
+        """The error that ended a worker, or ''."""
+        return self._failure.value.decode(errors='replace') if self._failed.value else ''
+
+    def problem(self, epochs: list[int]) -> str:
+        """Why a training that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
+        for epoch in epochs:
+            if self.count(epoch) > (self.max_fraction and max(1, self.max_fraction * self.per_epoch)):
+                return (
+                    f'{self.count(epoch)} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
+                    f'be read or decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
+                    f'{self.first}; python -m src.data.check DIR lists them all'
+                )
+        return self.failure
+
+
+class PatientReader:
+    """The bytes of record `record` (int). One that cannot be read is tried again after each of `PAUSES`: a network disk may
+    stall for a while, or a file be away while it is replaced. After a record that stayed unreadable there is only one pause
+    for the next ones, until waiting has helped again.
+
+    ValueError for a record that stays unreadable.
+    """
+
+    PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds
+
+    def __init__(self, records):
+        self.records, self.pauses = records, self.PAUSES
+
+    def __call__(self, record):
+        for waited in (0, *self.pauses):
+            time.sleep(waited)
+            try:
+                encoded = self.records.read(record)
+            except (OSError, InputError) as error:
+                problem = error
+                continue
+            self.pauses = self.PAUSES if waited else self.pauses
+            return encoded
+        self.pauses = self.PAUSES[:1]
+        raise ValueError(str(problem))
+
+
+def where_and_why(records, record: int, error: Exception) -> str:
+    """Place of a record and its damage, for messages."""
+    place, problem = records.where(record), str(error)
+    return problem if problem.startswith(place) else f'{place}: {problem}'

@@ -1,0 +1,136 @@
+"""Which classes records have: where their labels start, how many there are, and what another training called them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from src.data import imagenet
+from src.data.folder import Folder
+from src.data.index import Index
+from src.errors import InputError
+
+
+def label_offset(option: str, records: Index | Folder) -> int:
+    """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" the lowest label of a class.
+
+    TF-slim's ImageNet records count from 1 and leave 0 to a background class; folders count from 0.
+    """
+    return records.label_base if option == 'auto' else int(option)
+
+
+def count_classes(option: int | str, records: Index | Folder, offset: int) -> tuple[int, str]:
+    """(number of classes, where it comes from) of a training with `records`: `option` if it is a number; for 'auto' the
+    number of names or, without names, what the largest label makes.
+
+    InputError if the labels or the names do not fit the number, or if a class has no image.
+    """
+    if records.empty:
+        raise InputError(
+            f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
+            f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
+            + (f' (left out: {records.left_out})' if records.left_out else '')
+        )
+    named = len(records.class_names) - offset if records.class_names else 0
+    if option != 'auto':
+        classes, source = option, 'num_classes'
+    elif named:
+        classes, source = named, 'those with names'
+    else:
+        largest = int(records.label.argmax())
+        classes, source = int(records.label[largest]) + 1 - offset, f'by the largest label {records.label[largest]}'
+        if classes > max(len(records), imagenet.BACKGROUND_CLASSES):
+            raise InputError(
+                f'{records.where(largest)} has the label {records.label[largest]}, which would make {classes} '
+                f'classes of {len(records)} images; mend it, or give --num_classes'
+            )
+    check_labels(records, offset, max(classes, 1))
+    if 0 < named < classes:
+        raise InputError(
+            f'num_classes {classes}, but the records name {named} classes (label_offset {offset}); leave '
+            'num_classes at auto, or name the others'
+        )
+    if classes < 2:
+        raise InputError(f'all {len(records)} training images are of one class; a training needs two or more')
+    return classes, source
+
+
+def check_labels(records: Index | Folder, offset: int, num_classes: int) -> None:
+    """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
+    bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
+    if len(bad):
+        label = records.label[bad[0]]
+        likely = (
+            'labels start at 1, as TF-slim writes them: use --label_offset 1'
+            if label == num_classes and not offset and records.label.min() > 0
+            else f'labels.txt names no class {label}: mend it'
+            if records.class_names and label >= len(records.class_names)
+            else f'the records have labels {records.label.min()} to {records.label.max()}: '
+            'set --num_classes and --label_offset to match'
+        )
+        raise InputError(
+            f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
+            f'(num_classes {num_classes}, label_offset {offset}); {likely}'
+        )
+
+
+def match_names(records: Index | Folder, recorded: list[str] | None, source: str | Path) -> Index | Folder:
+    """`records` with the labels of another training: every class gets the label that its name has in `recorded`, that
+    training's names by label. The same `records` if either has no names.
+
+    InputError naming a class that `source`, a checkpoint or records, does not know.
+    """
+    names = records.class_names
+    if not names or not recorded:
+        return records
+    labels = np.unique(records.label).tolist()
+    # A name that is just the number says nothing: conversions of nameless records write such ones.
+    name = {
+        label: names[label]
+        for label in labels
+        if 0 <= label < len(names) and names[label] and (names[label] != str(label) or names[label] in recorded)
+    }
+    if not name:
+        return records
+    for spelled in (str, imagenet.words):  # ImageNet's classes go by WordNet ids in one place, by words in another
+        number = _numbers(labels, {label: spelled(name[label]) for label in name}, [spelled(known) for known in recorded])
+        if number:
+            break
+    else:
+        raise InputError(_unmatched(labels, name, recorded, records, source))
+    matched = np.array([number[label] for label in labels], np.int64)[np.searchsorted(labels, records.label)]
+    return dataclasses.replace(records, label=matched, class_names=list(recorded))
+
+
+def _numbers(labels, name, recorded):
+    """{label: place of its name in `recorded`}; None unless every label has exactly one."""
+    # First both lists as a whole, since a list may hold a name twice: two of ImageNet's classes are called crane.
+    for shift in (0, 1, -1):
+        if all(0 <= label + shift < len(recorded) and recorded[label + shift] == name[label] for label in name) and (
+            not shift or len(name) == len(labels)
+        ):
+            return {label: label + shift for label in labels}
+    if len(name) == len(labels) and all(recorded.count(one) == 1 for one in name.values()):
+        return {label: recorded.index(name[label]) for label in labels}
+    return None
+
+
+def _unmatched(labels, name, recorded, records, source):
+    """The message that names a class of `records` which is not among those of `source`, and why."""
+    words, known = [imagenet.words(one) for one in recorded], [one for one in recorded if one]
+    label = next(label for label in labels if label not in name or words.count(imagenet.words(name[label])) != 1)
+    what = (
+        'has no name, and the other names are numbered otherwise than'
+        if label not in name
+        else 'has a name that stands twice in the names of'
+        if imagenet.words(name[label]) in words
+        else 'is unknown to'
+    )
+    where = records.where(int(np.argmax(records.label == label)))
+    return (
+        f'class {repr(name[label]) if label in name else label} of {where} {what} {source}, which knows '
+        f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as '
+        'its training did'
+    )

@@ -1,0 +1,63 @@
+"""Which record stands where in a training or an evaluation, and the random generator of each.
+
+Both follow from (seed, epoch, record) alone. So the order does not depend on the number of workers or ranks, and any step
+can be reached without running the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks
+fixed parts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Order of the records in an epoch: a permutation of range(count), int64."""
+    return generator(seed, epoch, count).permutation(count)
+
+
+def generator(seed: int, epoch: int, record: int) -> np.random.Generator:
+    """The random generator of a record in an epoch: counter-based, so making one is cheap."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, record]))
+
+
+class TrainingOrder:
+    """Iterable of (epoch, record) for one rank, from step `start` to step `stop`.
+
+    Step s of an epoch takes the next world * batch_size records of its order, of which a rank has batch_size
+    neighbours: N ranks with batches of B see in a step what one rank with batches of N * B sees. What is left over at
+    the end of an epoch is another part in every epoch.
+    """
+
+    def __init__(self, count, seed, batch_size, rank, world, start, stop):
+        self.count, self.seed, self.batch_size, self.rank, self.world = count, seed, batch_size, rank, world
+        self.start, self.stop = start, stop
+
+    def __len__(self):
+        return (self.stop - self.start) * self.batch_size
+
+    def __iter__(self):
+        steps_per_epoch = self.count // (self.batch_size * self.world)
+        order, order_epoch = None, -1
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self.seed, epoch, self.count), epoch
+            first = (position * self.world + self.rank) * self.batch_size
+            for record in order[first : first + self.batch_size]:
+                yield np.int64(epoch), np.int64(record)
+
+
+class EvaluationOrder:
+    """Iterable of records for one rank, each record on one rank once, filled up with -1 to whole batches."""
+
+    def __init__(self, count, batch_size, rank, world):
+        self.count, self.rank, self.world = count, rank, world
+        self.length = -(-count // (world * batch_size)) * batch_size
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        for i in range(self.length):
+            record = i * self.world + self.rank
+            yield (np.int64(record if record < self.count else -1),)

@@ -1,0 +1,94 @@
+"""Protocol buffers, read and written field by field (https://protobuf.dev/programming-guides/encoding/).
+
+Not by the protobuf library: its classes are generated for a schema, and these are other programs' schemas; it does not tell
+where a value stands in the file; and CANN pins it to 3.20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types: the lowest three bits of a tag
+_LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
+
+
+def read_varint(buf: bytes | memoryview, pos: int, end: int) -> tuple[int, int]:
+    """(value, position after it) of the variable-length number at buf[pos], value unsigned, below 2^64.
+
+    ValueError if it does not end before `end` or is longer than ten bytes.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
+        if pos >= end:
+            break
+        byte = buf[pos]
+        pos += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & _LOWEST_64_BITS, pos
+    raise ValueError('broken varint')
+
+
+def read_fields(buf, pos: int, end: int):
+    """Yield (tag, start, stop) for every field of the message in buf[pos:end]. The tag is field number * 8 + wire type, the
+    value is buf[start:stop], with wire type `LENGTH` without the length.
+
+    `buf` is anything that gives int for an index: bytes, memoryview, mmap. ValueError if the message is damaged.
+    """
+    try:
+        while pos < end:
+            tag = buf[pos]
+            pos += 1
+            if tag > 127:
+                tag, pos = read_varint(buf, pos - 1, end)
+            wire = tag & 7
+            if wire == LENGTH:
+                stop = buf[pos]  # a byte behind `end` becomes an error below
+                pos += 1
+                if stop > 127:
+                    stop, pos = read_varint(buf, pos - 1, end)
+                stop += pos
+            elif wire == VARINT:
+                stop = read_varint(buf, pos, end)[1]
+            elif wire in (EIGHT_BYTES, FOUR_BYTES):
+                stop = pos + (8 if wire == EIGHT_BYTES else 4)
+            else:
+                raise ValueError(f'wire type {wire}')
+            if stop > end:
+                raise ValueError('a field runs past its end')
+            yield tag, pos, stop
+            pos = stop
+    except IndexError:  # the message ends with a tag, and `buf` with it
+        raise ValueError('a field runs past its end') from None
+
+
+def read_values(message: bytes | memoryview) -> Iterator[tuple[int, int | bytes | memoryview]]:
+    """Yield (field number, value) of a whole message (bytes or memoryview): int, or with wire type `LENGTH` a slice of it.
+
+    ValueError if the message is damaged.
+    """
+    for tag, start, stop in read_fields(message, 0, len(message)):
+        wire = tag & 7
+        if wire == LENGTH:
+            value = message[start:stop]
+        elif wire == VARINT:
+            value = read_varint(message, start, stop)[0]
+        else:
+            value = int.from_bytes(message[start:stop], 'little')
+        yield tag >> 3, value
+
+
+def encode_varint(value: int) -> bytes:
+    """A number from 0 to 2^64 - 1 as a varint."""
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*result, value])
+
+
+def encode_field(number: int, value: int | bytes) -> bytes:
+    """A field with a number (negative ones as int64) or, for bytes, with the length in front of them."""
+    if isinstance(value, int):
+        return encode_varint(number << 3 | VARINT) + encode_varint(value & _LOWEST_64_BITS)
+    return encode_varint(number << 3 | LENGTH) + encode_varint(len(value)) + value

@@ -1,0 +1,95 @@
+"""The JSON file beside an exported file, which says what the file takes and gives and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from src.data.preprocess import recorded_preprocessing
+from src.deploy.formats import SUFFIXES, need_utf8
+from src.deploy.graph import INPUT_TYPES, OUTPUT_NAMES, Signature
+from src.errors import InputError
+
+
+def check_target(path: str | Path) -> dict:
+    """What the JSON file beside the model file `path`, which is to be written, already says about other model files of the
+    same name that are still there ({name: description}). InputError if it is another program's, which would be lost."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f'file_name {str(path.parent)!r} has no name of a file at its end')
+    need_utf8(path)
+    record = path.with_suffix('.json')
+    try:
+        old = json.loads(record.read_text(encoding='utf-8'))
+        described = {**old.pop('other_files'), old['file']: old}
+        return {name: value for name, value in described.items() if name != path.name and (path.parent / name).is_file()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f'{record}: would be replaced, but was not written by export.py; choose another --file_name or move it'
+        ) from None
+
+
+def of_signature(signature: Signature, outputs: list) -> dict:
+    """The entries `input`, `output` and `preprocessing` for a file of `signature` that gave `outputs` (list of ndarrays)."""
+    scaled, size = signature.input_type == 'float', signature.image_size
+    batch_size = signature.batch_size or None
+    return {
+        'input': {
+            'name': 'input',
+            'type': INPUT_TYPES[signature.input_type],
+            'shape': [batch_size, *((3, size, size) if scaled else (size, size, 3))],
+            'layout': 'NCHW' if scaled else 'NHWC',
+            'colours': 'RGB',
+            'range': '(pixel - mean) / std' if scaled else '0 to 255',
+        },
+        'output': {
+            'kind': signature.output,
+            'names': OUTPUT_NAMES[signature.output],
+            'shapes': [[batch_size, *part.shape[1:]] for part in outputs],
+            'types': [str(part.dtype) for part in outputs],
+        },
+        'preprocessing': signature.preprocessing._asdict(),
+    }
+
+
+def read(path: str | Path) -> dict:
+    """What export.py wrote about the model file `path`; `preprocessing` is a `Preprocessing`. InputError if there is
+    nothing about it."""
+    record = Path(path).with_suffix('.json')
+    try:
+        found = json.loads(record.read_text(encoding='utf-8'))
+        found = {**found['other_files'], found['file']: found}[Path(path).name]
+        return {**found, 'preprocessing': recorded_preprocessing(found['preprocessing'])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
+            'export.py wrote it, export again'
+        ) from None
+
+
+def sha256(path: str | Path) -> str:
+    """Checksum of a file, hexadecimal. OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def as_text(path: Path, report: dict) -> str:
+    """Lines that say what was written to `path` with the description `report`."""
+    takes, gives, found = report['input'], report['output'], report['deviation']
+    outputs = ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
+    return (
+        f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output {outputs}\n'
+        f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random "
+        f'pixels, {found["smooth"]:.1e} for smooth images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it '
+        f'in {path.with_suffix(".json")}'
+    )
+
+
+def _shape(shape):
+    return f'({", ".join("any" if length is None else str(length) for length in shape)})'

@@ -1,0 +1,82 @@
+"""What is said about an image: as text, as JSON, as an HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import NamedTuple
+
+from src import files
+from src.errors import InputError
+
+
+class Prediction(NamedTuple):
+    """The likeliest classes of an image, or what is wrong with it."""
+
+    path: Path
+    top: list[tuple[int, str, float]] | None  # class number, label, probability, best first; None with an `error`
+    error: str | None
+    thumbnail: bytes | None  # JPEG, if one was asked for
+
+
+def as_text(prediction: Prediction) -> str:
+    """The name of the image and a line for each class, or one line with the error."""
+    if prediction.error:
+        return f'{prediction.path}: {prediction.error}; skipped'
+    return '\n'.join([str(prediction.path), *(f'  {100 * p:6.2f} %  {label}' for _, label, p in prediction.top)])
+
+
+def as_json(prediction: Prediction) -> str:
+    """One line: {"file": ..., "top": [{"class": ..., "label": ..., "probability": ...}, ...]}, or "error" for "top"."""
+    if prediction.error:
+        return files.as_json({'file': str(prediction.path), 'error': prediction.error})
+    return files.as_json(
+        {
+            'file': str(prediction.path),
+            'top': [{'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in prediction.top],
+        }
+    )
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fafafa }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 1em }}
+figure {{ margin: 0; padding: 12px; background: #fff; border: 1px solid #ddd; border-radius: 6px }}
+img {{ display: block; height: 180px; max-width: 100%; margin: 0 auto 8px; object-fit: contain }}
+figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bottom: 6px }}
+.row {{ display: flex; justify-content: space-between; gap: 8px; padding: 1px 4px;
+  background: linear-gradient(#cfe3f7, #cfe3f7) no-repeat 0 / var(--share) 100% }}
+.row:first-of-type {{ font-weight: 600 }}
+.row span + span {{ white-space: nowrap }}
+</style></head><body>
+<h1>{title}</h1>
+<p>{summary}</p>
+<main>
+"""
+
+
+def write_page(path: str | Path, predictions: list[Prediction], title: str, summary: str):
+    """One HTML file with the thumbnails and the likeliest classes in it, whole or not at all. InputError if it cannot be
+    written."""
+    try:
+        with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
+            file.write(PAGE.format(title=html.escape(title), summary=html.escape(summary)))
+            for prediction in predictions:
+                caption = f'<figcaption>{html.escape(str(prediction.path))}</figcaption>'
+                if prediction.error:
+                    file.write(f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n')
+                    continue
+                image = base64.b64encode(prediction.thumbnail).decode()
+                rows = ''.join(
+                    f'<div class="row" style="--share: {100 * p:.1f}%"><span>{html.escape(label)}</span>'
+                    f'<span>{100 * p:.1f} %</span></div>'
+                    for _, label, p in prediction.top
+                )
+                file.write(f'<figure><img alt="" src="data:image/jpeg;base64,{image}">{caption}{rows}</figure>\n')
+            file.write('</main></body></html>\n')
+    except OSError as error:
+        raise InputError(f'html {path}: cannot be written ({error.strerror}); choose another file') from None

@@ -1,0 +1,100 @@
+"""The layers that InceptionV4 is made of: convolution with batch norm, branches and forks, pools, the classifier."""
+
+from collections import OrderedDict
+
+from mindspore import nn, ops
+from mindspore.common.initializer import TruncatedNormal, Zero
+
+BATCH_NORM_EPSILON = 1e-3
+
+
+def he_normal(fan_in: int) -> TruncatedNormal:
+    """Initial weights of a layer with `fan_in` inputs a value (He et al. 2015): a normal distribution cut at two standard
+    deviations. The cut leaves 0.8796 of the standard deviation, for which `sigma` makes up.
+
+    MindSpore's `VarianceScaling('truncated_normal')` draws from a uniform distribution (2.8: the name is compared with
+    another spelling), and `TruncatedNormal` takes its bounds as values, not in standard deviations.
+    """
+    sigma = (2 / fan_in) ** 0.5 / 0.87962566
+    return TruncatedNormal(sigma=sigma, a=-2 * sigma, b=2 * sigma)
+
+
+class ConvBN(nn.Cell):
+    """Convolution without bias, batch norm, ReLU: (N, in_channels, H, W) -> (N, out_channels, H', W').
+
+    `bn_decay` is the share that the moving averages keep each step. Without `bn_scale` gamma stays 1, as in TF-slim.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
+        super().__init__()
+        rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=he_normal(in_channels * rows * columns)
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay)
+        self.bn.gamma.requires_grad = bn_scale
+        self.relu = nn.ReLU()
+
+    def construct(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class PoolConvBN(ConvBN):
+    """3 x 3 average pool, then a 1 x 1 `ConvBN`, the last branch of blocks A, B and C.
+
+    The convolution comes first here: it is linear, has no bias and mixes no positions, so the order does not change
+    the result, and the pool then runs on 96 to 256 channels in place of 384 to 1536.
+    """
+
+    def __init__(self, in_channels, out_channels, **batch_norm):
+        super().__init__(in_channels, out_channels, 1, **batch_norm)
+        # Padding does not count in the mean, as with TensorFlow's SAME. The padding mode `pad` with the option that says
+        # so raises an error on a 910B or A3, and elsewhere it becomes a pool in three dimensions.
+        self.pool = nn.AvgPool2d(3, stride=1, pad_mode='same')
+
+    def construct(self, x):
+        return self.relu(self.bn(self.pool(self.conv(x))))
+
+
+def branch(**layers: nn.Cell) -> nn.SequentialCell:
+    """The named layers, one after the other."""
+    return nn.SequentialCell(OrderedDict(layers))
+
+
+class Branches(nn.SequentialCell):
+    """Branches beside each other on one input, their outputs concatenated over the channels."""
+
+    def __init__(self, *branches):
+        super().__init__(OrderedDict((f'branch_{i}', cell) for i, cell in enumerate(branches)))
+
+    def construct(self, x):
+        outputs = ()
+        for cell in self.cell_list:
+            outputs += (cell(x),)
+        return ops.concat(outputs, 1)
+
+
+class Split(nn.Cell):
+    """The fork at the end of block C's branches: `stem` (may be absent), then two convolutions of its output."""
+
+    def __init__(self, stem, ends):
+        super().__init__()
+        self.stem = [cell for _, cell in stem]
+        self.ends = [cell for _, cell in ends]
+        for name, cell in stem + ends:
+            setattr(self, name, cell)
+
+    def construct(self, x):
+        for cell in self.stem:
+            x = cell(x)
+        return ops.concat((self.ends[0](x), self.ends[1](x)), 1)
+
+
+def max_pool() -> nn.MaxPool2d:
+    """3 x 3, stride 2, no padding: (N, C, H, W) -> (N, C, (H - 1) // 2, (W - 1) // 2)."""
+    return nn.MaxPool2d(3, stride=2, pad_mode='valid')
+
+
+def dense(in_channels: int, out_channels: int) -> nn.Dense:
+    """Fully connected layer with bias: (N, in_channels) -> (N, out_channels)."""
+    return nn.Dense(in_channels, out_channels, weight_init=he_normal(in_channels), bias_init=Zero())

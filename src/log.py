@@ -1,0 +1,40 @@
+"""Log lines, for the screen and a file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.errors import InputError
+
+
+class Log:
+    """Called with a line, writes it to the screen and, if `path` is given, to the end of that file.
+
+    `lost` becomes true when a line could be written to neither. InputError if the file cannot be opened.
+    """
+
+    def __init__(self, path: Path | None = None):
+        try:
+            if path:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, 'a', encoding='utf-8') if path else None
+        except OSError as error:
+            raise InputError(f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir') from None
+        self.lost = False
+
+    def __call__(self, line: str):
+        # A full disk or a closed pipe is no reason to end a training.
+        written = False
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+            written = True
+        if self.file:
+            with contextlib.suppress(OSError):
+                print(line, file=self.file, flush=True)
+                written = True
+        self.lost |= not written

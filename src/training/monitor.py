@@ -1,0 +1,180 @@
+"""What is seen of every step: log lines, progress bar, and whether the training has gone wrong or must stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mindspore.train import LossMonitor
+from tqdm import tqdm
+
+from src.data.bad_records import BadRecords
+from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
+from src.training.interruption import Interruption
+from src.training.plan import Plan
+from src.training.step import StepOutputs, on_host
+from src.weights import checkpoint
+
+
+class TrainingMonitor(LossMonitor):
+    """A log line in the original's format every `display_every` steps, and a progress bar on a terminal; ends a
+    training that has gone wrong, or that was asked to stop.
+
+    FPS are the images per second of all ranks since the last line, without the time for compilation, checkpoints and
+    evaluations (`-` if there was nothing else). In sink mode a line can only come at the end of a sink.
+
+    Args:
+        log (callable): takes a line.
+        rates (ndarray): learning rate of every step.
+        plan (Plan): which steps are done.
+        interruption (Interruption): knows of signals; None without them.
+        any_rank (callable): takes whether this rank is asked to stop and returns whether any rank is, so that all stop at
+            the same step; `collective.any_rank` where there are several.
+        l2_term (callable): returns what the total loss has beside the loss.
+        max_overflow_steps (int): steps in a row without an update after which training ends.
+        directory (Path): where the checkpoints are.
+        bad (BadRecords): its counts are logged at the ends of epochs, and may end the training; None without them.
+
+    `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
+    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        rates: np.ndarray,
+        plan: Plan,
+        display_every: int,
+        *,
+        interruption: Interruption | None = None,
+        any_rank: Callable[[bool], bool] = bool,
+        l2_term: Callable[[], float] = lambda: 0.0,
+        max_overflow_steps: int = 50,
+        directory: Path | str = '',
+        bad: BadRecords | None = None,
+    ):
+        super().__init__(display_every)
+        self.log, self.rates, self.plan, self.step = log, rates, plan, plan.start
+        self.interruption, self.any_rank, self.l2_term = interruption, any_rank, l2_term
+        self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
+        self.stopping, self.problem, self.overflows = False, '', None
+        self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
+        self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
+
+    def on_train_begin(self, run_context):
+        """Called before the first step of a run, or of its first and its last sinks."""
+        self.log('compiling the training graph: seconds to minutes in which nothing moves')
+        self.bar = tqdm(total=self.plan.stop, initial=self.step, unit='step', disable=None, dynamic_ncols=True)
+        self.first, self.logged, self.compiled = self.step, self.step, False
+        self.start_clock()
+
+    def start_clock(self):
+        """Call after anything that must not count in FPS."""
+        self.clock = time.perf_counter()
+
+    def on_train_step_begin(self, run_context):
+        """Called before a step, or a sink of steps."""
+        self.moving.acquire()
+        self.changed = time.monotonic()
+
+    def on_train_step_end(self, run_context):
+        """Called after a step, or a sink of steps."""
+        cb_params = run_context.original_args()
+        before, self.step = self.step, self.first + cb_params.cur_step_num
+        due = self.step - self.logged >= self._per_print_times or self.step >= self.plan.stop
+        outputs = on_host(cb_params.net_outputs)
+        self._check(outputs)
+        self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
+        self.moving.release()  # not after an error: then the weights are not fit to be saved
+        self._count(self.step - before)
+        if due:
+            self._write_line(outputs)
+        if self.bad:
+            self._tell_bad_records(before)
+        if self.any_rank(bool(self.problem or self.interruption and self.interruption.number)):
+            self.stopping = True
+            run_context.request_stop()
+        self.start_clock()
+
+    def _count(self, done):
+        """Take the time of the `done` last steps."""
+        elapsed = time.perf_counter() - self.clock
+        if self.compiled:
+            self.images += done * self.plan.global_batch
+            self.seconds += elapsed
+        else:
+            self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: {elapsed:.1f} s')
+            self.compiled = True
+            if self.interruption:
+                self.interruption.can_save = True
+        self.bar.update(done)
+
+    def _write_line(self, outputs: StepOutputs):
+        fps = f'{self.images / self.seconds:.1f}' if self.seconds else '-'
+        self.log(
+            f'step: {self.step} epoch: {self.step / self.plan.steps_per_epoch:.1f} FPS: {fps} '
+            f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
+            f'lr:{self.rates[self.step - 1]:.5f}'
+        )
+        if outputs.overflows > self.overflows:
+            self.log(
+                f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
+                f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
+            )
+        self.overflows = outputs.overflows
+        self.logged = self.step
+        self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + self.seconds
+        self.images, self.seconds = 0, 0.0
+
+    def _tell_bad_records(self, before):
+        """Log the counts of the epochs that ended since the step `before`, and judge those that were trained in."""
+        per_epoch = self.plan.steps_per_epoch
+        for epoch in range(before // per_epoch, self.step // per_epoch):
+            if self.bad.count(epoch):
+                self.log(
+                    f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be read or decoded, '
+                    f'others took their places; first of all: {self.bad.first}'
+                )
+        self.problem = self.bad.problem(range(before // per_epoch, (self.step - 1) // per_epoch + 1))
+
+    def _check(self, outputs: StepOutputs):
+        """TrainingError if the training has gone wrong."""
+        if self.overflows is None:
+            self.overflows = outputs.overflows - (outputs.overflow_run > 0)
+        if not np.isfinite(outputs.loss):
+            problem = f'loss is {outputs.loss}'
+        elif not np.isfinite(outputs.norm) and not outputs.overflow_run:  # so they have reached the weights
+            problem = 'gradients are not finite'
+        elif outputs.overflow_run >= self.max_overflow_steps:
+            problem = f'gradients overflowed in {outputs.overflow_run:.0f} steps running (max_overflow_steps)'
+        else:
+            return
+        found = checkpoint.by_age(self.directory) if self.directory else []
+        raise TrainingError(
+            f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
+            f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
+            'dynamic, and --resume_override true with --resume'
+        )
+
+    def on_train_end(self, run_context):
+        """Called after the last step."""
+        self.bar.close()
+
+    def end(self) -> InputError:
+        """The error that ends a training which was stopped before its last step."""
+        how = (
+            f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, go on with --resume auto'
+        )
+        if self.problem:
+            return InputError(f'{self.problem}; {how}')
+        if self.interruption.number:
+            return Interrupted(f'{self.interruption.name}: {how}', self.interruption.number)
+        return ElsewhereError(f'another rank, whose log says why, ended the training: {how}')
+
+    @property
+    def fps(self) -> float | None:
+        """Images per second of the whole run; None if there was no step beside the one with the compilation."""
+        return self.all_images / self.all_seconds if self.all_seconds else None

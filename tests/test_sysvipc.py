@@ -134,7 +134,8 @@ def of_children(pids):
     children = set()
     for pid in pids:
         for task in Path(f'/proc/{pid}/task').iterdir():
-            children |= {int(child) for child in (task / 'children').read_text().split()}
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+                children |= {int(child) for child in (task / 'children').read_text().split()}
     tables = []
     for kind in ('shm', 'msg'):
         names, *lines = map(str.split, Path('/proc/sysvipc', kind).read_text().splitlines())

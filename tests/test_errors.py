@@ -121,6 +121,7 @@ def test_input_error_of_a_data_worker():
     assert input_error(of_a_data_worker(ValueError('no'))) is None
 
 
+@pytest.mark.compiles
 def test_input_error_of_a_data_worker_process():
     """In a process of its own: MindSpore's handler of SIGCHLD can lock up where one pipeline forks while another ends."""
     code = """

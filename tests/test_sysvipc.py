@@ -144,6 +144,7 @@ def of_children(pids):
     return set(made.values()), {row['msqid'] for row in tables[1] if row['key'] in made}
 
 
+@pytest.mark.compiles
 def test_launcher_that_kills_all_leaves_nothing(data, tmp_path):
     """Two ranks with two data workers each; the second signal kills them all at once."""
     (tmp_path / 'rank.py').write_text(RANK)

@@ -561,6 +561,7 @@ def test_real_rank_that_stops(tmp_path):
     assert 'launch: rank 1 stopped answering: it is stopped; the last lines of results/2p/1/train.log:' in err
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     'death, status, cause', [('sys.exit(3)', 3, 'status 3'), ('os.kill(os.getpid(), 9)', 137, 'signal SIGKILL')]
 )

@@ -191,7 +191,7 @@ with Interruption() as interruption:
 
 
 @pytest.fixture
-def hanging(tmp_path):
+def hanging(compiles, tmp_path):
     made = []
 
     def make(*args, **kwargs):

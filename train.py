@@ -119,9 +119,7 @@ def build_network(config, job, restore_path):
     """The network in its precision, with the weights of `restore_path` if there is one, its frozen parts frozen."""
     network = InceptionV4(**configuration.network_options(config))
     if restore_path:
-        loaded, left = resume.restore(network, restore_path)
-        job.log(f'{restore_path}: {len(loaded)} parameters loaded: {", ".join(loaded)}')
-        job.log(f'left as initialised: {", ".join(left)}')
+        job.log(resume.restore(network, restore_path))
     if job.run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
         memory.check(weights, config.batch_size, config.image_size, job.run.ranks_here, memory.free_bytes())

@@ -17,6 +17,7 @@ from src.errors import ElsewhereError, InputError
 from src.runtime import Runtime
 from src.training.plan import RATE_OPTIONS, Plan, learning_rates, scaled_rate
 from src.weights import checkpoint
+from src.weights.misfit import first_of
 from src.weights.read import read_weights
 
 # A training may go on with other values of these: they say where the records are and how fast they come.
@@ -230,10 +231,11 @@ def agreed(values: list[int], world: int) -> list[int]:
     return [int(high) * (1 << 20) + int(next(digits)) for high in digits]
 
 
-def restore(network: nn.Cell, path: str) -> tuple[list[str], list[str]]:
+def restore(network: nn.Cell, path: str) -> str:
     """Start from the weights of another training, all but the classifiers, as `restore_path` of the original does.
 
-    `path` is any weights file that `read_weights` knows. Returns the names of the parameters that were (loaded, left).
+    `path` is any weights file that `read_weights` knows. Returns a line on what was loaded. InputError if it does not fit.
     """
     parameters, _ = read_weights(path)
-    return checkpoint.load_into(network, checkpoint.averaged(parameters), path, left_out=checkpoint.CLASSIFIERS)
+    loaded, left = checkpoint.load_into(network, checkpoint.averaged(parameters), path, left_out=checkpoint.CLASSIFIERS)
+    return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {first_of(left)}'

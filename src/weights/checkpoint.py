@@ -17,7 +17,7 @@ from mindspore import Tensor, nn
 
 from src import files, processes
 from src.errors import InputError
-from src.weights import mindspore_file
+from src.weights import mindspore_file, misfit
 
 PREFIX = 'inceptionv4'
 BEST = f'{PREFIX}-best.ckpt'
@@ -224,25 +224,13 @@ def load_into(
         (loaded, left): lists of names.
 
     Raises:
-        InputError: a parameter is missing or of another shape; the message names `path`. Then none is set.
+        InputError: the parameters do not fit, see `misfit.describe`; the message names `path`. Then none is set.
     """
-    loaded, left, targets = [], [], cell.parameters_dict()
-    for name, parameter in targets.items():
-        if name.startswith(tuple(left_out)):
-            left.append(name)
-            continue
-        value = parameters.get(name)
-        if value is None:
-            raise InputError(
-                f'{path}: parameter {name} {parameter.shape} is missing; was it saved from another '
-                'network (num_classes, block_counts, bn_scale, aux_logits)?'
-            )
-        if value.shape != parameter.shape:
-            raise InputError(
-                f'{path}: parameter {name} has the shape {value.shape}, the network needs '
-                f'{parameter.shape}; set num_classes, block_counts and bn_scale as it was trained'
-            )
-        loaded.append(name)
-    for name in loaded:
+    targets = cell.parameters_dict()
+    left = [name for name in targets if name.startswith(tuple(left_out))]
+    shapes = {name: parameter.shape for name, parameter in targets.items() if name not in left}
+    if problem := misfit.describe(parameters, shapes, targets):
+        raise InputError(f'{path}: {problem}')
+    for name in shapes:
         targets[name].set_data(Tensor(parameters[name], targets[name].dtype))
-    return loaded, left
+    return list(shapes), left

@@ -267,8 +267,8 @@ def test_restore_path_takes_foreign_files(tmp_path, small):
     """All but the classifiers, whatever the number of classes."""
     tf_file.write(tmp_path / 'slim', to_tf_slim(small))
     network = InceptionV4(7, block_counts=(1, 1, 1))
-    loaded, left = resume.restore(network, str(tmp_path / 'slim'))
-    assert left == ['logits.weight', 'logits.bias'] and len(loaded) == len(list(network.get_parameters())) - 2
+    line, count = resume.restore(network, str(tmp_path / 'slim')), len(list(network.get_parameters()))
+    assert line == f'{tmp_path}/slim: {count - 2} of {count} parameters loaded, all but logits.weight, logits.bias'
     weight = network.parameters_dict()['mixed_7a.branch_1.conv2d_0b_1x7.conv.weight']
     assert np.array_equal(weight.asnumpy(), small[weight.name])
 

@@ -66,7 +66,7 @@ def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', pr
     present = splits(data_dir, layout)
     if not present:
         raise InputError(f'data directory {data_dir!r} holds no {layout} data; give another directory')
-    if layout == 'folder':
+    if layout in ('folder', 'archives'):
         parts = [Folders(split, open_records(data_dir, split, layout)) for split in present]
         names = parts[0].records.class_names
         for part in parts:
@@ -220,7 +220,7 @@ def main():
     parser = Parser(
         prog='python -m src.data.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('directory', metavar='DIR', help='TFRecord or MindRecord shards, or folders')
+    parser.add_argument('directory', metavar='DIR', help="TFRecord or MindRecord shards, folders, or ImageNet's archives")
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')
     args = parser.parse_args()

@@ -5,7 +5,9 @@ Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRec
 all of them by the seed. The bytes of the images stay as they are, without --fix. Only images of folders that EXIF
 says are not upright are turned and encoded again, because shards are read as they are. Labels stay, too, with one
 exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0
-is a background class; labels.txt has the names. A repeated command keeps the shards that are finished.
+is a background class; labels.txt has the names. ImageNet's archives (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
+and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them; their labels are TF-slim's, whatever the format.
+A repeated command keeps the shards that are finished.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data import labels, mindrecord, stamp, tfrecord
+from src.data.archives import ARCHIVES
 from src.data.findings import TO_FIX, UNREADABLE, examine
 from src.data.image import rgb_jpeg
 from src.data.pool import cores, interruptible, spread
@@ -105,7 +108,11 @@ def convert(
         raise InputError(f'format is {layout!r}; give tfrecord or mindrecord')
     if seed < 0:
         raise InputError(f'seed is {seed}; give 0 or more')
-    workers, source = cores(workers), find_format(src)
+    workers = cores(workers)
+    if os.path.basename(src) in ARCHIVES.values():  # if there is something else in the directory
+        src, source = os.path.dirname(src) or '.', 'archives'
+    else:
+        source = find_format(src)
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
     records = _open(src, source, shards, progress)
@@ -207,7 +214,7 @@ def main():
     parser = Parser(
         prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--src', required=True, help='data set: TFRecord or MindRecord shards, or folders')
+    parser.add_argument('--src', required=True, help="TFRecord or MindRecord shards, folders, or ImageNet's archives")
     parser.add_argument('--dst', required=True, help='where the shards go')
     parser.add_argument('--format', required=True, choices=FORMATS[:2])
     parser.add_argument('--shards', required=True, type=int, help='shards per split')

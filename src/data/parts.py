@@ -47,7 +47,7 @@ class Shard:
 
 
 class Folders:
-    """The images of a split's class folders, with the same methods as `Shard`."""
+    """The images of a split's class folders or archive, with the same methods as `Shard`."""
 
     shard = None  # its name, of which folders have none
 
@@ -55,7 +55,7 @@ class Folders:
         self.split, self.records, self.label = split, records, records.label
 
     def where(self, k: int) -> str:
-        """The path of image `k`."""
+        """Image `k` in messages."""
         return self.records.where(k)
 
     def read(self, k: int):

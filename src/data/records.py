@@ -1,4 +1,4 @@
-"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, or folders of images."""
+"""One way to open a data set, whatever its layout: TFRecord or MindRecord shards, folders of images, ImageNet's archives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from src.data import imagenet, labels, tfrecord
+from src.data.archives import ARCHIVES, open_archive
 from src.data.folder import Folder, class_folders, open_folder
 from src.data.index import Index
 from src.data.mindrecord import find_mindrecords, index_mindrecords, list_shards
@@ -17,7 +18,7 @@ from src.data.shards import NUMBERS, find_shards, first_names, list_directory
 from src.data.tfrecord import index_shards
 from src.errors import InputError
 
-FORMATS = ('tfrecord', 'mindrecord', 'folder')
+FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
 SPLITS = {'train': ('train',), 'validation': ('validation', 'val')}  # and the names that files may use
 _TFRECORD = re.compile(f'({"|".join(SPLITS)}){NUMBERS}')
 
@@ -45,6 +46,8 @@ def _open(data_dir, split, dataset_format, progress):
     if layout == 'folder':
         labelling = split_folder(data_dir, next(iter(splits(data_dir, layout)), split))
         return open_folder(split_folder(data_dir, split), labelling, read_labels(data_dir, False))
+    if layout == 'archives':
+        return open_archive(data_dir, split, progress)
     if layout == 'tfrecord':
         records = index_shards(find_shards(data_dir, split), progress)
     else:
@@ -73,6 +76,8 @@ def find_format(data_dir, dataset_format: str = 'auto') -> str:
         return dataset_format
     for name in filter(_TFRECORD.fullmatch, names):
         found.setdefault('tfrecord', name)
+    for name in set(ARCHIVES.values()) & set(names):
+        found.setdefault('archives', name)
     for aliases in SPLITS.values():
         for path in list_shards(data_dir, aliases):
             found.setdefault('mindrecord', os.path.relpath(path, data_dir))
@@ -87,7 +92,7 @@ def find_format(data_dir, dataset_format: str = 'auto') -> str:
         raise InputError(
             f'data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no '
             'train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of '
-            f'these for validation, only {first_names(names)}; {_near_miss(names)}'
+            f"these for validation, nor ImageNet's archives, only {first_names(names)}; {_near_miss(names)}"
         )
     return next(iter(found))
 
@@ -112,6 +117,7 @@ def splits(data_dir, dataset_format: str) -> list[str]:
         'tfrecord': lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
         'mindrecord': lambda split: list_shards(data_dir, SPLITS[split]),
         'folder': lambda split: any(os.path.isdir(os.path.join(data_dir, n)) for n in SPLITS[split]),
+        'archives': lambda split: ARCHIVES[split] in names,
     }
     return [split for split in SPLITS if there[dataset_format](split)]
 

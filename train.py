@@ -20,7 +20,7 @@ from src.errors import counted, entry_point
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
-from src.training import memory, resume
+from src.training import features, memory, resume
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.interruption import Interruption
 from src.training.loop import fit
@@ -74,6 +74,8 @@ def train(config, interruption):
     saving, callbacks = build_callbacks(config, job, data, monitor, step, training)
     watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
     batches = partial(build_batches, config, job, data, bad)
+    if config.cache_features:
+        batches = build_feature_batches(config, job, data, plan, step, batches)
     fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
 
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
@@ -123,7 +125,9 @@ def build_network(config, job, restore_path):
     if job.run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
         memory.check(weights, config.batch_size, config.image_size, job.run.ranks_here, memory.free_bytes())
-    freeze(network, config.freeze)
+    freeze(
+        network, features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
+    )
     return set_precision(network, job.run.amp_level)
 
 
@@ -143,35 +147,36 @@ def build_step(config, job, network, rates):
     on_cpu, in_float32 = job.run.device_target == 'CPU', job.run.amp_level == 'O0'
     options = {name: config[name] for name in OPTIMIZER_OPTIONS}
     optimizer = make_optimizer(config.optimizer, network, rates, **options, on_cpu=on_cpu)
-    with_loss = NetworkWithLoss(
-        network,
-        config.label_smoothing,
-        config.aux_loss_weight if config.aux_logits else None,
-        None if config.augment_device == 'host' else ms.float32 if in_float32 else ms.float16,
-    )
+    aux_loss_weight = config.aux_loss_weight if config.aux_logits else None
+    augment_dtype = None if config.augment_device == 'host' else ms.float32 if in_float32 else ms.float16
+    with_loss = NetworkWithLoss(network, config.label_smoothing, aux_loss_weight, augment_dtype)
     # float32 on the CPU needs no loss scale.
     loss_scale = None if config.loss_scale == 'dynamic' and in_float32 and on_cpu else config.loss_scale
     return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
 
 
-def build_batches(config, job, data, bad, start, stop):
-    """The batches of the steps `start` to `stop`."""
+def build_batches(config, job, data, bad, start, stop, copies=0):
+    """The batches of the steps `start` to `stop`, or with `copies` the images of which features are to be computed."""
     return dataset.training_dataset(
         data.records,
         offset=data.offset,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        dropout_keep_prob=config.dropout_keep_prob,
+        **{name: config[name] for name in dataset.OPTIONS},
         start=start,
         stop=stop,
-        min_object_covered=config.min_object_covered,
         augment_on_host=config.augment_device == 'host',
         bad=bad,
         rank=job.run.rank,
         world=job.run.world,
         num_workers=dataset.workers(config.num_workers, job.run.ranks_here),
+        copies=copies,
     )
+
+
+def build_feature_batches(config, job, data, plan, step, batches):
+    """`batches` with features for the images, and `step` made to take them."""
+    made_from = [data.fingerprint, data.offset, config.augment_device, job.run.device_target, job.run.amp_level]
+    copies, options = min(config.cache_features, plan.epochs), {name: config[name] for name in dataset.OPTIONS}
+    return features.cached(batches, step.network, made_from, copies, len(data.records), options, job.directory, job.log)
 
 
 def build_monitor(config, job, plan, network, rates, bad, interruption):
@@ -234,14 +239,10 @@ def build_evaluation(config, job, data):
         names=data.records.class_names,
         source='the training records',
     )
-    return Evaluation(
-        validation,
-        offset,
-        configuration.network_options(config),
-        job.run,
-        batch_size=config.batch_size,
-        num_workers=dataset.workers(config.num_workers, job.run.ranks_here),
-    )
+    kind = features.FeatureEvaluation if config.cache_features else Evaluation
+    num_workers = dataset.workers(config.num_workers, job.run.ranks_here)
+    options = configuration.network_options(config)
+    return kind(validation, offset, options, job.run, batch_size=config.batch_size, num_workers=num_workers)
 
 
 if __name__ == '__main__':

@@ -203,13 +203,17 @@ class InceptionV4(nn.Cell):
                 size = (size - 3) // stride + 1
             self.aux_logits = AuxLogits(conv, num_classes, size)
 
-    def construct(self, x, dropout_mask=None):
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_channels, H, W) -> pooled features (N, 1536); the last block B's output, for the auxiliary classifier."""
         for cell in self.to_aux:
             x = cell(x)
         trunk = x
         for cell in self.from_aux:
             x = cell(x)
-        x = x.mean((2, 3))
+        return x.mean((2, 3)), trunk
+
+    def construct(self, x, dropout_mask=None):
+        x, trunk = self.features(x)
         if dropout_mask is not None:
             x = x * dropout_mask
         if self.training and self.has_aux:

@@ -57,6 +57,7 @@ MERGED_TABLE = 'tests/cluster/test_launch.py::test_ascend_document'
 # Commands that another test runs: what they begin with, and that test.
 ELSEWHERE = {
     'bash scripts/run_demo.sh': 'tests/test_end_to_end.py::test_demo_path',
+    'python train.py --data_dir photos --restore_path': 'tests/training/test_features.py::test_resume',
     'python train.py --config_path scripts/demo.yaml': 'tests/test_end_to_end.py::test_demo_path',
     'python eval.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'python export.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',

@@ -6,15 +6,19 @@ import os
 import sys
 
 import mindspore.dataset as ds
+import numpy as np
 
 from src import sysvipc
 from src.data.bad_records import BadRecords
+from src.data.features import CopiesOrder, LoadCopies, LoadFeatures
 from src.data.folder import Folder
 from src.data.index import Index
 from src.data.loading import LoadEvaluation, LoadTraining
 from src.data.order import EvaluationOrder, TrainingOrder
 from src.data.preprocess import PREPROCESSING, Preprocessing
 
+# Options of the configuration that `training_dataset` takes.
+OPTIONS = ('image_size', 'batch_size', 'seed', 'dropout_keep_prob', 'min_object_covered')
 MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/scaling.md)
 
 
@@ -54,6 +58,7 @@ def training_dataset(
     rank: int = 0,
     world: int = 1,
     num_workers: int = 1,
+    copies: int = 0,
 ) -> ds.Dataset:
     """Batches of the steps `start` to `stop` of a training, as `LoadTraining` makes them, in one pass.
 
@@ -62,11 +67,31 @@ def training_dataset(
         batch_size: images of this rank in a step; there are `world` ranks.
         start, stop: steps of the whole training, from 0.
         num_workers: processes that decode.
+        copies: not the steps, but all records as in each of the first `copies` epochs, as `LoadCopies` makes them; 0: the
+            steps.
     """
     order = TrainingOrder(len(records), seed, batch_size, rank, world, start, stop)
-    load = LoadTraining(records, offset, image_size, seed, dropout_keep_prob, min_object_covered, augment_on_host, bad)
-    columns = ['image', 'draws', 'dropout_mask', 'label']
+    kind, columns = LoadTraining, ['image', 'draws', 'dropout_mask', 'label']
+    if copies:
+        order, kind, columns[2] = CopiesOrder(copies, len(records), batch_size), LoadCopies, 'size'
+    load = kind(records, offset, image_size, seed, dropout_keep_prob, min_object_covered, augment_on_host, bad)
     return _pipeline(order, ['epoch', 'record'], load, columns, batch_size, num_workers)
+
+
+def feature_dataset(
+    rows: np.ndarray,
+    *,
+    seed: int,
+    dropout_keep_prob: float,
+    min_object_covered: float,
+    batch_size: int,
+    start: int,
+    stop: int,
+) -> ds.Dataset:
+    """What `training_dataset` gives on one rank, with the features in `rows` (see `src.data.features`) for the images."""
+    order = TrainingOrder(rows.shape[1], seed, batch_size, 0, 1, start, stop)
+    load = LoadFeatures(rows, seed, dropout_keep_prob, min_object_covered)
+    return _pipeline(order, ['epoch', 'record'], load, ['image', 'draws', 'dropout_mask', 'label'], batch_size, 1)
 
 
 def evaluation_dataset(

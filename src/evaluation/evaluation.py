@@ -34,15 +34,18 @@ STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of batch 
 class EvaluationStep(nn.Cell):
     """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): images whose label has the highest logit, whose label is
     among the five highest, their loss, their number; sums over the images whose label is not -1 (those only fill the batch).
+
+    With `preprocessing` None the images are what `network` takes.
     """
 
-    def __init__(self, network, preprocessing=PREPROCESSING):
+    def __init__(self, network: nn.Cell, preprocessing: Preprocessing | None = PREPROCESSING):
         super().__init__(auto_prefix=False)
         self.network = network
         self.preprocessing = preprocessing
 
     def construct(self, image, label):
-        logits = self.network(scale(image.astype(ms.float32), self.preprocessing)).astype(ms.float32)
+        x = image if self.preprocessing is None else scale(image.astype(ms.float32), self.preprocessing)
+        logits = self.network(x).astype(ms.float32)
         counts = (label >= 0).astype(ms.float32)
         label = ops.maximum(label, 0)
         true_logit = ops.ReduceSum(keep_dims=True)(logits * ops.one_hot(label, logits.shape[1], 1.0, 0.0), 1)

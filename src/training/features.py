@@ -1,0 +1,170 @@
+"""Training of the classifier alone, on features that the rest of the network has computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import mindspore.dataset as ds
+import numpy as np
+from mindspore import nn
+from tqdm import tqdm
+
+from src.data import dataset, features
+from src.data.preprocess import Preprocessing, scale
+from src.errors import InputError
+from src.evaluation.evaluation import Evaluation, EvaluationStep, Result, evaluate, take_weights
+from src.inceptionv4 import InceptionV4
+from src.training.step import NetworkWithLoss
+from src.weights.misfit import first_of
+
+CLASSIFIER = 'logits'
+
+
+def frozen(
+    network: nn.Cell, option: list[str], cache_features: int, aux_logits: bool, world: int, log: Callable[[str], None]
+) -> list[str]:
+    """What is to be frozen: the parts that `option` names, but with `cache_features` all parts except the classifier.
+
+    InputError if the other options leave more to train than the classifier, or more devices than one.
+    """
+    if not cache_features:
+        return option
+    if aux_logits:
+        raise InputError('cache_features: the auxiliary classifier needs images; give --aux_logits false')
+    if world > 1:
+        raise InputError(f'cache_features is for one device, rank_size is {world}; give --rank_size 1 or --cache_features 0')
+    parts = dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())
+    left = [part for part in parts if part not in option and part != CLASSIFIER] if option else []
+    if left:
+        raise InputError(
+            f'cache_features trains only the classifier, but freeze leaves {first_of(left)} to train; leave freeze empty, '
+            'which then means all but the classifier, or give --cache_features 0'
+        )
+    if not option:
+        log(f'cache_features {cache_features}: all parts of the network but the classifier ({CLASSIFIER}) are frozen')
+    return option or [part for part in parts if part != CLASSIFIER]
+
+
+class Classifier(nn.Cell):
+    """Features (N, 1536) and dropout mask (N, 1536) or None -> logits float32 (N, num_classes), by the last layer of
+    `network`, whose other layers are parameters only."""
+
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = _inside(network)
+
+    def construct(self, x, dropout_mask=None):
+        if dropout_mask is not None:
+            x = x * dropout_mask
+        return self.network.logits(x).astype(ms.float32)
+
+
+class Features(nn.Cell):
+    """uint8 images (N, 3, H, W) and draws (N, 2) -> pooled features, float32 (N, 1536), by all but the last layer of
+    `network` in inference mode. With `augment` None the images are what the network takes."""
+
+    def __init__(self, network: nn.Cell, augment: nn.Cell | None):
+        super().__init__(auto_prefix=False)
+        self.network = _inside(network)
+        self.augment = augment
+        self.set_train(False)
+
+    def construct(self, image, draws):
+        x = image if self.augment is None else self.augment(image, draws)
+        return self.network.features(x)[0].astype(ms.float32)
+
+
+class ValidationFeatures(nn.Cell):
+    """As `Features` of validation images, which are only scaled."""
+
+    def __init__(self, network: nn.Cell, preprocessing: Preprocessing):
+        super().__init__(auto_prefix=False)
+        self.network, self.preprocessing = _inside(network), preprocessing
+        self.set_train(False)
+
+    def construct(self, image):
+        return self.network.features(scale(image.astype(ms.float32), self.preprocessing))[0].astype(ms.float32)
+
+
+def _inside(network) -> InceptionV4:
+    """The network in what mixed precision has made of it."""
+    return getattr(network, '_backbone', network)
+
+
+def cached(
+    batches: Callable[..., ds.Dataset],
+    with_loss: NetworkWithLoss,
+    made_from: list,
+    copies: int,
+    count: int,
+    options: dict,
+    directory: Path,
+    log: Callable[[str], None],
+) -> Callable[[int, int], ds.Dataset]:
+    """Batches of features in place of the images of `batches`; `with_loss` is changed so that it takes them.
+
+    Args:
+        batches (callable): start, stop, copies -> data set, see `dataset.training_dataset`.
+        made_from (list): what the features depend on beside `options` and the weights.
+        copies, count (int): copies of the training's `count` records.
+        options (dict): values of `dataset.OPTIONS`.
+        directory (Path): where the features are kept.
+
+    Returns:
+        callable: start, stop -> data set of the steps from `start` to `stop`.
+    """
+    network, augment = _inside(with_loss.network), with_loss.augment
+    with_loss.network, with_loss.augment = Classifier(network), None
+    weights = ((p.name, p.asnumpy()) for p in network.get_parameters() if not p.name.startswith(CLASSIFIER + '.'))
+    images = {name: options[name] for name in ('image_size', 'seed', 'min_object_covered')}
+    path = Path(directory) / features.name([images, made_from, copies, count], weights)
+    rows, begun = features.read(path, copies, count), time.perf_counter()
+    if rows is None:
+        cell = Features(network, augment)
+        data = _progress(batches(0, 0, copies), 'computing features')
+        found = ((cell(image, draws).asnumpy(), size.asnumpy(), label.asnumpy()) for image, draws, size, label in data)
+        features.write(path, copies, count, found)
+        rows = features.read(path, copies, count)
+        log(f'features of {copies} x {count} images computed in {time.perf_counter() - begun:.1f} s: {path.name}')
+    else:
+        log(f'features of {copies} x {count} images taken from {path.name}')
+    options = {name: value for name, value in options.items() if name != 'image_size'}
+    return lambda start, stop: dataset.feature_dataset(rows, start=start, stop=stop, **options)
+
+
+def _progress(data, title):
+    total = data.get_dataset_size()
+    return tqdm(data.create_tuple_iterator(num_epochs=1), title, total, leave=False, disable=None, unit='batch')
+
+
+class FeatureEvaluation(Evaluation):
+    """An `Evaluation` of trainings that change only the classifier: the features of its images are computed once."""
+
+    known = False
+
+    def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
+        """`Result` of the classifier of a `TrainStep`; None if `asked_to_stop()` became true."""
+        if not self.known and not self._compute(train_step, asked_to_stop):
+            return None
+        self.known = True
+        take_weights(self.step.network.network.logits, train_step)
+        return evaluate(self.step, self.data, self.images, 1, asked_to_stop)
+
+    def _compute(self, train_step, asked_to_stop):
+        """Replace the images by features, and the step by one that takes them; False if asked to stop."""
+        network = self.step.network
+        take_weights(network, train_step)
+        cell, columns = ValidationFeatures(network, self.step.preprocessing), ([], [])
+        for image, label in _progress(self.data, 'computing features'):
+            if asked_to_stop():
+                return False
+            columns[0].append(cell(image).asnumpy())
+            columns[1].append(label.asnumpy())
+        batch_size = len(columns[1][0])
+        arrays = tuple(map(np.concatenate, columns))
+        self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
+        self.step = EvaluationStep(Classifier(network), None)
+        return True

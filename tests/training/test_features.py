@@ -1,0 +1,133 @@
+"""Training on cached features is training on the images with everything but the classifier frozen."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src.data import dataset
+from src.data.records import open_records
+from src.errors import InputError
+from src.evaluation.evaluation import Evaluation
+from src.inceptionv4 import InceptionV4
+from src.training.features import FeatureEvaluation, cached, frozen
+from src.training.optimizer import freeze
+from src.training.step import NetworkWithLoss, TrainStep
+from src.weights import checkpoint
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORK = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
+OPTIONS = {'image_size': 75, 'batch_size': 8, 'seed': 5, 'dropout_keep_prob': 0.8, 'min_object_covered': 0.3}
+
+
+def build():
+    """The step of a network whose statistics have seen nothing, all but its classifier frozen."""
+    ms.set_seed(3)
+    network = InceptionV4(**NETWORK)
+    freeze(network, frozen(network, [], 2, False, 1, lambda line: None))
+    optimizer = nn.Momentum(network.trainable_params(), 0.05, 0.9)
+    return network, TrainStep(NetworkWithLoss(network, 0.1), optimizer, None, ema_decay=0.9)
+
+
+def train(step, batches, network):
+    """Losses of the steps of two epochs and the first of a third."""
+    step.set_train()
+    network.set_train(False)  # frozen parts are in inference mode
+    data = batches(start=0, stop=15).create_tuple_iterator(num_epochs=1)
+    return [float(step(*batch)[0].asnumpy()) for batch in data]
+
+
+@pytest.mark.compiles
+def test_cached_is_uncached(data, tmp_path):
+    """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""
+    records = open_records(str(data), 'train')
+    batches = partial(dataset.training_dataset, records, offset=1, **OPTIONS)
+    network, step = build()
+    losses = train(step, batches, network)
+    expected = {name: value.copy() for name, value in checkpoint.values(step).items()}
+    lines = []
+    for attempt in ('computed in', 'taken from features-'):
+        network, step = build()
+        features = cached(
+            lambda start, stop, copies: batches(start=start, stop=stop, copies=copies),
+            step.network,
+            ['records'],
+            2,
+            len(records),
+            OPTIONS,
+            tmp_path,
+            lines.append,
+        )
+        ours = train(step, features, network)
+        assert np.allclose(ours[:14], losses[:14], rtol=0, atol=1e-5) and np.ptp(losses) > 0.1
+        assert abs(ours[14] - losses[14]) > 1e-4  # the third epoch has the images of the first
+        assert attempt in lines[-1] and len(list(tmp_path.iterdir())) == 1
+    found = checkpoint.values(step)
+    assert found.keys() == expected.keys()
+    body = [name for name in found if 'logits' not in name and name != 'global_step']
+    assert len(body) > 400 and all(np.array_equal(found[name], expected[name]) for name in body)
+    # Of the one step in fifteen that differs
+    assert 0 < np.abs(found['logits.weight'] - expected['logits.weight']).max() < 0.05
+
+    validation, run = open_records(str(data), 'validation'), SimpleNamespace(world=1, rank=0, amp_level='O0')
+    plain, kept = (
+        kind(validation, 1, NETWORK, run, batch_size=7, num_workers=1) for kind in (Evaluation, FeatureEvaluation)
+    )
+    for change in (0, 0.05):  # the second time the features are known
+        weight = step.network.network.network.logits.weight
+        average = step.parameters_dict()['ema.' + weight.name]
+        average.set_data(average + change * ms.ops.arange(10).astype(ms.float32).reshape(10, 1))
+        ours, theirs = kept.of_training(step), plain.of_training(step)
+        assert (ours.top1, ours.top5, ours.images) == (theirs.top1, theirs.top5, 30)
+        assert abs(ours.loss - theirs.loss) < 1e-5
+    assert kept.of_training(step, lambda: True) is None
+
+
+def test_what_features_cannot_replace():
+    network, lines = InceptionV4(**NETWORK), []
+    assert frozen(network, ['mixed_5b'], 0, True, 8, lines.append) == ['mixed_5b'] and not lines
+    parts = frozen(network, [], 3, False, 1, lines.append)
+    freeze(network, parts)
+    assert [p.name for p in network.trainable_params()] == ['logits.weight', 'logits.bias'] and len(lines) == 1
+    assert frozen(network, parts, 3, False, 1, lines.append) == parts and len(lines) == 1  # said by the user
+    for arguments, message in [
+        ((parts[1:], 3, False, 1), 'only the classifier, but freeze leaves conv2d_1a_3x3 to train; leave freeze empty'),
+        (([], 3, True, 1), 'give --aux_logits false'),
+        (([], 3, False, 2), 'rank_size is 2'),
+    ]:
+        with pytest.raises(InputError, match=message):
+            frozen(network, *arguments, lines.append)
+
+
+@pytest.mark.compiles
+def test_resume(data, tmp_path):
+    """A training that goes on ends in the same checkpoint, bit for bit, although its file of features was damaged."""
+
+    def run(*options):
+        command = [sys.executable, str(ROOT / 'train.py'), '--data_dir', data, *SMALL, '--cache_features', 2, '--lr', 0.01]
+        command += ['--max_epochs', 3, '--save_checkpoint_steps', 20, '--log_dir', tmp_path / 'log', *options]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+
+    whole = run()
+    assert whole.returncode == 0, whole.stderr
+    assert re.search('^cache_features 2: all parts of the network but the classifier', whole.stdout, re.M)
+    last = tmp_path / 'log/inceptionv4-3_45.ckpt'
+    (kept,) = (tmp_path / 'log').glob('features-*.npy')
+    expected, features = checkpoint.load(last)[0], kept.read_bytes()
+    for path in checkpoint.by_age(tmp_path / 'log')[1:]:
+        path.unlink()
+    kept.write_bytes(features[:-1000] + bytes(1000))
+    resumed = run('--resume', 'auto')
+    assert resumed.returncode == 0 and 'goes on after step 20' in resumed.stdout, resumed.stderr
+    assert 'features of 2 x 60 images computed in' in resumed.stdout and kept.read_bytes() == features
+    found, info = checkpoint.load(last)
+    assert info['config']['cache_features'] == 2 and found.keys() == expected.keys() and len(found) > 200
+    assert all(np.array_equal(found[name], expected[name]) for name in found)

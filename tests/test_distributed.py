@@ -69,6 +69,13 @@ def test_ranks_restore_and_evaluate_like_one(world, results):
     assert results(world)['equal']
     assert one[3] == found[3] == 30 and found[:2] == one[:2]
     assert found[2] == pytest.approx(one[2], rel=1e-5)
+    # What a report is made of, image by image.
+    one, found = results(1)['outcomes'], results(world)['outcomes']
+    assert len(one['label']) == 30 and set(one['label']) == set(range(10))
+    for name, column in one.items():
+        assert found[name] == pytest.approx(column, rel=1e-5) and (
+            name not in ('label', 'predicted', 'place') or found[name] == column
+        )
 
 
 @pytest.mark.compiles

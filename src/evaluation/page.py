@@ -15,6 +15,7 @@ from src.evaluation import plots
 PAIRS = 20  # rows of the table of confusions
 OPEN = 30  # rows of the table of classes that are not folded away; classes of a matrix that can still be read
 THUMBNAIL = 240  # pixels, longer side
+LONGEST = 90  # characters of a name
 GROUPS = {
     'confident_mistakes': ('Most confident mistakes', 'Images whose predicted class is not their label.'),
     'suspected_label_errors': (
@@ -41,9 +42,11 @@ figure img {{ display: block; height: 150px; max-width: 100%; margin: 0 auto 6px
 figcaption b {{ color: #222 }} figcaption div {{ margin-top: 2px }} figcaption .file {{ font-size: 11px; color: #777 }}
 .plot {{ overflow-x: auto; width: fit-content; max-width: 100%; padding: 6px }} .plot img {{ display: block }}
 .table {{ overflow-x: auto }} table {{ border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }}
-th, td {{ border: 1px solid #ddd; padding: 3px 8px; text-align: left; min-width: 4em }}
+th, td {{ border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }}
 .n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; overflow-wrap: normal }}
 th {{ background: #f0f2f5 }} summary {{ cursor: pointer; margin: .6em 0 }}
+@media (max-width: 600px) {{ body {{ padding: .7em }} h1 {{ font-size: 1.25em }} table {{ font-size: 13px }}
+  th, td {{ padding: 3px 5px; max-width: 11em }} .grid {{ grid-template-columns: 1fr 1fr }} }}
 </style></head><body>
 <h1>Evaluation: {title}</h1>
 """
@@ -59,7 +62,7 @@ def parts(title: str, figures: dict, groups: dict[str, dict], records: Index | F
     """
     names = [one['name'] for one in figures['per_class']]
     yield PAGE.format(title=text(title))
-    yield f'<p>{counted(figures["images"], "image")} in {len(names)} classes, each evaluated once.</p>\n<div class="grid">'
+    yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(names)} classes.</p>\n<div class="grid">'
     yield from cards(figures, len(names))
     yield f'</div>\n<p class="small">{figures["intervals"]}.</p>\n'
     yield from confusions(figures, names)
@@ -76,14 +79,14 @@ def parts(title: str, figures: dict, groups: dict[str, dict], records: Index | F
 
 
 def text(value: str) -> str:
-    """A name of any bytes as HTML that shows it in one line."""
-    shown = (c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(value))
-    return html.escape(''.join(shown))
+    """A name of any bytes and any length as HTML that shows it in one line, without the middle of a long one."""
+    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in value)
+    return html.escape(shown if len(shown) <= LONGEST else f'{shown[: LONGEST - 30]}…{shown[-29:]}')
 
 
 def percent(share: float | None) -> str:
     """A share from 0 to 1 as per cent; a dash for None."""
-    return '–' if share is None else f'{100 * share:.1f} %'
+    return '–' if share is None else f'{100 * share:.1f}\N{NO-BREAK SPACE}%'
 
 
 def cards(figures: dict, classes: int) -> Iterator[str]:
@@ -122,13 +125,13 @@ def confusions(figures: dict, names: list[str]) -> Iterator[str]:
     if len(names) <= OPEN:
         yield '<h2>Confusion matrix</h2>\n<p class="small">Images of each true class (row) by predicted class (column); the '
         yield 'darker a field, the larger its share of the row.</p>\n'
-        width = max(320, 27 * len(names))  # pixels that keep the numbers readable; a narrow screen scrolls
-        yield plot(plots.confusion(figures['confusion'], names), 'confusion matrix', f'min-width: {width}px')
+        yield plot(plots.confusion(figures['confusion'], names), 'confusion matrix')
 
 
-def plot(png: bytes, alt: str, style: str = '') -> str:
-    """An image in the page."""
-    data = base64.b64encode(png).decode()
+def plot(png: bytes, alt: str) -> str:
+    """An image in the page; on a narrow screen it is scrolled rather than made so small that it cannot be read."""
+    data, width = base64.b64encode(png).decode(), int.from_bytes(png[16:20], 'big')
+    style = f'width: {0.65 * width:.0f}px; min-width: {0.45 * width:.0f}px; max-width: 100%'
     return f'<div class="plot"><img alt="{alt}" style="{style}" src="data:image/png;base64,{data}"></div>\n'
 
 
@@ -154,7 +157,7 @@ def calibration(found: dict) -> Iterator[str]:
     yield '<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted with a '
     yield 'probability of 80 %, 80 % should be right. The expected calibration error (Guo et al. 2017) is '
     yield f'{percent(error)}: the mean distance of accuracy and confidence over {len(bins)} bins, weighted by images.</p>\n'
-    yield plot(plots.reliability(bins), 'reliability diagram', 'width: 460px; max-width: 100%')
+    yield plot(plots.reliability(bins), 'reliability diagram')
 
 
 def classes(figures: dict) -> Iterator[str]:

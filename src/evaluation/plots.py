@@ -43,7 +43,7 @@ def _png(figure):
 
 def reliability(bins: list[dict]) -> bytes:
     """Reliability diagram of the `bins` of `outcomes.calibration`, and below it how many images are in each."""
-    figure = _figure(4.6, 4.6)
+    figure = _figure(4.3, 4.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [one for one in bins if one['images']]
     middle = [(one['low'] + one['high']) / 2 for one in filled]

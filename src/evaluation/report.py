@@ -131,7 +131,7 @@ def write_table(path: Path, outcomes: Outcomes, records: Index | Folder, labels:
             rows = csv.writer(file)
             rows.writerow(header)
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
-                numbers = [f'{p:.6f}', f'{p_true:.6f}', f'{loss:.6f}', place, marked[i]]
+                numbers = [f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place, marked[i]]
                 rows.writerow([records.name(i), labels[label], labels[predicted], *numbers])
 
 

@@ -133,8 +133,8 @@ def confident_learning(probability, label):
 
 @pytest.mark.parametrize('classes', [2, 6, 12])
 def test_suspected_labels_are_those_of_confident_learning(classes):
-    """All that the plain algorithm finds with the likeliest class as the other one, and nothing else; those whose labels were
-    changed are among the first."""
+    """All that the plain algorithm finds with the likeliest class as the other one, and nothing else; most of those whose
+    labels were changed are among the first."""
     rng = np.random.default_rng(4)
     label = rng.integers(0, classes - 1, 600) if classes > 2 else rng.integers(0, 2, 600)  # of 3 and more one has no image
     logits = rng.normal(size=(600, classes))

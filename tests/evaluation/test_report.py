@@ -10,7 +10,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from PIL import Image
 

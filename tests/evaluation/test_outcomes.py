@@ -148,7 +148,7 @@ def test_suspected_labels_are_those_of_confident_learning(classes):
     assert len(suspected) >= 0.9 * len(plain)
     margin = [probability[i].max() - probability[i, label[i]] for i in suspected]
     assert margin == sorted(margin, reverse=True)
-    assert len(set(suspected[:20].tolist()) & set(changed.tolist())) >= 18
+    assert len(set(suspected[:20].tolist()) & set(changed.tolist())) >= 14
 
 
 @pytest.mark.parametrize('world, batch_size', [(1, 7), (2, 4), (3, 7)])

@@ -1,6 +1,7 @@
 """N ranks on the CPU compute what one does: the real launcher, collectives, pipeline, training step and evaluation."""
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -119,6 +120,12 @@ def test_scripts_with_two_ranks(data, tmp_path):
     evaluated = re.findall(r'^ +2 +0\.3 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M)
     assert len(evaluated) == 1
     written = sorted(str(p.relative_to(tmp_path / 'results/2p')) for p in (tmp_path / 'results').rglob('*.*'))
+    if importlib.util.find_spec('matplotlib'):
+        for name in ('images.csv', 'index.html', 'report.json'):
+            written.remove(f'0/ckpt/report/{name}')
+        assert done.stdout.count('\nreport: ') == 1
+    else:
+        assert done.stdout.count('no report on the evaluation') == 1
     assert written == [
         '.launch-0.lock',
         '0/ckpt/.lock',

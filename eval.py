@@ -9,6 +9,7 @@ from src import runtime
 from src.data import dataset, jpeg
 from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
+from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
 from src.log import Log
 from src.weights import checkpoint
@@ -34,11 +35,14 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     """Evaluate the weights file `path`, of any kind that `read_weights` knows, or all checkpoints in that directory.
 
     The network and the preprocessing are those that the (newest) checkpoint records, under the options `argv`. The table
-    goes to `log` and, as evaluation.json, beside the checkpoints. Returns what `Evaluation.of_checkpoints` does.
+    goes to `log` and, as evaluation.json, beside the checkpoints; a report on the best of them into the directory that the
+    option `report` names. Returns what `Evaluation.of_checkpoints` does.
     """
     paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
     info = newest_info(paths)
     config = configuration.load(argv, info['config'])
+    if config.report and run.rank == 0:
+        report.prepare(config.report)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     names = info.get('class_names')
     records, offset = open_validation(
@@ -61,10 +65,14 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         batch_size=config.batch_size or 64,
         num_workers=dataset.workers(config.num_workers, run.ranks_here),
         preprocessing=preprocessing,
+        per_image=bool(config.report),
     )
     results = evaluation.of_checkpoints(paths, log)
     if run.rank == 0:
         write(results, paths[0].parent / 'evaluation.json', log)
+    if config.report:
+        best = evaluation.best
+        report.write(config.report, evaluation, Path(best['checkpoint']).name, best, log, names)
     return results
 
 

@@ -17,6 +17,7 @@ from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import fingerprint, open_records
 from src.errors import counted, entry_point
+from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
@@ -77,7 +78,6 @@ def train(config, interruption):
     if config.cache_features:
         batches = build_feature_batches(config, job, data, plan, step, batches)
     fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
-
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
     job.log(f'trained {counted(plan.steps, "step")}{speed}; checkpoints in {job.directory}')
 
@@ -198,12 +198,11 @@ def build_monitor(config, job, plan, network, rates, bad, interruption):
 def build_callbacks(config, job, data, monitor, step, training):
     """(`Checkpoints`, which every rank has in case of need; the callbacks of this rank)"""
     plan, is_rank_0 = monitor.plan, job.run.rank == 0
-    names = data.records.class_names
     info = {
         'config': config,
         'data': data.fingerprint,
         'preprocessing': PREPROCESSING._asdict(),
-        'class_names': names and names[: data.num_classes + data.offset],
+        'class_names': (data.records.class_names or [])[: data.num_classes + data.offset] or None,
         'training': training,
     }
     saving = Checkpoints(
@@ -224,7 +223,8 @@ def build_callbacks(config, job, data, monitor, step, training):
         evaluation = build_evaluation(config, job, data)
         evaluate = partial(evaluation.of_training, step, lambda: monitor.interruption.number)
         every = config.epochs_between_evals * plan.steps_per_epoch
-        callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None))
+        at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
+        callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None, at_end))
     return saving, callbacks
 
 

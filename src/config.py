@@ -28,7 +28,7 @@ IDLE = (
     ('lr_schedule', 'exponential', 'T_max eta_min'),
     ('lr_schedule', 'constant', 'T_max eta_min lr_decay_rate lr_decay_epochs'),
     ('aux_logits', False, 'aux_loss_weight'),
-    ('mode', 'train', 'epochs_between_evals'),
+    ('mode', 'train', 'epochs_between_evals report'),
 )
 
 

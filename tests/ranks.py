@@ -30,7 +30,6 @@ def main(data_dir, source, out, rank_size):
     parameters, _ = checkpoint.load(source)
     result = {}
     validation = open_records(data_dir, 'validation')
-    data = dataset.evaluation_dataset(validation, offset=1, image_size=75, batch_size=4, rank=run.rank, world=run.world)
     if run.world < 3:
         if run.rank == 0:
             checkpoint.load_into(network, parameters, source)
@@ -66,7 +65,10 @@ def main(data_dir, source, out, rank_size):
     if run.world > 1:  # all ranks hold the same weights after restoring
         gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)
         result['equal'] = bool((gathered == gathered[0]).all())
-    result['evaluation'] = evaluation.evaluate(evaluation.EvaluationStep(network), data, len(validation), run.world)
+    options = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
+    evaluated = evaluation.Evaluation(validation, 1, options, run, batch_size=4, num_workers=1)
+    result['evaluation'] = [evaluated.of_checkpoints([source], print)[0][name] for name in evaluation.Result._fields]
+    result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes()._asdict().items()}
     if run.rank == 0:
         Path(out + '.json').write_text(json.dumps(result))
 

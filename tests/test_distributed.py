@@ -1,6 +1,7 @@
 """N ranks on the CPU compute what one does: the real launcher, collectives, pipeline, training step and evaluation."""
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -69,6 +70,13 @@ def test_ranks_restore_and_evaluate_like_one(world, results):
     assert results(world)['equal']
     assert one[3] == found[3] == 30 and found[:2] == one[:2]
     assert found[2] == pytest.approx(one[2], rel=1e-5)
+    # What a report is made of, image by image.
+    one, found = results(1)['outcomes'], results(world)['outcomes']
+    assert len(one['label']) == 30 and set(one['label']) == set(range(10))
+    for name, column in one.items():
+        assert found[name] == pytest.approx(column, rel=1e-5) and (
+            name not in ('label', 'predicted', 'place') or found[name] == column
+        )
 
 
 @pytest.mark.compiles
@@ -112,6 +120,12 @@ def test_scripts_with_two_ranks(data, tmp_path):
     evaluated = re.findall(r'^ +2 +0\.3 +([\d.]+) +([\d.]+) +([\d.]+)', done.stdout, re.M)
     assert len(evaluated) == 1
     written = sorted(str(p.relative_to(tmp_path / 'results/2p')) for p in (tmp_path / 'results').rglob('*.*'))
+    if importlib.util.find_spec('matplotlib'):
+        for name in ('images.csv', 'index.html', 'report.json'):
+            written.remove(f'0/ckpt/report/{name}')
+        assert done.stdout.count('\nreport: ') == 1
+    else:
+        assert done.stdout.count('no report on the evaluation') == 1
     assert written == [
         '.launch-0.lock',
         '0/ckpt/.lock',

@@ -60,6 +60,7 @@ ELSEWHERE = {
     'python train.py --data_dir photos --restore_path': 'tests/training/test_features.py::test_resume',
     'python train.py --config_path scripts/demo.yaml': 'tests/test_end_to_end.py::test_demo_path',
     'python eval.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
+    'python eval.py --ckpt_path results': 'tests/test_end_to_end.py::test_report_on_the_best_checkpoint',
     'python export.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',

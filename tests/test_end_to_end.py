@@ -1,5 +1,7 @@
 """The real entry points on tiny generated data, and every kind of bad input: one line, exit status 2."""
 
+import csv
+import importlib.util
 import json
 import os
 import re
@@ -86,7 +88,7 @@ def test_training(trained):
     assert 'use_nesterov True has no effect with optimizer rmsprop\n' in out
     assert len(re.findall(r'^ +(15|20) +1\.[03] ', out, re.M)) == 2  # evaluated after the epoch and at the end
     assert (directory / 'inception_v4.log').read_text() == out
-    assert sorted(p.name for p in directory.iterdir() if p.name != '.lock') == [
+    assert sorted(p.name for p in directory.iterdir() if p.is_file() and p.name != '.lock') == [
         'config.yaml',
         'inception_v4.log',
         'inceptionv4-1_15.ckpt',
@@ -124,6 +126,55 @@ def test_evaluation_is_exact(trained, data):
     assert last['loss'] == pytest.approx(results[-1]['loss'], rel=1e-5)
     table = re.findall(r'^ +20 +1\.3 +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
     assert [float(v) for v in table[0]] == pytest.approx([last['top1'], last['top5'], last['loss']], abs=0.01)
+
+
+def test_training_ends_with_a_report(trained):
+    """On its last evaluation, or one line that says what is missing."""
+    folder, out = trained
+    directory = folder / 'results/1p/0/ckpt/report'
+    if importlib.util.find_spec('matplotlib') is None:
+        assert out.count('no report on the evaluation: a report needs the package matplotlib') == 1
+        assert not directory.exists()
+        return
+    assert out.count('report: results/1p/0/ckpt/report/index.html\n') == 1
+    figures = json.loads((directory / 'report.json').read_text())
+    (last,) = re.findall(r'^ +20 +1\.3 +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
+    assert [f'{figures[name]["value"]:.2f}' for name in ('top1', 'top5')] == [*last[:2]]
+    assert f'{figures["loss"]["value"]:.4f}' == last[2] and figures['step'] == 20
+    assert 'training after step 20' in (directory / 'index.html').read_text()
+
+
+def test_report_on_the_best_checkpoint(trained, data, tmp_path, capsys):
+    """The figures are those of the table without a report; every image is in the list under its class."""
+    pytest.importorskip('matplotlib', reason='the plots of a report need matplotlib (requirements-report.txt)')
+    directory = trained[0] / 'results/1p/0/ckpt'
+    given = ['--ckpt_path', str(directory), '--data_dir', str(data), '--batch_size', '30']
+    eval_entry.main(given)
+    without = json.loads((directory / 'evaluation.json').read_text())
+    eval_entry.main([*given, '--report', str(tmp_path / 'a/report')])
+    assert json.loads((directory / 'evaluation.json').read_text()) == without  # bit for bit
+    best = max(without, key=lambda result: result['top1'])
+    figures = json.loads((tmp_path / 'a/report/report.json').read_text())
+    assert figures['checkpoint'] == best['checkpoint'] and f'report: {tmp_path}/a/report/' in capsys.readouterr().out
+    assert [figures[name]['value'] for name in ('top1', 'top5')] == [best['top1'], best['top5']]
+    assert figures['loss']['value'] == pytest.approx(best['loss'], rel=1e-6)
+    records = open_records(str(data), 'validation')
+    rows = list(csv.DictReader(open(tmp_path / 'a/report/images.csv', newline='')))
+    assert [row['name'] for row in rows] == [records.name(i) for i in range(30)]
+    assert [row['true'] for row in rows] == [records.class_names[label] for label in records.label]
+    assert sum(row['place_true'] == '1' for row in rows) / 0.3 == pytest.approx(best['top1'])
+
+
+def test_report_that_cannot_be_written_is_refused_first(evaluated, tmp_path, capsys, monkeypatch):
+    """Before anything is evaluated."""
+    directory, _ = evaluated
+    monkeypatch.setattr(evaluation, 'evaluate', lambda *_: pytest.fail('evaluated'))
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    with pytest.raises(SystemExit) as stopped:
+        eval_entry.main(['--ckpt_path', str(directory), '--data_dir', 'any', '--report', str(tmp_path / 'report')])
+    assert stopped.value.code == 2
+    assert re.fullmatch('error: a report needs .*pip install -r requirements-report.txt\n', capsys.readouterr().err)
 
 
 def test_mode_evaluate(trained, data, capsys, monkeypatch):

@@ -147,3 +147,14 @@ def rgb_jpeg(encoded: bytes, upright: bool = False) -> bytes:
     turn = orientation(encoded, opened) if upright else 1
     Image.fromarray(turned(pixels(opened), turn)).save(file, 'JPEG', quality=95)
     return file.getvalue()
+
+
+def thumbnail(encoded: bytes, side: int, upright: bool = False) -> bytes:
+    """The image as a JPEG of at most `side` x `side` pixels, `upright` as its EXIF orientation says.
+
+    ValueError if it cannot be decoded.
+    """
+    image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
+    image.thumbnail((side, side))
+    image.save(file, 'JPEG', quality=85)
+    return file.getvalue()

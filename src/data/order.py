@@ -50,7 +50,7 @@ class TrainingOrder:
 class EvaluationOrder:
     """Iterable of records for one rank, each record on one rank once, filled up with -1 to whole batches."""
 
-    def __init__(self, count, batch_size, rank, world):
+    def __init__(self, count: int, batch_size: int, rank: int, world: int):
         self.count, self.rank, self.world = count, rank, world
         self.length = -(-count // (world * batch_size)) * batch_size
 

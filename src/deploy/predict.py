@@ -6,7 +6,6 @@ python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--to
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from src import runtime
 from src.data.folder import IMAGE_SUFFIXES
-from src.data.image import EncodedImage
+from src.data.image import thumbnail
 from src.data.preprocess import Preprocessing, evaluation_image
 from src.deploy.prediction import Prediction, as_json, as_text, write_page
 from src.deploy.predictor import Predictor, open_model
@@ -51,17 +49,10 @@ def load(
         try:
             encoded = path.read_bytes()
             image = evaluation_image(encoded, size, preprocessing, upright=True)
-            loaded.append((image, _thumbnail(encoded) if thumbnails else None))
+            loaded.append((image, thumbnail(encoded, THUMBNAIL, upright=True) if thumbnails else None))
         except (OSError, ValueError) as error:
             loaded.append((getattr(error, 'strerror', None) or str(error), None))
     return loaded
-
-
-def _thumbnail(encoded):
-    image, file = Image.fromarray(EncodedImage(encoded, upright=True).decode()), io.BytesIO()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    image.save(file, 'JPEG', quality=85)
-    return file.getvalue()
 
 
 def predict(model: Predictor, paths: list[Path], top: int = 5, thumbnails: bool = False) -> Iterator[Prediction]:

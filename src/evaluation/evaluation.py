@@ -7,10 +7,9 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
-import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
@@ -19,10 +18,13 @@ from src.data import dataset
 from src.data.classes import check_labels, label_offset, match_names
 from src.data.folder import Folder
 from src.data.index import Index
-from src.data.preprocess import PREPROCESSING, Preprocessing, scale
+from src.data.order import EvaluationOrder
+from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_records
 from src.errors import InputError
-from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
+from src.evaluation.outcomes import Outcomes, Rows
+from src.evaluation.step import EvaluationStep
+from src.inceptionv4 import InceptionV4, set_precision
 from src.runtime import Runtime
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
@@ -31,37 +33,14 @@ Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
 STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of batch norm's moving averages
 
 
-class EvaluationStep(nn.Cell):
-    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (4,): images whose label has the highest logit, whose label is
-    among the five highest, their loss, their number; sums over the images whose label is not -1 (those only fill the batch).
-
-    With `preprocessing` None the images are what `network` takes.
-    """
-
-    def __init__(self, network: nn.Cell, preprocessing: Preprocessing | None = PREPROCESSING):
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.preprocessing = preprocessing
-
-    def construct(self, image, label):
-        x = image if self.preprocessing is None else scale(image.astype(ms.float32), self.preprocessing)
-        logits = self.network(x).astype(ms.float32)
-        counts = (label >= 0).astype(ms.float32)
-        label = ops.maximum(label, 0)
-        true_logit = ops.ReduceSum(keep_dims=True)(logits * ops.one_hot(label, logits.shape[1], 1.0, 0.0), 1)
-        # Rank of the true class, from 0; comparisons with NaN are false, so NaN counts as wrong.
-        rank = logits.shape[1] - (logits <= true_logit).astype(ms.float32).sum(1)
-        top1, top5 = (rank < 1).astype(ms.float32), (rank < 5).astype(ms.float32)
-        loss = cross_entropy(logits, label)
-        return ops.stack([(top1 * counts).sum(), (top5 * counts).sum(), (loss * counts).sum(), counts.sum()])
-
-
-def make_step(options: dict, amp_level: str, preprocessing: Preprocessing = PREPROCESSING) -> EvaluationStep:
+def make_step(
+    options: dict, amp_level: str, preprocessing: Preprocessing = PREPROCESSING, per_image: bool = False
+) -> EvaluationStep:
     """An `EvaluationStep` in the precision `amp_level` for a network of the network options `options`, without the auxiliary
     classifier. Its weights are not initialised: a checkpoint or `take_weights` sets them all."""
     with no_init_parameters():
         network = InceptionV4(**{**options, 'aux_logits': False})
-    return EvaluationStep(set_precision(network, amp_level), preprocessing)
+    return EvaluationStep(set_precision(network, amp_level), preprocessing, per_image)
 
 
 def take_weights(network: nn.Cell, train_step: nn.Cell, world: int = 1) -> None:
@@ -81,11 +60,17 @@ def take_weights(network: nn.Cell, train_step: nn.Cell, world: int = 1) -> None:
 
 
 def evaluate(
-    step: EvaluationStep, data: ds.Dataset, expected: int, world: int = 1, asked_to_stop: Callable[[], bool] = lambda: False
+    step: EvaluationStep,
+    data: ds.Dataset,
+    expected: int,
+    world: int = 1,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+    rows: Rows | None = None,
 ) -> Result | None:
     """Run `step` over the batches of `data` and sum over the ranks; None if `asked_to_stop()` became true on one of them.
 
-    InputError if the number of images was not `expected`.
+    `rows` takes what a step with `per_image` gives for this rank's images. InputError if the number of images was not
+    `expected`.
     """
     step.set_train(False)
     sums, stopped = np.zeros(4), False
@@ -100,7 +85,11 @@ def evaluate(
         stopped = bool(asked_to_stop())
         if stopped:
             break
-        sums += step(image, label).asnumpy()
+        found = step(image, label)
+        if rows:
+            found, batch = found
+            rows.add(batch.asnumpy())
+        sums += found.asnumpy()
     if world > 1:
         *sums, stopped = collective.summed([*sums, stopped]).astype(np.float64)
     if stopped:
@@ -150,6 +139,7 @@ class Evaluation:
         options (dict): network options.
         run (Runtime): its precision, and this rank among how many.
         batch_size (int): images per device and step.
+        per_image (bool): keep what a report needs.
     """
 
     def __init__(
@@ -162,9 +152,14 @@ class Evaluation:
         batch_size: int,
         num_workers: int,
         preprocessing: Preprocessing = PREPROCESSING,
+        per_image: bool = True,
     ):
-        self.images, self.world = len(records), run.world
-        self.step = make_step(options, run.amp_level, preprocessing)
+        self.records, self.offset, self.num_classes = records, offset, options['num_classes']
+        self.images, self.rank, self.world = len(records), run.rank, run.world
+        self.step = make_step(options, run.amp_level, preprocessing, per_image)
+        order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
+        self.order = np.array([record for (record,) in order])
+        self.rows, self.best = None, None
         self.data = dataset.evaluation_dataset(
             records,
             offset=offset,
@@ -179,7 +174,18 @@ class Evaluation:
     def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
         """`Result` of the weights of a `TrainStep`; None if `asked_to_stop()` became true on a rank."""
         take_weights(self.step.network, train_step, self.world)
-        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop)
+        self.rows = self._new_rows()
+        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop, self.rows)
+
+    def _new_rows(self):
+        return Rows(self.images, self.order) if self.step.per_image else None
+
+    def outcomes(self) -> Outcomes:
+        """`Outcomes` of all ranks' images in the last evaluation of a training, or for the best by top-1 of the checkpoints,
+        the first of equals. To be called by every rank."""
+        values = self.rows.values
+        # Each image's row is zero on all ranks but one.
+        return Outcomes.of_rows(collective.summed(values) if self.world > 1 else values)
 
     def of_checkpoints(self, paths: list[Path], write: Callable[[str], None]) -> list[dict]:
         """Evaluate each checkpoint of `paths`; lines go to `write`. Of several, one that cannot be read or does not fit is
@@ -200,10 +206,13 @@ class Evaluation:
                     raise InputError(str(error)) from None
                 write(f'warning: passed over: {error}')
                 continue
-            result = evaluate(self.step, self.data, self.images, self.world)
+            rows = self._new_rows()
+            result = evaluate(self.step, self.data, self.images, self.world, lambda: False, rows)
             done, epoch = info.get('step', 0), info.get('epoch', 0)
             write(row(result, done, epoch, when))
             results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})
+            if self.best is None or result.top1 > self.best['top1']:
+                self.best, self.rows = results[-1], rows
         write(f'{self.images} validation images, each evaluated once')
         return results
 

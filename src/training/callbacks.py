@@ -126,6 +126,7 @@ class Evaluations(Every):
         every (int): steps between two evaluations.
         evaluate (callable): returns an `evaluation.Result`, or None if it was asked to stop.
         checkpoints (Checkpoints): saves before each evaluation and marks the best; None on the other ranks than 0.
+        report (callable): called with the last step after its evaluation, on every rank.
     """
 
     def __init__(
@@ -134,9 +135,10 @@ class Evaluations(Every):
         every: int,
         evaluate: Callable[[], evaluation.Result | None],
         checkpoints: Checkpoints | None = None,
+        report: Callable[[int], None] | None = None,
     ):
         super().__init__(monitor, every)
-        self.evaluate, self.checkpoints = evaluate, checkpoints
+        self.evaluate, self.checkpoints, self.report = evaluate, checkpoints, report
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
@@ -157,3 +159,5 @@ class Evaluations(Every):
         self.monitor.log(evaluation.row(result, step, step / self.monitor.plan.steps_per_epoch))
         if path and checkpoint.mark_best(path, result.top1):
             self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
+        if self.report and step >= self.monitor.plan.stop:
+            self.report(step)

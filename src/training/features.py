@@ -15,7 +15,8 @@ from tqdm import tqdm
 from src.data import dataset, features
 from src.data.preprocess import Preprocessing, scale
 from src.errors import InputError
-from src.evaluation.evaluation import Evaluation, EvaluationStep, Result, evaluate, take_weights
+from src.evaluation.evaluation import Evaluation, Result, evaluate, take_weights
+from src.evaluation.step import EvaluationStep
 from src.inceptionv4 import InceptionV4
 from src.training.step import NetworkWithLoss
 from src.weights.misfit import first_of
@@ -151,7 +152,8 @@ class FeatureEvaluation(Evaluation):
             return None
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
-        return evaluate(self.step, self.data, self.images, 1, asked_to_stop)
+        self.rows = self._new_rows()
+        return evaluate(self.step, self.data, self.images, 1, asked_to_stop, self.rows)
 
     def _compute(self, train_step, asked_to_stop):
         """Replace the images by features, and the step by one that takes them; False if asked to stop."""
@@ -166,5 +168,5 @@ class FeatureEvaluation(Evaluation):
         batch_size = len(columns[1][0])
         arrays = tuple(map(np.concatenate, columns))
         self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
-        self.step = EvaluationStep(Classifier(network), None)
+        self.step = EvaluationStep(Classifier(network), None, self.step.per_image)
         return True

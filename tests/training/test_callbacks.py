@@ -116,6 +116,17 @@ def test_time_of_other_work_is_not_in_fps(monitor):
     assert sum(line.endswith('50.00   90.00   1.5000') or '50.00' in line for line in monitor.lines) == 5
 
 
+@pytest.mark.parametrize('sink', [1, 25, 30])
+def test_report_after_the_last_evaluation_only(monitor, sink):
+    reported = []
+    run = Run([monitor, Evaluations(monitor, 30, lambda: Result(50.0, 90.0, 1.5, 30), report=reported.append)])
+    for _ in range(99 // sink):
+        run.step(sink)
+    assert not reported
+    run.step(100 - monitor.step)
+    assert reported == [100]
+
+
 @pytest.mark.parametrize('loss', [float('nan'), float('inf')])
 def test_loss_that_is_not_finite_stops(monitor, tmp_path, loss):
     """The message names the step, the loss scale and the newest checkpoint, and nothing is saved after it."""

@@ -1,0 +1,161 @@
+"""What an evaluation found for each image, and the figures that follow from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15  # of the confidence, as Guo et al. 2017 (https://arxiv.org/abs/1706.04599) have them
+Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean
+INTERVALS = '95 % confidence intervals: Wilson score interval for top-1 and top-5, normal approximation for the mean loss'
+
+
+class Rows:
+    """What an evaluation step gives for every image, float32 (images, 6): see `Outcomes`, but places from 0.
+
+    Args:
+        order (array): record numbers of this rank's batches, one after the other; -1 where a batch is filled up.
+    """
+
+    def __init__(self, images: int, order: np.ndarray):
+        self.values = np.zeros((images, len(Outcomes._fields)), np.float32)  # of other ranks' images it stays 0
+        self.order, self.seen = order, 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """The rows of the next batch."""
+        records = self.order[self.seen : self.seen + len(rows)]
+        self.seen += len(rows)
+        self.values[records[records >= 0]] = rows[records >= 0]
+
+
+class Outcomes(NamedTuple):
+    """Arrays (images,) in the order of the records; int64 and float64."""
+
+    label: np.ndarray
+    predicted: np.ndarray  # class with the highest probability
+    probability: np.ndarray  # of the predicted class
+    probability_true: np.ndarray  # of the true class
+    loss: np.ndarray
+    place: np.ndarray  # of the true class among all by probability, from 1
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray) -> Outcomes:
+        """From the `values` of `Rows`."""
+        label, predicted, probability, probability_true, loss, place = rows.T.astype(np.float64)
+        predicted = np.where(place < 1, label, predicted)  # of equally likely classes the true one counts, as in top-1
+        integers = (column.astype(np.int64) for column in (label, predicted, place + 1))
+        label, predicted, place = integers
+        # A network that gives NaN is sure of nothing.
+        return cls(label, predicted, np.nan_to_num(probability), np.nan_to_num(probability_true), loss, place)
+
+    @property
+    def hit(self) -> np.ndarray:
+        """Whether the true class is the likeliest, bool (images,)."""
+        return self.place == 1
+
+
+def wilson(hits: int, images: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share of which `hits` of `images` were seen (Wilson 1927); from 0 to 1."""
+    share, spread = hits / images, Z * Z / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * np.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None, which JSON can say, if it is NaN or infinite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def figures(outcomes: Outcomes, num_classes: int) -> dict:
+    """Everything that is counted: top1, top5 (per cent) and loss with their intervals, calibration, per_class, confusion."""
+    images = len(outcomes.label)
+    found = {'images': images, 'intervals': INTERVALS}
+    for name, place in (('top1', 1), ('top5', 5)):
+        hits = int((outcomes.place <= place).sum())
+        low, high = wilson(hits, images)
+        found[name] = {'value': 100 * hits / images, 'low': 100 * low, 'high': 100 * high}
+    mean = outcomes.loss.mean()
+    half = Z * outcomes.loss.std(ddof=1) / np.sqrt(images) if images > 1 else np.nan
+    found['loss'] = {'value': finite(mean), 'low': finite(mean - half), 'high': finite(mean + half)}
+    found['calibration'] = calibration(outcomes)
+    found['per_class'] = per_class(outcomes, num_classes)
+    found['confusion'] = confusion(outcomes, num_classes)
+    return found
+
+
+def calibration(outcomes: Outcomes) -> dict:
+    """Expected calibration error (Guo et al. 2017): over the bins of the confidence, the mean distance of the accuracy from
+    the mean confidence, weighted by their images. A bin contains its upper end."""
+    number = np.clip(np.ceil(outcomes.probability * BINS).astype(int) - 1, 0, BINS - 1)
+    images, accuracy, confidence = (
+        np.bincount(number, weights, BINS) for weights in (None, outcomes.hit.astype(float), outcomes.probability)
+    )
+    error = np.abs(accuracy - confidence).sum() / images.sum()
+    bins = [
+        {
+            'low': i / BINS,
+            'high': (i + 1) / BINS,
+            'images': int(n),
+            'accuracy': float(accuracy[i] / n) if n else None,
+            'confidence': float(confidence[i] / n) if n else None,
+        }
+        for i, n in enumerate(images)
+    ]
+    return {'expected_calibration_error': float(error), 'bins': bins}
+
+
+def per_class(outcomes: Outcomes, num_classes: int) -> list[dict]:
+    """Of each class: its images, images predicted as it, hits, precision, recall (0 to 1; None where nothing is divided)."""
+    images, predicted, hits = (
+        np.bincount(labels, minlength=num_classes).tolist()
+        for labels in (outcomes.label, outcomes.predicted, outcomes.label[outcomes.hit])
+    )
+    return [
+        {
+            'class': c,
+            'images': images[c],
+            'predicted': predicted[c],
+            'hits': hits[c],
+            'precision': hits[c] / predicted[c] if predicted[c] else None,
+            'recall': hits[c] / images[c] if images[c] else None,
+        }
+        for c in range(num_classes)
+    ]
+
+
+def confusion(outcomes: Outcomes, num_classes: int) -> list[list[int]]:
+    """[true class, predicted class, images] for all pairs with images, most images first; the matrix without its zeros,
+    which of 1000 classes are nearly all of a million."""
+    pairs, counts = np.unique(outcomes.label * num_classes + outcomes.predicted, return_counts=True)
+    order = np.argsort(-counts, kind='stable')
+    return [[*divmod(int(pairs[i]), num_classes), int(counts[i])] for i in order]
+
+
+def confident_mistakes(outcomes: Outcomes) -> np.ndarray:
+    """Numbers of the images that are predicted wrongly, the most confident first."""
+    wrong = np.flatnonzero(~outcomes.hit)
+    return wrong[np.argsort(-outcomes.probability[wrong], kind='stable')]
+
+
+def unsure_hits(outcomes: Outcomes) -> np.ndarray:
+    """Numbers of the images that are predicted rightly, the least confident first."""
+    right = np.flatnonzero(outcomes.hit)
+    return right[np.argsort(outcomes.probability[right], kind='stable')]
+
+
+def suspected_label_errors(outcomes: Outcomes, num_classes: int) -> np.ndarray:
+    """Numbers of the images whose label may be wrong, the most suspicious first.
+
+    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the threshold of a class is the mean
+    probability that its own images give it; an image is suspected if it gives another class at least the threshold of that.
+    Here the other class is always the likeliest, as only its probability is kept: a class less likely, but with a lower
+    threshold, is not considered. Sorted by how much likelier than the label the other class is.
+    """
+    images = np.bincount(outcomes.label, minlength=num_classes)
+    sums = np.bincount(outcomes.label, outcomes.probability_true, num_classes)
+    threshold = np.where(images > 0, sums / np.maximum(images, 1), np.inf)  # without images nothing can be said
+    suspected = np.flatnonzero(~outcomes.hit & (outcomes.probability >= threshold[outcomes.predicted]))
+    margin = (outcomes.probability - outcomes.probability_true)[suspected]
+    return suspected[np.argsort(-margin, kind='stable')]

@@ -5,7 +5,8 @@ Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRec
 all of them by the seed. The bytes of the images stay as they are, without --fix. Only images of folders that EXIF
 says are not upright are turned and encoded again, because shards are read as they are. Labels stay, too, with one
 exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0
-is a background class; labels.txt has the names. A repeated command keeps the shards that are finished.
+is a background class; labels.txt has the names. A repeated command keeps the shards that are finished. The images of a
+list of src.data.split are taken as those of folders.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from src.data import labels, mindrecord, stamp, tfrecord
 from src.data.findings import TO_FIX, UNREADABLE, examine
 from src.data.image import rgb_jpeg
 from src.data.pool import cores, interruptible, spread
-from src.data.records import FORMATS, SPLITS, find_format, open_records, splits
+from src.data.records import FORMATS, SPLITS, find_format
 from src.data.shards import MOST, shard_name
+from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import move
 
@@ -96,7 +98,8 @@ def _save(job, name, text):
 def convert(
     src, dst, layout: str, shards: int, fix: bool = False, workers: int | None = None, seed: int = 0, progress: bool = False
 ) -> dict:
-    """Convert the data set in `src` to `shards` shards per split in `dst`, `layout` tfrecord or mindrecord.
+    """Convert the data set in `src`, a directory or a list, to `shards` shards per split in `dst`, `layout` tfrecord or
+    mindrecord.
 
     Returns the entries by shard name: images, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
     InputError for unusable settings or sources, and without `fix` for images that cannot be decoded.
@@ -105,7 +108,7 @@ def convert(
         raise InputError(f'format is {layout!r}; give tfrecord or mindrecord')
     if seed < 0:
         raise InputError(f'seed is {seed}; give 0 or more')
-    workers, source = cores(workers), find_format(src)
+    workers, source = cores(workers), 'folder' if os.path.isfile(src) else find_format(src)
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
     records = _open(src, source, shards, progress)
@@ -131,7 +134,7 @@ def convert(
 
 def _open(src, source, shards, progress):
     """{split: records} of the data set; InputError if a split has fewer images than `shards`."""
-    records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
+    records = open_parts(src, source, progress)
     for split, found in records.items():
         if found.left_out:
             print('left out:', found.left_out, file=sys.stderr)
@@ -207,7 +210,9 @@ def main():
     parser = Parser(
         prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--src', required=True, help='data set: TFRecord or MindRecord shards, or folders')
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--src', help='data set: TFRecord or MindRecord shards, or folders')
+    source.add_argument('--list', dest='src', metavar='FILE', help='list of images, made by src.data.split')
     parser.add_argument('--dst', required=True, help='where the shards go')
     parser.add_argument('--format', required=True, choices=FORMATS[:2])
     parser.add_argument('--shards', required=True, type=int, help='shards per split')

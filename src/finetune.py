@@ -39,9 +39,9 @@ def claim(output: Path, made_from: dict) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         there = sorted(os.listdir(output))
-        if STAMP not in there and not there:
+        if not {*there} - {STAMP}:  # also after a first attempt that got no further, for example for want of photos
             (output / STAMP).write_text(json.dumps(made_from, indent=1))
-        earlier = json.loads((output / STAMP).read_text()) if STAMP in os.listdir(output) else None
+        earlier = json.loads((output / STAMP).read_text()) if (output / STAMP).exists() else None
     except OSError as error:
         raise InputError(f'{output}: {error.strerror}; give another directory for OUTPUT') from None
     except ValueError:
@@ -89,13 +89,20 @@ def is_newer(result: Path, source: Path) -> bool:
     return result.exists() and result.stat().st_mtime >= source.stat().st_mtime
 
 
+def evaluation_of(trained: Path) -> dict | None:
+    """The figures of the checkpoint `trained` in evaluation.json beside it; None if they are not there, or older."""
+    path = trained.with_name('evaluation.json')
+    found = json.loads(path.read_text()) if is_newer(path, trained) else []
+    return next((result for result in found if result['checkpoint'] == str(trained)), None)
+
+
 def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: list[str]) -> list[tuple[str, object]]:
     """Evaluate and export the checkpoint `trained`, and predict the photos `shown`, as far as it is not done. Rows of the
     table."""
-    evaluated, model, page = trained.with_name('evaluation.json'), output / 'inceptionv4', output / 'predictions.html'
-    if not is_newer(evaluated, trained):
+    model, page = output / 'inceptionv4', output / 'predictions.html'
+    if not evaluation_of(trained):
         run('eval.py', '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', batch_size)
-    result = json.loads(evaluated.read_text())[0]
+    result = evaluation_of(trained)
     rows = [
         ('checkpoint', trained),
         ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} validation photos'),

@@ -132,7 +132,9 @@ def test_output_of_something_else(attempt, tmp_path):
 def test_output_of_another_fine_tuning(attempt, tmp_path):
     """Other photos, another seed: an error before anything is changed. What it was made from is noted first of all."""
     made_from = {'photos': '/elsewhere (3, checksum 0)', 'weights': 'w', 'seed': '1'}
-    finetune.claim(tmp_path / 'out', made_from)
+    finetune.claim(tmp_path / 'out', {**made_from, 'seed': '2'})
+    finetune.claim(tmp_path / 'out', made_from)  # nothing was begun with the other seed
+    (tmp_path / 'out/split.csv').touch()
     finetune.claim(tmp_path / 'out', made_from)
     assert 'holds a fine-tuning with the photos /elsewhere (3, checksum 0), now ' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
     (tmp_path / 'out' / finetune.STAMP).write_text('{')
@@ -148,9 +150,13 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
     def record(program, *arguments):
         started.append((program, arguments[3] if program == 'export.py' else ''))
         if program == 'eval.py':
-            result = {'top1': 50, 'top5': 100, 'images': 2}
-            (tmp_path / 'training/evaluation.json').write_text(json.dumps([result]))
+            write(trained)
 
+    def write(path):  # as eval.py does
+        result = {'checkpoint': str(path), 'top1': 50, 'top5': 100, 'images': 2}
+        (tmp_path / 'training/evaluation.json').write_text(json.dumps([result]))
+
+    write('another.ckpt')
     monkeypatch.setattr(finetune, 'run', record)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     rows = dict(finetune.evaluate_and_export(trained, tmp_path, 4, []))

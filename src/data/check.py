@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data import imagenet
-from src.data.parts import Folders, Shard, candidates, examine_records, survey
+from src.data.parts import Folders, Shard, candidates, examine_all, survey
 from src.data.pool import cores, interruptible, spread
 from src.data.records import find_format, open_records, read_labels, splits
 from src.errors import InputError, Parser, counted, entry_point
@@ -49,7 +49,7 @@ KINDS = {
     'exif_broken': 'broken EXIF',
 }
 NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'exif_broken')
-_CHUNK, _SHOWN = 64, 10
+_SHOWN = 10
 
 
 def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', progress: bool = False) -> dict:
@@ -75,7 +75,7 @@ def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', pr
         names = read_labels(data_dir)
         paths = [(split, path) for split in present for path in candidates(data_dir, split, layout, report)]
         parts = _survey_all(paths, workers, report, progress)
-    results = _examine_all(parts, workers, progress)
+    results = examine_all(parts, workers, progress)
     for number, _, found, _ in results:
         for kind, k, detail in found:
             report(kind, parts[number].where(k), detail)
@@ -110,21 +110,6 @@ def _survey_all(paths, workers, report, progress):
         for where, detail in damage:
             report('damaged', where, detail)
     return parts
-
-
-def _examine_all(parts, workers, progress):
-    """What `examine_records` gives for all records, in their order."""
-    tasks = [
-        (n, start, min(start + _CHUNK, len(part.label)))
-        for n, part in enumerate(parts)
-        for start in range(0, len(part.label), _CHUNK)
-    ]
-    total, results = sum(len(part.label) for part in parts), []
-    with tqdm(desc='checking', total=total, unit='record', disable=not progress) as bar:
-        for result in spread(examine_records, parts, tasks, workers):
-            results.append(result)
-            bar.update(len(result[3]) // 16)
-    return sorted(results, key=lambda result: result[:2])
 
 
 def _report_copies(parts, digests, report):

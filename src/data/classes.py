@@ -21,18 +21,23 @@ def label_offset(option: str, records: Index | Folder) -> int:
     return records.label_base if option == 'auto' else int(option)
 
 
-def count_classes(option: int | str, records: Index | Folder, offset: int) -> tuple[int, str]:
-    """(number of classes, where it comes from) of a training with `records`: `option` if it is a number; for 'auto' the
-    number of names or, without names, what the largest label makes.
-
-    InputError if the labels or the names do not fit the number, or if a class has no image.
-    """
+def refuse_empty_folders(records: Index | Folder) -> None:
+    """InputError naming the first class folder that holds no image."""
     if records.empty:
         raise InputError(
             f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
             f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
             + (f' (left out: {records.left_out})' if records.left_out else '')
         )
+
+
+def count_classes(option: int | str, records: Index | Folder, offset: int) -> tuple[int, str]:
+    """(number of classes, where it comes from) of a training with `records`: `option` if it is a number; for 'auto' the
+    number of names or, without names, what the largest label makes.
+
+    InputError if the labels or the names do not fit the number, or if a class has no image.
+    """
+    refuse_empty_folders(records)
     named = len(records.class_names) - offset if records.class_names else 0
     if option != 'auto':
         classes, source = option, 'num_classes'

@@ -6,8 +6,8 @@ all of them by the seed. The bytes of the images stay as they are, without --fix
 says are not upright are turned and encoded again, because shards are read as they are. Labels stay, too, with one
 exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0
 is a background class; labels.txt has the names. ImageNet's archives (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
-and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them; their labels are TF-slim's, whatever the format.
-A repeated command keeps the shards that are finished.
+and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them; their labels are TF-slim's, whatever the format. The
+images of a list of src.data.split are taken as those of folders. A repeated command keeps the shards that are finished.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from src.data.archives import ARCHIVES
 from src.data.findings import TO_FIX, UNREADABLE, examine
 from src.data.image import rgb_jpeg
 from src.data.pool import cores, interruptible, spread
-from src.data.records import FORMATS, SPLITS, find_format, open_records, splits
+from src.data.records import FORMATS, SPLITS, find_format
 from src.data.shards import MOST, shard_name
+from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import move
 
@@ -99,7 +100,8 @@ def _save(job, name, text):
 def convert(
     src, dst, layout: str, shards: int, fix: bool = False, workers: int | None = None, seed: int = 0, progress: bool = False
 ) -> dict:
-    """Convert the data set in `src` to `shards` shards per split in `dst`, `layout` tfrecord or mindrecord.
+    """Convert the data set in `src`, a directory or a list, to `shards` shards per split in `dst`, `layout` tfrecord or
+    mindrecord.
 
     Returns the entries by shard name: images, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
     InputError for unusable settings or sources, and without `fix` for images that cannot be decoded.
@@ -112,7 +114,7 @@ def convert(
     if os.path.basename(src) in ARCHIVES.values():  # if there is something else in the directory
         src, source = os.path.dirname(src) or '.', 'archives'
     else:
-        source = find_format(src)
+        source = 'folder' if os.path.isfile(src) else find_format(src)
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
     records = _open(src, source, shards, progress)
@@ -138,7 +140,7 @@ def convert(
 
 def _open(src, source, shards, progress):
     """{split: records} of the data set; InputError if a split has fewer images than `shards`."""
-    records = {split: open_records(src, split, source, progress) for split in splits(src, source)}
+    records = open_parts(src, source, progress)
     for split, found in records.items():
         if found.left_out:
             print('left out:', found.left_out, file=sys.stderr)
@@ -214,7 +216,9 @@ def main():
     parser = Parser(
         prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--src', required=True, help="TFRecord or MindRecord shards, folders, or ImageNet's archives")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--src', help="data set: TFRecord or MindRecord shards, folders, or ImageNet's archives")
+    source.add_argument('--list', dest='src', metavar='FILE', help='list of images, made by src.data.split')
     parser.add_argument('--dst', required=True, help='where the shards go')
     parser.add_argument('--format', required=True, choices=FORMATS[:2])
     parser.add_argument('--shards', required=True, type=int, help='shards per split')

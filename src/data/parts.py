@@ -8,13 +8,17 @@ import re
 import struct
 
 import numpy as np
+from tqdm import tqdm
 
 from src.data import mindrecord, tfrecord
 from src.data.crc import masked_crc
 from src.data.findings import examine
+from src.data.pool import spread
 from src.data.records import SPLITS
 from src.data.shards import NUMBERS, find_shards
 from src.errors import InputError
+
+_CHUNK = 64  # records of a task
 
 
 class Shard:
@@ -110,3 +114,18 @@ def examine_records(parts: list, number: int, start: int, stop: int):
         digests += hashlib.blake2b(encoded, digest_size=16).digest() if encoded else bytes(16)
         found += [(kind, k, detail) for kind, detail in broken.items()]
     return number, start, found, digests
+
+
+def examine_all(parts: list, workers: int, progress: bool = False) -> list[tuple]:
+    """What `examine_records` gives for all records of `parts`, in their order."""
+    tasks = [
+        (n, start, min(start + _CHUNK, len(part.label)))
+        for n, part in enumerate(parts)
+        for start in range(0, len(part.label), _CHUNK)
+    ]
+    total, results = sum(len(part.label) for part in parts), []
+    with tqdm(desc='checking', total=total, unit='record', disable=not progress) as bar:
+        for result in spread(examine_records, parts, tasks, workers):
+            results.append(result)
+            bar.update(len(result[3]) // 16)
+    return sorted(results, key=lambda result: result[:2])

@@ -7,6 +7,8 @@ import json
 import os
 import re
 
+from src.data.folder import Folder
+from src.data.index import Index
 from src.data.records import SPLITS
 from src.data.shards import NUMBERS
 from src.errors import InputError
@@ -14,7 +16,7 @@ from src.errors import InputError
 NAME = 'convert.json'
 
 
-def fingerprint(records) -> str:
+def fingerprint(records: Index | Folder) -> str:
     """A checksum of the source that changes when its files do, not when its directory moves.
 
     InputError if a file is missing.

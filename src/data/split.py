@@ -1,0 +1,245 @@
+"""List a folder of photos as training and validation photos: python -m src.data.split PHOTOS LIST [--seed N]
+
+PHOTOS holds one folder for each class, and a fifth of each class is kept for validation. The seed decides which; copies of
+the same file stay on one side. A PHOTOS with `train` and `validation` (or `val`) is listed as it is. Files that are no image
+or cannot be decoded are named and left out. LIST is a CSV file with the columns part, class and path, which
+`python -m src.data.convert --list LIST` takes. The photos stay where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from src import files
+from src.data.classes import refuse_empty_folders
+from src.data.findings import UNREADABLE
+from src.data.folder import Folder, class_folders, open_folder
+from src.data.index import Index
+from src.data.parts import Folders, examine_all
+from src.data.pool import cores, interruptible
+from src.data.records import SPLITS, open_records, splits
+from src.errors import InputError, Parser, counted, entry_point
+
+SHARE = 0.2  # of a class's photos that are for validation
+COLUMNS = ['part', 'class', 'path']
+
+
+class Entry(NamedTuple):
+    """A line of a list."""
+
+    part: str  # train or validation
+    class_name: str
+    path: str  # absolute, or relative to the directory of the list
+
+
+def open_photos(photos: str | Path) -> dict[str, Folder]:
+    """{part: its photos} if the directory has parts, else {'': all photos}.
+
+    InputError if there are no photos, or class folders without one.
+    """
+    try:
+        there = {part for part, names in SPLITS.items() for name in names if _has_folders(os.path.join(photos, name))}
+        if there == {'validation'} or there == {'train'} and len(class_folders(photos)) == 1:
+            raise InputError(
+                f'{photos} has only a {min(there)} part; give the directory with the class folders, or one with both '
+                'train and validation'
+            )
+        if there == set(SPLITS):
+            found = {part: open_records(photos, part, 'folder') for part in SPLITS}
+        else:
+            found = {'': open_folder(os.fspath(photos), os.fspath(photos))}
+    except OSError as error:
+        raise InputError(f'{error.filename}: {error.strerror}; give a directory with one folder of photos a class') from None
+    for records in found.values():
+        refuse_empty_folders(records)
+    if len(next(iter(found.values())).class_names) < 2:
+        raise InputError(f'{photos} has one class folder; a classifier needs two or more')
+    return found
+
+
+def _has_folders(path):
+    return os.path.isdir(path) and bool(class_folders(path))
+
+
+def split(
+    photos: str | Path, seed: int = 1, workers: int | None = None, progress: bool = False
+) -> tuple[list[Entry], list[str]]:
+    """The photos of a directory in parts.
+
+    Returns:
+        (entries, left out): photos by class and file name; lines on what is no image, or cannot be decoded and why.
+
+    Raises:
+        InputError: there are no photos, or a class has too few of them.
+    """
+    found = open_photos(photos)
+    parts = [Folders(part, records) for part, records in found.items()]
+    entries, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
+    results = examine_all(parts, cores(workers), progress)
+    unreadable = {
+        (number, k): detail
+        for number, _, findings, _ in results
+        for kind, k, detail in findings
+        if kind in (*UNREADABLE, 'damaged')
+    }
+    for number, start, _, sums in results:
+        records = parts[number].records
+        for k in range(start, start + len(sums) // 16):
+            path = os.path.abspath(records.where(k))
+            if (number, k) in unreadable:
+                left_out.append(f'{path}: {unreadable[number, k]}')
+            else:
+                entries.append(Entry(parts[number].split, records.class_names[records.label[k]], path))
+                digests.append(sums[16 * (k - start) : 16 * (k - start + 1)])
+    names = next(iter(found.values())).class_names
+    if '' in found:
+        entries = _assigned(entries, digests, names, seed)
+    elif missing := set(names) - {entry.class_name for entry in entries if entry.part == 'train'}:
+        raise InputError(f'class {min(missing)!r} has no training photo that can be decoded; add some, or remove its folder')
+    return entries, left_out
+
+
+def _assigned(entries, digests, names, seed):
+    """`entries` with their parts; `digests` (16 bytes each) tell which photos are the same."""
+    number = {name: k for k, name in enumerate(names)}
+    label = np.array([number[entry.class_name] for entry in entries], np.int64)
+    digests = np.frombuffer(b''.join(digests), np.uint64).reshape(-1, 2)
+    group = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
+    held = held_out(label, group, seed)
+    for k, name in enumerate(names):
+        here = np.flatnonzero(label == k)
+        if len(set(held[here])) == 2:
+            continue
+        what = (
+            'no photo that can be decoded'
+            if not len(here)
+            else f'only one photo, {entries[here[0]].path}'
+            if len(here) == 1
+            else f'{len(here)} photos, but {entries[here[0]].path} and the others are copies of one'
+            if len(set(group[here])) == 1
+            else f'{len(here)} photos, but copies of all of them are in other classes'
+        )
+        raise InputError(
+            f'class {name!r} has {what}; a class needs two, one to train with and one to validate with: add photos, or '
+            'remove its folder'
+        )
+    return [entry._replace(part='validation' if chosen else 'train') for entry, chosen in zip(entries, held)]
+
+
+def held_out(label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
+    """Which images are for validation, bool [n]: of each class `SHARE`, at least one where it has two groups.
+
+    Args:
+        label: int64 [n].
+        group: int64 [n], the same number for copies of an image, which stay together. Copies in several classes are for
+            training.
+    """
+    lowest, highest = np.full(len(group), len(label)), np.zeros(len(group), np.int64)
+    np.minimum.at(lowest, group, label)
+    np.maximum.at(highest, group, label)
+    of_one_class, chosen = (lowest == highest)[group], []
+    for number in np.unique(label).tolist():
+        here = label == number
+        own, size = np.unique(group[here & of_one_class], return_counts=True)
+        if len(np.unique(group[here])) < 2 or not len(own):
+            continue
+        left, picked = max(1, round(SHARE * int(here.sum()))), []
+        order = np.random.default_rng([seed, number]).permutation(len(own))
+        for k in order.tolist():
+            if size[k] <= left:
+                picked.append(k)
+                left -= size[k]
+        chosen += own[picked or order[[np.argmin(size[order])]]].tolist()
+    return np.isin(group, chosen)
+
+
+def write_list(entries: list[Entry], path: str | Path) -> None:
+    """Write `entries` to the file `path`. InputError if it cannot be written, or if a file is there that is no list."""
+    if os.path.exists(path):
+        open_list(path)
+    try:
+        with files.replacing(path) as temporary:
+            with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+                csv.writer(file).writerows([COLUMNS, *entries])
+    except OSError as error:
+        raise InputError(f'list {path}: {error.strerror}; give a file that can be written') from None
+
+
+def open_list(path: str | Path) -> dict[str, Folder]:
+    """{part: its photos} of a list; labels count the sorted class names from 0. InputError if the file is no list."""
+    try:
+        with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
+            rows = list(csv.reader(file))
+    except OSError as error:
+        raise InputError(f'list {path}: {error.strerror}; make one with python -m src.data.split') from None
+    except (csv.Error, ValueError) as error:
+        raise InputError(f'list {path} is no CSV file ({error}); make one with python -m src.data.split') from None
+    if rows[:1] != [COLUMNS] or len(rows) < 2:
+        raise InputError(
+            f'list {path} has no first line {",".join(COLUMNS)} with photos below; make one with src.data.split'
+        )
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != 3 or row[0] not in SPLITS or not all(row):
+            raise InputError(f'list {path} record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
+    names = sorted({row[1] for row in rows[1:]})
+    number = {name: k for k, name in enumerate(names)}
+    above = os.path.dirname(os.path.abspath(path))
+    found = {}
+    for part in SPLITS:
+        of_part = [row for row in rows[1:] if row[0] == part]
+        if not of_part:
+            continue
+        places = [os.path.split(os.path.join(above, row[2])) for row in of_part]
+        folders, folder = np.unique([place for place, _ in places], return_inverse=True)
+        found[part] = Folder(
+            os.fspath(above),
+            np.array([number[row[1]] for row in of_part], np.int64),
+            folder.astype(np.int32),
+            np.array([os.fsencode(name) for _, name in places], 'S'),
+            folders.tolist(),
+            names,
+        )
+    return found
+
+
+def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[str, Index | Folder]:
+    """{part: its records} of a list, which is a file, or of a data set of that layout, a directory."""
+    if os.path.isfile(source):
+        return open_list(source)
+    return {part: open_records(source, part, layout, progress) for part in splits(source, layout)}
+
+
+@entry_point
+@interruptible
+def main():
+    parser = Parser(
+        prog='python -m src.data.split', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('photos', metavar='PHOTOS', help='a folder of photos for each class, or parts of such folders')
+    parser.add_argument('list', metavar='LIST', help='CSV file to write')
+    parser.add_argument('--seed', type=int, default=1, help='decides which photos are for validation (default: 1)')
+    parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')
+    args = parser.parse_args()
+    if args.seed < 0:
+        raise InputError(f'seed is {args.seed}; give 0 or more')
+    entries, left_out = split(args.photos, args.seed, args.workers, True)
+    write_list(entries, args.list)
+    for line in left_out:
+        print('left out:', line, file=sys.stderr)
+    counts = Counter(entry.part for entry in entries)
+    print(
+        f'{args.list}: {len({entry.class_name for entry in entries})} classes, {counted(counts["train"], "photo")} to train '
+        f'with, {counts["validation"]} to validate with'
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,221 @@
+"""Photos are split by class and seed, copies stay on one side, nothing is lost, and the list is a source of conversion."""
+
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from src.data.convert import convert
+from src.data.records import open_records
+from src.data.split import SHARE, Entry, held_out, open_list, split, write_list
+from tests.data.samples import ODD, cli, fails, jpeg, message, write_folder
+
+
+def random_photos(rng):
+    """label and group (int64 [n]) of 2 to 5 classes; some images have copies, in their class or in others."""
+    label, group = [], []
+    for number in range(rng.integers(2, 6)):
+        images = rng.integers(2, 30)
+        label += [number] * images
+        group += (1000 * number + np.arange(images)).tolist()
+    for k in rng.integers(0, len(label), rng.integers(0, 12)):
+        same_class = rng.random() < 0.8
+        label.append(label[k] if same_class else int(rng.integers(0, max(label) + 1)))
+        group.append(group[k])
+    order = rng.permutation(len(label))
+    return np.array(label)[order], np.unique(np.array(group)[order], return_inverse=True)[1]
+
+
+@pytest.mark.parametrize('case', range(60))
+def test_properties_of_random_folders(case):
+    label, group = random_photos(np.random.default_rng(case))
+    held = held_out(label, group, seed=case)
+    assert np.array_equal(held, held_out(label, group, seed=case))
+    for one in np.unique(group):
+        here = group == one
+        assert len(set(held[here])) == 1  # copies on one side
+        assert len(set(label[here])) == 1 or not held[here].any()  # those with two labels only train
+    for number in np.unique(label):
+        here = label == number
+        sizes = np.unique(group[here], return_counts=True)[1]
+        own = [one for one in np.unique(group[here]) if len(set(label[group == one])) == 1]
+        if len(sizes) > 1 and own:
+            assert 0 < held[here].sum() < here.sum()
+            # A fifth, as far as copies allow: what is missing is less than a group.
+            wanted = max(1, round(SHARE * here.sum()))
+            assert len(own) < wanted or wanted - sizes.max() < held[here].sum() <= max(wanted, sizes.max())
+
+
+def test_without_copies_a_fifth_of_every_class_by_the_seed():
+    label, group = np.repeat([0, 1, 2, 3], [2, 10, 57, 100]), np.arange(169)
+    found = [held_out(label, group, seed) for seed in (1, 1, 2)]
+    assert all(np.bincount(label[held]).tolist() == [1, 2, 11, 20] for held in found)
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    # Another class beside them changes nothing for the others.
+    more = held_out(np.r_[label, [4] * 20], np.arange(189), 1)
+    assert np.array_equal(more[:169], found[0])
+
+
+def test_many_copies():
+    """Where no image fits into a fifth with its copies, the one with the fewest copies is taken."""
+    held = held_out(np.zeros(9, int), np.repeat([0, 1], [5, 4]), 1)
+    assert held.tolist() == [False] * 5 + [True] * 4
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Odd names, formats and copies, and files that are no images."""
+    path = tmp_path / 'my photos'
+    for number, name in enumerate(['Ähnliches & Co', 'кошки', 'dog\'s, "new"\nline', '猫']):
+        (path / name).mkdir(parents=True)
+        for k in range(7):
+            form, ending = [('JPEG', 'JPG'), ('PNG', 'png'), ('WEBP', 'webp'), ('GIF', 'gif'), ('BMP', 'bmp')][k % 5]
+            (path / name / f' {k} é.{ending}').write_bytes(jpeg([number, k], form=form))
+    for copy in ('copy of 0.jpg', 'z.jpg'):
+        shutil.copy(path / '猫' / ' 0 é.JPG', path / '猫' / copy)
+    shutil.copy(path / '猫' / ' 1 é.png', path / 'кошки' / 'also a 猫.png')
+    (path / '猫' / os.fsdecode(b'not UTF-8 \xff.jpg')).write_bytes(ODD['cmyk'])
+    (path / '猫' / 'broken.jpg').write_bytes(b'no image at all')
+    (path / '猫' / 'cut off.jpg').write_bytes(jpeg(7)[:-60])
+    (path / '猫' / 'notes.txt').write_text('notes')
+    (path / '猫' / '._mac.jpg').write_bytes(b'mac')
+    (path / '猫' / 'older').mkdir()
+    (path / '猫' / 'older' / '1.jpg').write_bytes(jpeg(99))
+    (path / '.hidden').mkdir()
+    (path / 'read me.md').write_text('notes')
+    return path
+
+
+def test_odd_photos(photos, tmp_path):
+    """Every image is in the list once, all else is named; the list is written, read and converted without a loss."""
+    entries, left_out = split(photos, workers=1)
+    listed = Counter(entry.path for entry in entries)
+    images = {str(path) for path in photos.glob('*/*') if path.is_file() and path.name[0] != '.'}
+    bad = {str(photos / '猫' / name) for name in ('broken.jpg', 'cut off.jpg', 'notes.txt')}
+    assert listed.keys() == images - bad and set(listed.values()) == {1}
+    text = '\n'.join(left_out)
+    assert all(os.path.basename(path) in text for path in (*bad, 'older', 'read me.md')) and '._mac' not in text
+    write_list(entries, tmp_path / 'a list.csv')
+    found = open_list(tmp_path / 'a list.csv')
+    again = [Entry(p, r.class_names[r.label[i]], r.where(i)) for p, r in found.items() for i in range(len(r))]
+    assert sorted(again) == sorted(entries)
+
+    made = convert(tmp_path / 'a list.csv', tmp_path / 'shards', 'tfrecord', 2, fix=True, workers=1)
+    assert sum(entry['images'] for entry in made.values()) == len(entries)
+    for part, records in found.items():
+        shards = open_records(tmp_path / 'shards', part)
+        assert Counter(shards.label.tolist()) == Counter((records.label + 1).tolist())
+        stored, original = ({r.read(i) for i in range(len(r))} for r in (shards, records))
+        jpegs = {encoded for encoded in original if encoded.startswith(b'\xff\xd8')} - {ODD['cmyk']}
+        assert jpegs and jpegs <= stored and all(encoded.startswith(b'\xff\xd8') for encoded in stored)
+    assert shards.class_names[1:] == [' '.join(name.split()) for name in found['train'].class_names]
+
+
+def test_copies_of_files_stay_together(photos):
+    for seed in range(8):
+        side = {os.path.basename(e.path): e.part for e in split(photos, seed, workers=1)[0] if e.class_name == '猫'}
+        assert side[' 0 é.JPG'] == side['copy of 0.jpg'] == side['z.jpg']
+        assert side[' 1 é.png'] == 'train'  # also in another class
+
+
+@pytest.mark.parametrize('name', ['validation', 'val'])
+def test_parts_are_taken_as_they_are(tmp_path, name):
+    path = write_folder(tmp_path / 'photos', 'train', ['b', 'a'], 4)
+    write_folder(path, name, ['a', 'b'], 1, seed=5)
+    (path / name / 'a' / 'broken.jpg').write_bytes(b'x')
+    entries, left_out = split(path, workers=1)
+    assert Counter(entry.part for entry in entries) == {'train': 8, 'validation': 2} and len(left_out) == 1
+    assert all(f'/{entry.part[:3]}' in entry.path and f'/{entry.class_name}/' in entry.path for entry in entries)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path, 'photos', ['car', 'train', 'val'], 4)
+    assert {entry.class_name for entry in split(tmp_path / 'photos', workers=1)[0]} == {'car', 'train', 'val'}
+
+
+def one_photo(path):
+    write_folder(path, '', ['c'], 1)
+
+
+def only_copies(path):
+    write_folder(path, '', ['c'], 1)
+    shutil.copy(path / 'c' / 'c_0.jpg', path / 'c' / 'copy.jpg')
+
+
+def shared_copies(path):
+    (path / 'c').mkdir()
+    for k in range(2):
+        shutil.copy(path / 'a' / f'a_{k}.jpg', path / 'c')
+
+
+def broken_photos(path):
+    (path / 'c').mkdir()
+    (path / 'c' / 'broken.jpg').write_bytes(b'x')
+
+
+def nested(path):
+    write_folder(path / 'c', '', ['deeper'], 3)
+
+
+@pytest.mark.parametrize(
+    'spoil, parts',
+    [
+        (one_photo, ["class 'c' has only one photo", 'c_0.jpg']),
+        (only_copies, ["class 'c' has 2 photos", 'copies of one']),
+        (shared_copies, ["class 'c' has 2 photos", 'in other classes']),
+        (broken_photos, ["class 'c' has no photo that can be decoded"]),
+        (nested, ['holds no image', 'folder inside a class folder', 'deeper']),
+        (lambda path: (path / 'empty').mkdir(), ['class folder', 'empty holds no image']),
+        (lambda path: shutil.rmtree(path / 'b'), ['one class folder']),
+        (lambda path: shutil.rmtree(path), ['No such file or directory']),
+        (lambda path: [shutil.rmtree(path / name) for name in 'ab'], ['no image in']),
+        (lambda path: write_folder(path, 'validation', ['a'], 1), ['only a validation part']),
+        (lambda path: [write_folder(path, p, ['x', 'y'], 1) for p in ('train', 'val', 'validation')], ['has both']),
+    ],
+)
+def test_bad_photos(tmp_path, spoil, parts):
+    path = write_folder(tmp_path / 'photos', '', ['a', 'b'], 4)
+    spoil(path)
+    found = message(split, path, workers=1)
+    assert all(part in found for part in parts), found
+
+
+def test_bad_lists(tmp_path):
+    path = write_folder(tmp_path / 'photos', '', ['a', 'b'], 4)
+    entries, _ = split(path, workers=1)
+    for text, part in [
+        ('', 'no first line part,class,path'),
+        ('part,class,path\n', 'photos below'),
+        ('part,class,path\ntest,a,1.jpg\n', "record 2: 'test,a,1.jpg'"),
+        ('part,class,path\ntrain,a\n', "record 2: 'train,a'"),
+    ]:
+        (tmp_path / 'bad.csv').write_text(text)
+        assert part in message(convert, tmp_path / 'bad.csv', tmp_path / 'dst', 'tfrecord', 1)
+        assert part in message(write_list, entries, tmp_path / 'bad.csv') and (tmp_path / 'bad.csv').read_text() == text
+    assert 'No such file' in message(open_list, tmp_path / 'none.csv')
+    assert 'No such file' in message(write_list, entries, tmp_path / 'no/such.csv')
+    write_list([Entry('train', 'a', 'photos/a/a_0.jpg')], tmp_path / 'relative.csv')
+    assert open_list(tmp_path / 'relative.csv')['train'].read(0) == (path / 'a/a_0.jpg').read_bytes()
+
+
+def test_command_line(photos, tmp_path):
+    done = cli('split', photos, tmp_path / 'list.csv', '--seed', 3)
+    assert done.returncode == 0 and '4 classes, 26 photos to train with, 6 to validate with' in done.stdout, done.stderr
+    assert 'broken.jpg: not an image' in done.stderr and 'cut off.jpg' in done.stderr and 'file .txt' in done.stderr
+    done = cli(
+        'convert',
+        '--list',
+        tmp_path / 'list.csv',
+        '--dst',
+        tmp_path / 'shards',
+        '--format',
+        'tfrecord',
+        '--shards',
+        1,
+        '--fix',
+    )
+    assert done.returncode == 0 and 'validation, 6 images in 1 shard' in done.stdout, done.stderr
+    fails(cli('split', photos, tmp_path / 'list.csv', '--seed', -1), 'seed is -1')
+    fails(cli('split', tmp_path / 'nowhere', tmp_path / 'list.csv'), 'nowhere: No such file')

@@ -5,7 +5,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,16 +12,7 @@ from pathlib import Path
 from src import config as configuration
 from src.data import demo_images
 from src.errors import entry_point
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(script: str, *arguments):
-    """Run an entry point. Its output goes to the screen; a failure ends the demo with the same status."""
-    print(f'\n$ python {script} {" ".join(map(str, arguments))}', flush=True)
-    status = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)]).returncode
-    if status:
-        sys.exit(status if status > 0 else 128 - status)
+from src.programs import ROOT, print_table, run
 
 
 @entry_point
@@ -42,17 +32,16 @@ def main():
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
     log = (output / 'training' / config.log_name).read_text()
     trained_in = re.findall(r'trained (.*); checkpoints in', log)[-1]
-    rows = [
-        ('images', f'{data} (10 classes, seed {config.seed})'),
-        ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
-        ('checkpoint', trained),
-        ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
-        ('MINDIR', output / 'inceptionv4.mindir'),
-        ('wall time', f'{time.time() - start:.0f} s'),
-    ]
-    print()
-    for name, value in rows:
-        print(f'{name:<13} {value}')
+    print_table(
+        [
+            ('images', f'{data} (10 classes, seed {config.seed})'),
+            ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
+            ('checkpoint', trained),
+            ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
+            ('MINDIR', output / 'inceptionv4.mindir'),
+            ('wall time', f'{time.time() - start:.0f} s'),
+        ]
+    )
 
 
 if __name__ == '__main__':

@@ -60,6 +60,9 @@ ELSEWHERE = {
     'python train.py --config_path scripts/demo.yaml': 'tests/test_end_to_end.py::test_demo_path',
     'python eval.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'python export.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
+    'bash scripts/run_finetune.sh': 'tests/test_finetune.py::test_from_photos_to_a_classifier',
+    'python -m src.data.split': 'tests/data/test_split.py::test_command_line',
+    'python -m src.data.convert --list': 'tests/data/test_split.py::test_command_line',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',
@@ -91,6 +94,7 @@ NOT_RUN = {
     'tar': 'a download',
     'cmake': 'a download',
 }
+STARTING_OTHERS = ('src.demo', 'src.finetune')  # their options, after directories and files, are those of train.py
 WITHOUT_OPTIONS = ('src.environment', 'src.acceptance.reference')
 Command = namedtuple('Command', 'text path')
 
@@ -191,9 +195,9 @@ def check_options(program, arguments, place, monkeypatch):
     """The options of a script or module exist, and their values are good."""
     if program == 'src.cluster.launch':
         program, arguments = arguments[1], [a for a in arguments[2:] if a not in ('--launcher', 'msrun')]
-    if Path(program).suffix == '.py' or program == 'src.demo':
-        assert program == 'src.demo' or (place / program).is_file()
-        if program == 'src.demo' and arguments and not arguments[0].startswith('-'):
+    if Path(program).suffix == '.py' or program in STARTING_OTHERS:
+        assert program in STARTING_OTHERS or (place / program).is_file()
+        while program in STARTING_OTHERS and arguments and not arguments[0].startswith('-'):
             arguments = arguments[1:]
         if arguments != ['--help']:
             configuration.load(arguments)

@@ -32,7 +32,7 @@ def check_format(file_format: str) -> None:
         need_onnx()
 
 
-def need_onnx():
+def need_onnx() -> None:
     """InputError if the packages for ONNX are missing."""
     for name in ('onnx', 'onnxruntime'):
         if importlib.util.find_spec(name) is None:

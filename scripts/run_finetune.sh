@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# usage: bash scripts/run_finetune.sh PHOTOS WEIGHTS [OUTPUT] [--option value ...]; PHOTOS: one folder of photos for each
+# class; WEIGHTS: a checkpoint, also of timm, TensorFlow or MindCV; the options are those of train.py
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+exec "$PYTHON" -m src.finetune "$@"

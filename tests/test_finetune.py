@@ -1,0 +1,200 @@
+"""A folder of photos and a weights file become a classifier, in a directory of its own; bad input is one line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from src import finetune, programs
+from src.data.split import open_list
+from src.inceptionv4 import InceptionV4
+from src.weights import checkpoint
+from tests.data.samples import jpeg
+from tests.test_end_to_end import ROOT, message_of, run
+
+
+def make_photos(path):
+    for number, name in enumerate(['sea & sky', 'деревья']):
+        (path / name).mkdir(parents=True)
+        for k in range(6):
+            (path / name / f'{k}{" é" * (k % 2)}.png').write_bytes(jpeg([number, k], (90, 80), form='PNG'))
+    (path / name / 'broken.jpg').write_bytes(b'x')
+    return path
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A checkpoint of a small network, of which training must take the blocks and the image size."""
+    network = InceptionV4(7, block_counts=(1, 1, 1), image_size=75)
+    about = {'num_classes': 7, 'block_counts': [1, 1, 1], 'image_size': 75}
+    return checkpoint.save(tmp_path_factory.mktemp('weights'), network, step=1, epoch=1, config=about)
+
+
+@pytest.mark.compiles
+def test_from_photos_to_a_classifier(weights, tmp_path):
+    photos, output = make_photos(tmp_path / 'my photos'), tmp_path / 'out put'
+    before = {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()}
+    command = ['scripts/run_finetune.sh', photos, weights, output, '--max_epochs', 1, '--num_workers', 1]
+    status, out, err = run(*command, cwd=tmp_path)
+    assert status == 0, err
+    assert 'broken.jpg: not an image' in err
+    for row in (
+        'photos .*my photos',
+        'classes +2: sea & sky, деревья',
+        'split +10 to train with, 2 to validate',
+        'training',
+    ):
+        assert re.search(rf'^{row}', out, re.M), out
+    for name, file in [
+        ('checkpoint', 'training/inceptionv4-best.ckpt'),
+        ('MINDIR', 'inceptionv4.mindir'),
+        ('ONNX', 'inceptionv4.onnx'),
+        ('predictions', 'predictions.html'),
+    ]:
+        assert re.search(rf'^{name} +{output / file}$', out, re.M) and (output / file).stat().st_size, out
+    assert re.search(r'^top-1, top-5 +[\d.]+ %, 100.0 % of 2 validation photos$', out, re.M)
+    assert not re.search(r'^report', out, re.M)  # there is none
+    described = json.loads((output / 'inceptionv4.json').read_text())
+    assert described['classes'] == ['sea & sky', 'деревья'] and described['input']['shape'][2:] == [75, 75]
+    config = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]['config']
+    assert (config['block_counts'], config['batch_size'], config['optimizer']) == ([1, 1, 1], 10, 'momentum')
+    parts = open_list(output / 'split.csv')
+    assert sum(map(len, parts.values())) == 12 and len(parts['validation']) == 2
+    assert {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()} == before
+
+    # The same again does nothing twice; a report that is there gets its row.
+    (output / 'report').mkdir()
+    (output / 'report/index.html').write_text('')
+    changed = {
+        path: path.stat().st_mtime_ns for path in output.rglob('*') if path.suffix in ('.ckpt', '.html', '.onnx', '.csv')
+    }
+    status, out, err = run(*command, cwd=tmp_path)
+    assert status == 0, err
+    assert re.findall(r'^\$ python (?:-m )?(\S+)', out, re.M) == ['src.data.convert', 'train.py']
+    assert 'nothing is left to train' in out and re.search(rf'^report +{output}/report/index.html$', out, re.M)
+    assert all(path.stat().st_mtime_ns == when for path, when in changed.items())
+
+
+@pytest.fixture
+def attempt(weights, tmp_path, capsys, monkeypatch):
+    """Runs the program on good photos and weights, or on others; gives its one line and sees that no output was begun."""
+    photos = make_photos(tmp_path / 'photos')
+    started = []
+    monkeypatch.setattr(finetune, 'run', lambda *arguments, **_: started.append(arguments))
+
+    def fail(*arguments):
+        given = {'PHOTOS': photos, 'WEIGHTS': weights, 'OUT': tmp_path / 'out'}
+        arguments = [str(given.get(a, a)).replace('PHOTOS', str(photos)) for a in arguments]
+        monkeypatch.setattr(sys, 'argv', ['finetune', *arguments])
+        line = message_of(lambda _: finetune.main(), (), capsys)
+        assert not started
+        return line
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'nothing is given before the options; the usage is bash'),
+        (['PHOTOS'], 'the usage is bash'),
+        (['PHOTOS', 'WEIGHTS', 'OUT', 'more'], 'the usage is bash'),
+        (['PHOTOS', 'WEIGHTS', 'OUT', '--lr', 'abc'], "lr is 'abc'"),
+        (['PHOTOS', 'WEIGHTS', 'OUT', '--log_dir=x'], '--log_dir is set by the fine-tuning itself'),
+        (['nowhere', 'WEIGHTS', 'OUT'], 'nowhere: No such file or directory'),
+        (['WEIGHTS', 'WEIGHTS', 'OUT'], 'Not a directory'),
+        (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
+        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: cannot be read'),
+        (['PHOTOS', 'PHOTOS', 'OUT'], 'Is a directory'),
+        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: not a MindSpore checkpoint'),
+        (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
+    ],
+)
+def test_bad_input(arguments, message, attempt, tmp_path):
+    assert message in attempt(*arguments)
+    assert not (tmp_path / 'out').exists() and not (tmp_path / 'photos/out').exists()
+
+
+def test_output_of_something_else(attempt, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/diary.txt').write_text('dear diary')
+    assert 'holds diary.txt, not made by a fine-tuning' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    assert os.listdir(tmp_path / 'out') == ['diary.txt']
+    (tmp_path / 'file').write_text('x')
+    assert 'file: File exists' in attempt('PHOTOS', 'WEIGHTS', str(tmp_path / 'file'))
+
+
+def test_output_of_another_fine_tuning(attempt, tmp_path):
+    """Other photos, another seed: an error before anything is changed. What it was made from is noted first of all."""
+    made_from = {'photos': '/elsewhere (3, checksum 0)', 'weights': 'w', 'seed': '1'}
+    finetune.claim(tmp_path / 'out', {**made_from, 'seed': '2'})
+    finetune.claim(tmp_path / 'out', made_from)  # nothing was begun with the other seed
+    (tmp_path / 'out/split.csv').touch()
+    finetune.claim(tmp_path / 'out', made_from)
+    assert 'holds a fine-tuning with the photos /elsewhere (3, checksum 0), now ' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    (tmp_path / 'out' / finetune.STAMP).write_text('{')
+    assert 'finetune.json is damaged' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+
+
+def test_onnx_without_its_packages(tmp_path, monkeypatch):
+    """One row says what is missing; the rest is made."""
+    trained, started = tmp_path / 'training/inceptionv4-best.ckpt', []
+    trained.parent.mkdir()
+    trained.touch()
+
+    def record(program, *arguments):
+        started.append((program, arguments[3] if program == 'export.py' else ''))
+        if program == 'eval.py':
+            write(trained)
+
+    def write(path):  # as eval.py does
+        result = {'checkpoint': str(path), 'top1': 50, 'top5': 100, 'images': 2}
+        (tmp_path / 'training/evaluation.json').write_text(json.dumps([result]))
+
+    write('another.ckpt')
+    monkeypatch.setattr(finetune, 'run', record)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    rows = dict(finetune.evaluate_and_export(trained, tmp_path, 4, []))
+    assert 'ONNX needs the package onnx; pip install' in rows['ONNX']
+    assert started == [('eval.py', ''), ('export.py', 'MINDIR'), ('src.deploy.predict', '')]
+
+
+PROGRAM = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)  # longer than subprocess.run would wait
+    print('saved', flush=True)
+    sys.exit(77)
+signal.signal(signal.SIGINT, save), signal.signal(signal.SIGTERM, save)
+print('ready', flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_goes_to_the_program(number, tmp_path):
+    """It ends in its own time, and its status is that of the program which has started it."""
+    (tmp_path / 'started.py').write_text(PROGRAM)
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    code = 'from src.programs import run\nrun("started", "a b")\nprint("not reached")'
+    child = subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path}
+    )
+    lines = [child.stdout.readline() for _ in range(3)]
+    assert lines == ['\n', "$ python -m started 'a b'\n", 'ready\n']
+    time.sleep(0.2)
+    child.send_signal(number)
+    assert (child.communicate(timeout=20)[0], child.returncode) == ('saved\n', 77)
+
+
+def test_status_of_a_program(capfd):
+    assert programs.run('src.data.check', '--help') == 0
+    assert programs.run('src.data.check', '/nowhere', good=(0, 2)) == 2
+    with pytest.raises(SystemExit) as stopped:
+        programs.run('src.data.check', '/nowhere')
+    assert stopped.value.code == 2 and "'/nowhere': No such file" in capfd.readouterr().err

@@ -34,6 +34,8 @@ STEPS = 9  # of 5 an epoch, so a training goes through the end of one
 RECIPE = [
     '--lr',
     '0.001',
+    '--lr_head',
+    '0.002',
     '--max_train_steps',
     str(STEPS),
     '--save_checkpoint_steps',

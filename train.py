@@ -55,7 +55,7 @@ def train(config, interruption):
     data, config, plan = open_training_set(config, job)
 
     # Resume before restore: a training that goes on has weights of its own.
-    state, plan, training = resume.find_start(
+    state, plan, training, config = resume.find_start(
         job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log
     )
     if plan.start >= plan.stop:

@@ -12,7 +12,7 @@ from easydict import EasyDict
 
 from src import files
 from src.errors import InputError
-from src.options import AUTO, Option, convert, expected, read_options, read_yaml
+from src.options import Option, convert, expected, read_options, read_yaml, takes_auto
 
 DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
 REFERENCE_BATCH = 128  # images per step of the original recipe, which its learning rate and its step counts refer to
@@ -113,7 +113,7 @@ def load(argv: list[str], recorded: dict | None = None, default_path: str | Path
         except (ValueError, KeyError) as error:
             raise InputError(f'{name} is {value!r:.80} {origin}; expected {expected(options[name])}') from error
     for name, value, _ in kept:
-        if AUTO in options[name].help and config[name] == 'auto':  # the checkpoint has the value that the training found
+        if takes_auto(options[name]) and config[name] == 'auto':  # the checkpoint has the value that the training found
             config[name] = convert(options[name], value)
     return EasyDict(config)
 
@@ -148,7 +148,8 @@ def differences(old: dict, new: dict) -> Iterator[tuple]:
 
 def network_options(config: dict) -> dict:
     """The options that `InceptionV4` takes as keyword arguments."""
-    return {name: config[name] for name in NETWORK_OPTIONS}
+    # bn_decay is auto only beside weights that record none; these are evaluated, which does not use it.
+    return {name: config[name] for name in NETWORK_OPTIONS if (name, config[name]) != ('bn_decay', 'auto')}
 
 
 def save(config: EasyDict, path: str | Path) -> None:

@@ -151,7 +151,7 @@ class InceptionV4(nn.Cell):
         num_classes (int): width of the classifier.
         in_channels (int): channels of an image.
         block_counts (tuple): blocks A, B and C; the paper's are 4, 7, 3 (figure 9).
-        bn_decay (float): share that the moving averages of batch norm keep each step.
+        bn_decay (float): share that the moving averages of batch norm keep each step; 1: training uses them as they are.
         bn_scale (bool): learn batch norm's gamma.
         aux_logits (bool): build the auxiliary classifier; in training `construct` then returns (logits, aux_logits).
         image_size (int): height of the images, pixels; only the auxiliary classifier's kernel depends on it.

@@ -22,7 +22,8 @@ def he_normal(fan_in: int) -> TruncatedNormal:
 class ConvBN(nn.Cell):
     """Convolution without bias, batch norm, ReLU: (N, in_channels, H, W) -> (N, out_channels, H', W').
 
-    `bn_decay` is the share that the moving averages keep each step. Without `bn_scale` gamma stays 1, as in TF-slim.
+    `bn_decay` is the share that the moving averages keep each step; with 1 training computes with them, too, as an
+    evaluation does. Without `bn_scale` gamma stays 1, as in TF-slim.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
@@ -31,7 +32,9 @@ class ConvBN(nn.Cell):
         self.conv = nn.Conv2d(
             in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=he_normal(in_channels * rows * columns)
         )
-        self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay)
+        self.bn = nn.BatchNorm2d(
+            out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay, use_batch_statistics=False if bn_decay == 1 else None
+        )
         self.bn.gamma.requires_grad = bn_scale
         self.relu = nn.ReLU()
 

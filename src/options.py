@@ -20,7 +20,7 @@ BOOLS = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no':
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text'}
 BOUNDS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
 CONSTRAINT = re.compile(r'(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values')
-AUTO = 'auto or a whole number'  # in the help text of an option that takes either
+AUTO = re.compile('auto or (?:a whole number|a number)')  # in the help text of an option that takes either
 OPTION_LINE = re.compile(r'(\w+): +(.*?) +# (.+)')
 
 
@@ -101,7 +101,14 @@ def kind(option: Option) -> type:
     default = option.default
     if isinstance(default, list):
         return type(default[0]) if default else str
-    return int if AUTO in option.help else type(default)
+    if takes_auto(option):
+        return int if 'auto or a whole number' in option.help else float
+    return type(default)
+
+
+def takes_auto(option: Option) -> bool:
+    """Whether the option takes the word auto in place of a number."""
+    return bool(AUTO.search(option.help))
 
 
 def _scalar(of, text):
@@ -119,7 +126,7 @@ def _scalar(of, text):
 def convert(option: Option, value: str | list[str]):
     """The value that a text, or a list of texts, gives the option. ValueError or KeyError if it does not fit."""
     many = isinstance(option.default, list)
-    if AUTO in option.help and value == 'auto':
+    if takes_auto(option) and value == 'auto':
         return value
     if many and isinstance(value, str):
         inner = re.sub(r'^\[(.*)\]$', r'\1', value.strip()).strip()
@@ -146,6 +153,7 @@ def _holds(notation, operand, items):
 
 def expected(option: Option) -> str:
     """What the option takes, for an error message."""
-    one = AUTO if AUTO in option.help else KINDS[kind(option)]
+    auto = AUTO.search(option.help)
+    one = auto.group() if auto else KINDS[kind(option)]
     one = f'a list, each {one}' if isinstance(option.default, list) else one
     return ', '.join([one, *(match.group() for match in CONSTRAINT.finditer(option.help))])

@@ -174,6 +174,8 @@ BAD = [
     ('num_classes', '1', 'expected auto or a whole number, >= 2'),
     ('num_classes', 'automatic', 'expected auto or a whole number, >= 2'),
     ('num_classes', '2.0', 'auto or a whole'),
+    ('bn_decay', 'automatic', 'expected auto or a number, >= 0, <= 1'),
+    ('bn_decay', '1.5', 'expected auto or a number, >= 0, <= 1'),
     ('mode', "''", 'one of: train,'),
     ('block_counts', '[1, 1]', 'exactly 3 values'),
     ('block_counts', '[]', 'exactly 3 values'),
@@ -333,6 +335,12 @@ def test_import_needs_neither_mindspore_nor_numpy():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize('path', sorted((config.DEFAULT_PATH.parent / 'recipes').iterdir()), ids=lambda path: path.name)
+def test_recipes_use_what_they_say(path):
+    assert path.read_text().startswith('# ')
+    assert config.idle_options(config.load(['--config_path', str(path)])) == []
+
+
 @pytest.mark.parametrize(
     'arguments, lines',
     [
@@ -357,3 +365,11 @@ def test_a_checkpoint_gives_network_options():
     assert config.load([], recorded).num_classes == config.load(['--num_classes', 'auto'], recorded).num_classes == 7
     with pytest.raises(InputError, match='in the checkpoint'):
         config.load([], {'num_classes': 'many'})
+
+
+def test_decay_of_batch_norm_by_itself():
+    """A checkpoint gives the number that the training had; weights that record none are evaluated without one."""
+    assert config.load(['--bn_decay', '0.5']).bn_decay == 0.5
+    assert config.load(['--bn_decay', 'auto'], {'bn_decay': 0.848484848}).bn_decay == 0.848484848
+    found = config.load([], {'num_classes': 7})
+    assert found.bn_decay == 'auto' and 'bn_decay' not in config.network_options(found)

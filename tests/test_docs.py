@@ -65,6 +65,7 @@ ELSEWHERE = {
     'bash scripts/run_finetune.sh': 'tests/test_finetune.py::test_from_photos_to_a_classifier',
     'python -m src.data.split': 'tests/data/test_split.py::test_command_line',
     'python -m src.data.convert --list': 'tests/data/test_split.py::test_command_line',
+    'python train.py --config_path recipes/finetune.yaml': 'tests/test_end_to_end.py::test_transfer_learning',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.errors import InputError
-from src.inceptionv4 import InceptionV4
+from src.inceptionv4 import InceptionV4, set_precision
 from src.layers import he_normal
 from src.training.optimizer import decayed_parameters, freeze
 from src.training.step import NetworkWithLoss
@@ -140,6 +140,31 @@ def test_dropout(small):
                 cell.use_batch_statistics = None
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize('level', ['O0', 'O2', 'O3'])
+@pytest.mark.parametrize('decay', [0.5, 1.0])
+def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
+    """Where a part is frozen, or everywhere with a decay of 1: the same output, and averages that stay."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_seed(1)
+    with no_init_parameters():
+        network = InceptionV4(**SMALL, bn_decay=decay)
+    layers = network.conv2d_1a_3x3, network.conv2d_2a_3x3
+    for layer in layers:
+        for p in layer.get_parameters():
+            p.init_data()
+    freeze(network, ['conv2d_1a_3x3', 'conv2d_2a_3x3.bn.beta'])
+    norms = [layer.bn for layer in layers]  # O2 wraps them
+    set_precision(network, level)
+    for layer, norm, channels in zip(layers, norms, (3, 32)):
+        x = Tensor(np.random.default_rng(0).normal(3, 2, (4, channels, 9, 9)).astype(np.float32))
+        inferred = layer.set_train(False)(x).asnumpy()
+        before = norm.moving_mean.asnumpy().copy()
+        trained = layer.set_train()(x).asnumpy()
+        frozen = layer is layers[0] or decay == 1
+        assert np.array_equal(inferred, trained) == np.array_equal(before, norm.moving_mean.asnumpy()) == frozen
+
+
 @pytest.mark.parametrize('size, aux', [(75, 3), (107, 5), (299, 17), (331, 19)])
 def test_auxiliary_kernel_fits(size, aux):
     with no_init_parameters():
@@ -169,5 +194,8 @@ def test_freeze():
     }
     with pytest.raises(InputError, match='freeze mixed_5: .*mixed_5a, mixed_5b'):
         freeze(network, ['mixed_5'])
+    freeze(network, ['mixed_6*'])
+    assert not network.mixed_6a.trainable_params() + network.mixed_6b.trainable_params()
+    assert network.mixed_7a.trainable_params()
     with pytest.raises(InputError, match='nothing is left'):
         freeze(network, list(dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())))

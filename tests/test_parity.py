@@ -8,7 +8,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
 from src.training.optimizer import decayed_parameters, make_optimizer
-from src.training.plan import learning_rates, scaled_rate
+from src.training.plan import batch_norm_decay, learning_rates, scaled_rate
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.weights.names import from_tf_slim, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
@@ -268,6 +268,11 @@ def test_other_schedules_and_warmup():
 def test_rate_for_more_devices():
     assert scaled_rate(0.045, 'none', 512) == 0.045  # the original's
     assert scaled_rate(0.045, 'linear', 512) == pytest.approx(0.18) and scaled_rate(0.045, 'linear', 128) == 0.045
+
+
+def test_batch_norm_decays_as_the_originals_in_long_trainings():
+    assert batch_norm_decay(100 * 2502) == batch_norm_decay(100 * 10009) == 0.9997  # ImageNet on 8 devices and on one
+    assert [batch_norm_decay(steps) for steps in (1, 100, 200, 10000)] == [0.8, 0.8, 0.9, 0.998]
 
 
 # RMSProp: what the kernels compute.

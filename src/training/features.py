@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import mindspore as ms
@@ -38,7 +39,8 @@ def frozen(
     if world > 1:
         raise InputError(f'cache_features is for one device, rank_size is {world}; give --rank_size 1 or --cache_features 0')
     parts = dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())
-    left = [part for part in parts if part not in option and part != CLASSIFIER] if option else []
+    held = {part for part in parts for pattern in option if fnmatchcase(part, pattern)}
+    left = [part for part in parts if part not in held and part != CLASSIFIER] if option else []
     if left:
         raise InputError(
             f'cache_features trains only the classifier, but freeze leaves {first_of(left)} to train; leave freeze empty, '

@@ -9,6 +9,7 @@ import numpy as np
 from src.config import REFERENCE_BATCH
 from src.errors import InputError
 
+DECAY_UNITS = 10**9  # `batch_norm_decay` gives multiples of 1 / DECAY_UNITS, so that ranks can agree on one as an integer
 # Options of the configuration that `learning_rates` takes.
 RATE_OPTIONS = ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')
 
@@ -67,6 +68,15 @@ def make_plan(
     if not steps_per_epoch:
         raise InputError(f'batch_size {batch_size} on {world} device(s) needs as many records; {source} has {records}')
     return Plan(batch_size, world, steps_per_epoch, max_train_steps or max_epochs * steps_per_epoch)
+
+
+def batch_norm_decay(steps: int) -> float:
+    """What `bn_decay` auto stands for in a training of `steps` steps: the original's 0.9997, and less below 66,667 steps.
+
+    The moving averages then look back over a twentieth of the training, but over 5 steps at least. With 0.9997 those of a
+    short training would stay behind its weights, and every evaluation would be wrong.
+    """
+    return round(min(0.9997, max(0.8, 1 - 20 / steps)) * DECAY_UNITS) / DECAY_UNITS
 
 
 def learning_rates(

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
+from easydict import EasyDict
 from mindspore import Tensor, nn
 
 from src import collective, lock
 from src.config import differences
 from src.errors import ElsewhereError, InputError
 from src.runtime import Runtime
-from src.training.plan import RATE_OPTIONS, Plan, learning_rates, scaled_rate
+from src.training.plan import DECAY_UNITS, RATE_OPTIONS, Plan, batch_norm_decay, learning_rates, scaled_rate
 from src.weights import checkpoint
 from src.weights.misfit import first_of
 from src.weights.read import read_weights
@@ -71,25 +72,32 @@ def find_start(
     override: bool,
     plan: Plan,
     log: Callable[[str], None],
-) -> tuple[State | None, Plan, str]:
+) -> tuple[State | None, Plan, str, EasyDict]:
     """Where a training begins, the same on all ranks of `run` (Runtime).
 
     Returns:
-        (State, Plan, str): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on the other
-        ranks; `plan` from the step to begin with; the training's id, which its checkpoints carry.
+        (State, Plan, str, EasyDict): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on
+        the other ranks; `plan` from the step to begin with; the training's id; `config` with a number for `bn_decay` auto,
+        the recorded one if there is one, so that it stays when the training becomes longer.
     """
     state = on_rank_0(run, _found_and_checked, option, directory, config, data, override, log)
-    start, training = 0, secrets.randbits(40) if run.rank == 0 else 0
+    start, training, decay = 0, 0, 0.0
+    if run.rank == 0:
+        training, decay = secrets.randbits(40), batch_norm_decay(plan.stop)
     if state:
         info = state.info
+        decay = info['config'].get('bn_decay', decay)
         start = plan.step_at(info['epoch'], info['position'])
         training = int(info.get('training', '0'), 16) or training
         log(
             f'{state.path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, '
             f'here step {start} of {plan.stop} on {plan.world} device(s)'
         )
-    start, training = agreed([start, training], run.world)
-    return state, dataclasses.replace(plan, start=start), f'{training:x}'
+    start, training, decay = agreed([start, training, round(decay * DECAY_UNITS)], run.world)
+    if config['bn_decay'] == 'auto':
+        config = EasyDict(config, bn_decay=decay / DECAY_UNITS)
+        log(f'bn_decay {config.bn_decay:g} (auto)')
+    return state, dataclasses.replace(plan, start=start), f'{training:x}', config
 
 
 def _found_and_checked(option, directory, config, data, override, log):
@@ -135,6 +143,8 @@ def check(path: Path | str, info: dict, config: dict, data: str, override: bool,
     More epochs are allowed: `max_epochs`, and with it `T_max`, may grow, with a line to `log`.
     """
     old = info['config']
+    if config['bn_decay'] == 'auto':  # whatever it was
+        config = {**config, 'bn_decay': old.get('bn_decay', 'auto')}
     longer = longer_training(old, config, info.get('epoch', 0))
     if longer:
         log(longer)

@@ -31,15 +31,16 @@ class RMSProp(nn.RMSProp):
     @jit
     def construct(self, gradients):
         gradients = self.scale_grad(self.decay_weight(gradients))
-        rate = self.get_lr()
+        rate = self.get_lr()  # of every parameter where groups have rates of their own
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         weight, mean_square, moment = self._parameters, self.ms, self.moment
         decay, momentum, epsilon = self.decay, self.momentum, self.epsilon
+        rates = rate if self.is_group_lr else (rate,) * len(weight)
         done = ()
         for i in self.fused:
-            done += (_fused(weight[i], mean_square[i], moment[i], gradients[i], rate, decay, momentum, epsilon),)
+            done += (_fused(weight[i], mean_square[i], moment[i], gradients[i], rates[i], decay, momentum, epsilon),)
         for i in self.single:
-            done += (_elementary(weight[i], mean_square[i], moment[i], gradients[i], rate, decay, momentum, epsilon),)
+            done += (_elementary(weight[i], mean_square[i], moment[i], gradients[i], rates[i], decay, momentum, epsilon),)
         return done
 
 

@@ -34,6 +34,8 @@ STEPS = 9  # of 5 an epoch, so a training goes through the end of one
 RECIPE = [
     '--lr',
     '0.001',
+    '--lr_head',
+    '0.002',
     '--max_train_steps',
     str(STEPS),
     '--save_checkpoint_steps',
@@ -254,7 +256,7 @@ def old(data, tmp_path, monkeypatch):
     """A checkpoint of two devices with batches of 4, after 3 steps of 2 an epoch (20 records), without parameters."""
     monkeypatch.chdir(tmp_path)
     options = ['--data_dir', str(data), *SMALL, *RECIPE]
-    config = {**configuration.load(options), 'rank_size': 2, 'label_offset': '1'}
+    config = {**configuration.load(options), 'rank_size': 2, 'label_offset': '1', 'bn_decay': 0.9997}
     records = open_records(data, 'train')
     path = checkpoints(tmp_path) / 'inceptionv4-1_3.ckpt'
     path.parent.mkdir(parents=True)
@@ -427,6 +429,21 @@ def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
         'old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 4, 'T_max': 4}, 'x', False, lines.append
     )
     assert lines[0].endswith('T_max 2 -> 4: the learning rate is 0.10500 now, where it would have been 0.01000')
+
+
+@pytest.mark.parametrize('recorded, found', [({'bn_decay': 0.848484848}, 0.848484848), ({}, 0.988888889), (None, 0.8)])
+def test_decay_of_batch_norm_stays_when_a_training_becomes_longer(recorded, found, tmp_path):
+    """The recorded one; by the steps if none is recorded, or there is no checkpoint."""
+    config = configuration.load(['--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])
+    if recorded is not None:
+        before = {name: value for name, value in config.items() if name != 'bn_decay'}
+        info = {'step': 4, 'epoch': 2, 'position': 0, 'config': {**before, **recorded}, 'data': 'x'}
+        checkpoint.write(tmp_path / 'inceptionv4-2_4.ckpt', {}, info)
+        config.update(max_epochs=900, T_max=900)
+    run, lines = SimpleNamespace(rank=0, world=1), []
+    plan = make_plan(16, 8, 1, config.max_epochs)
+    *_, after = resume.find_start(run, 'auto', tmp_path, config, 'x', False, plan, lines.append)
+    assert after == {**config, 'bn_decay': found} and lines[-1] == f'bn_decay {found:g} (auto)'
 
 
 def test_other_records_are_refused(old):

@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from src.errors import InputError
 from src.evaluation.evaluation import take_weights
@@ -156,6 +156,42 @@ def test_evaluation_sees_the_averages_and_changes_nothing(training):
     assert all(np.array_equal(training.get(name), value) for name, value in state.items())
     training()  # its own weights move on, those of the evaluation stay
     assert np.array_equal(network.parameters_dict()[WEIGHT].asnumpy(), state['ema.' + WEIGHT])
+
+
+class Parts(nn.Cell):
+    """Two tensors of the backbone and two of the classifiers: of each one in whole vectors of 8, and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {'conv2d_1a_3x3.weight': 64, 'mixed_5b.bias': 3, 'logits.weight': 64, 'aux_logits.bias': 3}
+        self.values = ms.ParameterTuple([ms.Parameter(Tensor(np.ones(n, np.float32)), name) for name, n in sizes.items()])
+
+    def construct(self, x):
+        a, b, c, d = self.values
+        return (a * x + c * x).sum() + (b * x[:3] + d * x[:3]).sum()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize('name, on_cpu', [('momentum', True), ('rmsprop', True), ('rmsprop', False)])
+def test_classifiers_have_a_rate_of_their_own(name, on_cpu):
+    """`lr_head` / `lr` times as much at every step, and nothing else changes: not the state, not the other layers."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    changes, states = [], []
+    for lr_head in (0.0, 0.2):
+        cell = Parts()
+        rates = np.float32([0.01, 0.05])
+        options = {'weight_decay': 0.0, 'momentum': 0.9, 'lr': 0.05, 'lr_head': lr_head, 'on_cpu': on_cpu}
+        optimizer = make_optimizer(name, cell, rates, **options)
+        assert optimizer.is_group_lr == bool(lr_head)
+        step = nn.TrainOneStepCell(cell, optimizer).set_train()
+        for _ in rates:
+            step(Tensor(np.linspace(-3, 3, 64, dtype=np.float32)))
+        changes.append([p.asnumpy() - 1 for p in cell.values])
+        states.append([p.name for p in optimizer.get_parameters() if p.name != 'learning_rate'])
+    (conv, bias, head, aux), (own_conv, own_bias, own_head, own_aux) = changes
+    assert conv.any() and np.array_equal(conv, own_conv) and np.array_equal(bias, own_bias)
+    assert np.allclose(own_head, 4 * head, rtol=1e-4, atol=1e-6) and np.allclose(own_aux, 4 * aux, rtol=1e-4, atol=1e-6)
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize('option', ['off', '0', '-1', 'nan', 'inf', '1e39'])

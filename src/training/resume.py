@@ -172,13 +172,8 @@ def longer_training(old: dict, config: dict, epoch: int) -> str | None:
 
     def rate(options):
         lr = scaled_rate(options['lr'], options['lr_scaling'], options['batch_size'] * options['rank_size'])
-        return learning_rates(
-            options['lr_schedule'],
-            steps=epoch + 1,
-            steps_per_epoch=1,
-            lr=lr,
-            **{name: options[name] for name in RATE_OPTIONS},
-        )[epoch]
+        others = {name: options[name] for name in RATE_OPTIONS}
+        return learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, lr=lr, **others)[epoch]
 
     line = f'max_epochs {epochs[0]} -> {epochs[1]}'
     if config['lr_schedule'] != 'cosine' or rising[0] == rising[1] >= epochs[1]:

@@ -335,6 +335,12 @@ def test_import_needs_neither_mindspore_nor_numpy():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize('path', sorted((config.DEFAULT_PATH.parent / 'recipes').iterdir()), ids=lambda path: path.name)
+def test_recipes_use_what_they_say(path):
+    assert path.read_text().startswith('# ')
+    assert config.idle_options(config.load(['--config_path', str(path)])) == []
+
+
 @pytest.mark.parametrize(
     'arguments, lines',
     [

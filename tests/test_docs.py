@@ -60,6 +60,7 @@ ELSEWHERE = {
     'python train.py --config_path scripts/demo.yaml': 'tests/test_end_to_end.py::test_demo_path',
     'python eval.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'python export.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
+    'python train.py --config_path recipes/finetune.yaml': 'tests/test_end_to_end.py::test_transfer_learning',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',

@@ -40,7 +40,8 @@ def main(argv=None):
                 path = checkpoint.save(place, step, step=i, epoch=0, config={})
                 seconds.append(time.perf_counter() - started)
                 size = path.stat().st_size
-                checkpoint.prune(place, 1)
+                for older in checkpoint.by_age(place)[:-1]:
+                    older.unlink()
             started = time.perf_counter()
             checkpoint.load(path)
             loading = time.perf_counter() - started

@@ -22,6 +22,7 @@ from src.data import stamp
 from src.data.split import open_list, open_photos
 from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
+from src.evaluation import plots
 from src.programs import ROOT, print_table, run
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
@@ -99,9 +100,11 @@ def evaluation_of(trained: Path) -> dict | None:
 def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: list[str]) -> list[tuple[str, object]]:
     """Evaluate and export the checkpoint `trained`, and predict the photos `shown`, as far as it is not done. Rows of the
     table."""
-    model, page = output / 'inceptionv4', output / 'predictions.html'
+    model, page, report = output / 'inceptionv4', output / 'predictions.html', output / 'report/index.html'
+    missing = _missing(plots.require)
     if not evaluation_of(trained):
-        run('eval.py', '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', batch_size)
+        options = [] if missing else ['--report', report.parent]
+        run('eval.py', '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', batch_size, *options)
     result = evaluation_of(trained)
     rows = [
         ('checkpoint', trained),
@@ -109,11 +112,8 @@ def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: lis
     ]
     for file_format in ('MINDIR', 'ONNX'):
         path = model.with_suffix(f'.{file_format.lower()}')
-        try:
-            if file_format == 'ONNX':
-                need_onnx()
-        except InputError as error:
-            rows.append((file_format, f'left out: {error}'))
+        if file_format == 'ONNX' and (reason := _missing(need_onnx)):
+            rows.append((file_format, reason))
             continue
         if not is_newer(path, trained):
             run('export.py', '--ckpt_path', trained, '--file_format', file_format, '--file_name', model)
@@ -121,8 +121,16 @@ def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: lis
     if not is_newer(page, model.with_suffix('.mindir')):
         run('src.deploy.predict', *shown, '--model', model.with_suffix('.mindir'), '--top', 3, '--html', page)
     rows.append(('predictions', page))
-    rows += [('report', path) for path in sorted(output.glob('**/report/index.html'))]
+    rows.append(('report', report if report.exists() else missing))
     return rows
+
+
+def _missing(need):
+    """What a row says where the packages that `need` asks for are not installed; None where they are."""
+    try:
+        need()
+    except InputError as error:
+        return f'left out: {error}'
 
 
 def parse(arguments: list[str]) -> tuple[Path, Path, Path, list[str]]:

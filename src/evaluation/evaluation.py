@@ -10,7 +10,6 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 from mindspore import nn
-from mindspore.nn.utils import no_init_parameters
 from tqdm import tqdm
 
 from src import collective, files
@@ -24,9 +23,10 @@ from src.data.records import open_records
 from src.errors import InputError
 from src.evaluation.outcomes import Outcomes, Rows
 from src.evaluation.step import EvaluationStep
-from src.inceptionv4 import InceptionV4, set_precision
+from src.inceptionv4 import set_precision
 from src.runtime import Runtime
 from src.weights import checkpoint
+from src.weights.network import empty_network
 from src.weights.read import main_file, read_weights
 
 Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
@@ -38,8 +38,7 @@ def make_step(
 ) -> EvaluationStep:
     """An `EvaluationStep` in the precision `amp_level` for a network of the network options `options`, without the auxiliary
     classifier. Its weights are not initialised: a checkpoint or `take_weights` sets them all."""
-    with no_init_parameters():
-        network = InceptionV4(**{**options, 'aux_logits': False})
+    network = empty_network({**options, 'aux_logits': False})
     return EvaluationStep(set_precision(network, amp_level), preprocessing, per_image)
 
 

@@ -6,20 +6,18 @@ candidate only. requirements-bench.txt lists what must be installed.
 """
 
 import argparse
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import re
 import subprocess
 import sys
 import tempfile
-import time
-import types
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms  # before torch and onnx: it chooses the implementation of protobuf
 import numpy as np
 
+from benchmarks.peers import timm_model
+from benchmarks.rounds import interleaved
 from src import runtime
 from src.data.preprocess import PREPROCESSING
 from src.deploy.export import export_network
@@ -33,48 +31,11 @@ SIZE = 299
 TOLERANCE = 1e-3  # of the largest logit; what is compared are programs, not exports of one
 
 
-class _Anything(type):
-    def __getattr__(cls, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return f'{cls.__name__}.{name}'
-
-
-class _Module(types.ModuleType):
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return _Anything(name, (), {})
-
-
-class _TorchvisionStandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """timm imports torchvision for its data sets and transforms, which are not used here."""
-
-    def find_spec(self, name, path, target=None):
-        if name.split('.')[0] == 'torchvision':
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec):
-        return _Module(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
 def timm_network(weights, channels_last=False, compiled=False):
     """timm's `inception_v4` with our weights (npz) as a function: ndarray (N, 3, 299, 299) -> logits."""
-    if importlib.util.find_spec('torchvision') is None:
-        sys.meta_path.append(_TorchvisionStandIn())
-    import timm
+    network = timm_model(dict(np.load(weights))).eval()
     import torch
 
-    network = timm.create_model('inception_v4').eval()
-    values = {name: torch.from_numpy(value) for name, value in np.load(weights).items()}
-    found = network.load_state_dict(values, strict=False)
-    if found.unexpected_keys or any('num_batches_tracked' not in name for name in found.missing_keys):
-        raise InputError(f'timm has other parameters: {found.missing_keys[:3]}, {found.unexpected_keys[:3]}')
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)
     call = torch.compile(network, dynamic=False) if compiled else network
@@ -150,18 +111,6 @@ def peak_memory(directory, name, batch):
     return float(result.stdout.split()[-1])
 
 
-def seconds_of(functions, x, rounds):
-    """Median and least of the seconds of a call, {name: (s, s)}, measured in turns after two calls each."""
-    found = {name: [] for name in functions}
-    for turn in range(rounds + 2):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(x)
-            if turn > 1:
-                found[name].append(time.perf_counter() - start)
-    return {name: (float(np.median(values)), min(values)) for name, values in found.items()}
-
-
 @entry_point
 def main(argv=None):
     parser = Parser(prog='python -m benchmarks.inference', description=__doc__.partition(':')[0])
@@ -195,10 +144,10 @@ def main(argv=None):
                 difference = np.abs(function(x) - expected).max() / np.abs(expected).max()
                 if not difference < TOLERANCE:
                     raise InputError(f'{name} gives other logits than {names[0]}: {difference:.1e} of the largest')
-            seconds = seconds_of(functions, x, args.rounds)
+            seconds = interleaved({name: partial(function, x) for name, function in functions.items()}, args.rounds)
             for name in names:
                 memory = '-' if args.no_memory else f'{peak_memory(directory, name, batch):.2f}'
-                median, least = seconds[name]
+                median, least = np.median(seconds[name]), min(seconds[name])
                 print(f'{name:<32} {batch:>5} {batch / median:>9.2f} {batch / least:>6.2f} {memory:>6}', flush=True)
 
 

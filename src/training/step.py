@@ -101,9 +101,13 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         self.map = ops.HyperMap()
 
     def construct(self, *batch):
-        loss = self.network(*batch)
-        status, scale = self.start_overflow_check(loss, self.scale_sense * 1)  # of this step, not as updated below
-        gradients = self.grad(self.network, self.weights)(*batch, ops.fill(loss.dtype, loss.shape, 1) * scale)
+        scale, status = self.scale_sense * 1, False  # of this step, not as updated below
+        if self.saturates:  # the flag must be cleared between the loss and its gradients
+            loss = self.network(*batch)
+            status, scale = self.start_overflow_check(loss, scale)
+            gradients = self.grad(self.network, self.weights)(*batch, ops.fill(loss.dtype, loss.shape, 1) * scale)
+        else:  # the same operations; as above, the network would be in the graph twice until MindSpore finds it is the same
+            loss, gradients = ops.value_and_grad(self.network, None, self.weights, sens_param=True)(*batch, scale)
         gradients = self.grad_reducer(gradients)  # which carries what is not finite to all ranks
         norm = ops.sqrt(2 * ops.addn(self.map(half_square_sum, gradients))) / scale
         unscaled = self.unscale(gradients, norm, scale)

@@ -30,7 +30,7 @@ class RMSProp(nn.RMSProp):
         gradients = self.scale_grad(self.decay_weight(gradients))
         rate = self.get_lr()  # of every parameter where groups have rates of their own
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        # A map, and not a loop, of which MindSpore would make several graphs a tensor: half of the step's compilation.
+        # A map, and not a loop, of which MindSpore would make several graphs a tensor.
         state = (self._parameters, self.ms, self.moment, gradients)
         if self.is_group_lr:
             return self.map_(ops.partial(_update, self.decay, self.momentum, self.epsilon), rate, *state)

@@ -1,8 +1,8 @@
 """Speed of input pipelines, from records to batches: `python -m benchmarks.input_pipeline [--tf_python PYTHON]`.
 
-This pipeline and its peers (rewritten here from their documentation) read the same JPEGs, one after the other in every
-round; the table shows medians. tf.data needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with
-MindSpore.
+This pipeline and its peers (rewritten here from their documentation) read the same JPEGs, in a new random order every round,
+each after a pause in which the threads and processes of the one before it come to rest; the table shows medians. tf.data
+needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with MindSpore.
 """
 
 import io
@@ -22,6 +22,7 @@ from mindspore import dtype as mstype
 from mindspore.dataset import transforms, vision
 from PIL import Image
 
+from benchmarks.rounds import machine, turns
 from src.data import jpeg
 from src.data.bad_records import BadRecords
 from src.data.convert import convert
@@ -31,6 +32,7 @@ from src.data.records import open_records
 from src.errors import InputError, Parser, entry_point
 
 ROOT = Path(__file__).parents[1]
+PAUSE = 1.0  # seconds; threads of MindSpore and TensorFlow look for work for a while after their last batch
 LIKE_IMAGENET = 'synthetic images, 500 x 375, a quarter with 4:2:0 colours'
 
 
@@ -148,6 +150,7 @@ PIPELINES = {
     'MindCV (crop, flip, normalise)': folder_pipeline(mindcv),
     'model zoo (crop, flip, jitter, normalise)': folder_pipeline(model_zoo),
 }
+NO_TENSORFLOW = 'tf.data left out: give --tf_python'
 TF_PIPELINES = {'tf.data as the original': 'original', 'tf.data tuned by hand': 'tuned'}
 
 
@@ -214,7 +217,7 @@ def main(argv=None):
     parser.add_argument('--count', type=int, default=200, help='number of synthetic photos')
     parser.add_argument('--tf_python', help='python that has TensorFlow')
     parser.add_argument('--rounds', type=int, default=5, help='default: 5')
-    parser.add_argument('--batches', type=int, default=8, help='measured in a round (default: 8)')
+    parser.add_argument('--batches', type=int, default=24, help='measured in a round (default: 24)')
     parser.add_argument('--batch_size', type=int, default=128, help='images in a batch (default: 128)')
     parser.add_argument('--size', type=int, default=299, help='height and width in pixels (default: 299)')
     parser.add_argument('--workers', type=int, default=0, help='processes or threads that decode; 0: as many as cores')
@@ -222,7 +225,7 @@ def main(argv=None):
     a = parser.parse_args(argv)
     cores = len(os.sched_getaffinity(0))
     a.workers = workers(a.workers)
-    a.skip = 2 * a.workers
+    a.skip = 4 * a.workers  # as many as the stages can hold, so that what is measured is made while it is measured
     a.records = Path(tempfile.mkdtemp(prefix='input_pipeline_'))
     tensorflow = None
     try:
@@ -237,13 +240,11 @@ def main(argv=None):
         if a.memory:
             return memory(a)
         tensorflow = TensorFlow(a.tf_python, a) if a.tf_python else None
-        print(f'TensorFlow {tensorflow.version}' if tensorflow else 'tf.data left out: give --tf_python')
-        found = {}
-        for _ in range(a.rounds):
-            for name, make in PIPELINES.items():
-                found.setdefault(name, []).append(measure(make, a))
-            for name, peer in TF_PIPELINES.items() if tensorflow else ():
-                found.setdefault(name, []).append(tensorflow.measure(peer, a))
+        print(f'{machine("mindspore")}, {f"TensorFlow {tensorflow.version}" if tensorflow else NO_TENSORFLOW}', flush=True)
+        found = {name: [] for name in (*PIPELINES, *(TF_PIPELINES if tensorflow else ()))}
+        for name, _ in turns(found, a.rounds, pause=PAUSE):
+            make = PIPELINES.get(name)
+            found[name].append(measure(make, a) if make else tensorflow.measure(TF_PIPELINES[name], a))
     finally:
         if tensorflow:
             tensorflow.process.kill()

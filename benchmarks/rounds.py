@@ -10,16 +10,24 @@ from pathlib import Path
 import numpy as np
 
 
-def interleaved(calls, rounds, warm_up=2, seed=0):
-    """{name: [seconds of each call]} of `calls` {name: function without arguments}: all of them once in each of `rounds`,
-    in a new random order every round, after `warm_up` rounds that are not counted."""
-    rng, seconds = np.random.default_rng(seed), {name: [] for name in calls}
-    for turn in range(warm_up + rounds):
-        for name in rng.permutation(list(calls)):
-            start = time.perf_counter()
-            calls[name]()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+def turns(names, rounds, warm_up=0, seed=0, pause=0.0):
+    """(name, whether it counts) of every turn: all of `names` once in each round, in a new random order every round, after
+    `warm_up` rounds that do not count. Before each turn `pause` seconds, for the threads of another process to end."""
+    rng = np.random.default_rng(seed)
+    for number in range(warm_up + rounds):
+        for name in rng.permutation(list(names)):
+            time.sleep(pause)
+            yield str(name), number >= warm_up
+
+
+def interleaved(calls, rounds, warm_up=2, seed=0, pause=0.0):
+    """{name: [seconds of each call]} of `calls` {name: function without arguments}, in `turns`."""
+    seconds = {name: [] for name in calls}
+    for name, counts in turns(calls, rounds, warm_up, seed, pause):
+        start = time.perf_counter()
+        calls[name]()
+        if counts:
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from mindspore import jit, nn, ops
+from mindspore.ops import constexpr
 
 VECTOR = 8  # float32 values in a vector of MindSpore's CPU kernels
-_KERNEL = ops.ApplyRMSProp()
+# Primitives, because the operators and functions on top of them take longer to compile, for 300 tensors.
+_KERNEL, _ADD, _SUB, _ASSIGN = ops.ApplyRMSProp(), ops.Add(), ops.Sub(), ops.Assign()
 
 
 class RMSProp(nn.RMSProp):
@@ -22,43 +25,36 @@ class RMSProp(nn.RMSProp):
     `in_whole_vectors`), so small tensors are updated by elementary operations.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.fused, self.single = [], []
-        for i, parameter in enumerate(self._parameters):
-            (self.fused if in_whole_vectors(parameter.size) else self.single).append(i)
-
     @jit
     def construct(self, gradients):
         gradients = self.scale_grad(self.decay_weight(gradients))
         rate = self.get_lr()  # of every parameter where groups have rates of their own
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        weight, mean_square, moment = self._parameters, self.ms, self.moment
-        decay, momentum, epsilon = self.decay, self.momentum, self.epsilon
-        rates = rate if self.is_group_lr else (rate,) * len(weight)
-        done = ()
-        for i in self.fused:
-            done += (_fused(weight[i], mean_square[i], moment[i], gradients[i], rates[i], decay, momentum, epsilon),)
-        for i in self.single:
-            done += (_elementary(weight[i], mean_square[i], moment[i], gradients[i], rates[i], decay, momentum, epsilon),)
-        return done
+        # A map, and not a loop, of which MindSpore would make several graphs a tensor.
+        state = (self._parameters, self.ms, self.moment, gradients)
+        if self.is_group_lr:
+            return self.map_(ops.partial(_update, self.decay, self.momentum, self.epsilon), rate, *state)
+        return self.map_(ops.partial(_update, self.decay, self.momentum, self.epsilon, rate), *state)
 
 
-def _elementary(weight, mean_square, moment, gradient, rate, decay, momentum, epsilon):
-    """The formula as it stands."""
+def _update(decay, momentum, epsilon, rate, weight, mean_square, moment, gradient):
+    """One tensor's step: the new weight, or the new mean square.
+
+    The kernel gets epsilon inside the mean square: decay * (mean_square + epsilon / decay) + (1 - decay) * gradient^2 is the
+    new mean square plus epsilon, which is then taken off again. A third of the time of elementary operations.
+    """
+    if _in_whole_vectors(weight.shape):
+        shifted = _ADD(mean_square, epsilon / decay)
+        done = _KERNEL(weight, shifted, moment, rate, gradient, decay, momentum, 1e-30)
+        return _ASSIGN(mean_square, _SUB(ops.depend(shifted, done), epsilon))
     ops.assign(mean_square, decay * mean_square + (1 - decay) * ops.square(gradient))
     ops.assign(moment, momentum * moment + rate * gradient / ops.sqrt(mean_square + epsilon))
     return ops.assign_sub(weight, moment)
 
 
-def _fused(weight, mean_square, moment, gradient, rate, decay, momentum, epsilon):
-    """The formula by MindSpore's kernel, which gets epsilon inside the mean square: decay * (mean_square + epsilon / decay)
-    + (1 - decay) * gradient^2 is the new mean square plus epsilon, which is then taken off again. 2.5 times as fast as
-    `_elementary` (0.17 s in place of 0.42 s for the whole network on 2 cores)."""
-    ops.assign(mean_square, mean_square + epsilon / decay)
-    done = _KERNEL(weight, mean_square, moment, rate, gradient, decay, momentum, 1e-30)
-    ops.assign(mean_square, mean_square - epsilon)
-    return done
+@constexpr
+def _in_whole_vectors(shape):
+    return in_whole_vectors(math.prod(shape))
 
 
 def in_whole_vectors(size: int, cores: int | None = None) -> bool:

@@ -15,6 +15,7 @@ from src.inceptionv4 import cross_entropy
 from src.weights import checkpoint
 
 FIXED_LOSS_SCALE = 1024.0
+_RESHAPE, _DOT, _SUM = ops.Reshape(), ops.BatchMatMul(transpose_b=True), ops.ReduceSum()
 
 # What a step returns: the loss before its update, the norm of all gradients together, the steps without an update
 # because of overflow so far (`overflows`) and just now in a row (`overflow_run`), and the loss scale of this step.
@@ -100,9 +101,13 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         self.map = ops.HyperMap()
 
     def construct(self, *batch):
-        loss = self.network(*batch)
-        status, scale = self.start_overflow_check(loss, self.scale_sense * 1)  # of this step, not as updated below
-        gradients = self.grad(self.network, self.weights)(*batch, ops.fill(loss.dtype, loss.shape, 1) * scale)
+        scale, status = self.scale_sense * 1, False  # of this step, not as updated below
+        if self.saturates:  # the flag must be cleared between the loss and its gradients
+            loss = self.network(*batch)
+            status, scale = self.start_overflow_check(loss, scale)
+            gradients = self.grad(self.network, self.weights)(*batch, ops.fill(loss.dtype, loss.shape, 1) * scale)
+        else:  # the same operations; as above, the network would be in the graph twice until MindSpore finds it is the same
+            loss, gradients = ops.value_and_grad(self.network, None, self.weights, sens_param=True)(*batch, scale)
         gradients = self.grad_reducer(gradients)  # which carries what is not finite to all ranks
         norm = ops.sqrt(2 * ops.addn(self.map(half_square_sum, gradients))) / scale
         unscaled = self.unscale(gradients, norm, scale)
@@ -156,8 +161,8 @@ def half_square_sum(gradient: Tensor) -> Tensor:
     if not _on_cpu():
         return ops.L2Loss()(gradient)
     # The CPU's L2Loss adds value after value, which is 1e-4 off for a large tensor, and takes twice as long.
-    rows = gradient.reshape(gradient.shape[0] if gradient.ndim > 1 else 1, 1, -1)
-    return ops.BatchMatMul(transpose_b=True)(rows, rows).sum() / 2
+    rows = _RESHAPE(gradient, (gradient.shape[0] if gradient.ndim > 1 else 1, 1, -1))
+    return _SUM(_DOT(rows, rows)) / 2
 
 
 @constexpr

@@ -82,6 +82,21 @@ def test_multiplications_are_those_of_the_network(block_counts):
         assert multiplications(size, block_counts) == counted_multiplications(network, size)
 
 
+def test_network_does_not_depend_on_the_size():
+    """All but the auxiliary classifier: `stage_sizes` refuses that with other sizes."""
+    with no_init_parameters():
+        shapes = [
+            {p.name: p.shape for p in InceptionV4(10, block_counts=(1, 1, 1), image_size=size).get_parameters()}
+            for size in (75, 299)
+        ]
+        kernels = [
+            InceptionV4(10, block_counts=(1, 1, 1), image_size=size, aux_logits=True).aux_logits.conv2d_2a.conv.weight.shape
+            for size in (160, 299, 300)
+        ]
+    assert shapes[0] == shapes[1]
+    assert kernels[0] != kernels[1] == kernels[2]
+
+
 def test_computing():
     """timm says 12.3 billion: https://huggingface.co/timm/inception_v4.tf_in1k"""
     assert 12.2e9 < multiplications(299) < 12.35e9

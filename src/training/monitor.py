@@ -101,7 +101,8 @@ class TrainingMonitor(LossMonitor):
         """Called after a step, or a sink of steps."""
         cb_params = run_context.original_args()
         before, self.step = self.step, self.first + cb_params.cur_step_num
-        due = self.step - self.logged >= self._per_print_times or self.step >= self.plan.stop
+        ends = any(before < stage.stop <= self.step for stage in self.plan.stages)  # no line is on images of two sizes
+        due = ends or self.step - self.logged >= self._per_print_times
         outputs = on_host(cb_params.net_outputs)
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed

@@ -18,6 +18,7 @@ from src.training import monitor
 from src.training.loop import parts
 from src.training.plan import Plan, make_plan
 from src.training.stages import Stage, grids, make_stages, multiplications, relative_computing, stage_sizes
+from tests.training.test_callbacks import Run
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,18 @@ def test_time_left_counts_larger_images(monkeypatch):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_line_is_on_images_of_one_size():
+    """At the end of a stage there is one, and the first step of the next, with its compilation, does not count."""
+    lines = []
+    watched = monitor.TrainingMonitor(lines.append, np.ones(100, np.float32), Plan(8, 1, 10, 100, sizes=(160, 160, 299)), 40)
+    for steps in (66, 34):
+        run = Run([watched])
+        for _ in range(steps):
+            run.step()
+    assert [int(line.split()[1]) for line in lines if line.startswith('step: ')] == [40, 66, 100]
+    assert watched.all_images == (65 + 33) * 8
 
 
 def test_plan_of_a_recipe():

@@ -66,7 +66,6 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, or of its first and its last sinks."""
-        self.log('compiling the training graph: seconds to minutes in which nothing moves')
         self.bar = tqdm(total=self.plan.stop, initial=self.step, unit='step', disable=None, dynamic_ncols=True)
         self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()

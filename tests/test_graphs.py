@@ -195,9 +195,9 @@ def test_structure():
         assert graph_key.structure(other) != alike
 
 
-def figures(root, cache, options, *more):
+def figures(root, cache, options, *more, launcher=()):
     """Start train.py of the project in `root`. Gives (lines of steps without their speed, whether from the cache)."""
-    start = [sys.executable, root / 'train.py', *options, '--display_every', 1, '--compile_cache', cache, *more]
+    start = [sys.executable, *launcher, root / 'train.py', *options, '--display_every', 1, '--compile_cache', cache, *more]
     done = subprocess.run([*map(str, start)], capture_output=True, text=True, cwd=root)
     assert not done.returncode, done.stderr
     steps = [re.sub('FPS: [^ ]+ ', '', line) for line in done.stdout.splitlines() if line.startswith('step: ')]
@@ -244,3 +244,13 @@ def test_resumption_is_the_same_with_the_cache(options, tmp_path, directory):
     whole, hit = figures(graph_key.ROOT, directory, options, *recipe)
     (tmp_path / 'x/inceptionv4-1_4.ckpt').unlink()
     assert not hit and figures(graph_key.ROOT, directory, options, *recipe, '--resume', 'auto') == (whole[2:], True)
+
+
+@pytest.mark.slow
+@pytest.mark.compiles
+def test_ranks_each_have_their_graph(options, tmp_path, directory):
+    recipe = ['--max_train_steps', 2, '--log_dir', tmp_path / 'x', '--overwrite', 'true', '--device_target', 'CPU']
+    launcher = ['-m', 'src.cluster.launch', '2']
+    first, hit = figures(graph_key.ROOT, directory, options, *recipe, launcher=launcher)
+    assert len(first) == 2 and not hit and len(list(directory.iterdir())) == 2
+    assert figures(graph_key.ROOT, directory, options, *recipe, launcher=launcher) == (first, True)

@@ -108,7 +108,7 @@ class Graphs:
         return True
 
 
-OFF = Graphs()
+OFF = Graphs(say=lambda line: None)
 
 
 def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None] = print) -> Graphs:

@@ -11,6 +11,7 @@ from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
+from src.graphs import open_cache
 from src.log import Log
 from src.weights import checkpoint
 from src.weights.read import read_weights
@@ -28,6 +29,7 @@ def main(argv=None):
     log = Log()
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())
+    run = run._replace(graphs=open_cache(config.compile_cache, config, run, log))
     evaluate_path(argv, run, config.ckpt_path, log)
 
 
@@ -39,7 +41,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     option `report` names. Returns what `Evaluation.of_checkpoints` does.
     """
     paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
-    info = newest_info(paths)
+    newest, parameters, info = read_newest(paths)
     config = configuration.load(argv, info['config'])
     if config.report and run.rank == 0:
         report.prepare(config.report)
@@ -66,6 +68,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         num_workers=dataset.workers(config.num_workers, run.ranks_here),
         preprocessing=preprocessing,
         per_image=bool(config.report),
+        known={newest: (parameters, info)} if len(paths) == 1 else None,
     )
     results = evaluation.of_checkpoints(paths, log)
     if run.rank == 0:
@@ -87,13 +90,13 @@ def write(results: list, path: Path, log):
         log(f'warning: {problem}; the figures are only those above')
 
 
-def newest_info(paths: list) -> dict:
-    """The information in the last of the checkpoints `paths` that can be read; InputError if there is none."""
+def read_newest(paths: list) -> tuple:
+    """(path, parameters, info) of the last of the checkpoints `paths` that can be read; InputError if there is none."""
     problem = None
     for path in reversed(paths):
         try:
             parameters, info = read_weights(path)
-            return checkpoint.with_classes(info, parameters, path)
+            return path, parameters, checkpoint.with_classes(info, parameters, path)
         except InputError as error:
             problem = problem or error
     raise problem

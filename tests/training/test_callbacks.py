@@ -70,8 +70,8 @@ def test_lines_of_single_steps(monitor):
     for _ in range(100):
         run.step()
     assert logged(monitor) == [20, 40, 60, 80, 100]
-    assert 'compiling' in monitor.lines[0] and re.match('time to the first step, .*: [0-9.]+ s', monitor.lines[1])
-    assert re.fullmatch(r'step: 20 epoch: 2.0 FPS: [\d.]+ loss: 2.000 total_loss: 2.500 lr:0.09812', monitor.lines[2])
+    assert re.match('time to the first step, .*: [0-9.]+ s', monitor.lines[0])
+    assert re.fullmatch(r'step: 20 epoch: 2.0 FPS: [\d.]+ loss: 2.000 total_loss: 2.500 lr:0.09812', monitor.lines[1])
 
 
 @pytest.mark.parametrize('sink, expected', [(25, [25, 50, 75, 100]), (10, [20, 40, 60, 80, 100]), (50, [50, 100])])
@@ -110,7 +110,7 @@ def test_time_of_other_work_is_not_in_fps(monitor):
             run.step()
     finally:
         monitor_module.time = original
-    assert 'compilation included: 60.0 s' in monitor.lines[1]
+    assert 'compilation included: 60.0 s' in monitor.lines[0]
     rates = [float(re.search(r'FPS: ([\d.]+)', line)[1]) for line in monitor.lines if line.startswith('step: ')]
     assert rates == [4.0] * 5 and monitor.fps == 4.0  # 8 images in 2 s
     assert sum(line.endswith('50.00   90.00   1.5000') or '50.00' in line for line in monitor.lines) == 5

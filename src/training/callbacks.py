@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from src.evaluation import evaluation
 from src.graphs import Graphs
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
+
+SHARE = 0.01  # of the time between two checkpoints: a training does not stand still for longer to write one
 
 
 class Compiling(Callback):
@@ -72,6 +75,9 @@ class Every(Callback):
 class Checkpoints(Every):
     """Saves checkpoints. One that cannot be written is tried again; the training goes on without it.
 
+    If writing the last one took more than SHARE of the time between two, a thread writes the next one from a copy, while the
+    training goes on.
+
     Args:
         every (int): steps between two.
         directory (Path): where they go.
@@ -97,6 +103,8 @@ class Checkpoints(Every):
         self.directory, self.cell, self.info, self.keep, self.replaced = directory, cell, info, keep, replaced
         self.path, self.saved, self.missed, self.spare, self.lock = None, monitor.plan.start, False, spare, threading.Lock()
         self.written = checkpoint.written_by(directory, info['training']) if 'training' in info else []
+        self.begun, self.seconds, self.writer = time.monotonic(), 0.0, None  # of the last save
+        monitor.settle = self.settle
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
@@ -104,7 +112,72 @@ class Checkpoints(Every):
             self.act()
         super().on_train_step_end(run_context)
         if self.monitor.stopping:
-            self.act()
+            self.save()
+
+    def on_train_end(self, run_context):
+        """Called after the last step; what follows may start data workers, and a fork in the midst of a write could hang."""
+        self.settle()
+
+    def act(self):
+        """Save the present state, in a thread where the last save took long."""
+        now, last = time.monotonic(), self.monitor.step >= self.monitor.plan.stop
+        self.save(wait=last or self.seconds <= SHARE * (now - self.begun))
+
+    def save(self, wait: bool = True) -> Path | None:
+        """Save the present state if that was not done yet. Path of the checkpoint, None if it cannot be written, or if a
+        thread still writes it, which happens without `wait` only.
+
+        TrainingError if it cannot be written and there is no later step to try again.
+        """
+        with self.lock:  # `watch.Watch` saves from its own thread when the main one hangs
+            self._settle()
+            step = self.monitor.step
+            epoch, position = self.monitor.plan.position(step)
+            if self.saved == step:
+                return self.path
+            if self.spare and (there := checkpoint.numbered(self.directory, step, epoch)).exists():
+                return there
+            self.begun, about = time.monotonic(), {'step': step, 'epoch': epoch, 'position': position}
+            if wait:
+                return self._write(checkpoint.values(self.cell), about)
+            self.writer = threading.Thread(target=self._write, args=(checkpoint.snapshot(self.cell), about))
+            self.writer.start()  # no daemon: the process does not end before it
+            return None
+
+    def settle(self):
+        """Wait until nothing is being written."""
+        with self.lock:
+            self._settle()
+
+    def _settle(self):
+        if self.writer:
+            self.writer.join()
+            self.writer = None
+
+    def _write(self, values, about):
+        try:
+            Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
+            path = checkpoint.save(self.directory, values, **about, **self.info)
+        except OSError as error:
+            self._fail(error, about['step'])
+            return None
+        self.path, self.saved, self.missed, self.seconds = path, about['step'], False, time.monotonic() - self.begun
+        # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
+        self.written = [other for other in self.written if other != path] + [path]
+        for other in [*self.written[: -self.keep], *(other for other in self.replaced if other != path)]:
+            other.unlink(missing_ok=True)
+        self.written, self.replaced = self.written[-self.keep :], ()
+        return path
+
+    def _fail(self, error, step):
+        problem = (
+            f'checkpoint of step {step} not saved: {error.strerror or error}; it needs '
+            f'{self._needed() / 1e6:.1f} MB, {self._free() / 1e6:.1f} MB are free in {self.directory}'
+        )
+        if self.writer is None and (self.monitor.stopping or step >= self.monitor.plan.stop):
+            raise TrainingError(f'{problem}; the checkpoints before it are whole') from None
+        self.monitor.log(f'warning: {problem}; training goes on and tries again')
+        self.missed = True
 
     def _needed(self):
         return sum(parameter.nbytes for parameter in self.cell.get_parameters())
@@ -114,42 +187,6 @@ class Checkpoints(Every):
             return shutil.disk_usage(self.directory).free
         except OSError:
             return 0
-
-    def act(self):
-        """Save the present state if that was not done yet. Path of the checkpoint, None if it cannot be written.
-
-        TrainingError if it cannot be written and there is no later step to try again.
-        """
-        with self.lock:  # `watch.Watch` saves from its own thread when the main one hangs
-            return self._act()
-
-    def _act(self):
-        step = self.monitor.step
-        epoch, position = self.monitor.plan.position(step)
-        if self.saved == step:
-            return self.path
-        if self.spare and (there := checkpoint.numbered(self.directory, step, epoch)).exists():
-            return there
-        try:
-            Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
-            self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=epoch, position=position, **self.info)
-        except OSError as error:
-            problem = (
-                f'checkpoint of step {step} not saved: {error.strerror or error}; it needs '
-                f'{self._needed() / 1e6:.1f} MB, {self._free() / 1e6:.1f} MB are free in {self.directory}'
-            )
-            if self.monitor.stopping or step >= self.monitor.plan.stop:
-                raise TrainingError(f'{problem}; the checkpoints before it are whole') from None
-            self.monitor.log(f'warning: {problem}; training goes on and tries again')
-            self.missed = True
-            return None
-        self.saved, self.missed = step, False
-        # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
-        self.written = [path for path in self.written if path != self.path] + [self.path]
-        for path in [*self.written[: -self.keep], *(path for path in self.replaced if path != self.path)]:
-            path.unlink(missing_ok=True)
-        self.written, self.replaced = self.written[-self.keep :], ()
-        return self.path
 
 
 class Evaluations(Every):
@@ -183,7 +220,7 @@ class Evaluations(Every):
     def act(self):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
-        path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
+        path = self.checkpoints.save() if self.checkpoints else None  # first, so that nothing is lost in between
         result = self.evaluate()
         if result is None:
             self.monitor.stopping = True

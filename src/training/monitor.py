@@ -80,6 +80,7 @@ class TrainingMonitor(LossMonitor):
         self.stopping, self.problem, self.overflows = False, '', None
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
+        self.settle = lambda: None  # waits for a checkpoint that is being written; `callbacks.Checkpoints` sets it
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
@@ -169,6 +170,7 @@ class TrainingMonitor(LossMonitor):
             problem = f'gradients overflowed in {outputs.overflow_run:.0f} steps running (max_overflow_steps)'
         else:
             return
+        self.settle()
         found = checkpoint.by_age(self.directory) if self.directory else []
         raise TrainingError(
             f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '

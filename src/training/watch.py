@@ -101,6 +101,7 @@ class Watch(Callback):
 
     def _keep(self):
         """Save the last whole step. Returns a sentence on what has been saved."""
+        self.checkpoints.settle()
         newest = checkpoint.by_age(self.checkpoints.directory)
         newest = f'the newest checkpoint is {newest[-1]}' if newest else 'there is no checkpoint'
         if not self.monitor.moving.acquire(blocking=False):
@@ -109,7 +110,7 @@ class Watch(Callback):
             return f'no step was done; {newest}'
         self.monitor.stopping = True
         try:
-            return f'step {self.monitor.step} is saved in {self.checkpoints.act()}, go on with --resume auto'
+            return f'step {self.monitor.step} is saved in {self.checkpoints.save()}, go on with --resume auto'
         except TrainingError as problem:  # of the disk
             return str(problem)
 
@@ -135,7 +136,7 @@ class Watch(Callback):
         try:
             if self.rank == 0 or not self.monitor.stopping:  # where all ranks stop at the same step, rank 0 saves
                 self.monitor.stopping = True
-                self.checkpoints.act()
+                self.checkpoints.save()
         except TrainingError as problem:
             error = problem
         _exit(error)

@@ -71,10 +71,16 @@ def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> No
         whole.rename(temporary)
 
 
-def save(directory: str | Path, cell: nn.Cell, *, step: int, epoch: int, config: dict, **info: object) -> Path:
-    """Write the parameters of `cell` to `inceptionv4-<epoch>_<step>.ckpt`; returns its path. OSError if it cannot."""
+def save(
+    directory: str | Path, state: nn.Cell | dict[str, np.ndarray], *, step: int, epoch: int, config: dict, **info: object
+) -> Path:
+    """Write `state`, a cell or its `values`, to `inceptionv4-<epoch>_<step>.ckpt`: its path. OSError if it cannot."""
     path = numbered(directory, step, epoch)
-    write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
+    write(
+        path,
+        values(state) if isinstance(state, nn.Cell) else state,
+        {'step': step, 'epoch': epoch, 'config': dict(config), **info},
+    )
     return path
 
 
@@ -86,6 +92,11 @@ def numbered(directory: str | Path, step: int, epoch: int) -> Path:
 def values(cell: nn.Cell) -> dict[str, np.ndarray]:
     """{name: ndarray} of the state of `cell`; on the CPU these are views of the live parameters."""
     return {name: p.asnumpy() for name, p in cell.parameters_dict().items()}
+
+
+def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
+    """`values` that stay as they are when the training goes on."""
+    return {name: value.copy() for name, value in values(cell).items()}
 
 
 def mark_best(path: Path, top1: float) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -252,6 +253,7 @@ def test_disk_full(monitor, tmp_path, monkeypatch):
     monkeypatch.setattr(saved, '_free', lambda: 1e9 * room[0] + 1000)
     for _ in range(15):
         run.step()
+        saved.settle()
     (warning,) = [line for line in monitor.lines if line.startswith('warning')][:1]
     assert re.fullmatch(
         r'warning: checkpoint of step 20 not saved: No space left on device; it needs 1.1 MB, 0.0 MB are '
@@ -261,6 +263,7 @@ def test_disk_full(monitor, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_10.ckpt']
     room[0] = True
     run.step()
+    saved.settle()
     assert [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_10.ckpt', 'inceptionv4-2_26.ckpt']
     room[0] = False
     with pytest.raises(TrainingError, match='checkpoint of step 100 not saved: .*; the checkpoints before it are whole'):
@@ -301,16 +304,44 @@ def test_checkpoints(monitor, tmp_path, sink, expected):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
 
 
+@pytest.mark.parametrize('seconds, meanwhile', [(0.0, [10]), (1e9, [])], ids=['quick', 'slow'])
+def test_slow_save_does_not_hold_up_the_training(monitor, tmp_path, monkeypatch, seconds, meanwhile):
+    """It holds what the weights were, though they change before it is written; the next save waits for it."""
+    cell, gate, write = nn.Dense(2, 2), threading.Event(), checkpoint.write
+    saved = Checkpoints(monitor, 10, tmp_path, cell, {'config': {}}, keep=3)
+    saved.seconds = seconds  # of the last save; what is above 1 % of the time between two is slow
+
+    def slow_write(*arguments):
+        if seconds:
+            assert gate.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, 'write', slow_write)
+    run = Run([monitor, saved])
+    for step in range(1, 15):
+        cell.weight.set_data(Tensor(np.full((2, 2), step, np.float32)))
+        run.step()
+    assert [checkpoint.load(path)[1]['step'] for path in checkpoint.by_age(tmp_path)] == meanwhile
+    gate.set()
+    monitor.stopping = True
+    run.step()
+    for step, path in zip((10, 15), checkpoint.by_age(tmp_path), strict=True):
+        parameters, info = checkpoint.load(path)
+        assert info['step'] == step and (parameters['weight'] == min(step, 14)).all()
+
+
 def test_only_checkpoints_of_this_training_are_pruned(monitor, tmp_path):
     """Those that it and the ones that it goes on from wrote, in the order of writing; the rest is somebody else's."""
     cell = nn.Dense(2, 2)
     for step, info in ((60, {'training': '1'}), (70, {'training': 'f'}), (500, {}), (50, {'training': 'f'})):
         checkpoint.save(tmp_path, cell, step=step, epoch=0, config={}, **info)
     (tmp_path / 'inceptionv4-0_80.ckpt').write_bytes(b'damaged')
-    run = Run([monitor, Checkpoints(monitor, 10, tmp_path, cell, {'config': {}, 'training': 'f'}, keep=2)])
+    saved = Checkpoints(monitor, 10, tmp_path, cell, {'config': {}, 'training': 'f'}, keep=2)
+    run = Run([monitor, saved])
     for kept in ([60, 500, 50, 10], [60, 500, 10, 20], [60, 500, 20, 30]):
         for _ in range(10):
             run.step()
+        saved.settle()
         assert {p.name for p in tmp_path.iterdir()} == {'inceptionv4-0_80.ckpt'} | {
             f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept
         }

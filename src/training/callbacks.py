@@ -10,6 +10,7 @@ from pathlib import Path
 from mindspore import nn
 from mindspore.train import Callback
 
+from src.beat import EVALUATING, SAVING
 from src.errors import TrainingError
 from src.evaluation import evaluation
 from src.training.monitor import TrainingMonitor
@@ -87,7 +88,7 @@ class Checkpoints(Every):
 
         TrainingError if it cannot be written and there is no later step to try again.
         """
-        with self.lock:  # `watch.Watch` saves from its own thread when the main one hangs
+        with self.lock, self.monitor.beat.during(SAVING):  # `watch.Watch` saves from its own thread when the main one hangs
             return self._act()
 
     def _act(self):
@@ -111,6 +112,7 @@ class Checkpoints(Every):
             self.missed = True
             return None
         self.saved, self.missed = step, False
+        self.monitor.beat(saved=1)
         # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
         self.written = [path for path in self.written if path != self.path] + [self.path]
         for path in [*self.written[: -self.keep], *(path for path in self.replaced if path != self.path)]:
@@ -151,7 +153,8 @@ class Evaluations(Every):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
         path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
-        result = self.evaluate()
+        with self.monitor.beat.during(EVALUATING):
+            result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return
@@ -160,4 +163,5 @@ class Evaluations(Every):
         if path and checkpoint.mark_best(path, result.top1):
             self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
         if self.report and step >= self.monitor.plan.stop:
-            self.report(step)
+            with self.monitor.beat.during(EVALUATING):
+                self.report(step)

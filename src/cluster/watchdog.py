@@ -79,8 +79,8 @@ class Watchdog:
 
     @property
     def step(self) -> int | None:
-        """The step that the slowest rank is doing, counted from 1; None before the first beat."""
-        return min((state.step for state in self.states.values()), default=-1) + 1 or None
+        """The step that the fastest rank is doing, counted from 1; None before the first beat."""
+        return max((state.step for state in self.states.values()), default=-1) + 1 or None
 
     @property
     def saved(self) -> bool:

@@ -277,6 +277,8 @@ def test_a_server_that_is_gone_makes_the_other_give_up(gone, how, tmp_path):
     assert f'given up: server {gone + 1} of 2 is gone or has not come; the other servers do not go on alone' in err
     assert 'restart 1' not in err
     runs[gone].process.kill()
+    runs[gone].process.wait()
+    time.sleep(1)  # its ranks die with it
     runs[gone].end()
 
 

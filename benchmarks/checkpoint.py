@@ -49,7 +49,7 @@ def main(argv=None):
             checkpoint.load(path)
             loading, size = time.perf_counter() - started, path.stat().st_size
         print(
-            f'ema_decay {ema_decay}: {size / 1e6:.0f} MB; saved, synced and renamed in {spread(seconds["save"])} s, copied in '
+            f'ema_decay {ema_decay}: {size / 1e6:.0f} MB; saved in {spread(seconds["save"])} s, copied in '
             f'{spread(seconds["copy"])} s; loaded and its checksum compared in {loading:.2f} s'
         )
         for devices, rate in RATES.items():

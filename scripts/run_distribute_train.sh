@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # usage: bash scripts/run_distribute_train.sh RANK_TABLE [--option value ...]; one process per device that the table
-# lists for this server; run it on each server. Also: --launcher msrun, --bind_core, --server_id, --master_port, --grace
+# lists for this server; run it on each server. Launcher options: --max_restarts N, --stall_timeout SECONDS, --launcher msrun,
+# --bind_core, --server_id, --master_port, --grace (docs/cluster.md)
 if [ $# -eq 0 ] || [[ "$1" == -* ]]; then
-    sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

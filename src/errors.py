@@ -29,8 +29,10 @@ class TrainingError(InputError):
 
 
 class ElsewhereError(InputError):
-    """Another rank has ended the training; this one ends a little later, so that the launcher names the other first."""
+    """Another rank has ended the training. This one ends a little later, and with a status of its own, so that the launcher
+    names the other."""
 
+    exit_status = 4
     wait = 2
 
 

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
-from src import environment
+from src import beat, environment
 from src.errors import InputError
 from src.graphs import OFF, Graphs
 
@@ -64,6 +64,7 @@ def start(
     """
     # What can be refused comes first: MindSpore's own errors are late and long.
     _refuse_graph_caches()
+    beat.answer()
     target = _find_device(device_target)
     several = _launched(rank_size) > 1
     if several:

@@ -20,6 +20,7 @@ import pytest
 
 from src import config as configuration
 from src import errors
+from src.cluster import launch
 from src.data import demo_images
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -27,7 +28,18 @@ from src.weights.__main__ import main as weights_entry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-PROGRAMS = ('python', 'pip', 'cmake', 'tar', 'npu-smi', 'hccn_tool', 'atc', 'docker')  # a recorder stands in for them
+PROGRAMS = (
+    'python',
+    'pip',
+    'cmake',
+    'tar',
+    'npu-smi',
+    'hccn_tool',
+    'atc',
+    'docker',
+    'kubectl',
+    'sbatch',
+)  # a recorder stands in for them
 STARTS = ('bash', 'setsid', 'source', *PROGRAMS)
 PLACEHOLDERS = {'--dst DIR': '--dst converted', '--devices N': '--devices 8', ' ...': '', '/data/imagenet': 'demo/data'}
 
@@ -71,6 +83,14 @@ ELSEWHERE = {
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json --conf': 'tests/test_runtime.py::test_model_is_called_with_sinks',
     'bash scripts/run_distribute_train.sh 8 --launcher msrun': 'tests/cluster/test_launch.py::test_msrun_rank_fails',
+    'bash scripts/run_distribute_train.sh rank_table.json --data_dir /data/imagenet --resume auto': (
+        'tests/training/test_resume.py::test_two_ranks_go_on_by_themselves'
+    ),
+    'kubectl apply -f deploy/volcano_1x8.yaml': (
+        'tests/cluster/test_deploy.py::test_one_pod_waits_for_its_rank_table_and_saves_when_it_is_deleted'
+    ),
+    'kubectl apply -f deploy/volcano_2x8.yaml': 'tests/cluster/test_deploy.py::test_two_pods_restart_together',
+    'sbatch deploy/slurm.sh': 'tests/cluster/test_deploy.py::test_slurm',
     'bash scripts/run_acceptance.sh': 'tests/test_acceptance.py::test_rehearsal',
     'bash scripts/run_predict.sh photos/ --model inceptionv4.onnx': 'tests/deploy/test_predict.py::test_page',
     'python export.py --ckpt_path CKPT --file_format MINDIR': 'tests/test_end_to_end.py::test_export',
@@ -199,7 +219,8 @@ def parse_only(parser, *args, real=errors.Parser.parse_args, **kwargs):
 def check_options(program, arguments, place, monkeypatch):
     """The options of a script or module exist, and their values are good."""
     if program == 'src.cluster.launch':
-        program, arguments = arguments[1], [a for a in arguments[2:] if a not in ('--launcher', 'msrun')]
+        args, arguments = launch._arguments(arguments)
+        program = args.script
     if Path(program).suffix == '.py' or program in STARTING_OTHERS:
         assert program in STARTING_OTHERS or (place / program).is_file()
         while program in STARTING_OTHERS and arguments and not arguments[0].startswith('-'):
@@ -222,6 +243,8 @@ def check(call, place, monkeypatch):
     program, *arguments = call
     if program == 'pip':
         assert (ROOT / arguments[arguments.index('-r') + 1]).is_file()
+    if program in ('kubectl', 'sbatch'):
+        assert (ROOT / arguments[2 if program == 'kubectl' else 0]).is_file()
     if program != 'python' or arguments == ['-'] or arguments[0] == '-':
         return
     if arguments[0] == '-c':
@@ -315,6 +338,8 @@ def test_wrong_commands_are_found(text, problem, place, tmp_path, monkeypatch):
 def test_paths_in_the_documents_exist():
     for path in DOCUMENTS:
         named = set(
-            re.findall(r'(?<![\w/.])(?:scripts|src|tests|docs|docker|benchmarks|recipes)/[\w./]*\w', path.read_text())
+            re.findall(
+                r'(?<![\w/.-])(?:scripts|src|tests|docs|docker|deploy|benchmarks|recipes)/[\w./]*\w', path.read_text()
+            )
         )
         assert [name for name in named if not (ROOT / name).exists() and '.git' not in name] == [], path.name

@@ -39,6 +39,7 @@ CLUSTER_VARIABLES = (
     'DEVICE_ID',
     'LOCAL_RANKS',
     'LOCAL_CORES',
+    'BEAT_FILE',
 )
 
 

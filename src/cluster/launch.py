@@ -3,7 +3,8 @@
     python -m src.cluster.launch [--launcher rank_table|msrun] [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
 
 Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails, the
-others are ended. SIGINT and SIGTERM are passed on, so that the ranks can save a checkpoint. No process is left behind.
+others are ended; with --max_restarts N all are then started again, from the newest checkpoint. SIGINT and SIGTERM are passed
+on, so that the ranks can save a checkpoint. No process is left behind.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ import sys
 
 from src import environment, lock
 from src.cluster import rank_table
+from src.cluster.agreement import Agreement
 from src.cluster.jobs import make_jobs
+from src.cluster.logs import say
+from src.cluster.restarts import Restarts, run
 from src.cluster.servers import RankTable, local_server, one_server
-from src.cluster.supervisor import Supervisor, say
+from src.cluster.signals import Signals
+from src.cluster.supervisor import Supervisor
+from src.cluster.watchdog import Watchdog
 from src.errors import InputError, Parser, entry_point
 
 RESTART = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
@@ -58,6 +64,12 @@ def _arguments(arguments):
     ours.add_argument('--bind_core', action='store_true', help='give each rank its share of the CPU cores')
     ours.add_argument('--master_port', type=int, help='port of the scheduler (default: a free one)')
     ours.add_argument('--grace', type=float, help='seconds to save and exit after a signal (default: 60)')
+    ours.add_argument('--max_restarts', type=int, help='restarts after failures without progress between (default: 0)')
+    ours.add_argument(
+        '--stall_timeout',
+        type=float,
+        help='seconds without a step that end the training (default: 3 times the slowest so far, at least 600; 0: never)',
+    )
     parser = Parser(
         prog='python -m src.cluster.launch',
         parents=[ours],
@@ -124,49 +136,75 @@ def _complete(options, table: RankTable, target):
     return options
 
 
-@entry_point
-def main(arguments: list[str] | None = None):
-    """The command line. The exit status is that of `Supervisor.run`, or 2 for unusable input."""
-    args, options = _arguments(arguments)
-    launcher, grace = args.launcher or 'rank_table', 60 if args.grace is None else args.grace
-    if not 0 <= grace < float('inf'):
-        raise InputError(f'--grace {grace:g}: must be 0 or more seconds')
+def _checked(args):
+    """`args` with defaults. InputError if one is out of range."""
+    args.launcher, args.grace = args.launcher or 'rank_table', 60 if args.grace is None else args.grace
+    args.max_restarts = args.max_restarts or 0
+    for name in ('grace', 'max_restarts', 'stall_timeout'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < float('inf'):
+            raise InputError(f'--{name} {value:g}: must be 0 or more{"" if name == "max_restarts" else " seconds"}')
     if not os.path.isfile(args.script):
         raise InputError(f'no script {args.script}')
+    if args.bind_core and not shutil.which('taskset'):
+        raise InputError('--bind_core needs `taskset` (package util-linux)')
+    return args
+
+
+def _starter(args, options, target, table, table_file, server, signals, agreement):
+    """A function that starts the ranks of this server and gives their `Outcome`; see `restarts.run`."""
+    on_cpu, npus = target == 'CPU' and args.launcher == 'rank_table', environment.npus() if target == 'Ascend' else []
+    size = len(table.devices)
+
+    def start(resume):
+        # Servers that start on their own have to agree on the port, so it cannot be just any free one.
+        port = args.master_port or PORT
+        if on_cpu or args.launcher == 'msrun' and len(table.servers) == 1:
+            port = choose_port(args.master_port)
+        jobs = make_jobs(
+            table,
+            server,
+            target,
+            [args.script, *options, *(['--resume', 'auto', '--overwrite', 'false'] if resume else [])],
+            launcher=args.launcher,
+            port=port,
+            table_file=table_file,
+            cores=sorted(os.sched_getaffinity(0)),
+            bind_core=args.bind_core,
+            npus=npus or None if table_file else None,
+        )
+        with Watchdog(size, args.stall_timeout) as watchdog:
+            return Supervisor(jobs, os.path.join('results', f'{size}p'), args.grace, watchdog, signals, agreement).run()
+
+    return start
+
+
+@entry_point
+def main(arguments: list[str] | None = None):
+    """The command line. The exit status is that of the last start of the ranks (`Outcome.status`), or 2 for unusable
+    input."""
+    args, options = _arguments(arguments)
+    args = _checked(args)
     target = _target(options)
-    table, table_file = _table(args.rank_table, target, launcher)
-    npus = environment.npus() if target == 'Ascend' else []
-    if npus:
+    table, table_file = _table(args.rank_table, target, args.launcher)
+    if target == 'Ascend' and environment.npus():
         environment.check()
     options = _complete(options, table, target)
-    on_cpu = target == 'CPU' and launcher == 'rank_table'
+    on_cpu = target == 'CPU' and args.launcher == 'rank_table'
     server = table.servers[0] if on_cpu and args.server_id is None else local_server(table, args.server_id)
     if on_cpu and len(table.servers) > 1:
         say(f'CPU: the ranks of all {len(table.servers)} servers run on this machine')
-    if args.bind_core and not shutil.which('taskset'):
-        raise InputError('--bind_core needs `taskset` (package util-linux)')
-    # Servers that start on their own have to agree on the port, so it cannot be just any free one.
-    port = args.master_port or PORT
-    if on_cpu or launcher == 'msrun' and len(table.servers) == 1:
-        port = choose_port(args.master_port)
-    jobs = make_jobs(
-        table,
-        server,
-        target,
-        [args.script, *options],
-        launcher=launcher,
-        port=port,
-        table_file=table_file,
-        cores=sorted(os.sched_getaffinity(0)),
-        bind_core=args.bind_core,
-        npus=npus or None if table_file else None,
-    )
-    size = len(table.devices)
+    signals, agreement, size = Signals(), None, len(table.devices)
     directory = os.path.join('results', f'{size}p')
-    logs = 'msrun/worker_<rank>.log' if launcher == 'msrun' else '<rank>/train.log'
+    logs = 'msrun/worker_<rank>.log' if args.launcher == 'msrun' else '<rank>/train.log'
     say(f'{size} ranks, {target}; logs in {os.path.join(directory, logs)}')
     with _hold(directory, server.devices[0].rank_id) or contextlib.nullcontext():
-        sys.exit(Supervisor(jobs, directory, grace).run())
+        signals.catch()
+        if args.max_restarts and len(table.servers) > 1 and not on_cpu:
+            host, port = table.servers[0].names[0], (args.master_port or PORT) + 1  # beside msrun's own
+            agreement = Agreement(table.servers.index(server), len(table.servers), host, port)
+        start = _starter(args, options, target, table, table_file, server, signals, agreement)
+        sys.exit(run(start, Restarts(args.max_restarts), signals, agreement))
 
 
 if __name__ == '__main__':

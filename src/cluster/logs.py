@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 # MindSpore's last threads write this at the end of every distributed process, whatever the log level is.
 LAST_WORDS = re.compile(rb'\[INFO\] DISTRIBUTED\(')
 MINDSPORE = re.compile(rb'\[(INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\(')
 TRACEBACK = b'Traceback (most recent call last):'
 OLD_LOGS = 5  # kept of each rank
+PIECE = 4096  # bytes that a pipe takes at once if it takes any
+PATIENCE = 5  # seconds at the end for somebody to read the rest
+
+
+def say(text: str):
+    """Print a line of the launcher to stderr."""
+    with contextlib.suppress(OSError):
+        put(sys.stderr, f'launch: {text}\n'.encode(errors='backslashreplace'), 1)
+
+
+def put(stream: TextIO, data: bytes, patience: float = 0) -> bytes:
+    """Write to a standard stream as long as somebody takes it; gives what was not written. A full pipe that nobody reads, or
+    a terminal that Ctrl-S holds, must not stop the launcher, which would then supervise nothing. OSError as of `write`.
+
+    Args:
+        patience: seconds to wait for room, before each piece.
+    """
+    while data and _has_room(stream, patience):
+        stream.buffer.write(data[:PIECE])
+        stream.flush()
+        data = data[PIECE:]
+    return data
+
+
+def _has_room(stream, patience):
+    try:
+        return bool(select.select([], [stream.fileno()], [], patience)[1])
+    except (OSError, ValueError):  # no file: captured by a program that uses this one
+        return True
 
 
 class Screen:
     """Shows the growing log file `log` line by line; with None it shows nothing."""
 
     def __init__(self, log: BinaryIO | None):
-        self.log, self.position, self.tail, self.hidden = log, 0, b'', False
+        self.log, self.position, self.tail, self.hidden, self.waiting, self.patience = log, 0, b'', False, b'', 0
 
     def show(self, others_failed: bool = False, final: bool = False):
         """Show what is new in the file.
@@ -26,9 +57,11 @@ class Screen:
         Args:
             others_failed: another rank has failed. MindSpore's messages and everything from a traceback on are then not
                 shown, since they would hide the cause; they stay in the file.
-            final: show the last line even if it has no line end.
+            final: show the last line even if it has no line end, and wait some seconds for somebody to take it all.
         """
-        while self.log and (data := os.pread(self.log.fileno(), 1 << 20, self.position)):
+        self.patience = PATIENCE if final else 0
+        self._write([], others_failed)
+        while self.log and not self.waiting and (data := os.pread(self.log.fileno(), 1 << 20, self.position)):
             self.position += len(data)
             *lines, self.tail = _lines(self.tail + data)
             self._write(lines, others_failed)
@@ -46,9 +79,10 @@ class Screen:
             if not self.hidden and not noise.match(line):
                 shown.append(line)
         try:
-            sys.stdout.buffer.write(b''.join(shown))
-            sys.stdout.flush()
+            self.waiting = put(sys.stdout, self.waiting + b''.join(shown), self.patience)
+            self.patience = 0 if self.waiting else self.patience
         except OSError:  # the reader of the pipe has ended; the training goes on without a screen
+            self.waiting = b''
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -6,48 +6,25 @@ import contextlib
 import ctypes
 import os
 import queue
-import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
-from src import processes, sysvipc
+from src import beat, processes, sysvipc
+from src.cluster import msrun
+from src.cluster.agreement import Agreement
 from src.cluster.jobs import Job
-from src.cluster.logs import Screen, end, keep_old, last_lines
+from src.cluster.logs import Screen, keep_old, last_lines, say
+from src.cluster.outcome import ELSEWHERE, Outcome, culprit, exit_status, in_words, reason, title
+from src.cluster.signals import Signals
+from src.cluster.stopped import Stopped
+from src.cluster.watchdog import Watchdog
 from src.errors import InputError
 from src.processes import ECHO
 
-SIGNALS = {number.value: number.name for number in signal.Signals}
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
-RUNNING = 5  # looks, 0.2 s apart, that must find a stopped rank running before it counts as resumed
 SYMPTOM = 2  # seconds after a failure of the scheduler in which a rank that fails is taken for its cause
-# msrun's report of a worker that failed, which comes after it has killed the others (process_entity/_api.py in MindSpore
-# 2.8).
-MSRUN_FAILURE = re.compile(rb'Worker process (\d+) exit with exception\. Error code: (-?\d+)')
-# The scheduler's report of the rank whose heartbeat stopped first, before it fails itself (meta_server_node.cc).
-LOST = re.compile(rb'worker (\d+) is the first one timed out')
-
-
-def say(text: str):
-    """Print a line of the launcher to stderr."""
-    print(f'launch: {text}', file=sys.stderr, flush=True)
-
-
-def _msrun_workers(msrun):
-    """{pid: rank} of the living workers of the process `msrun`."""
-    found = {}
-    for pid in processes.children(msrun):
-        with contextlib.suppress(OSError), open(f'/proc/{pid}/environ', 'rb') as file:
-            env = dict(entry.partition(b'=')[::2] for entry in file.read().split(b'\0'))
-            if env.get(b'MS_ROLE') == b'MS_WORKER':
-                found[pid] = env.get(b'RANK_ID', b'?').decode()
-    return found
-
-
-def _title(name):
-    return f'rank {name}' if name.isdecimal() else name
 
 
 class Supervisor:
@@ -57,24 +34,33 @@ class Supervisor:
         jobs: see `make_jobs`.
         directory: gets each job's <name>/train.log.
         grace: seconds that the ranks have to save and exit after a signal.
+        watchdog: knows when the ranks hang; None for ranks that do not beat.
+        signals: those that this process has got.
+        others: the launchers of the other servers, if there are any.
     """
 
-    def __init__(self, jobs: list[Job], directory: str, grace: float):
-        self.jobs, self.directory, self.grace = jobs, directory, grace
-        self.signals, self.signalled, self.ended = [], 0, queue.SimpleQueue()
+    def __init__(
+        self,
+        jobs: list[Job],
+        directory: str,
+        grace: float,
+        watchdog: Watchdog | None = None,
+        signals: Signals | None = None,
+        others: Agreement | None = None,
+    ):
+        self.jobs, self.directory, self.grace, self.watchdog, self.others = jobs, directory, grace, watchdog, others
+        self.signals, self.ended = signals or Signals(), queue.SimpleQueue()
         self.processes, self.logs, self.screen = {}, {}, None
         self.failures = []  # (name, status) in the order in which they ended
-        self.stopped = {}  # {rank: number of looks since then that found it running}
+        self.stopped = Stopped()
         # {pid: rank} of msrun's workers, and how often to look for them once there is one: it starts all at nearly one time.
         self.workers, self.scans = {}, 50
         self.libc = ctypes.CDLL(None)
 
-    def run(self) -> int:
-        """Start the jobs and wait for them. Gives the launcher's exit status: 0, that of the rank that failed first (128 +
-        its signal if one ended it), or 128 + the signal that this process got. InputError if a job cannot be started."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, self._signalled)
+    def run(self) -> Outcome:
+        """Start the jobs and wait for them. The launcher's exit status is 0, that of the rank that failed first (128 + its
+        signal if one ended it), or 128 + the signal that this process got. InputError if a job cannot be started."""
+        self.signals.catch()
         self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
         try:
             try:
@@ -85,11 +71,6 @@ class Supervisor:
         finally:
             sysvipc.remove_orphans(processes.kill_descendants())
             self._show(final=True)
-
-    def _signalled(self, number, _):
-        if not self.signals or time.monotonic() > self.signalled + ECHO:
-            self.signals.append(number)
-            self.signalled = time.monotonic()
 
     def _start(self):
         launcher = os.getpid()
@@ -106,7 +87,7 @@ class Supervisor:
             self.logs[name] = log = open(path, 'a+b')
             self.processes[name] = subprocess.Popen(
                 argv,
-                env=env,
+                env=env | ({beat.FILE: self.watchdog.path} if self.watchdog else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -120,96 +101,105 @@ class Supervisor:
             ).start()
 
     def _watch(self):
-        """Wait until all ranks have ended, and give the exit status. It returns earlier, and the rest is then killed, at
+        """Wait until all ranks have ended, and give the `Outcome`. It returns earlier, and the rest is then killed, at
         `deadline` or a second signal."""
         ranks = set(self.processes) - {'scheduler'}
-        told, deadline = False, float('inf')  # whether the ranks were asked to end, and when they are killed
+        self.told, self.deadline = False, float('inf')  # whether the ranks were asked to end, and when they are killed
+        self.hung, self.silence, self.elsewhere = None, '', False  # rank that all wait for, and why; another server failed
         asked = set()  # the statuses of a rank that ended because it was asked
         blamed_at = float('inf')  # when the first failure is certain; later ones are its consequences
-        while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
-            if self.signals and not told:
-                told, deadline = True, min(deadline, time.monotonic() + self.grace)
-                name = signal.Signals(self.signals[0]).name
+        while ranks and len(self.signals.numbers) < 2 and time.monotonic() < self.deadline:
+            if self.signals.numbers and not self.told:
+                name = signal.Signals(self.signals.numbers[0]).name
                 say(
                     f'{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO:g} s from now '
                     'or later, kills them'
                 )
-                asked = {-signal.SIGTERM, 128 + signal.SIGTERM}  # no failure from here on
-                # Never SIGINT: MindSpore handles that one itself within a step.
-                self._tell(signal.SIGTERM)
-            self._look_for_stopped()
+                asked = self._end(self.grace)
+            self.stopped.look({process.pid: name for name, process in self.processes.items()} | self.workers)
             self._show()
             name, status = self._next_end()
             ranks.discard(name)
             if name and name not in self.processes:  # a worker of msrun has failed
                 # msrun has killed the other workers, and would wait for its scheduler for more than a minute.
-                ranks = set()
+                ranks.clear()
             if status and status not in asked and time.monotonic() < blamed_at:
-                if not self.failures:
-                    deadline = min(deadline, time.monotonic() + min(FAILURE_GRACE, self.grace))
                 self.failures.append((name, status))
-                # The scheduler fails when a rank is lost; that rank may end a moment later and is then the one to name.
-                blamed_at = time.monotonic() + (SYMPTOM if name == 'scheduler' and len(self.failures) == 1 else 0)
-            if not told and time.monotonic() >= blamed_at:
-                told = True
-                self._tell(signal.SIGTERM)
+                blamed_at = min(blamed_at, time.monotonic() + self._patience(name, status))
+            if not self.told and time.monotonic() >= blamed_at:
+                self._end(FAILURE_GRACE)
+            if not self.told and not self.failures and self._hangs():
+                asked = self._end(FAILURE_GRACE)
         if ranks:
             say(f'killed: {", ".join(sorted(ranks))} did not end in time')
-        return self._status()
+        return self._outcome()
 
-    def _status(self):
-        """Report the rank that failed first, if one did, and give the launcher's exit status."""
-        name, status = self._culprit() if self.failures else (None, 0)
+    def _patience(self, name, status):
+        """Seconds in which another failure may show that this one is its consequence: the scheduler fails when a rank is
+        lost, and that rank may end a moment later; a rank says by its status that another one has ended the training."""
+        return self.grace if status == ELSEWHERE else SYMPTOM if name == 'scheduler' and not self.failures[:-1] else 0
+
+    def _end(self, seconds):
+        """Ask the ranks to end within `seconds`. Gives the statuses that are then no failures."""
+        self.told, self.deadline = True, min(self.deadline, time.monotonic() + min(seconds, self.grace))
+        if self.others:
+            self.others.tell_failure()
+        self._tell(signal.SIGTERM)  # never SIGINT: MindSpore handles that one itself within a step
+        if self.hung:  # it saves with the others, if it was only stopped
+            self._tell(signal.SIGCONT)
+        return {-signal.SIGTERM, 128 + signal.SIGTERM}
+
+    def _hangs(self):
+        """Whether the training hangs, which is then said, or another server's part of it has failed."""
+        pids = {name: pid for pid, name in self._ranks() if processes.lives(pid)}
+        self.elsewhere = bool(self.others and self.others.failed())
+        laggard = self.watchdog.look(pids) if self.watchdog and pids else None
+        if laggard and not self.elsewhere:
+            self.hung = min(self.stopped.keys() & pids.keys(), default=laggard)
+            self.silence = self.watchdog.silence(self.hung)
+            self.watchdog.report(pids, {name: self._path(name) for name in pids}, laggard)
+        return bool(self.hung or self.elsewhere)
+
+    def _ranks(self):
+        """(pid, name) of the ranks."""
+        found = {process.pid: name for name, process in self.processes.items() if name.isdecimal()}
+        return (found | self.workers).items()
+
+    def _outcome(self):
+        """The `Outcome`; what failed first, if anything did, is reported."""
+        name, code, line, cause = None, 0, '', ''
+        if self.hung:
+            name = self.hung
+        elif self.elsewhere:  # what failed here, failed later
+            code, cause = ELSEWHERE, 'another server has failed'
+        elif self.failures:
+            name, code = culprit(self.failures, list(self.stopped), self.logs.get('scheduler'), self.processes)
         if name:
-            self._report(name, status)
-        if self.signals:
-            return 128 + self.signals[0]
-        if name:
-            return 128 - status if status < 0 else status if 0 < status <= 125 else 1
-        if 'scheduler' in self.processes:
+            why = reason(code, name in self.stopped, self.silence)
+            line = self._report(name, why)
+            cause = f'{title(name)}, {in_words(code) if code else why}'
+        status = exit_status(code) if cause else 0
+        if self.signals.numbers:
+            status = 128 + self.signals.numbers[0]
+        elif not status and 'scheduler' in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes['scheduler'].wait(10)  # takes about a second; its status does not matter
-        return 0
-
-    def _look_for_stopped(self):
-        """Keep `stopped`: the ranks that SIGSTOP or a debugger has stopped. This is said at once, because the other ranks
-        wait for a stopped one and fail before it."""
-        pids = {process.pid: name for name, process in self.processes.items()}
-        for pid, rank in (pids | self.workers).items():
-            letter = (processes.state(pid) or 'Z')[0]
-            if letter in 'Tt' and rank not in self.stopped:
-                self.stopped[rank] = 0
-                say(
-                    f'{_title(rank)} is stopped (by SIGSTOP or a debugger) and the others wait for it; kill -CONT {pid} '
-                    'lets it go on'
-                )
-            elif letter in 'RSD' and rank in self.stopped:  # other letters: it is ending
-                self.stopped[rank] += 1
-                if self.stopped[rank] == RUNNING:
-                    del self.stopped[rank]
-                    say(f'{_title(rank)} goes on')
-
-    def _culprit(self):
-        """(name, status) of the cause of the failures. The status is 0 for a rank that did not fail itself, but stopped
-        answering, so that others failed."""
-        failed = dict(self.failures)
-        if self.stopped and self.failures[0][0] not in self.stopped:
-            return min(self.stopped), 0
-        lost = LOST.search(end(self.logs['scheduler'])) if 'scheduler' in self.logs else None
-        if lost and (rank := lost[1].decode()) in self.processes:
-            return rank, failed.get(rank, 0)
-        return next((failure for failure in self.failures if failure[0] != 'scheduler'), self.failures[0])
+        found = Outcome(status, code, cause, line, signalled=bool(self.signals.numbers))
+        if self.watchdog:
+            self.watchdog.look(())  # the last beats
+            found = found._replace(step=self.watchdog.step, saved=self.watchdog.saved, progress=self.watchdog.progress)
+        return found
 
     def _next_end(self):
         """(name, status) of the next process that ends, or of a worker that msrun reports as failed; (None, 0) if there is
         none for 0.2 seconds."""
         if 'msrun' in self.processes:
             if self.scans:
-                self.workers |= _msrun_workers(self.processes['msrun'].pid)
+                self.workers |= msrun.workers(self.processes['msrun'].pid)
                 self.scans -= bool(self.workers)
-            found = MSRUN_FAILURE.search(end(self.logs['msrun']))
-            if found and int(found[1]) in self.workers:
-                return self.workers.pop(int(found[1])), int(found[2])
+            found = msrun.failure(self.logs['msrun'])
+            if found and found[0] in self.workers:
+                return self.workers.pop(found[0]), found[1]
         try:
             return self.ended.get(timeout=0.2)
         except queue.Empty:
@@ -219,7 +209,7 @@ class Supervisor:
         """Send a signal to the ranks only: a rank takes the end of one of its data workers for a failure."""
         for name, process in self.processes.items():
             if name == 'msrun':  # does not pass signals on to its workers
-                for pid in _msrun_workers(process.pid):
+                for pid in msrun.workers(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
             elif name != 'scheduler':
@@ -231,19 +221,19 @@ class Supervisor:
         if self.screen is None and name in self.logs:
             self.screen = Screen(self.logs[name])
         if self.screen:
-            elsewhere = self.failures and self.failures[0][0] != name and not self.signals
+            elsewhere = self.failures and self.failures[0][0] != name and not self.signals.numbers
             self.screen.show(bool(elsewhere or self.stopped), final)
 
-    def _report(self, name, status):
+    def _path(self, name):
+        """The log of a process."""
+        return os.path.join(
+            self.directory, *(('msrun', f'worker_{name}.log') if name not in self.processes else (name, 'train.log'))
+        )
+
+    def _report(self, name, why):
+        """Say which process was the first to fail. Gives its last line, or '' if that is a stack."""
         self._show()
-        path = os.path.join(self.directory, name, 'train.log')
-        if name not in self.processes:
-            path = os.path.join(self.directory, 'msrun', f'worker_{name}.log')
-        with open(path, 'rb') as log:
+        with open(self._path(name), 'rb') as log:
             lines = last_lines(log, 20)
-        cause = f'status {status}' if status > 0 else f'signal {SIGNALS.get(-status, -status)}'
-        cause = 'failed first: ' + cause + ' (out of memory, or killed by hand)' * (status == -signal.SIGKILL)
-        if not status:
-            why = 'it is stopped' if name in self.stopped else 'the scheduler heard no more of it'
-            cause = f'stopped answering: {why}'
-        say(f'{_title(name)} {cause}; the last lines of {path}:\n' + '\n'.join(lines))
+        say(f'{title(name)} {why}; the last lines of {self._path(name)}:\n' + '\n'.join(lines))
+        return lines[-1] if lines and not self.hung else ''

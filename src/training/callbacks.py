@@ -12,6 +12,7 @@ from pathlib import Path
 from mindspore import nn
 from mindspore.train import Callback
 
+from src.beat import EVALUATING, SAVING
 from src.errors import TrainingError
 from src.evaluation import evaluation
 from src.graphs import Graphs
@@ -129,7 +130,7 @@ class Checkpoints(Every):
 
         TrainingError if it cannot be written and there is no later step to try again.
         """
-        with self.lock:  # `watch.Watch` saves from its own thread when the main one hangs
+        with self.lock, self.monitor.beat.during(SAVING):  # `watch.Watch` saves from its own thread when the main one hangs
             self._settle()
             step = self.monitor.step
             epoch, position = self.monitor.plan.position(step)
@@ -162,6 +163,7 @@ class Checkpoints(Every):
             self._fail(error, about['step'])
             return None
         self.path, self.saved, self.missed, self.seconds = path, about['step'], False, time.monotonic() - self.begun
+        self.monitor.beat(saved=1)
         # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
         self.written = [other for other in self.written if other != path] + [path]
         for other in [*self.written[: -self.keep], *(other for other in self.replaced if other != path)]:
@@ -221,7 +223,8 @@ class Evaluations(Every):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
         path = self.checkpoints.save() if self.checkpoints else None  # first, so that nothing is lost in between
-        result = self.evaluate()
+        with self.monitor.beat.during(EVALUATING):
+            result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return
@@ -230,4 +233,5 @@ class Evaluations(Every):
         if path and checkpoint.mark_best(path, result.top1):
             self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
         if self.report and step >= self.monitor.plan.stop:
-            self.report(step)
+            with self.monitor.beat.during(EVALUATING):
+                self.report(step)

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore.train import LossMonitor
 from tqdm import tqdm
 
+from src.beat import COMPILING, STEPS, Beat
 from src.data.bad_records import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
 from src.training.interruption import Interruption
@@ -56,7 +57,8 @@ class TrainingMonitor(LossMonitor):
         bad (BadRecords): its counts are logged at the ends of epochs, and may end the training; None without them.
 
     `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
-    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds.
+    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds. `beat` tells
+    the launcher of this rank that it goes on.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class TrainingMonitor(LossMonitor):
         self.interruption, self.any_rank, self.l2_term = interruption, any_rank, l2_term
         self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
         self.stopping, self.problem, self.overflows = False, '', None
+        self.beat = Beat()
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
         self.settle = lambda: None  # waits for a checkpoint that is being written; `callbacks.Checkpoints` sets it
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
+        self.beat(COMPILING, self.step)
         self.bar = Bar(self.plan, self.step)
         self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()
@@ -106,6 +110,7 @@ class TrainingMonitor(LossMonitor):
         outputs = on_host(cb_params.net_outputs)
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
+        self.beat(STEPS, self.step)
         self.moving.release()  # not after an error: then the weights are not fit to be saved
         self._count(self.step - before)
         if due:

@@ -111,20 +111,23 @@ def find(option: str, directory: Path, log: Callable[[str], None]) -> State | No
     """The checkpoint that `option` (the value of `resume`) means: None for '', the newest whole one in `directory` for
     'auto' (None if there is none), that of a file, or the newest whole one of another directory.
 
-    Damaged ones in a directory are passed over with a line to `log`. InputError if `option` is a path without any.
+    Damaged ones in a directory are passed over with a line to `log`; InputError if none is left, or a path has none at all.
     """
     if not option:
         return None
     place = Path(directory if option == 'auto' else option)
     if place.is_file():
         return _load(place)
-    for path in reversed(checkpoint.of_training(place)):
+    there = checkpoint.of_training(place)
+    for path in reversed(there):
         try:
             return _load(path)
         except InputError as error:
             log(f'warning: passed over: {error}')
     if option != 'auto':
         raise InputError(f'resume {option}: no checkpoint there that a training can go on from')
+    if there:  # a new training would take the place of one that may have run for days
+        raise InputError(f'resume auto: no checkpoint in {directory} is whole; bring back a copy, or give --overwrite true')
     log(f'resume auto: no checkpoint in {directory}: a new training')
     return None
 

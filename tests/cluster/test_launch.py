@@ -295,7 +295,7 @@ def test_success(tmp_path):
     'death, status, cause',
     [
         ('sys.exit(7)', 7, 'status 7'),
-        ('os._exit(200)', 1, 'status 200'),
+        ('os._exit(137)', 137, 'status 137'),
         ("raise ValueError('no')", 1, 'status 1'),
         ('os.kill(os.getpid(), 9)', 137, 'signal SIGKILL (out of memory, or killed by hand)'),
     ],
@@ -402,7 +402,9 @@ def test_failing_scheduler_is_blamed_only_if_no_rank_is(scheduler, rank0, status
         (name, [sys.executable, '-uc', f'import os, sys, time; {code}'], dict(os.environ))
         for name, code in (('scheduler', scheduler), ('0', rank0), ('1', 'time.sleep(100)'))
     ]
-    code = f"import sys; from src.cluster.supervisor import Supervisor; sys.exit(Supervisor({jobs!r}, 'results', 60).run())"
+    code = (
+        f"from src.cluster.supervisor import Supervisor; raise SystemExit(Supervisor({jobs!r}, 'results', 60).run().status)"
+    )
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, env=os.environ | {'PYTHONPATH': ROOT}, text=True, capture_output=True
     )
@@ -591,7 +593,7 @@ def test_script(tmp_path):
     for name in ('run_distribute_train.sh', 'environment.sh'):
         shutil.copy(os.path.join(ROOT, 'scripts', name), root / 'scripts')
     usage = subprocess.run(['bash', script], capture_output=True, text=True)
-    assert usage.returncode == 2 and usage.stderr.startswith('usage: ') and usage.stderr.count('\n') == 2
+    assert usage.returncode == 2 and usage.stderr.startswith('usage: ') and usage.stderr.count('\n') == 3
     (root / '.venv' / 'bin').mkdir(parents=True)
     python = root / '.venv' / 'bin' / 'python'
     python.write_text('#!/bin/bash\necho "$PYTHONPATH"\nprintf "%s\\n" "$@"\n')

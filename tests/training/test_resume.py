@@ -279,6 +279,40 @@ def test_two_ranks_go_through_stages(data, tmp_path):
         assert_same(result, results[0])
 
 
+@pytest.mark.compiles
+@pytest.mark.slow
+def test_two_ranks_go_on_by_themselves(data, tmp_path):
+    """A rank is killed; the launcher starts both again from the newest checkpoint, and they end with the weights of a
+    training that nothing happened to."""
+
+    def launched(name):
+        (tmp_path / name).mkdir()
+        arguments = ['--max_restarts', '2', '2', str(ROOT / 'train.py')]
+        return Training(data, tmp_path / name, '--batch_size', '2', script='src/cluster/launch.py', arguments=arguments)
+
+    reference = launched('reference')
+    assert reference.end() == 0, reference.text[-3000:]
+    training = launched('killed')
+    assert training.wait_for(lambda: 3 in steps_logged(training.text)), training.text[-3000:]
+    ranks = {rank: pid for pid in processes.children(training.process.pid) if (rank := _rank(pid)) is not None}
+    os.kill(ranks['1'], signal.SIGKILL)
+    assert training.end() == 0, training.text[-3000:]
+    assert re.search(
+        r'^launch: restart 1 of 2 in 10 s, from the newest checkpoint: rank 1, signal SIGKILL', training.text, re.M
+    )
+    assert re.search(r'goes on after step (2|4),', training.text) and not training.leftovers()
+    name = f'results/2p/0/ckpt/inceptionv4-1_{STEPS}.ckpt'
+    assert_same(tmp_path / 'killed' / name, tmp_path / 'reference' / name)
+
+
+def _rank(pid):
+    """RANK_ID of a rank that the launcher has started; None for the scheduler."""
+    entries = Path(f'/proc/{pid}/environ').read_bytes().decode().split('\0')
+    return next(
+        (e.partition('=')[2] for e in entries if e.startswith('RANK_ID=') and 'MS_ROLE=MS_SCHED' not in entries), None
+    )
+
+
 @pytest.fixture
 def old(data, tmp_path, monkeypatch):
     """A checkpoint of two devices with batches of 4, after 3 steps of 2 an epoch (20 records), without parameters."""
@@ -545,6 +579,15 @@ def test_nothing_to_resume(old, tmp_path, option, error):
     assert resume.find('', old.path.parent, print) is None
     lines = []
     assert resume.find('auto', tmp_path / 'new', lines.append) is None and 'a new training' in lines[0]
+
+
+def test_resume_auto_never_begins_anew_where_all_checkpoints_are_damaged(old):
+    for name in ('inceptionv4-1_3.ckpt', 'inceptionv4-0_1.ckpt'):
+        (old.path.parent / name).write_bytes(b'damaged')
+    lines = []
+    with pytest.raises(InputError, match='resume auto: no checkpoint in .* is whole'):
+        resume.find('auto', old.path.parent, lines.append)
+    assert [line[:20] for line in lines] == ['warning: passed over'] * 2
 
 
 @pytest.mark.compiles

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src import beat
+from src.cluster.watchdog import Watchdog
 from src.data.bad_records import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
 from src.training import interruption
-from src.training.callbacks import Checkpoints
+from src.training.callbacks import Checkpoints, Evaluations
 from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan
 from src.training.watch import Watch
@@ -391,3 +393,26 @@ def test_state_that_is_saved_is_a_whole_one(tmp_path, monkeypatch):
             assert len(state) == 6 and all((value == info['step']).all() for value in state.values())
             monitor.moving.release()
     assert len(set(names(tmp_path))) <= 3 and 10 < len(ended) < tries
+
+
+def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch):
+    """A beat after every step, and before compiling, saving and evaluating."""
+    seen = []
+    with Watchdog(1) as watchdog:
+        monkeypatch.setenv(beat.FILE, watchdog.path)
+        monitor, saved, watch = callbacks(tmp_path, None)
+
+        def look(*_):
+            watchdog.look(['0'])
+            seen.append(tuple(watchdog.states['0'])[1:])
+
+        write = checkpoint.write
+        monkeypatch.setattr(checkpoint, 'write', lambda *what: (look(), write(*what)))
+        run = Run([monitor, saved, Evaluations(monitor, 2, look), watch])
+        look()
+        for _ in range(2):
+            run.step()
+            look()
+        watch.close()
+    assert seen[:2] == [(0, 0, 'compiling'), (1, 0, 'steps')]
+    assert seen[2:] == [(2, 0, 'saving'), (2, 1, 'evaluating'), (2, 1, 'steps')]

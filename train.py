@@ -126,7 +126,9 @@ def build_network(config, job, restore_path):
         job.log(resume.restore(network, restore_path))
     if job.run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
-        memory.check(weights, config.batch_size, max(config.image_sizes or [config.image_size]), job.run.ranks_here)
+        peak = memory.FEATURES if config.cache_features else memory.TRAINING
+        largest = max(config.image_sizes or [config.image_size])
+        memory.check(peak, weights, config.batch_size, largest, job.run.ranks_here)
     freeze(
         network, features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
     )

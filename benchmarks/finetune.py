@@ -1,12 +1,13 @@
-"""Fine-tuning by recipes/finetune.yaml beside the classifier alone: `python -m benchmarks.finetune WEIGHTS DATA [DATA ...]`.
+"""Fine-tuning by recipes/finetune.yaml beside the classifier alone and beside timm in PyTorch (benchmarks/finetune_timm.py):
+`python -m benchmarks.finetune WEIGHTS DATA [DATA ...]`.
 
-Every training is a `train.py` in a process of its own, which evaluates after every epoch; of each data set, seed after seed,
-both ways in turn. An image that stands several times in a data set is used once, in the validation part if it is there.
-Further options go to both trainings: `--batch_size 8 --lr 0.001`.
+Every training is a process of its own, which evaluates after every epoch; of each data set, seed after seed, the three ways
+in turn, with the same images, epochs and batch. An image that stands several times in a data set is used once, in the
+validation part if it is there. Further options go to all trainings as far as they concern them: `--max_epochs 5 --T_max 5`.
 """
 
 import hashlib
-import platform
+import json
 import re
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import mindspore as ms
-
+from benchmarks.rounds import machine
+from src import config as configuration
 from src.data.records import open_records, read_labels
 from src.data.tfrecord import write_shards
 from src.errors import InputError, Parser, entry_point
@@ -45,13 +46,26 @@ def copy_without_duplicates(source, target, most):
     return ', '.join(line)
 
 
-def train(data, folder, options):
-    """[(top-1 %, loss)] after each epoch of a training with `options`."""
-    command = [sys.executable, ROOT / 'train.py', '--config_path', RECIPE, '--data_dir', data, '--log_dir', folder, *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder)
+def run(program, *arguments):
+    """Output of a Python program; InputError if it fails."""
+    done = subprocess.run([*map(str, [sys.executable, *program, *arguments])], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        raise InputError(f'train.py ended with status {done.returncode}: {done.stderr.strip().splitlines()[-1]:.300}')
-    return [(float(top1), float(loss)) for _, top1, loss in map(re.Match.groups, ROW.finditer(done.stdout))]
+        raise InputError(f'{program[-1]} ended with status {done.returncode}: {done.stderr.strip().splitlines()[-1]:.300}')
+    return done.stdout
+
+
+def train(data, folder, options):
+    """[(top-1 %, loss)] after each epoch of a training by train.py with `options`."""
+    out = run(['train.py'], '--config_path', RECIPE, '--data_dir', data, '--log_dir', folder, *options)
+    return [(float(top1), float(loss)) for _, top1, loss in map(re.Match.groups, ROW.finditer(out))]
+
+
+def train_timm(data, weights, rate, seed, config):
+    """[(top-1 %, loss)] after each epoch of timm's network, with the epochs, the batch and so on of `config`."""
+    shared = ('max_epochs', 'image_size', 'batch_size', 'min_object_covered', 'label_smoothing', 'weight_decay')
+    options = [word for name in shared for word in (f'--{name}', config[name])]
+    out = run(['-m', 'benchmarks.finetune_timm'], weights, data, '--lr', rate, '--seed', seed, *options)
+    return [json.loads(line) for line in out.splitlines() if line.startswith('[')]
 
 
 def report(name, epochs):
@@ -68,31 +82,25 @@ def main(argv=None):
     parser.add_argument('weights', help='pretrained weights, as restore_path takes them')
     parser.add_argument('data', nargs='+', help='data sets')
     parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
-    parser.add_argument('--image_size', default='299', help='height and width in pixels (default: 299)')
     parser.add_argument('--train', type=int, default=0, help='training images a class at most; 0: all (default)')
     parser.add_argument('--validation', type=int, default=0, help='validation images a class at most; 0: all (default)')
+    parser.add_argument('--timm_lr', default=0.01, help='learning rate of timm (default: 0.01)')
     args, options = parser.parse_known_args(argv)
-    common = [
-        '--restore_path',
-        Path(args.weights).resolve(),
-        '--image_size',
-        args.image_size,
-        '--mode',
-        'train_and_evaluate',
-    ]
-    ways = {'classifier only': ['--freeze', 'conv2d_*,mixed_*'], 'recipe': []}
-    print(
-        f'MindSpore {ms.__version__}, Python {platform.python_version()}, {platform.machine()}, {args.image_size} px',
-        flush=True,
-    )
+    weights = Path(args.weights).resolve()
+    config = configuration.load(['--config_path', str(RECIPE), *options])
+    # Frozen layers give the same features in every epoch's copy of an image, so they are computed once.
+    alone = ['--freeze', 'conv2d_*,mixed_*', '--cache_features', config.max_epochs]
+    options = ['--restore_path', weights, *options]
+    print(f'{machine("mindspore", "torch", "timm")}, {config.image_size} px', flush=True)
     with tempfile.TemporaryDirectory() as place:
         for number, data in enumerate(args.data):
             copy = Path(place, str(number))
             print(f'{data}: {copy_without_duplicates(data, copy, vars(args))}', flush=True)
             for seed in args.seeds.split(','):
-                for way, own in ways.items():
+                for way, own in {'classifier only': alone, 'recipe': []}.items():
                     folder = Path(tempfile.mkdtemp(dir=place))
-                    report(f'seed {seed}, {way}', train(copy, folder, [*common, '--seed', seed, *own, *options]))
+                    report(f'seed {seed}, {way}', train(copy, folder, [*options, '--seed', seed, *own]))
+                report(f'seed {seed}, timm', train_timm(copy, weights, args.timm_lr, seed, config))
 
 
 if __name__ == '__main__':

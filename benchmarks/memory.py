@@ -37,7 +37,7 @@ def measure(batch_size, image_size):
         step(*map(Tensor, batch))[0].asnumpy()
     weights = sum(p.size for p in network.get_parameters())
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    estimate = memory.training_bytes(weights, batch_size, image_size)
+    estimate = memory.TRAINING.bytes(weights, batch_size, image_size)
     print(
         f'batch {batch_size:>3}, {image_size} x {image_size}: peak {peak / 1e9:.1f} GB, estimate {estimate / 1e9:.1f} GB',
         flush=True,

@@ -147,9 +147,11 @@ def differences(old: dict, new: dict) -> Iterator[tuple]:
 
 
 def network_options(config: dict) -> dict:
-    """The options that `InceptionV4` takes as keyword arguments."""
+    """Those of the options `config` that `InceptionV4` takes as keyword arguments."""
     # bn_decay is auto only beside weights that record none; these are evaluated, which does not use it.
-    return {name: config[name] for name in NETWORK_OPTIONS if (name, config[name]) != ('bn_decay', 'auto')}
+    return {
+        name: config[name] for name in NETWORK_OPTIONS if name in config and (name, config[name]) != ('bn_decay', 'auto')
+    }
 
 
 def save(config: EasyDict, path: str | Path) -> None:

@@ -31,6 +31,8 @@ USAGE = 'bash scripts/run_finetune.sh PHOTOS WEIGHTS [OUTPUT] [--option value ..
 STAMP = 'finetune.json'  # what a directory OUTPUT is made from; a directory without it is somebody else's
 SET_HERE = ('data_dir', 'dataset_format', 'log_dir', 'restore_path', 'mode')  # options
 OF_WEIGHTS = ('block_counts', 'bn_scale', 'image_size')  # options that are as WEIGHTS record them, unless they are given
+LENGTH = ('max_epochs', 'T_max', 'max_train_steps')  # options; where none of them is given, epochs by the number of photos
+STEPS = 200  # that a training has at least: three epochs of a hundred photos are too few
 SHARDS, SHOWN = 4, 5  # shards for each part, and photos to predict, at most
 
 
@@ -63,6 +65,15 @@ def options_of(weights: Path, config: dict) -> list[str]:
     recorded, defaults = read_weights(weights)[1]['config'], configuration.load([])
     chosen = [name for name in OF_WEIGHTS if name in recorded and config[name] == defaults[name]]
     return [word for name in chosen for word in (f'--{name}', re.sub(r'[\[\] ]', '', str(recorded[name])).lower())]
+
+
+def epochs_for(photos: int, batch_size: int, config: dict, options: list[str]) -> list[str]:
+    """Command line of the epochs for so many training `photos`: those of `config`, but at least `STEPS` steps. Empty if the
+    command line `options` says how long."""
+    if any(word[2:].partition('=')[0] in LENGTH for word in options):
+        return []
+    epochs = str(max(config['max_epochs'], -(-STEPS // (photos // batch_size))))
+    return ['--max_epochs', epochs, '--T_max', epochs]
 
 
 def make_data(photos: Path, output: Path, seed: int) -> dict:
@@ -176,7 +187,8 @@ def main():
     where = ['--data_dir', data, '--log_dir', training, '--restore_path', weights]
     going_on = [] if config.resume or config.overwrite else ['--resume', 'auto']
     batch = min(config.batch_size, len(parts['train']))
-    run('train.py', *recipe, *where, *going_on, *network, '--batch_size', batch, *options)
+    length = epochs_for(len(parts['train']), batch, config, options)
+    run('train.py', *recipe, *where, *going_on, *network, *length, '--batch_size', batch, *options)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
     rows = evaluate_and_export(trained_checkpoint(training), output, config.batch_size, shown)
     trained, names = re.findall(r'trained (.*); checkpoints in', (training / config.log_name).read_text()), held.class_names

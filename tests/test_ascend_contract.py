@@ -63,6 +63,13 @@ OPERATIONS = {
     'LogSoftmax': 'log_softmax',
     'OneHot': 'OneHot',
     'ReduceSum': 'ReduceSum',
+    # counts of an evaluation, and its outputs of each image
+    'Softmax': 'softmax',
+    'Argmax': 'argmax',
+    'ReduceMax': 'ReduceMax',
+    'Stack': 'stack',
+    'Less': 'less',
+    'GreaterEqual': 'greater_equal',
     # overflow, norm, loss scale, optimizer
     'L2Loss': 'L2Loss',
     'AddN': 'AddN',
@@ -104,10 +111,10 @@ def parse(path):
 
 @pytest.fixture(scope='module')
 def compiled(compiles, tmp_path_factory):
-    """The IR of the training step for a chip, as `parse` gives it; compiled once each."""
+    """The IR of the training step for a chip, or of the `evaluation` step, as `parse` gives it; compiled once each."""
     found = {}
 
-    def get(chip):
+    def get(chip, evaluation=False):
         if chip not in found:
             directory = tmp_path_factory.mktemp(chip)
             done = subprocess.run(
@@ -119,9 +126,10 @@ def compiled(compiles, tmp_path_factory):
                 timeout=600,
             )
             assert done.returncode == 0, done.stderr[-3000:]
-            (path,) = directory.glob('*validate*.ir')
-            found[chip] = parse(path)
-        return found[chip]
+            paths = sorted(directory.glob('*validate*.ir'), key=lambda path: path.stat().st_mtime_ns)
+            assert len(paths) == 2
+            found[chip] = [*map(parse, paths)]
+        return found[chip][not evaluation]
 
     return get
 
@@ -143,6 +151,15 @@ def test_operations_are_those_of_ascend(chip, compiled):
     nodes, _ = compiled(chip)
     assert not {node.operation for node in nodes} - OPERATIONS.keys()
     assert {'Conv2DBackpropInput', 'ApplyRMSProp', 'AllReduce', 'OneHot', 'AvgPool'} <= {node.operation for node in nodes}
+
+
+@each_chip
+def test_operations_of_an_evaluation_are_those_of_ascend(chip, compiled):
+    """With the outputs of each image."""
+    nodes, returned = compiled(chip, evaluation=True)
+    assert not {node.operation for node in nodes} - OPERATIONS.keys()
+    assert {'Conv2D', 'BatchNorm', 'Softmax', 'Argmax', 'OneHot'} <= {node.operation for node in nodes}
+    assert len(returned) == 1 and 'TupleShape((4), (2, 6))' in returned[0]
 
 
 @pytest.mark.parametrize('documented', sorted({name.split(': ')[-1] for name in OPERATIONS.values()}))

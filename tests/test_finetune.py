@@ -78,6 +78,23 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert all(path.stat().st_mtime_ns == when for path, when in changed.items())
 
 
+@pytest.mark.parametrize(
+    'photos, options, epochs',
+    [
+        (122, [], 29),  # 7 steps each
+        (16, [], 200),
+        (5000, [], 3),  # those of the recipe
+        (122, ['--lr', '0.1'], 29),
+        (122, ['--max_epochs=3'], None),
+        (122, ['--max_train_steps', '9'], None),
+    ],
+)
+def test_few_photos_are_seen_more_often(photos, options, epochs):
+    """The cosine ends with the training. Who says how long is believed."""
+    expected = [] if epochs is None else ['--max_epochs', f'{epochs}', '--T_max', f'{epochs}']
+    assert finetune.epochs_for(photos, 16, {'max_epochs': 3}, options) == expected
+
+
 @pytest.fixture
 def attempt(weights, tmp_path, capsys, monkeypatch):
     """Runs the program on good photos and weights, or on others; gives its one line and sees that no output was begun."""

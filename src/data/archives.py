@@ -34,6 +34,7 @@ class Archive(Index):
     """The images of one archive, in its order; `paths` has its path."""
 
     file: np.ndarray = None  # bytes [images]; one array, so that processes share the names of a million files
+    left_out: str = ''  # classes of a training archive without an image
     not_read = ()  # as in `Folder`
 
     def name(self, i: int) -> str:
@@ -68,6 +69,8 @@ def open_archive(data_dir: str, split: str, progress: bool = False) -> Archive:
         raise InputError(f'{path}: {error}; download it again, or another one that fits') from None
     offset, length = np.array(places, np.int64).reshape(-1, 2).T.copy()
     label = np.array(labels, np.int64)
+    found = set(labels)
+    empty = [synset for n, synset in enumerate(imagenet.classes(), 1) if n not in found] if truth is None else []
     return Archive(
         [path],
         np.zeros(len(label), np.int32),
@@ -76,6 +79,9 @@ def open_archive(data_dir: str, split: str, progress: bool = False) -> Archive:
         label,
         class_names=imagenet.class_names(imagenet.BACKGROUND_CLASSES),
         file=np.array(names, 'S'),
+        left_out=f'{len(empty)} of {len(imagenet.classes())} classes, of which {path} has no image, the first is {empty[0]}'
+        if empty
+        else '',
     )
 
 

@@ -31,14 +31,14 @@ class EvaluationStep(nn.Cell):
         target = ops.one_hot(label, logits.shape[1], 1.0, 0.0)
         true_logit = ops.ReduceSum(keep_dims=True)(logits * target, 1)
         # Rank of the true class, from 0; comparisons with NaN are false, so NaN counts as wrong.
-        rank = logits.shape[1] - (logits <= true_logit).astype(ms.float32).sum(1)
+        rank = logits.shape[1] - ops.ReduceSum()((logits <= true_logit).astype(ms.float32), 1)
         top1, top5 = (rank < 1).astype(ms.float32), (rank < 5).astype(ms.float32)
         loss = cross_entropy(logits, label)
-        sums = ops.stack([(top1 * counts).sum(), (top5 * counts).sum(), (loss * counts).sum(), counts.sum()])
+        sums = ops.ReduceSum()(ops.stack((top1 * counts, top5 * counts, loss * counts, counts)), 1)
         if not self.per_image:
             return sums
         probability = ops.softmax(logits, -1)
         # float32 holds class numbers exactly up to 2^24.
         predicted, label = logits.argmax(1).astype(ms.float32), label.astype(ms.float32)
         true = ops.ReduceSum()(probability * target, 1)
-        return sums, ops.stack([label, predicted, ops.ReduceMax()(probability, 1), true, loss, rank], 1)
+        return sums, ops.stack((label, predicted, ops.ReduceMax()(probability, 1), true, loss, rank), 1)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from src.errors import InputError
 
-# Peak of a float32 step on the CPU with MindSpore 2.8 (`python -m benchmarks.memory`), within 12 % of what was measured:
-# 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 to 3.6 GB at 75 x 75 with 32.
-BASE = 0.6e9
-PER_WEIGHT = 50  # weight, gradient, optimizer state, and copies in the compiled graph
-WORKSPACE = 1.25e9  # of the convolutions at 299 x 299
-PER_IMAGE = 0.18e9  # at 299 x 299
+
+class Peak(NamedTuple):
+    """Bytes of a float32 process on the CPU with MindSpore 2.8, within 12 % of what was measured."""
+
+    per_weight: float
+    workspace: float  # of the convolutions at 299 x 299
+    per_image: float  # at 299 x 299
+    base: float = 0.6e9
+
+    def bytes(self, weights: int, batch_size: int, image_size: int) -> float:
+        """Estimate for a network with so many `weights`."""
+        images = self.workspace + self.per_image * batch_size
+        return self.base + self.per_weight * weights + images * (image_size / 299) ** 2
 
 
-def training_bytes(weights: int, batch_size: int, image_size: int) -> float:
-    """Estimate of the bytes that a training step takes, for a network with so many `weights`."""
-    return BASE + PER_WEIGHT * weights + (WORKSPACE + PER_IMAGE * batch_size) * (image_size / 299) ** 2
+# `python -m benchmarks.memory`: 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 to 3.6 GB at
+# 75 x 75 with 32. For each weight there are its gradient, the optimizer's state, and copies in the compiled graph.
+TRAINING = Peak(50, 1.25e9, 0.18e9)
+# Of a training on cached features, while it computes them: 3.4 GB at 299 x 299 with batches of 64, 1.0 GB at 75 x 75
+# with 32.
+FEATURES = Peak(6, 1.25e9, 0.02e9)
 
 
 def free_bytes() -> int:
@@ -34,14 +45,14 @@ def free_bytes() -> int:
     return min(found)
 
 
-def check(weights: int, batch_size: int, image_size: int, ranks: int, free: int | None = None) -> None:
+def check(peak: Peak, weights: int, batch_size: int, image_size: int, ranks: int, free: int | None = None) -> None:
     """InputError, naming a batch that fits, if `ranks` processes with batches of `batch_size` images of `image_size` pixels
     need more than `free` bytes, by default those that are left."""
     free = free_bytes() if free is None else free
-    need = ranks * training_bytes(weights, batch_size, image_size)
+    need = ranks * peak.bytes(weights, batch_size, image_size)
     if need <= free:
         return
-    fits = int(((free / ranks - training_bytes(weights, 0, image_size)) / PER_IMAGE) * (299 / image_size) ** 2)
+    fits = int(((free / ranks - peak.bytes(weights, 0, image_size)) / peak.per_image) * (299 / image_size) ** 2)
     remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
     raise InputError(
         f'batch_size {batch_size} at image_size {image_size} needs about {need / 1e9:.1f} GB for {ranks} '

@@ -226,9 +226,7 @@ def main(argv=None):
     parser = Parser(prog='python -m benchmarks.inference', description=__doc__.partition(':')[0])
     parser.add_argument('--batch', default='1,8', help='batch sizes (default: 1,8)')
     parser.add_argument('--rounds', type=int, default=9, help='timed calls of each (default: 9)')
-    parser.add_argument(
-        '--skip', default='', help='leave out candidates whose name contains one of these, with commas between'
-    )
+    parser.add_argument('--skip', default=[], nargs='*', help='leave out candidates whose names contain one of these')
     parser.add_argument('--no_memory', action='store_true', help='leave out the memory')
     parser.add_argument('--directory', default='', help='keep the exported files here and use those that are there')
     parser.add_argument('--weights', default='', help='weights of a real network, of any kind that export.py reads')
@@ -249,8 +247,7 @@ def main(argv=None):
     if args.predict and not args.data_dir:
         raise InputError('--predict needs photos; use --data_dir DIR')
     packages = ['mindspore', 'onnxruntime', 'torch', 'timm', 'openvino']
-    skipped = [part for part in args.skip.split(',') if part]
-    names = [name for name in CANDIDATES if not any(part in name for part in skipped)]
+    names = [name for name in CANDIDATES if not any(part in name for part in args.skip)]
     if not importlib.util.find_spec('openvino'):
         names, packages = [name for name in names if 'OpenVINO' not in name], packages[:-1]
     print(machine(*packages))

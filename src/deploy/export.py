@@ -89,11 +89,11 @@ def _write_and_check(network, path, temporary, signature, encoding, computed_in)
     logits = network(Tensor(as_input(images, signature._replace(input_type='float')))).asnumpy().copy()
     if encoding.fold_bn:
         fold(network)
-    set_precision(network, encoding.precision)
-    run = _write(network, temporary, signature, inputs, encoding)
+    by_types = encoding.precision == 'bfloat16' and ms.get_context('device_target') == 'CPU'
+    write = _write_unseen if by_types else _write
+    run, measured_on = write(network, temporary, signature, inputs, encoding)
     outputs = verification.run_in_calls(run, inputs, signature.batch_size)
-    found = verification.check(path, outputs, logits, signature.output, computed_in)
-    found['measured_on'] = 'the file' if path.suffix in LOADERS else 'the graph before it was written'
+    found = {**verification.check(path, outputs, logits, signature.output, computed_in), 'measured_on': measured_on}
     made = {
         **description.of_signature(signature, outputs),
         'fold_bn': encoding.fold_bn,
@@ -108,13 +108,30 @@ def _write_and_check(network, path, temporary, signature, encoding, computed_in)
 
 
 def _write(network, path, signature, inputs, encoding):
-    """Write the graph to `path`; returns the function (ndarray -> tuple of ndarrays) of the file, for AIR of the graph."""
-    cell = Served(network, signature.input_type, signature.output, signature.preprocessing, encoding.precision)
-    cell.set_train(False)
+    """Write the graph to `path`; returns the function (ndarray -> tuple of ndarrays) of the file, for AIR of the graph, and
+    which it is."""
+    set_precision(network, encoding.precision)
+    cell = _served(network, signature, encoding.precision)
     example = Tensor(inputs[:1].repeat(signature.batch_size or 1, 0))
     with plain_name(path) as plain:
         write = WRITERS[path.suffix[1:].upper()]
         write(cell, plain, example, OUTPUT_NAMES[signature.output], signature.batch_size == 0)
     if path.suffix == '.onnx':
         convert_opset(path, encoding.opset)
-    return LOADERS[path.suffix](path) if path.suffix in LOADERS else as_function(cell)
+    if path.suffix in LOADERS:
+        return LOADERS[path.suffix](path), 'the file'
+    return as_function(cell), 'the graph before it was written'
+
+
+def _write_unseen(network, path, signature, inputs, encoding):
+    """As `_write`, where the device has no kernels for the precision: the function is that of a network in float32 with the
+    weights as they are rounded, and the file is known by their types."""
+    _write(network, path, signature, inputs, encoding)
+    if (types := parameter_types(path)) != {encoding.precision.upper()}:
+        raise InputError(f'{path.name}: its weights are of the types {", ".join(sorted(types))}; no file was written')
+    set_precision(network, 'float32')
+    return as_function(_served(network, signature, 'float32')), 'the rounded weights, in float32'
+
+
+def _served(network, signature, precision):
+    return Served(network, signature.input_type, signature.output, signature.preprocessing, precision).set_train(False)

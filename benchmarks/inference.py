@@ -84,10 +84,10 @@ CANDIDATES = {
     'ONNX in ONNX Runtime, int8': lambda d: _first(load_onnx(d / 'int8.onnx')),
     'ONNX in OpenVINO': lambda d: openvino_network(d / 'folded.onnx'),
     'ONNX in OpenVINO, int8': lambda d: openvino_network(d / 'int8.onnx'),
-    'timm, eager': lambda d: timm_network(d / 'weights.npz'),
+    'timm, eager, contiguous': lambda d: timm_network(d / 'weights.npz'),
     'timm, eager, channels last': lambda d: timm_network(d / 'weights.npz', True),
     'timm, bfloat16, channels last': lambda d: timm_network(d / 'weights.npz', True, bfloat16=True),
-    'timm, compiled': lambda d: timm_network(d / 'weights.npz', compiled=True),
+    'timm, compiled, contiguous': lambda d: timm_network(d / 'weights.npz', compiled=True),
     'timm, compiled, channels last': lambda d: timm_network(d / 'weights.npz', True, compiled=True),
 }
 NEARLY = ('int8', 'bfloat16')  # parts of the names of those that give other logits

@@ -18,7 +18,7 @@ from src.errors import InputError
 
 Run = Callable[[np.ndarray], 'tuple[np.ndarray, ...]']
 
-OPSET, INT8_OPSET = 15, 17  # what atc of CANN 8.5 takes; scales per channel need 13, ONNX Runtime advises 17
+OPSET, INT8_OPSET = 15, 17  # what atc of CANN 8.5 takes; scales per channel need 13 at least
 NO_NPU = (
     'file_format AIR: only an NPU can write it and MindSpore sees none here; run the same command on the NPU, or '
     'use --file_format ONNX and convert with atc (docs/deploy.md)'

@@ -7,14 +7,17 @@ from pathlib import Path
 from src import config as configuration
 from src import runtime
 from src.data.preprocess import PREPROCESSING, recorded_preprocessing
+from src.data.records import find_format, open_records, splits
 from src.deploy import description
 from src.deploy.aipp import write_aipp
 from src.deploy.class_names import class_names, recorded_names
-from src.deploy.export import export_network
-from src.deploy.formats import check_format
+from src.deploy.export import Encoding, export_network
+from src.deploy.formats import INT8_OPSET, OPSET, check_format
 from src.deploy.graph import Signature
 from src.deploy.network import load_network
+from src.deploy.quantization import Quantization, Sample, spread
 from src.errors import InputError, entry_point
+from src.evaluation.evaluation import open_validation
 from src.weights.read import main_file
 
 
@@ -23,6 +26,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     config = configuration.load(argv)
     check_format(config.file_format)
+    check_encoding(config)
     if config.aipp and config.export_input == 'uint8':
         raise InputError('aipp and export_input uint8 would both scale the pixels; use --export_input float with --aipp')
     if config.aipp and not config.ckpt_path:
@@ -35,19 +39,72 @@ def main(argv=None):
 
     network, info, config = load_network(config.ckpt_path, argv)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
+    opset = config.opset if config.opset != 'auto' else INT8_OPSET if config.quantize == 'int8' else OPSET
+    on_npu = run.device_target == 'Ascend' and config.export_precision == 'float32'
+    computed_in = 'float16 or HF32' if on_npu else config.export_precision
+    material = quantization(config, info) if config.quantize == 'int8' else None
     report = export_network(
         network,
         path,
         Signature(config.image_size, preprocessing, config.export_input, config.export_output, config.batch_size),
         origin(config, info),
-        config.fold_bn,
-        computed_in='float16 or HF32' if run.device_target == 'Ascend' else 'float32',
+        Encoding(config.fold_bn, config.export_precision, opset, material),
+        computed_in,
     )
     if config.aipp:
         write_aipp(config.aipp, preprocessing, config.image_size)
     print(description.as_text(path, report))
     if config.aipp:
         print(f'{config.aipp}: scaling of the same preprocessing for atc')
+
+
+def check_encoding(config):
+    """InputError if options exclude each other."""
+    if config.export_precision != 'float32' and config.file_format != 'MINDIR':
+        raise InputError(
+            f'export_precision {config.export_precision}: only MINDIR is written in it, {config.file_format} in float32, '
+            'which atc makes float16 by itself; leave it out, or use --file_format MINDIR'
+        )
+    if config.quantize == 'none':
+        return
+    for option, needed in (('file_format', 'ONNX'), ('fold_bn', True)):
+        if config[option] != needed:
+            raise InputError(f'quantize int8 needs {option} {needed}, not {config[option]}; use --{option} {needed}')
+    if config.opset != 'auto' and config.opset < 13:
+        raise InputError(
+            f'opset {config.opset} has no scales per channel, which quantize int8 needs; use --opset 13 or more'
+        )
+    if not config.data_dir:
+        raise InputError('quantize int8 needs images to calibrate with; use --data_dir DIR')
+
+
+def quantization(config, info):
+    """The images of `data_dir` with which the file is quantized and compared (Quantization)."""
+    layout = find_format(config.data_dir, config.dataset_format)
+    train = open_records(config.data_dir, 'train', layout)
+    calibration = Sample(train, spread(train.label, config.calibration_images, config.seed))
+    if 'validation' in splits(config.data_dir, layout):
+        names = recorded_names(info)
+        records, offset = open_validation(
+            config.data_dir,
+            layout,
+            config.label_offset,
+            config.num_classes,
+            print,
+            names=names,
+            recorded_offset=info['config'].get('label_offset', '1' if len(names or ()) > config.num_classes else '0'),
+            source=config.ckpt_path,
+        )
+        evaluation = Sample(records, spread(records.label, config.validation_images or len(records), config.seed), offset)
+    else:
+        count = config.validation_images or config.calibration_images
+        evaluation = Sample(train, spread(train.label, count, config.seed, calibration.numbers))
+    if not len(evaluation.numbers):
+        raise InputError(
+            f'data_dir {config.data_dir} has no validation images, and all {len(train)} training images are used for '
+            'calibration; give fewer --calibration_images'
+        )
+    return Quantization(calibration, evaluation, config.max_accuracy_loss)
 
 
 def write_default_aipp(config):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 
+from src.data.folder import Folder
+from src.data.index import Index
 from src.errors import InputError
 
 
@@ -90,7 +92,7 @@ class PatientReader:
         raise ValueError(str(problem))
 
 
-def where_and_why(records, record: int, error: Exception) -> str:
+def where_and_why(records: Index | Folder, record: int, error: Exception) -> str:
     """Place of a record and its damage, for messages."""
     place, problem = records.where(record), str(error)
     return problem if problem.startswith(place) else f'{place}: {problem}'

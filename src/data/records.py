@@ -64,7 +64,7 @@ def _listing(data_dir):
     return list_directory(data_dir, 'give the directory of a data set')
 
 
-def find_format(data_dir, dataset_format: str = 'auto') -> str:
+def find_format(data_dir: str | Path, dataset_format: str = 'auto') -> str:
     """Which of `FORMATS` the directory holds, for "auto"; else `dataset_format`.
 
     InputError if it holds none or two of them, or if `dataset_format` is unknown.
@@ -110,7 +110,7 @@ def _near_miss(names):
     return 'give the directory above train/ and validation/, or that of the shards'
 
 
-def splits(data_dir, dataset_format: str) -> list[str]:
+def splits(data_dir: str | Path, dataset_format: str) -> list[str]:
     """Which splits a directory of that layout has, in the order of `SPLITS`; InputError if it cannot be read."""
     names = _listing(data_dir)
     there = {

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from src.data.preprocess import recorded_preprocessing
+from src.deploy import quantization
 from src.deploy.formats import SUFFIXES, need_utf8
 from src.deploy.graph import INPUT_TYPES, OUTPUT_NAMES, Signature
 from src.errors import InputError
@@ -83,8 +84,10 @@ def as_text(path: Path, report: dict) -> str:
     """Lines that say what was written to `path` with the description `report`."""
     takes, gives, found = report['input'], report['output'], report['deviation']
     outputs = ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
+    compared = f'{quantization.as_text(report["quantization"])}\n' if 'quantization' in report else ''
     return (
         f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output {outputs}\n'
+        f'{compared}'
         f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random "
         f'pixels, {found["smooth"]:.1e} for smooth images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it '
         f'in {path.with_suffix(".json")}'

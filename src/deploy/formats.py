@@ -18,6 +18,7 @@ from src.errors import InputError
 
 Run = Callable[[np.ndarray], 'tuple[np.ndarray, ...]']
 
+OPSET, INT8_OPSET = 15, 17  # what atc of CANN 8.5 takes; scales per channel need 13 at least
 NO_NPU = (
     'file_format AIR: only an NPU can write it and MindSpore sees none here; run the same command on the NPU, or '
     'use --file_format ONNX and convert with atc (docs/deploy.md)'
@@ -57,7 +58,7 @@ def write_mindir(cell: nn.Cell, path: str | Path, example: Tensor, names: list[s
 
 
 def write_onnx(cell: nn.Cell, path: str | Path, example: Tensor, names: list[str], any_batch: bool):
-    """As `write_mindir`; the outputs get the `names`, and ONNX's own checker must accept the file."""
+    """As `write_mindir`; the outputs get the `names`."""
     import onnx
 
     ms.onnx.export(
@@ -72,8 +73,25 @@ def write_onnx(cell: nn.Cell, path: str | Path, example: Tensor, names: list[str
         model = onnx.load(path)
         for output in model.graph.output:
             output.type.tensor_type.shape.dim[0].dim_param = 'N'
-        onnx.save(model, path)
+        _save(model, path)
+
+
+def convert_opset(path: str | Path, opset: int):
+    """Bring the ONNX file `path` to version `opset` of the operators, from MindSpore's 11. ONNX's own checker must accept
+    it."""
+    import onnx.version_converter
+
+    model = onnx.load(path)
+    if model.opset_import[0].version != opset:
+        _save(onnx.version_converter.convert_version(model, opset), path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _save(model, path):
+    import onnx
+
+    os.unlink(path)  # MindSpore has made it unwritable
+    onnx.save(model, path)
 
 
 def write_air(cell: nn.Cell, path: str | Path, example: Tensor, names: list[str], any_batch: bool):
@@ -124,6 +142,15 @@ def load_onnx(path: str | Path) -> Run:
         raise InputError(_damaged(path, 'an ONNX file', error)) from None
     name = session.get_inputs()[0].name
     return lambda images: tuple(session.run(None, {name: images}))
+
+
+def parameter_types(path: str | Path) -> set[str]:
+    """Names of the types of the parameters in the MINDIR file `path`, such as FLOAT16."""
+    from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
+
+    model = ModelProto()
+    model.ParseFromString(Path(path).read_bytes())
+    return {TensorProto.DataType.Name(parameter.data_type) for parameter in model.graph.parameter}
 
 
 LOADERS = {'.mindir': load_mindir, '.onnx': load_onnx}

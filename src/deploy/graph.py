@@ -12,6 +12,7 @@ from src.data.preprocess import PREPROCESSING, Preprocessing, scale
 from src.inceptionv4 import ConvBN
 
 INPUT_TYPES = {'float': 'float32', 'uint8': 'uint8'}
+PRECISIONS = {'float32': ms.float32, 'float16': ms.float16, 'bfloat16': ms.bfloat16}
 OUTPUT_NAMES = {'logits': ['logits'], 'softmax': ['probabilities'], 'top5': ['probabilities', 'classes']}
 
 
@@ -30,18 +31,20 @@ class Served(nn.Cell):
 
     Args:
         input_type (str): `float`: float32 (N, 3, H, W), scaled; `uint8`: images (N, H, W, 3), scaled in the graph.
+        precision (str): of the network, to which `set_dtype` has brought its parameters: a key of `PRECISIONS`.
         output (str): `logits` or `softmax`: float32 (N, classes); `top5`: the five highest probabilities, float32 (N, 5),
             best first, and their class numbers, int32 (N, 5).
     """
 
-    def __init__(self, network, input_type='uint8', output='softmax', preprocessing=PREPROCESSING):
+    def __init__(self, network, input_type='uint8', output='softmax', preprocessing=PREPROCESSING, precision='float32'):
         super().__init__(auto_prefix=False)
+        self.dtype = PRECISIONS[precision]
         self.network, self.input_type, self.output, self.preprocessing = network, input_type, output, preprocessing
 
     def construct(self, x):
         if self.input_type == 'uint8':
             x = scale(x.astype(ms.float32).transpose(0, 3, 1, 2), self.preprocessing)
-        x = self.network(x).astype(ms.float32)
+        x = self.network(x.astype(self.dtype)).astype(ms.float32)
         if self.output == 'logits':
             return x
         x = ops.softmax(x, 1)
@@ -54,6 +57,17 @@ class Served(nn.Cell):
 def host_scale(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Images uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
     return scale(Tensor(images.transpose(0, 3, 1, 2).astype(np.float32)), preprocessing).asnumpy()
+
+
+def as_input(images: np.ndarray, signature: Signature) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) as a file of `signature` takes them."""
+    return host_scale(images, signature.preprocessing) if signature.input_type == 'float' else images
+
+
+def set_precision(network: nn.Cell, precision: str) -> None:
+    """Bring the parameters of `network` to `precision`, a key of `PRECISIONS`."""
+    for parameter in network.get_parameters():
+        parameter.set_dtype(PRECISIONS[precision])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

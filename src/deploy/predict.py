@@ -1,6 +1,6 @@
 """The likeliest classes of images:
 
-python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--html F]
+python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--batch_size 8] [--top 5] [--json] [--html F]
 """
 
 from __future__ import annotations
@@ -8,82 +8,39 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from src import runtime
-from src.data.folder import IMAGE_SUFFIXES
-from src.data.image import thumbnail
-from src.data.preprocess import Preprocessing, evaluation_image
+from src.deploy import decoding
 from src.deploy.prediction import Prediction, as_json, as_text, write_page
 from src.deploy.predictor import Predictor, open_model
+from src.deploy.sources import STANDARD_INPUT, find_images, standard_input
 from src.errors import InputError, Parser, counted, entry_point
 
 BATCH = 8
-THUMBNAIL = 240  # pixels, longer side
 
 
-def find_images(path: str | Path) -> list[Path]:
-    """The image `path`, or all below the directory `path`, sorted by name. InputError if there is none."""
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f'{path}: no such image or directory')
-    found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not found:
-        raise InputError(f'{path}: no image in it ({", ".join(IMAGE_SUFFIXES)})')
-    return found
+def predict(
+    model: Predictor, paths: Iterable[str], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
+) -> Iterator[Prediction]:
+    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order, as soon as its batch is done.
 
-
-def load(
-    paths: list[Path], size: int, preprocessing: Preprocessing, thumbnails: bool = False
-) -> list[tuple[np.ndarray | str, bytes | None]]:
-    """For each path the image, uint8 (size, size, 3), or what is wrong with it (str), and its thumbnail as a JPEG."""
-    loaded = []
-    for path in paths:
-        try:
-            encoded = path.read_bytes()
-            image = evaluation_image(encoded, size, preprocessing, upright=True)
-            loaded.append((image, thumbnail(encoded, THUMBNAIL, upright=True) if thumbnails else None))
-        except (OSError, ValueError) as error:
-            loaded.append((getattr(error, 'strerror', None) or str(error), None))
-    return loaded
-
-
-def predict(model: Predictor, paths: list[Path], top: int = 5, thumbnails: bool = False) -> Iterator[Prediction]:
-    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order.
-
-    A thread decodes a batch while the one before is in the network.
+    Threads decode the next batches while one is in the network.
     """
-    size = _batch_size(model, paths)
-    batches = [paths[i : i + size] for i in range(0, len(paths), size)]
-    with ThreadPoolExecutor(1) as decoder:
-
-        def start(number):
-            return decoder.submit(load, batches[number], model.size, model.preprocessing, thumbnails)
-
-        ahead = start(0)
-        for number, batch in enumerate(batches):
-            loaded = ahead.result()
-            if number + 1 < len(batches):
-                ahead = start(number + 1)
-            good = [image for image, _ in loaded if isinstance(image, np.ndarray)]
+    load = partial(decoding.load, size=model.size, preprocessing=model.preprocessing, with_thumbnail=thumbnails)
+    with contextlib.closing(decoding.batches(paths, batch_size, load)) as batches:
+        for batch in batches:
+            good = [one.image for one in batch if one.error is None]
             # Always a whole batch: a graph is compiled for each shape.
-            rows = iter(zip(*model.probabilities(np.resize(good, (size, *good[0].shape))))) if good else iter(())
-            for path, (image, thumbnail) in zip(batch, loaded):
-                if isinstance(image, str):
-                    yield Prediction(path, None, image, None)
-                else:
-                    yield Prediction(path, _best(*next(rows), model.class_names, top), None, thumbnail)
-
-
-def _batch_size(model, paths):
-    return model.batch_size or min(BATCH, len(paths))
+            rows = iter(zip(*model.probabilities(np.resize(good, (batch_size, *good[0].shape))))) if good else iter(())
+            for path, _, error, thumbnail in batch:
+                best = None if error else _best(*next(rows), model.class_names, top)
+                yield Prediction(path, best, error, thumbnail)
 
 
 def _best(probabilities, classes, names, top):
@@ -103,13 +60,23 @@ def parse(argv: list[str] | None):
     """The command line (argparse.Namespace)."""
     parser = Parser(prog='python -m src.deploy.predict', description='Prints the likeliest classes of each image.')
     parser.add_argument(
-        'sources', nargs='+', metavar='IMAGE_OR_DIR', help='an image, or a directory with images at any depth'
+        'sources',
+        nargs='+',
+        metavar='IMAGE_OR_DIR',
+        help='an image, a directory with images at any depth, a quoted pattern, a file:// URL, a text file (.txt) '
+        'with a line for each of those, or - for such lines on standard input',
     )
     parser.add_argument(
         '--model',
         required=True,
         metavar='FILE',
         help='MINDIR or ONNX file of export.py, or a checkpoint, also of timm (safetensors, .pth), TensorFlow or MindCV',
+    )
+    parser.add_argument(
+        '--batch_size',
+        type=positive,
+        metavar='N',
+        help=f'images in a call of the model (default: {BATCH}, or what it needs)',
     )
     parser.add_argument('--top', type=positive, default=5, metavar='N', help='classes to show of each image (default: 5)')
     parser.add_argument(
@@ -127,42 +94,79 @@ def parse(argv: list[str] | None):
 def main(argv: list[str] | None = None):
     """Run the command line `argv` (default: that of the process)."""
     args = parse(argv)
-    paths = [path for source in args.sources for path in find_images(source)]
+    paths, count = all_images(args.sources)
     runtime.start()
     model = open_model(args.model, args.labels)
     check_top(args.top, model.num_classes, model.num_classes)
-    blank = np.zeros((_batch_size(model, paths), model.size, model.size, 3), np.uint8)
+    batch_size = _batch_size(model, args, count)
+    blank = np.zeros((batch_size, model.size, model.size, 3), np.uint8)
     values, _ = model.probabilities(blank)  # the first call compiles, which is not to count as time of the images
     check_top(args.top, values.shape[1], model.num_classes)
-    # The page is made even if nobody reads the lines any more.
-    reading = contextlib.suppress(BrokenPipeError) if args.html else contextlib.nullcontext()
-    start = time.perf_counter()
-    predictions = show(predict(model, paths, args.top, bool(args.html)), len(paths), args.json, reading)
-    seconds = time.perf_counter() - start
-    good = sum(not prediction.error for prediction in predictions)
-    source = args.sources[0] if len(args.sources) == 1 else f'{len(args.sources)} images and directories'
-    if not good:
-        raise InputError(f'{source}: no image that can be read')
-    skipped = f', {len(paths) - good} skipped' if good < len(paths) else ''
-    summary = f'{counted(good, "image")}{skipped}, {len(paths) / seconds:.1f} images/s, decoding included'
-    with reading:
-        print(summary, file=sys.stderr if args.json else sys.stdout)
+    source = 'standard input' if count is None else args.sources[0]
+    source = source if len(args.sources) == 1 else f'{len(args.sources)} images and directories'
+    shown = Shown(predict(model, paths, args.top, bool(args.html), batch_size), count, args.json, bool(args.html), source)
     if args.html:
-        write_page(args.html, predictions, f'{Path(args.model).name} on {Path(source).name}', summary)
+        write_page(args.html, shown, f'{Path(args.model).name} on {Path(source).name}', shown.summary)
+    else:
+        for _ in shown:
+            pass
+    with shown.reading:
+        print(shown.summary(), file=sys.stderr if args.json else sys.stdout)
 
 
-def show(predictions: Iterator[Prediction], count: int, json: bool, reading) -> list[Prediction]:
-    """Print the `count` predictions as they come and return them; what cannot be read is reported on stderr, or with `json`
-    among the others. `reading` is the context in which lines are printed."""
-    shown = []
-    with tqdm(total=count, unit='image', leave=False, disable=True if count == 1 else None) as bar:
-        for prediction in predictions:
-            text = (as_json if json else as_text)(prediction)
-            with reading:
-                bar.write(text, sys.stderr if prediction.error and not json else sys.stdout)
-            bar.update()
-            shown.append(prediction)
-    return shown
+def all_images(sources: list[str]) -> tuple[Iterable[str], int | None]:
+    """The images that `sources` name and their number, None with standard input. InputError if a source has none."""
+    if STANDARD_INPUT in sources:
+        if len(sources) > 1:
+            raise InputError('- (standard input) stands alone; write the other images to it, too')
+        return standard_input(), None
+    paths = [path for source in sources for path in find_images(source)]
+    return paths, len(paths)
+
+
+def _batch_size(model, args, count):
+    """Images in a call. InputError if the option `batch_size` is not what the model needs."""
+    if args.batch_size and model.batch_size not in (0, args.batch_size):
+        raise InputError(
+            f'batch_size {args.batch_size}: {args.model} was exported for batches of {model.batch_size}; leave the option '
+            'out, or export with --batch_size 0'
+        )
+    return args.batch_size or model.batch_size or min(BATCH, count or BATCH)
+
+
+class Shown:
+    """Iterable of the `predictions`, each of which is printed as it comes: as JSON with `json`, else as text, and then what
+    cannot be read on stderr. With `page` the end of the reader is not the end. `count` is their number, None if unknown."""
+
+    def __init__(self, predictions: Iterator[Prediction], count: int | None, json: bool, page: bool, source: str):
+        self.predictions, self.count, self.json, self.source = predictions, count, json, source
+        self.reading = contextlib.suppress(BrokenPipeError) if page else contextlib.nullcontext()
+        self.good = self.bad = 0
+        self.seconds = 0.0
+
+    def __iter__(self):
+        start = time.perf_counter()
+        with tqdm(total=self.count, unit='image', leave=False, disable=True if self.count == 1 else None) as bar:
+            for prediction in self.predictions:
+                self._print(prediction, bar)
+                self.good, self.bad = self.good + (not prediction.error), self.bad + bool(prediction.error)
+                bar.update()
+                yield prediction
+        self.seconds = time.perf_counter() - start
+
+    def _print(self, prediction, bar):
+        stream = sys.stderr if prediction.error and not self.json else sys.stdout
+        with self.reading:
+            bar.write((as_json if self.json else as_text)(prediction), stream)
+            stream.flush()  # a program may wait for this line before it names the next image
+
+    def summary(self) -> str:
+        """One line on all of them. InputError if none could be read."""
+        if not self.good:
+            raise InputError(f'{self.source}: no image that can be read')
+        skipped = f', {self.bad} skipped' if self.bad else ''
+        rate = (self.good + self.bad) / self.seconds
+        return f'{counted(self.good, "image")}{skipped}, {rate:.1f} images/s, decoding included'
 
 
 def check_top(top: int, given: int, num_classes: int):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from src import files
 from src.errors import InputError
@@ -14,7 +15,7 @@ from src.errors import InputError
 class Prediction(NamedTuple):
     """The likeliest classes of an image, or what is wrong with it."""
 
-    path: Path
+    path: str
     top: list[tuple[int, str, float]] | None  # class number, label, probability, best first; None with an `error`
     error: str | None
     thumbnail: bytes | None  # JPEG, if one was asked for
@@ -24,16 +25,16 @@ def as_text(prediction: Prediction) -> str:
     """The name of the image and a line for each class, or one line with the error."""
     if prediction.error:
         return f'{prediction.path}: {prediction.error}; skipped'
-    return '\n'.join([str(prediction.path), *(f'  {100 * p:6.2f} %  {label}' for _, label, p in prediction.top)])
+    return '\n'.join([prediction.path, *(f'  {100 * p:6.2f} %  {label}' for _, label, p in prediction.top)])
 
 
 def as_json(prediction: Prediction) -> str:
     """One line: {"file": ..., "top": [{"class": ..., "label": ..., "probability": ...}, ...]}, or "error" for "top"."""
     if prediction.error:
-        return files.as_json({'file': str(prediction.path), 'error': prediction.error})
+        return files.as_json({'file': prediction.path, 'error': prediction.error})
     return files.as_json(
         {
-            'file': str(prediction.path),
+            'file': prediction.path,
             'top': [{'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in prediction.top],
         }
     )
@@ -54,29 +55,30 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
 .row span + span {{ white-space: nowrap }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{summary}</p>
 <main>
 """
 
 
-def write_page(path: str | Path, predictions: list[Prediction], title: str, summary: str):
-    """One HTML file with the thumbnails and the likeliest classes in it, whole or not at all. InputError if it cannot be
-    written."""
+def write_page(path: str | Path, predictions: Iterable[Prediction], title: str, summary: Callable[[], str]):
+    """One HTML file with the thumbnails and the likeliest classes in it, whole or not at all. `summary` is called after the
+    last of the `predictions`. InputError if it cannot be written."""
     try:
         with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-            file.write(PAGE.format(title=html.escape(title), summary=html.escape(summary)))
-            for prediction in predictions:
-                caption = f'<figcaption>{html.escape(str(prediction.path))}</figcaption>'
-                if prediction.error:
-                    file.write(f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n')
-                    continue
-                image = base64.b64encode(prediction.thumbnail).decode()
-                rows = ''.join(
-                    f'<div class="row" style="--share: {100 * p:.1f}%"><span>{html.escape(label)}</span>'
-                    f'<span>{100 * p:.1f} %</span></div>'
-                    for _, label, p in prediction.top
-                )
-                file.write(f'<figure><img alt="" src="data:image/jpeg;base64,{image}">{caption}{rows}</figure>\n')
-            file.write('</main></body></html>\n')
+            file.write(PAGE.format(title=html.escape(title)))
+            file.writelines(map(_figure, predictions))
+            file.write(f'</main>\n<p>{html.escape(summary())}</p>\n</body></html>\n')
     except OSError as error:
         raise InputError(f'html {path}: cannot be written ({error.strerror}); choose another file') from None
+
+
+def _figure(prediction):
+    caption = f'<figcaption>{html.escape(prediction.path)}</figcaption>'
+    if prediction.error:
+        return f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n'
+    image = base64.b64encode(prediction.thumbnail).decode()
+    rows = ''.join(
+        f'<div class="row" style="--share: {100 * p:.1f}%"><span>{html.escape(label)}</span>'
+        f'<span>{100 * p:.1f} %</span></div>'
+        for _, label, p in prediction.top
+    )
+    return f'<figure><img alt="" src="data:image/jpeg;base64,{image}">{caption}{rows}</figure>\n'

@@ -4,20 +4,24 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from unittest.mock import MagicMock, call
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from PIL import Image
 
 import export as entry
-from src import runtime
+from src import files, runtime
 from src.data import imagenet
+from src.data.folder import open_folder
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.deploy import export, formats, graph, predictor, verification
+from src.deploy import export, formats, graph, predictor, quantization, verification
 from src.deploy.aipp import write_aipp
 from src.deploy.class_names import class_names, recorded_names
+from src.deploy.quantization import Quantization, Sample, compare, quantized, spread
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -141,6 +145,36 @@ def test_batch_norm_is_folded(exported):
     assert b'BatchNorm' not in (exported / 'net.mindir').read_bytes()
 
 
+@pytest.mark.parametrize(
+    'precision, measured_on',
+    [('float16', 'the file'), pytest.param('bfloat16', 'the rounded weights, in float32', marks=pytest.mark.slow)],
+)
+def test_mindir_in_16_bits(precision, measured_on, small, exported, tmp_path):
+    """Half the size, all weights of the type, and outputs that are near, but not those of float32."""
+    arguments = ['--ckpt_path', small[0], '--file_name', tmp_path / 'net', '--export_precision', precision]
+    entry.main([str(a) for a in arguments])
+    about, path = json.loads((tmp_path / 'net.json').read_text()), tmp_path / 'net.mindir'
+    assert formats.parameter_types(path) == {precision.upper()} and about['precision'] == precision
+    assert formats.parameter_types(exported / 'net.mindir') == {'FLOAT'}
+    assert path.stat().st_size < 0.6 * (exported / 'net.mindir').stat().st_size
+    found = about['deviation']
+    assert found['computed_in'] == precision and found['measured_on'] == measured_on
+    assert 1e-5 < min(found['random'], found['smooth']) and max(found['random'], found['smooth']) < found['bound'] < 0.1
+
+
+@pytest.mark.parametrize('opset', [17, 18])
+def test_opset(opset, small, exported, tmp_path):
+    """What atc of CANN 8.5 takes by default; other versions compute the same."""
+    import onnx
+
+    (tmp_path / 'net.onnx').write_bytes((exported / 'net.onnx').read_bytes())
+    formats.convert_opset(tmp_path / 'net.onnx', opset)
+    found = [onnx.load(path).opset_import[0].version for path in (exported / 'net.onnx', tmp_path / 'net.onnx')]
+    assert found == [15, opset] and json.loads((exported / 'net.json').read_text())['opset'] == 15
+    first, second = (formats.load_onnx(path)(small[1][:2]) for path in (exported / 'net.onnx', tmp_path / 'net.onnx'))
+    assert np.abs(first[0] - second[0]).max() < 1e-6 and (first[1] == second[1]).all()
+
+
 @pytest.mark.parametrize('kind', ['mindir', 'onnx', 'ckpt'])
 def test_every_kind_of_model_gives_the_same(kind, small, exported):
     """The files by their own runtimes and the checkpoint, all of them from images, against NumPy's probabilities."""
@@ -204,7 +238,7 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
 
     monkeypatch.setitem(formats.WRITERS, 'AIR', write)
     monkeypatch.setattr(export, 'as_function', lambda cell: lambda images: (np.tile(np.float32(logits), (len(images), 1)),))
-    arguments = graph.Signature(75, PREPROCESSING), {}, True, computed_in
+    arguments = graph.Signature(75, PREPROCESSING), {}, export.Encoding(), computed_in
     if message is None:
         found = export.export_network(Two(), tmp_path / 'net.air', *arguments)['deviation']
         assert (
@@ -231,6 +265,12 @@ def test_bound_of_the_precision(logits, computed_in, message, tmp_path, monkeypa
         (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
         (['--export_output', 'top3'], 'logits, softmax, top5'),
         (['--export_input', 'int8'], 'float, uint8'),
+        (['--export_precision', 'float16', '--file_format', 'ONNX'], 'only MINDIR is written in it, ONNX in float32'),
+        (['--quantize', 'int8'], 'quantize int8 needs file_format ONNX, not MINDIR; use --file_format ONNX'),
+        (['--quantize', 'int8', '--file_format', 'ONNX', '--fold_bn', 'false'], 'needs fold_bn True, not False'),
+        (['--quantize', 'int8', '--file_format', 'ONNX', '--opset', '12'], 'opset 12 has no scales per channel'),
+        (['--quantize', 'int8', '--file_format', 'ONNX'], 'needs images to calibrate with; use --data_dir DIR'),
+        (['--opset', '10'], '>= 11'),
     ],
 )
 def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
@@ -477,3 +517,114 @@ def test_damaged_files(kind, exported, tmp_path):
         (tmp_path / f'net.{kind}').write_bytes(content)
         with pytest.raises(InputError, match=f'net.{kind}: not a.*export it again'):
             predictor.open_model(tmp_path / f'net.{kind}')
+
+
+# ---- 8-bit integers
+
+UINT8 = graph.Signature(75, OTHER, 'uint8', 'top5', 2)
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+    """15 images in three classes, two colours each."""
+    root, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for k in range(3):
+        (root / f'train/{k}').mkdir(parents=True)
+        for i in range(5):
+            pixels = rng.integers(0, 256, (2, 2, 3), np.uint8).repeat(45, 0).repeat(45, 1)
+            Image.fromarray(pixels).save(root / f'train/{k}/{i}.png')
+    return open_folder(root / 'train', root / 'train')
+
+
+def test_images_are_spread_over_the_classes():
+    labels = np.repeat([4, 7, 9], [50, 3, 20])
+    for seed in range(3):
+        chosen = spread(labels, 20, seed)
+        assert np.unique(labels[chosen], return_counts=True)[1].tolist() == [9, 3, 8] or (
+            np.unique(labels[chosen], return_counts=True)[1].tolist() == [8, 3, 9]
+        )
+        assert len(np.unique(chosen)) == 20 and (chosen == spread(labels, 20, seed)).all()
+        others = spread(labels, 99, seed, chosen)
+        assert sorted([*chosen, *others]) == list(range(73))
+    assert (spread(labels, 20, 0) != spread(labels, 20, 1)).any()
+    assert len(set(labels[spread(labels, 2, 0)])) == 2
+
+
+def test_what_is_compared(records):
+    """Likeliest classes, in whole batches; of each file some are wrong."""
+    sample, calls = Sample(records, np.arange(15), 0), []
+    number = {image.tobytes(): k for k, image in enumerate(next(sample.batches(UINT8, 15)))}
+
+    def answers(*wrong):
+        def run(images):
+            calls.append(len(images))
+            found = [number[image.tobytes()] for image in images]
+            return (np.eye(3, dtype=np.float32)[[(records.label[k] + (k in wrong)) % 3 for k in found]],)
+
+        return run
+
+    runs, signature = {'float32': answers(7), 'int8': answers(0, 1, 14)}, UINT8._replace(output='softmax')
+    figures = compare(runs, signature, sample)
+    assert calls == [2] * 16 and figures['images'] == 15 and figures['deviation'] == 1
+    assert figures['top1'] == {'float32': pytest.approx(1400 / 15), 'int8': pytest.approx(80)}
+    assert figures['agreement'] == pytest.approx(1100 / 15) and figures['loss'] == pytest.approx(200 / 15)
+    figures = compare(runs, signature, sample._replace(offset=None))
+    assert figures['top1'] is None and figures['loss'] == pytest.approx(400 / 15)
+
+
+def made(exported, tmp_path, records, max_loss):
+    """`quantized` of a copy of the float32 file; gives the figures and the path."""
+    calibration = Sample(records, spread(records.label, 6, 1))
+    others = Sample(records, spread(records.label, 9, 1, calibration.numbers))
+    run = formats.load_onnx(exported / 'net.onnx')
+    with files.replacing(tmp_path / 'net.onnx') as temporary:
+        shutil.copy(exported / 'net.onnx', temporary)
+        figures = quantized(temporary, run, 'net.onnx', UINT8, Quantization(calibration, others, max_loss))
+    return figures, tmp_path / 'net.onnx'
+
+
+def test_quantized_file(exported, tmp_path, records):
+    """Convolutions have integers, by channel, the classifier and softmax have not; the outputs are close."""
+    import onnx
+
+    figures, path = made(exported, tmp_path, records, 100)
+    assert [p.name for p in tmp_path.iterdir()] == ['net.onnx']
+    model = onnx.load(path)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    by_output = {name: node for node in model.graph.node for name in node.output}
+    convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
+    for node in convolutions:
+        weight = by_output[node.input[1]]
+        values = onnx.numpy_helper.to_array(stored[weight.input[0]])
+        assert weight.op_type == 'DequantizeLinear' and values.dtype == np.int8 and np.abs(values).max() <= 64
+        assert stored[weight.input[1]].dims == [len(values)] and by_output[node.input[0]].op_type == 'DequantizeLinear'
+    assert len(convolutions) > 40 and path.stat().st_size < 0.3 * (exported / 'net.onnx').stat().st_size
+    (softmax,), (classifier,) = ([n for n in model.graph.node if n.op_type == kind] for kind in ('Softmax', 'Gemm'))
+    assert by_output[softmax.input[0]] == classifier and classifier.input[1] in stored
+    assert 0 < figures['deviation'] < 0.2 and figures['images'] == 9 and figures['calibration_images'] == 6
+    assert figures['images_per_second'].keys() == {'float32', 'int8'} and figures['images_per_second']['int8'].keys() == {
+        '2'
+    }
+    images = next(Sample(records, np.arange(2)).batches(UINT8, 2))
+    first, second = (formats.load_onnx(p)(images) for p in (exported / 'net.onnx', path))
+    assert np.abs(first[0] - second[0]).max() < 0.2 and first[1].dtype == second[1].dtype == np.int32
+    assert 'agree on' in quantization.as_text(figures) and 'at batch 2 images/s' in quantization.as_text(figures)
+
+
+def test_file_that_loses_too_much_is_not_left(exported, tmp_path, records, monkeypatch):
+    right = quantization.compare
+    monkeypatch.setattr(quantization, '_quantize', lambda source, target, *_: shutil.copy(source, target))
+    monkeypatch.setattr(quantization, 'compare', lambda *given: {**right(*given), 'loss': 1.01})
+    with pytest.raises(
+        InputError, match=r'net.onnx: int8 and float32 agree on .*loses more than max_accuracy_loss 1, no file'
+    ):
+        made(exported, tmp_path, records, 1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_image_is_named(records, tmp_path):
+    (tmp_path / 'train/0').mkdir(parents=True)
+    (tmp_path / 'train/0/a.png').write_bytes(b'text')
+    sample = Sample(open_folder(tmp_path / 'train', tmp_path / 'train'), np.arange(1))
+    with pytest.raises(InputError, match=r'train/0/a.png: not an image; mend or remove it'):
+        list(sample.batches(UINT8, 2))

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import queue
 import re
 import sys
 
@@ -14,7 +15,7 @@ from PIL import Image
 from src import runtime
 from src.data import demo_images
 from src.data.preprocess import PREPROCESSING
-from src.deploy import predict
+from src.deploy import decoding, predict, sources
 from src.deploy.predictor import Predictor
 
 NAMES = ['low', '<b>"medium"</b>', 'high']
@@ -122,7 +123,7 @@ def test_page(images, tmp_path, capsys):
     thumbnails = [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     ]
-    assert len(thumbnails) == 11 and max(max(image.size) for image in thumbnails) == predict.THUMBNAIL
+    assert len(thumbnails) == 11 and max(max(image.size) for image in thumbnails) == decoding.THUMBNAIL
     levels = [np.asarray(image).mean() for image in thumbnails]
     assert (
         np.abs(
@@ -200,33 +201,101 @@ def test_images_are_turned_upright(tmp_path, capsys):
     exif, stored = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
     exif[0x112], stored[:, :45] = 6, 255
     Image.fromarray(stored).save(tmp_path / 'turned.jpg', exif=exif)
-    image, thumbnail = predict.load([tmp_path / 'turned.jpg'], 32, PREPROCESSING, True)[0]
+    _, image, _, thumbnail = decoding.load(str(tmp_path / 'turned.jpg'), 32, PREPROCESSING, True)
     assert image[:12].min() > 200 and image[-12:].max() < 50
     thumbnail = np.asarray(Image.open(io.BytesIO(thumbnail)))
     assert thumbnail.shape == (90, 60, 3) and thumbnail[:30].min() > 200
 
 
 def test_next_batch_is_decoded_meanwhile(images, model, monkeypatch, capsys):
-    """While a batch is in the network, the decoding of the next one has begun."""
-    import threading
+    """While a batch is in the network, all images of the next one are decoded."""
+    load, loaded, calls = decoding.load, queue.Queue(), []
 
-    begun = [threading.Event() for _ in range(5)]
-    load, count = predict.load, iter(range(5))
-
-    def announced(*arguments):
-        begun[next(count)].set()
-        return load(*arguments)
-
-    calls = iter(range(-1, 5))  # the first one only compiles
+    def announced(path, **arguments):
+        found = load(path, **arguments)
+        loaded.put(path)
+        return found
 
     def slow(images):
-        number = next(calls)
-        assert number in (-1, 3) or begun[number + 1].wait(20)
+        calls.append(len(images))
+        if len(calls) > 1:  # the first one only compiles
+            for _ in range(8 if len(calls) == 2 else 4 if len(calls) < 4 else 0):
+                loaded.get(timeout=20)
         return brightness(images)
 
-    monkeypatch.setattr(predict, 'load', announced)
+    monkeypatch.setattr(decoding, 'load', announced)
     model.update(probabilities=slow, batch_size=4)
+    images = images / 'a <i> ü'
+    for i in range(4, 14):
+        (images / f'{i:02}.PNG').write_bytes((images / '00.PNG').read_bytes())
     assert len(run(capsys, images, '--json').out.splitlines()) == 14
+
+
+def test_memory_is_bounded(model, images):
+    """However many images there are, those of four batches at most are decoded and not yet printed."""
+    drawn = []
+
+    def paths():
+        for n in range(200):
+            drawn.append(n)
+            yield str(images / f'{4 + n % 7:02}.jpg')
+
+    for n, prediction in enumerate(predict.predict(Predictor(**model), paths(), batch_size=4)):
+        assert prediction.top and len(drawn) - n <= 4 * 4
+    assert len(drawn) == 200 and brightness.calls == [4] * 50
+
+
+def test_standard_input_of_a_program_that_waits_for_answers(model, images, monkeypatch):
+    """Each line is answered before the next one comes, and an end in between does not wait for a line."""
+    reader, writer = os.pipe()
+    with open(reader) as lines, open(writer, 'w', 1) as program:
+        monkeypatch.setattr(sys, 'stdin', lines)
+        predictions = predict.predict(Predictor(**model), sources.standard_input(), batch_size=4)
+        for line, path in (('05.jpg', '05.jpg'), (f'file://{images}/06.jpg', '06.jpg'), ('none.jpg', 'none.jpg')):
+            program.write(f'{line if "://" in line else images / line}\n')
+            found = next(predictions)
+            assert found.path == str(images / path) and (found.error is None) == (path != 'none.jpg')
+        predictions.close()
+
+
+def test_standard_input_to_its_end(model, images, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    with open(writer, 'w') as program:
+        program.write(f'{images}\n\n{images}/0[56].jpg\n{images}/none.jpg')
+    with open(reader) as lines:
+        monkeypatch.setattr(sys, 'stdin', lines)
+        found = run(capsys, '-', '--json')
+    rows = [json.loads(line) for line in found.out.splitlines()]
+    assert len(rows) == 14 + 2 + 1 and [row['file'][-6:] for row in rows[-3:]] == ['05.jpg', '06.jpg', 'ne.jpg']
+    assert rows[-1]['error'] == 'No such file or directory' and '13 images, 4 skipped' in found.err
+
+
+@pytest.mark.parametrize(
+    'source, expected',
+    [
+        ('{}/0*.jpg', [f'{i:02}.jpg' for i in range(4, 10)]),
+        ('{}/**/*', [*(f'a <i> ü/{i:02}.PNG' for i in range(4))]),
+        ('file://{}/a%20%3Ci%3E%20%C3%BC', [f'a <i> ü/{i:02}.PNG' for i in range(4)]),
+        ('file://localhost{}/05.jpg', ['05.jpg']),
+        ('{}/list.txt', ['05.jpg', '04.jpg', '06.jpg', 'none.jpg', '05.jpg']),
+    ],
+)
+def test_sources(source, expected, images):
+    (images / 'list.txt').write_text(f'{images}/05.jpg\n\n{images}/0[46].jpg\r\n{images}/none.jpg\nfile://{images}/05.jpg\n')
+    found = sources.find_images(source.format(images))
+    if '**' in source:  # at any depth, in the order of the names
+        assert found == sorted(found) and len(found) == 14
+        found = found[-4:]
+    assert found == [f'{images}/{name}' for name in expected]
+
+
+def test_batch_size(images, model, capsys):
+    run(capsys, images, '--json', '--batch_size', 5)
+    assert brightness.calls == [5] * 4  # with the first one
+    model['batch_size'] = 2
+    with pytest.raises(SystemExit):
+        run(capsys, images, '--batch_size', 5)
+    assert re.match('error: batch_size 5: net.mindir was exported for batches of 2; ', capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +306,19 @@ def test_next_batch_is_decoded_meanwhile(images, model, monkeypatch, capsys):
         (['{}/b.jpg'], 'b.jpg: no image that can be read'),
         (['{}/c.jpg', '{}/none'], 'none: no such image'),
         (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
+        (['{}/[xy].jpg'], 'no image fits it'),
+        (['https://a.b/c.jpg'], 'https://a.b/c.jpg: only file:// URLs of this machine are read; download it first'),
+        (['file://host/c.jpg'], 'only file:// URLs of this machine'),
+        (['{}/list.txt'], 'list.txt: names no image; give one path a line'),
+        (['-', '{}/c.jpg'], 'stands alone'),
+        (['{}/c.jpg', '--batch_size', 0], 'batch_size'),
         (['{}/c.jpg', '--top', 9], 'top 9: the model gives 3 classes; take fewer$'),
         (['{}/c.jpg', '--html', '/proc/none/page'], 'html /proc/none/page: cannot be written'),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()
+    (tmp_path / 'list.txt').write_text('\n')
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     Image.fromarray(demo_images.draw('red', 'plain', 'disc', np.random.default_rng(0))).save(tmp_path / 'c.jpg')
     with pytest.raises(SystemExit) as stopped:

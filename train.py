@@ -21,13 +21,14 @@ from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
-from src.training import features, memory, resume
+from src.training import features, memory, metrics, resume
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.interruption import Interruption
 from src.training.loop import fit
 from src.training.monitor import TrainingMonitor
 from src.training.optimizer import OPTIMIZER_OPTIONS, decayed_parameters, freeze, make_optimizer
-from src.training.plan import RATE_OPTIONS, default_batch_size, learning_rates, make_plan, scaled_rate
+from src.training.pace import Pace
+from src.training.plan import default_batch_size, make_plan, rates_of
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.training.watch import Watch
 
@@ -62,22 +63,25 @@ def train(config, interruption):
         done = f'{plan.start} of {plan.stop} steps are done'
         return job.log(f'nothing is left to train: {done}; a larger --max_epochs goes on')
     network = build_network(config, job, restore_path='' if plan.start else config.restore_path)
-    rates = build_rates(config, plan)
+    rates = rates_of(plan, config)
     step = build_step(config, job, network, rates)
     if state:  # only now, as the optimizer's state is in it
         resume.load(step, state, plan.start, config.resume_override)
-        del state  # half a gigabyte
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
         collective.share(step.get_parameters())
 
+    about = {**runtime.facts(job.run), 'training': training, 'resumed': str(state.path) if state else None}
+    del state  # half a gigabyte
+    record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about)
     bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
-    monitor = build_monitor(config, job, plan, network, rates, bad, interruption)
+    monitor = build_monitor(config, job, plan, network, rates, bad, interruption, record)
     saving, callbacks = build_callbacks(config, job, data, monitor, step, training)
     watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
     batches = partial(build_batches, config, job, data, bad)
     if config.cache_features:
         batches = build_feature_batches(config, job, data, plan, step, batches)
-    fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
+    with record.until_end(lambda: monitor.step):
+        fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
     job.log(f'trained {counted(plan.steps, "step")}{speed}; checkpoints in {job.directory}')
 
@@ -131,17 +135,6 @@ def build_network(config, job, restore_path):
     return set_precision(network, job.run.amp_level)
 
 
-def build_rates(config, plan):
-    """Learning rate of every step of `plan`, float32 (steps,)."""
-    return learning_rates(
-        config.lr_schedule,
-        steps=plan.stop,
-        steps_per_epoch=plan.steps_per_epoch,
-        lr=scaled_rate(config.lr, config.lr_scaling, plan.global_batch),
-        **{name: config[name] for name in RATE_OPTIONS},
-    )
-
-
 def build_step(config, job, network, rates):
     """The `TrainStep`: loss, optimizer, loss scale, clipping, moving averages."""
     on_cpu, in_float32 = job.run.device_target == 'CPU', job.run.amp_level == 'O0'
@@ -179,8 +172,9 @@ def build_feature_batches(config, job, data, plan, step, batches):
     return features.cached(batches, step.network, made_from, copies, len(data.records), options, job.directory, job.log)
 
 
-def build_monitor(config, job, plan, network, rates, bad, interruption):
+def build_monitor(config, job, plan, network, rates, bad, interruption, record):
     """The `TrainingMonitor`: log lines, and when the training must end."""
+    every_rank = partial(collective.gathered, rank=job.run.rank, world=plan.world) if plan.world > 1 else None
     return TrainingMonitor(
         job.log,
         rates,
@@ -192,6 +186,9 @@ def build_monitor(config, job, plan, network, rates, bad, interruption):
         max_overflow_steps=config.max_overflow_steps,
         directory=job.checkpoints,
         bad=bad,
+        metrics=record,
+        pace=Pace(job.run.sink, dataset.workers(config.num_workers, job.run.ranks_here), every_rank),
+        image_size=config.image_size,
     )
 
 

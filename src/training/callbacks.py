@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -97,6 +98,7 @@ class Checkpoints(Every):
             return self.path
         if self.spare and (there := checkpoint.numbered(self.directory, step, epoch)).exists():
             return there
+        begun = time.perf_counter()
         try:
             Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
             self.path = checkpoint.save(self.directory, self.cell, step=step, epoch=epoch, position=position, **self.info)
@@ -111,6 +113,8 @@ class Checkpoints(Every):
             self.missed = True
             return None
         self.saved, self.missed = step, False
+        seconds, size = time.perf_counter() - begun, self.path.stat().st_size
+        self.monitor.metrics('checkpoint', step, epoch=self.monitor.epoch, file=self.path.name, bytes=size, seconds=seconds)
         # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
         self.written = [path for path in self.written if path != self.path] + [self.path]
         for path in [*self.written[: -self.keep], *(path for path in self.replaced if path != self.path)]:
@@ -151,12 +155,15 @@ class Evaluations(Every):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
         path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
+        begun = time.perf_counter()
         result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return
+        seconds, epoch = time.perf_counter() - begun, self.monitor.epoch
+        self.monitor.metrics('evaluation', step, epoch=epoch, **result._asdict(), seconds=seconds)
         self.monitor.log(evaluation.HEADER)
-        self.monitor.log(evaluation.row(result, step, step / self.monitor.plan.steps_per_epoch))
+        self.monitor.log(evaluation.row(result, step, epoch))
         if path and checkpoint.mark_best(path, result.top1):
             self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
         if self.report and step >= self.monitor.plan.stop:

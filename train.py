@@ -22,6 +22,7 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
 from src.training import features, memory, metrics, resume
+from src.training import report as training_report
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.interruption import Interruption
 from src.training.loop import fit
@@ -84,6 +85,8 @@ def train(config, interruption):
         fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
     job.log(f'trained {counted(plan.steps, "step")}{speed}; checkpoints in {job.directory}')
+    if job.run.rank == 0:
+        training_report.at_end(job.directory, job.log)
 
 
 def start(config):

@@ -24,6 +24,7 @@ from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
 from src.programs import ROOT, print_table, run
+from src.training.runs import Run
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
 
@@ -179,7 +180,7 @@ def main():
     run('train.py', *recipe, *where, *going_on, *network, '--batch_size', batch, *options)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
     rows = evaluate_and_export(trained_checkpoint(training), output, config.batch_size, shown)
-    trained, names = re.findall(r'trained (.*); checkpoints in', (training / config.log_name).read_text()), held.class_names
+    names = held.class_names
     print_table(
         [
             ('photos', photos),
@@ -188,7 +189,7 @@ def main():
                 'split',
                 f'{len(parts["train"])} to train with, {len(held)} to validate with, listed in {output / "split.csv"}',
             ),
-            ('training', ', '.join([*trained[-1:], f'log in {training / config.log_name}'])),
+            ('training', f'{Run(training).summary()}, log in {training / config.log_name}'),
             *rows,
             ('wall time', f'{time.time() - start:.0f} s'),
         ]

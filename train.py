@@ -16,7 +16,7 @@ from src.data.bad_records import BadRecords
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import fingerprint, open_records
-from src.errors import counted, entry_point
+from src.errors import entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.inceptionv4 import InceptionV4, set_precision
@@ -30,6 +30,7 @@ from src.training.monitor import TrainingMonitor
 from src.training.optimizer import OPTIMIZER_OPTIONS, decayed_parameters, freeze, make_optimizer
 from src.training.pace import Pace
 from src.training.plan import default_batch_size, make_plan, rates_of
+from src.training.stages import stage_sizes
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.training.watch import Watch
 
@@ -83,8 +84,6 @@ def train(config, interruption):
         batches = build_feature_batches(config, job, data, plan, step, batches)
     with record.until_end(lambda: monitor.step):
         fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
-    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
-    job.log(f'trained {counted(plan.steps, "step")}{speed}; checkpoints in {job.directory}')
     if job.run.rank == 0:
         training_report.at_end(job.directory, job.log)
 
@@ -116,7 +115,9 @@ def open_training_set(config, job):
     num_classes, source = count_classes(config.num_classes, records, offset)
     batch_size = config.batch_size or default_batch_size(job.run.world)
     config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
-    plan = make_plan(len(records), batch_size, job.run.world, config.max_epochs, config.max_train_steps, config.data_dir)
+    sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
+    steps = (config.max_epochs, config.max_train_steps)
+    plan = make_plan(len(records), batch_size, job.run.world, *steps, config.data_dir, sizes)
     job.log(
         f'{len(records)} training images, labels from {offset}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
@@ -131,7 +132,7 @@ def build_network(config, job, restore_path):
         job.log(resume.restore(network, restore_path))
     if job.run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
-        memory.check(weights, config.batch_size, config.image_size, job.run.ranks_here, memory.free_bytes())
+        memory.check(weights, config.batch_size, max(config.image_sizes or [config.image_size]), job.run.ranks_here)
     freeze(
         network, features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
     )
@@ -151,12 +152,12 @@ def build_step(config, job, network, rates):
     return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
 
 
-def build_batches(config, job, data, bad, start, stop, copies=0):
+def build_batches(config, job, data, bad, start, stop, image_size, copies=0):
     """The batches of the steps `start` to `stop`, or with `copies` the images of which features are to be computed."""
     return dataset.training_dataset(
         data.records,
         offset=data.offset,
-        **{name: config[name] for name in dataset.OPTIONS},
+        **{name: config[name] for name in dataset.OPTIONS} | {'image_size': image_size},
         start=start,
         stop=stop,
         augment_on_host=config.augment_device == 'host',
@@ -191,7 +192,6 @@ def build_monitor(config, job, plan, network, rates, bad, interruption, record):
         bad=bad,
         metrics=record,
         pace=Pace(job.run.sink, dataset.workers(config.num_workers, job.run.ranks_here), every_rank),
-        image_size=config.image_size,
     )
 
 

@@ -100,7 +100,7 @@ def kind(option: Option) -> type:
     """Type of the option's value, or of its elements where it is a list."""
     default = option.default
     if isinstance(default, list):
-        return type(default[0]) if default else str
+        return type(default[0]) if default else int if 'whole numbers' in option.help else str
     if takes_auto(option):
         return int if 'auto or a whole number' in option.help else float
     return type(default)

@@ -341,6 +341,15 @@ def test_recipes_use_what_they_say(path):
     assert config.idle_options(config.load(['--config_path', str(path)])) == []
 
 
+def test_original_recipe_is_the_default_spelled_out():
+    """With every option that a recipe for ImageNet changes."""
+    folder = config.DEFAULT_PATH.parent / 'recipes'
+    assert config.load(['--config_path', str(folder / 'original.yaml')]) == config.load([])
+    spelled_out = yaml.safe_load((folder / 'original.yaml').read_text()).keys()
+    for name in ('paper.yaml', 'fast.yaml'):
+        assert yaml.safe_load((folder / name).read_text()).keys() <= spelled_out
+
+
 @pytest.mark.parametrize(
     'arguments, lines',
     [

@@ -69,6 +69,7 @@ ELSEWHERE = {
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',
+    'bash scripts/run_distribute_train.sh rank_table.json --conf': 'tests/test_runtime.py::test_model_is_called_with_sinks',
     'bash scripts/run_distribute_train.sh 8 --launcher msrun': 'tests/cluster/test_launch.py::test_msrun_rank_fails',
     'bash scripts/run_acceptance.sh': 'tests/test_acceptance.py::test_rehearsal',
     'bash scripts/run_predict.sh photos/ --model inceptionv4.onnx': 'tests/deploy/test_predict.py::test_page',

@@ -110,14 +110,14 @@ def cached(
     """Batches of features in place of the images of `batches`; `with_loss` is changed so that it takes them.
 
     Args:
-        batches (callable): start, stop, copies -> data set, see `dataset.training_dataset`.
+        batches (callable): start, stop, image_size, copies -> data set, see `dataset.training_dataset`.
         made_from (list): what the features depend on beside `options` and the weights.
         copies, count (int): copies of the training's `count` records.
         options (dict): values of `dataset.OPTIONS`.
         directory (Path): where the features are kept.
 
     Returns:
-        callable: start, stop -> data set of the steps from `start` to `stop`.
+        callable: start, stop, image_size -> data set of the steps from `start` to `stop`; the size is that of the features.
     """
     network, augment = _inside(with_loss.network), with_loss.augment
     with_loss.network, with_loss.augment = Classifier(network), None
@@ -127,7 +127,7 @@ def cached(
     rows, begun = features.read(path, copies, count), time.perf_counter()
     if rows is None:
         cell = Features(network, augment)
-        data = _progress(batches(0, 0, copies), 'computing features')
+        data = _progress(batches(0, 0, options['image_size'], copies), 'computing features')
         found = ((cell(image, draws).asnumpy(), size.asnumpy(), label.asnumpy()) for image, draws, size, label in data)
         features.write(path, copies, count, found)
         rows = features.read(path, copies, count)
@@ -135,7 +135,7 @@ def cached(
     else:
         log(f'features of {copies} x {count} images taken from {path.name}')
     options = {name: value for name, value in options.items() if name != 'image_size'}
-    return lambda start, stop: dataset.feature_dataset(rows, start=start, stop=stop, **options)
+    return lambda start, stop, image_size: dataset.feature_dataset(rows, start=start, stop=stop, **options)
 
 
 def _progress(data, title):

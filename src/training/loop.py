@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mindspore.dataset as ds
 from mindspore.train import Callback, Model
 
+from src.errors import counted
 from src.training.monitor import TrainingMonitor
+from src.training.plan import Plan
 from src.training.step import TrainStep
 from src.training.watch import Watch
 
@@ -23,25 +25,21 @@ def fit(
     """Do the steps of `monitor.plan`.
 
     Args:
-        batches (callable): start, stop -> data set of the steps from `start` to `stop`; one pass over it is all of them.
+        batches (callable): start, stop, image_size -> data set of the steps from `start` to `stop`; one pass over it is all
+            of them.
         callbacks (list of Callback): called after `monitor`, before `watch`.
         iterations_per_loop (int): steps in a sink; None where the device has no sinks.
 
     A training that was stopped before its last step ends with the error `monitor.end()`; one that failed with what
     `watch.after` makes of it, with its last whole step saved.
     """
-    plan, sink = monitor.plan, iterations_per_loop is not None
-    parts = sinks(plan.steps, iterations_per_loop) if sink else [(1, -1)]
-    if sink and len(parts) > 1:
-        monitor.log(
-            f'{plan.steps} steps in sinks of {parts[0][1]}, at the end one of {parts[1][1]}, for which the graph is '
-            'compiled once more'
-        )
+    sink = iterations_per_loop is not None
     try:
-        for count, length in parts:
-            stop = monitor.step + count * length if sink else plan.stop
-            data = batches(start=monitor.step, stop=stop)
-            Model(step).train(count, data, [monitor, *callbacks, watch], dataset_sink_mode=sink, sink_size=length)
+        for image_size, count, length in parts(monitor.plan, iterations_per_loop, monitor.log):
+            stop = monitor.step + count * length
+            data = batches(start=monitor.step, stop=stop, image_size=image_size)
+            epochs, sink_size = (count, length) if sink else (1, -1)
+            Model(step).train(epochs, data, [monitor, *callbacks, watch], dataset_sink_mode=sink, sink_size=sink_size)
             if monitor.stopping:
                 break
     except Exception as error:
@@ -52,6 +50,31 @@ def fit(
         watch.close()
     if monitor.stopping:
         raise monitor.end()
+    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
+    monitor.log(f'trained {counted(monitor.plan.steps, "step")}{speed}; checkpoints in {monitor.directory}')
+
+
+def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None]) -> Iterator[tuple[int, int, int]]:
+    """Yield (image size, number of sinks, steps in each) of the parts of `plan`, each of which needs a data set and a graph
+    of its own: without sinks its stages, of the first what is left of it. Each is announced by a line to `log`."""
+    for number, (size, start, stop) in enumerate(stages := plan.stages, 1):
+        steps = stop - max(start, plan.start)
+        if steps <= 0:
+            continue
+        if len(stages) > 1:
+            first, last = (step / plan.steps_per_epoch for step in (start, stop))
+            log(
+                f'stage {number} of {len(stages)}: images of {size} x {size} pixels, epochs {first:g} to {last:g}, '
+                f'steps {start + 1} to {stop}; the graph is compiled anew'
+            )
+        sunk = sinks(steps, iterations_per_loop) if iterations_per_loop else [(steps, 1)]
+        if len(sunk) > 1:
+            log(
+                f'{steps} steps in sinks of {sunk[0][1]}, at the end one of {sunk[1][1]}, for which the graph is compiled '
+                'once more'
+            )
+        for count, length in sunk:
+            yield size, count, length
 
 
 def sinks(steps: int, iterations_per_loop: int) -> list[tuple[int, int]]:

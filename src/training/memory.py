@@ -34,8 +34,10 @@ def free_bytes() -> int:
     return min(found)
 
 
-def check(weights: int, batch_size: int, image_size: int, ranks: int, free: int) -> None:
-    """InputError, naming a batch that fits, if `ranks` processes with batches of `batch_size` need more than `free`."""
+def check(weights: int, batch_size: int, image_size: int, ranks: int, free: int | None = None) -> None:
+    """InputError, naming a batch that fits, if `ranks` processes with batches of `batch_size` images of `image_size` pixels
+    need more than `free` bytes, by default those that are left."""
+    free = free_bytes() if free is None else free
     need = ranks * training_bytes(weights, batch_size, image_size)
     if need <= free:
         return

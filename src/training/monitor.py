@@ -21,6 +21,23 @@ from src.training.step import StepOutputs, on_host
 from src.weights import checkpoint
 
 
+class Bar(tqdm):
+    """A progress bar of steps that knows how long the steps of every stage of `plan` take."""
+
+    def __init__(self, plan: Plan, step: int):
+        self.plan = plan
+        shown = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}]'
+        super().__init__(total=plan.stop, initial=step, unit='step', disable=None, dynamic_ncols=True, bar_format=shown)
+
+    @property
+    def format_dict(self):
+        """What the line is made of; `left` is the time that is left."""
+        values = super().format_dict
+        done, elapsed = self.n - self.initial, values['elapsed']
+        rate = values['rate'] or (done / elapsed if elapsed else 0)
+        return {**values, 'left': self.format_interval(self.plan.left(self.n) / rate) if rate else '?'}
+
+
 class TrainingMonitor(LossMonitor):
     """A log line in the original's format every `display_every` steps, and a progress bar on a terminal; ends a
     training that has gone wrong, or that was asked to stop.
@@ -41,7 +58,6 @@ class TrainingMonitor(LossMonitor):
         bad (BadRecords): its counts are logged at the ends of epochs, and may end the training; None without them.
         metrics (Metrics): takes a record with each log line.
         pace (Pace): takes the durations of steps and waits.
-        image_size (int): for the records.
 
     `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
     `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds.
@@ -62,7 +78,6 @@ class TrainingMonitor(LossMonitor):
         bad: BadRecords | None = None,
         metrics: Metrics | None = None,
         pace: Pace | None = None,
-        image_size: int | None = None,
     ):
         super().__init__(display_every)
         self.log, self.rates, self.plan, self.step = log, rates, plan, plan.start
@@ -71,13 +86,13 @@ class TrainingMonitor(LossMonitor):
         self.stopping, self.problem, self.overflows = False, '', None
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
-        self.metrics, self.pace, self.image_size = metrics or Metrics(), pace or Pace(), image_size
+        self.metrics, self.pace = metrics or Metrics(), pace or Pace()
         self.fetched, self.losses = 0.0, []
 
     def on_train_begin(self, run_context):
-        """Called before the first step of a run, or of its first and its last sinks."""
+        """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
         self.log('compiling the training graph: seconds to minutes in which nothing moves')
-        self.bar = tqdm(total=self.plan.stop, initial=self.step, unit='step', disable=None, dynamic_ncols=True)
+        self.bar = Bar(self.plan, self.step)
         self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()
 
@@ -95,7 +110,8 @@ class TrainingMonitor(LossMonitor):
         """Called after a step, or a sink of steps."""
         cb_params = run_context.original_args()
         before, self.step = self.step, self.first + cb_params.cur_step_num
-        due = self.step - self.logged >= self._per_print_times or self.step >= self.plan.stop
+        ends = any(before < stage.stop <= self.step for stage in self.plan.stages)  # no line is on images of two sizes
+        due = ends or self.step - self.logged >= self._per_print_times
         outputs = on_host(cb_params.net_outputs)
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
@@ -147,7 +163,7 @@ class TrainingMonitor(LossMonitor):
             data_wait=self.pace.share(),
             overflows=int(outputs.overflows),
             loss_scale=outputs.loss_scale,
-            image_size=self.image_size,
+            image_size=next(stage.size for stage in self.plan.stages if self.step <= stage.stop),
         )
         if outputs.overflows > self.overflows:
             self.log(

@@ -8,6 +8,7 @@ import numpy as np
 
 from src.config import REFERENCE_BATCH
 from src.errors import InputError
+from src.training.stages import Stage, make_stages, relative_computing
 
 DECAY_UNITS = 10**9  # `batch_norm_decay` gives multiples of 1 / DECAY_UNITS, so that ranks can agree on one as an integer
 # Options of the configuration that `learning_rates` takes.
@@ -23,7 +24,7 @@ def default_batch_size(world: int) -> int:
 class Plan:
     """Which steps a training does, `start` to `stop`, counted from 0 over all its runs.
 
-    `batch_size` is the images per device and step, `world` the number of devices.
+    `batch_size` is the images per device and step, `world` the number of devices, `sizes` what `make_stages` takes.
     """
 
     batch_size: int
@@ -31,6 +32,18 @@ class Plan:
     steps_per_epoch: int
     stop: int
     start: int = 0
+    sizes: tuple[int, ...] = (299,)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages of the whole training, each with images of one size."""
+        return make_stages(self.sizes, self.stop)
+
+    def left(self, step: int) -> float:
+        """What is left to do after `step` steps, in steps of the size of the step before."""
+        stages = self.stages
+        now = next((stage.size for stage in stages if step <= stage.stop), self.sizes[-1])
+        return sum(max(0, stop - max(start, step)) * relative_computing(size, now) for size, start, stop in stages)
 
     @property
     def global_batch(self) -> int:
@@ -58,7 +71,13 @@ class Plan:
 
 
 def make_plan(
-    records: int, batch_size: int, world: int, max_epochs: int, max_train_steps: int = 0, source: str = 'the data set'
+    records: int,
+    batch_size: int,
+    world: int,
+    max_epochs: int,
+    max_train_steps: int = 0,
+    source: str = 'the data set',
+    sizes: tuple[int, ...] = (299,),
 ) -> Plan:
     """The `Plan` of a new training on the `records` records of `source`; `max_train_steps` 0: the steps of `max_epochs`.
 
@@ -67,7 +86,7 @@ def make_plan(
     steps_per_epoch = records // (batch_size * world)
     if not steps_per_epoch:
         raise InputError(f'batch_size {batch_size} on {world} device(s) needs as many records; {source} has {records}')
-    return Plan(batch_size, world, steps_per_epoch, max_train_steps or max_epochs * steps_per_epoch)
+    return Plan(batch_size, world, steps_per_epoch, max_train_steps or max_epochs * steps_per_epoch, sizes=sizes)
 
 
 def batch_norm_decay(steps: int) -> float:

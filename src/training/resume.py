@@ -177,7 +177,7 @@ def longer_training(old: dict, config: dict, epoch: int) -> str | None:
         others = {name: options[name] for name in RATE_OPTIONS}
         return learning_rates(options['lr_schedule'], steps=epoch + 1, steps_per_epoch=1, lr=lr, **others)[epoch]
 
-    line = f'max_epochs {epochs[0]} -> {epochs[1]}'
+    line = f'max_epochs {epochs[0]} -> {epochs[1]}' + ', over all of which image_sizes spread' * bool(config['image_sizes'])
     if config['lr_schedule'] != 'cosine' or rising[0] == rising[1] >= epochs[1]:
         return f'{line}: the learning rate goes on from {rate(config):.5f} as its schedule says'
     if rising[0] == rising[1]:

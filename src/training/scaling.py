@@ -1,16 +1,19 @@
 """What limits the training on N Ascend 910s, on paper; docs/scaling.md says where the figures come from.
 
-python -m src.training.scaling --devices N [--batch_size B] [--cores_per_server N] [--images_per_core N] [--storage GB/s] ...
+python -m src.training.scaling --devices N [--config_path RECIPE] [--batch_size B] [--images_per_core N] ...
 """
 
 import math
 from collections import namedtuple
 
+from src.config import load
 from src.errors import InputError, Parser, entry_point
-from src.training.plan import default_batch_size, scaled_rate
+from src.training.plan import default_batch_size, make_plan, scaled_rate
+from src.training.stages import relative_computing, stage_sizes
 
 WEIGHTS = 42_648_232  # trained float32 weights with 1000 classes, no auxiliary classifier
 TRAINING_IMAGES = 1_281_167
+ORIGINAL_EPOCHS = 100
 PER_SERVER = 8  # devices
 # The one figure that the model is calibrated on: https://github.com/Ascend/ModelZoo-TensorFlow, InceptionV4_ID0002.
 CALIBRATION_BATCH, CALIBRATION_RATE = 128, 469.6  # images, images/s on one device
@@ -65,14 +68,18 @@ def estimate(
     images_per_core=250.0,
     kb_per_image=110.0,
     storage=0.0,
+    image_size=299,
 ):
-    """Estimate for one step of `batch_size` images on each device; times in s, rates in images/s, storage in GB/s.
+    """Estimate for one step of `batch_size` images of `image_size` pixels on each device; times in s, rates in images/s,
+    storage in GB/s.
 
     `hidden`: buckets are summed while the rest of the backward pass runs, else all after it. Gradients are
     taken to come evenly over the backward pass; in fact 95 % of the bytes belong to the layers that it reaches first.
     """
     batch_size = batch_size or default_batch_size(devices)
-    per_image = (CALIBRATION_BATCH / CALIBRATION_RATE - OPTIMIZER_SECONDS) / CALIBRATION_BATCH
+    per_image = (
+        (CALIBRATION_BATCH / CALIBRATION_RATE - OPTIMIZER_SECONDS) / CALIBRATION_BATCH * relative_computing(image_size)
+    )
     compute = per_image * batch_size + OPTIMIZER_SECONDS
     backward, size = BACKWARD * per_image * batch_size, 4 * WEIGHTS
     buckets = math.ceil(size / BUCKET_BYTES) if hidden else 1
@@ -93,6 +100,24 @@ def estimate(
     )
 
 
+def course(devices, config, **options):
+    """Rows on a training by `config` (options of train.py): its stages, and all of it; `options` as in `estimate`."""
+    sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
+    steps = (config.max_epochs, config.max_train_steps)
+    plan = make_plan(TRAINING_IMAGES, options['batch_size'], devices, *steps, sizes=sizes)
+    rows, hours, computing = [], 0.0, 0.0
+    for size, start, stop in plan.stages:
+        images, found = (stop - start) * plan.global_batch, estimate(devices, image_size=size, **options)
+        epochs, time = (stop - start) / plan.steps_per_epoch, images / found.rate / 3600
+        host = f'{found.cores} host cores a server to keep up'
+        rows.append((f'{size} px', f'{epochs:g} epochs in {time:.1f} h at {found.rate:,.0f} images/s, {host}'))
+        hours, computing = hours + time, computing + images * relative_computing(size)
+    images = plan.stop * plan.global_batch
+    share = computing / TRAINING_IMAGES / ORIGINAL_EPOCHS
+    line = f"{images / 1e6:.1f} million images in {hours:.1f} h; computing: {share:.2f} of the original's"
+    return [*rows, ('training', line)]
+
+
 def recipe(devices, batch_size):
     """(learning rate, options or advice) for steps of `devices * batch_size` images."""
     images = devices * batch_size
@@ -104,9 +129,10 @@ def recipe(devices, batch_size):
     return lr, f'none known beyond {LARGEST_BATCH} images a step: take --batch_size {LARGEST_BATCH // devices}'
 
 
-def report(devices, **options):
-    """The table as text; `options` as in `estimate`."""
-    batch_size = options['batch_size'] = options.get('batch_size') or default_batch_size(devices)
+def report(devices, config=None, **options):
+    """The table as text; `config` as in `course`, None without one, `options` as in `estimate`."""
+    batch_size = options.get('batch_size') or config and config.batch_size or default_batch_size(devices)
+    options['batch_size'] = batch_size
     best, worst = estimate(devices, **options), estimate(devices, hidden=False, **options)
     servers, images = math.ceil(devices / PER_SERVER), devices * batch_size
     local, remote = sent_bytes(4 * WEIGHTS, devices)
@@ -117,7 +143,7 @@ def report(devices, **options):
     too_large = ', and by the batch size: see recipe' if images > LARGEST_BATCH else ''
     rows = (
         ('devices', f'{devices} in {servers} server(s), {batch_size} images on each: {images:,} a step'),
-        ('images/s', f'{best.rate:,.0f}{after}; 100 epochs in {TRAINING_IMAGES / best.rate / 36:.1f} h'),
+        ('images/s', f'{best.rate:,.0f}{after}; {ORIGINAL_EPOCHS} epochs in {TRAINING_IMAGES / best.rate / 36:.1f} h'),
         ('limited by', f'{best.limits}{share}{too_large}'),
         (
             'step',
@@ -132,6 +158,7 @@ def report(devices, **options):
         ('host', f'{best.cores} cores a server to keep up, of {options.get("cores_per_server", 192)}'),
         ('storage', f'{best.storage:.2f} GB/s to keep up, until the records are in memory'),
         ('recipe', f'lr {lr:.3g}: {advice}; {TRAINING_IMAGES // images:,} steps an epoch'),
+        *(course(devices, config, **options) if config else ()),
     )
     return '\n'.join(f'{name:<12}{text}' for name, text in rows)
 
@@ -140,16 +167,17 @@ def report(devices, **options):
 def main(arguments=None):
     parser = Parser(prog='python -m src.training.scaling', description='what limits the training on N Ascend 910s, on paper')
     parser.add_argument('--devices', type=int, required=True, help='1, 2, 4, or a multiple of 8 up to 4096')
+    parser.add_argument('--config_path', help='options of train.py, of which the hours are computed, e.g. recipes/fast.yaml')
     for name, default, text in OPTIONS:
         parser.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default: {default:g})')
     options = vars(parser.parse_args(arguments))
-    devices = options['devices']
+    devices, path = options['devices'], options.pop('config_path')
     if devices not in (1, 2, 4) and (devices % PER_SERVER or not 0 < devices <= 4096):
         raise InputError(f'--devices {devices}: must be 1, 2, 4, or a multiple of {PER_SERVER} up to 4096')
     for name, default, _ in OPTIONS:
         if not (0 < options[name] < 1e9 or options[name] == default == 0):
             raise InputError(f'--{name} {options[name]}: must be above 0')
-    print(report(**options))
+    print(report(config=load(['--config_path', path]) if path else None, **options))
 
 
 if __name__ == '__main__':

@@ -63,7 +63,7 @@ class Watch(Callback):
 
     def on_train_begin(self, run_context):
         """Called before the first step."""
-        self.waiting = time.monotonic()
+        self.waiting, self.shortest = time.monotonic(), None  # steps of another size take another time
 
     def on_train_step_begin(self, run_context):
         """Called before a step, or a sink of steps."""

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def monitored(record, start=0, log=lambda _: None, **options):
     """A monitor of 10 steps an epoch that records every 5."""
     rates = np.linspace(0.1, 0.001, 100, dtype=np.float32)
-    plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100, start=start)
-    return TrainingMonitor(log, rates, plan, 5, l2_term=lambda: 0.5, metrics=record, image_size=75, **options)
+    plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100, start=start, sizes=(75,))
+    return TrainingMonitor(log, rates, plan, 5, l2_term=lambda: 0.5, metrics=record, **options)
 
 
 def run_of(path, stop, start=0, loss=2.0):

@@ -49,6 +49,7 @@ RECIPE = [
     '--device_target',
     'CPU',
 ]
+SIZES = ['--image_sizes', '75,83,83']  # stages of 3 and 6 steps
 
 
 class Training:
@@ -125,17 +126,22 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def uninterrupted(compiles, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('uninterrupted')
-    training = Training(data, folder)
+    training = Training(data, folder, *SIZES)
     assert training.end() == 0, training.text[-3000:]
     assert steps_logged(training.text) == list(range(1, STEPS + 1))
+    assert re.findall('^stage .*', training.text, re.M) == [
+        'stage 1 of 2: images of 75 x 75 pixels, epochs 0 to 0.6, steps 1 to 3; the graph is compiled anew',
+        'stage 2 of 2: images of 83 x 83 pixels, epochs 0.6 to 1.8, steps 4 to 9; the graph is compiled anew',
+    ]
     return checkpoints(folder) / f'inceptionv4-1_{STEPS}.ckpt'
 
 
 def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_path):
     """SIGKILL while a checkpoint is being written, the newest whole one then damaged, SIGTERM to the training that goes on
-    from the one before, and the last one ends with the weights of a training that nothing happened to."""
+    from the one before, and the last one ends with the weights of a training that nothing happened to. The training has
+    stages of image sizes: it is killed in the second, goes on in the first, and is stopped between them or soon after."""
     directory = checkpoints(tmp_path)
-    killed = Training(data, tmp_path, '--num_workers', '2')
+    killed = Training(data, tmp_path, *SIZES, '--num_workers', '2')
     assert killed.wait_for(lambda: list(directory.glob('.inceptionv4-1_6.*')))
     killed.process.kill()
     killed.end()
@@ -146,7 +152,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     damaged[len(damaged) // 2] ^= 1
     newest.write_bytes(damaged)
 
-    stopped = Training(data, tmp_path, '--resume', 'auto', '--num_workers', '2')
+    stopped = Training(data, tmp_path, *SIZES, '--resume', 'auto', '--num_workers', '2')
     assert stopped.wait_for(lambda: 3 in steps_logged(stopped.text)), stopped.text[-3000:]
     stopped.process.terminate()
     asked = time.monotonic()
@@ -163,7 +169,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{int(step) // 5}_{step}.ckpt'
     assert not list(directory.glob('.inceptionv4*'))
 
-    last = Training(data, tmp_path, '--resume', 'auto')
+    last = Training(data, tmp_path, *SIZES, '--resume', 'auto')
     assert last.end() == 0, last.text[-3000:]
     assert steps_logged(stopped.text) + steps_logged(last.text) == list(range(3, STEPS + 1))
     assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
@@ -249,6 +255,28 @@ def test_two_ranks_stop_at_the_same_step(data, tmp_path):
         '1 d',
         resumed.text,
     ), resumed.text
+
+
+@pytest.mark.compiles
+@pytest.mark.slow
+def test_two_ranks_go_through_stages(data, tmp_path):
+    """And resumed in a stage and between two they end with the same weights."""
+    options = [*SIZES, '--batch_size', '2', '--save_checkpoint_steps', '1', '--keep_checkpoint_max', '20']
+    launch = {'script': 'src/cluster/launch.py', 'arguments': ['2', str(ROOT / 'train.py')]}
+    results = []
+    for start in (None, 2, 3, 5):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        if start:
+            options += ['--resume', str(results[0].parent / f'inceptionv4-{start // 5}_{start}.ckpt')]
+        training = Training(data, folder, *options, **launch)
+        assert training.end(500) == 0, training.text[-3000:]
+        results.append(folder / f'results/2p/0/ckpt/inceptionv4-1_{STEPS}.ckpt')
+        for rank in (0, 1):
+            stages = re.findall(r'^stage (\d) of 2', (folder / f'results/2p/{rank}/train.log').read_text(), re.M)
+            assert stages == (['2'] if start and start >= 3 else ['1', '2'])
+    for result in results[1:]:
+        assert_same(result, results[0])
 
 
 @pytest.fixture
@@ -361,6 +389,7 @@ def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
         (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
         (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
         (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)'),
+        (['--image_sizes', '75,83'], r'\(image_sizes \[\] -> \[75, 83\]\)'),
     ],
 )
 def test_another_training_is_refused(old, capsys, change, message):
@@ -395,6 +424,13 @@ def test_more_epochs_are_the_same_training(change, line):
     else:
         with pytest.raises(InputError, match='this training was another one'):
             resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
+
+
+def test_more_epochs_move_the_stages():
+    before = {**configuration.load(['--max_epochs', '2', '--batch_size', '8', '--image_sizes', '160,299'])}
+    lines = []
+    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
+    assert lines[0].startswith('max_epochs 2 -> 9, over all of which image_sizes spread: the learning rate goes on from ')
 
 
 @pytest.mark.parametrize('schedule, rate', [('exponential', 0.094), ('constant', 0.1), ('cosine', 0.09990)])

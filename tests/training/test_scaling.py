@@ -1,6 +1,7 @@
 """The scaling calculator against published rates, the real network and its own document."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from src.training import scaling
 from src.training.scaling import all_reduce_seconds, estimate, recipe
+from src.training.stages import relative_computing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +97,29 @@ def test_bad_options(arguments, message, capsys):
         scaling.main(arguments.split())
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.startswith('error: ') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['original', 'paper', 'fast'])
+def test_costs_of_recipes(name, capsys):
+    """Each recipe says what the calculator says of it."""
+    path = ROOT / f'recipes/{name}.yaml'
+    cost = re.search(
+        r'^# Cost: ([\d.]+) million images, computing ([\d.]+), ([\d.]+) h on 1 NPU, ([\d.]+) h on 8 ',
+        path.read_text(),
+        re.M,
+    )
+    for devices, hours in ((1, cost[3]), (8, cost[4])):
+        scaling.main(['--devices', str(devices), '--config_path', str(path)])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"training    {cost[1]} million images in {hours} h; computing: {cost[2]} of the original's"
+
+
+def test_smaller_images():
+    """An eighth of the multiplications is not an eighth of the time: the optimizer's part stays."""
+    small, full = estimate(1, image_size=128), estimate(1)
+    share = relative_computing(128)
+    assert small.rate == pytest.approx(128 / (full.compute * share + scaling.OPTIMIZER_SECONDS * (1 - share)))
+    assert estimate(8, image_size=128).exposed > estimate(8).exposed  # less to hide the all-reduce behind
 
 
 def test_document(capsys):

@@ -95,6 +95,14 @@ def test_nothing_is_saved_of_weights_that_are_lost(training):
     assert training.monitor.moving.locked()  # nobody else can save them either
 
 
+def test_steps_of_a_stage_are_timed_anew(training):
+    """Those of larger images take longer: the patience of the stage before would be too short."""
+    training.run.step()
+    assert training.watch.shortest is not None
+    training.run.call('on_train_begin')
+    assert training.watch.shortest is None
+
+
 def test_nothing_was_done_yet(training):
     assert str(training.watch.after(InputError('x'))) == 'x; no step was done; there is no checkpoint'
 

@@ -11,6 +11,7 @@ from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
+from src.graphs import open_cache
 from src.log import Log
 from src.weights import checkpoint
 from src.weights.read import read_weights
@@ -28,6 +29,7 @@ def main(argv=None):
     log = Log()
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())
+    run = run._replace(graphs=open_cache(config.compile_cache, config, run, log))
     evaluate_path(argv, run, config.ckpt_path, log)
 
 

@@ -19,11 +19,12 @@ from src.data.records import fingerprint, open_records
 from src.errors import entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
+from src.graphs import open_cache
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
 from src.training import features, memory, metrics, resume
 from src.training import report as training_report
-from src.training.callbacks import Checkpoints, Evaluations
+from src.training.callbacks import Checkpoints, Compiling, Evaluations
 from src.training.interruption import Interruption
 from src.training.loop import fit
 from src.training.monitor import TrainingMonitor
@@ -103,7 +104,7 @@ def start(config):
     log(jpeg.describe())
     for line in configuration.idle_options(config) if config.mode != 'evaluate' else ():
         log(line)
-    return Job(run, directory, checkpoints, claim, log)
+    return Job(run._replace(graphs=open_cache(config.compile_cache, config, run, log)), directory, checkpoints, claim, log)
 
 
 def open_training_set(config, job):
@@ -215,7 +216,7 @@ def build_callbacks(config, job, data, monitor, step, training):
         job.claim.replaced if job.claim else (),
         spare=not is_rank_0,
     )
-    callbacks = []
+    callbacks = [Compiling(job.run.graphs)]
     if is_rank_0:
         configuration.save(config, job.directory / 'config.yaml')
         callbacks.append(saving)

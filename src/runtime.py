@@ -14,6 +14,7 @@ from mindspore.communication import get_group_size, get_rank, init
 
 from src import environment
 from src.errors import InputError
+from src.graphs import OFF, Graphs
 
 
 class Runtime(NamedTuple):
@@ -26,6 +27,7 @@ class Runtime(NamedTuple):
     amp_level: str  # "O0", "O2" or "O3"
     sink: bool  # whether the device has dataset sink mode
     ranks_here: int = 1  # number of ranks on this server, which share its cores
+    graphs: Graphs = OFF  # through which graphs are compiled
 
 
 # MB of gradients that are all-reduced at once, while the backward pass still runs; by default MindSpore all-reduces all
@@ -33,7 +35,7 @@ class Runtime(NamedTuple):
 FUSION_MB = 32
 
 # MindSpore (2.7 to 2.10) finds a cached graph by the script files alone: with another learning rate or image size it runs
-# the old graph.
+# the old graph. `graphs.Graphs` sets these for the one graph that is wanted.
 GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
 
 
@@ -86,7 +88,7 @@ def _refuse_graph_caches():
         if os.environ.get(name, '0') != '0':
             raise InputError(
                 f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
-                f'word; unset {name}'
+                f'word; unset {name}, the option compile_cache does it safely'
             )
 
 

@@ -23,6 +23,7 @@ from src.data.records import open_records
 from src.errors import InputError
 from src.evaluation.outcomes import Outcomes, Rows
 from src.evaluation.step import EvaluationStep
+from src.graphs import OFF, Graphs
 from src.inceptionv4 import set_precision
 from src.runtime import Runtime
 from src.weights import checkpoint
@@ -65,11 +66,12 @@ def evaluate(
     world: int = 1,
     asked_to_stop: Callable[[], bool] = lambda: False,
     rows: Rows | None = None,
+    graphs: Graphs = OFF,
 ) -> Result | None:
     """Run `step` over the batches of `data` and sum over the ranks; None if `asked_to_stop()` became true on one of them.
 
-    `rows` takes what a step with `per_image` gives for this rank's images. InputError if the number of images was not
-    `expected`.
+    The step is compiled through `graphs`. `rows` takes what a step with `per_image` gives for this rank's images. InputError
+    if the number of images was not `expected`.
     """
     step.set_train(False)
     sums, stopped = np.zeros(4), False
@@ -84,7 +86,8 @@ def evaluate(
         stopped = bool(asked_to_stop())
         if stopped:
             break
-        found = step(image, label)
+        with graphs.compiling(step, (image, label), 'evaluation graph'):
+            found = step(image, label)
         if rows:
             found, batch = found
             rows.add(batch.asnumpy())
@@ -154,7 +157,7 @@ class Evaluation:
         per_image: bool = True,
     ):
         self.records, self.offset, self.num_classes = records, offset, options['num_classes']
-        self.images, self.rank, self.world = len(records), run.rank, run.world
+        self.images, self.rank, self.world, self.graphs = len(records), run.rank, run.world, run.graphs
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
@@ -174,7 +177,7 @@ class Evaluation:
         """`Result` of the weights of a `TrainStep`; None if `asked_to_stop()` became true on a rank."""
         take_weights(self.step.network, train_step, self.world)
         self.rows = self._new_rows()
-        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop, self.rows)
+        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop, self.rows, self.graphs)
 
     def _new_rows(self):
         return Rows(self.images, self.order) if self.step.per_image else None
@@ -206,7 +209,7 @@ class Evaluation:
                 write(f'warning: passed over: {error}')
                 continue
             rows = self._new_rows()
-            result = evaluate(self.step, self.data, self.images, self.world, lambda: False, rows)
+            result = evaluate(self.step, self.data, self.images, self.world, lambda: False, rows, self.graphs)
             done, epoch = info.get('step', 0), info.get('epoch', 0)
             write(row(result, done, epoch, when))
             results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})

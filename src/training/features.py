@@ -155,7 +155,7 @@ class FeatureEvaluation(Evaluation):
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
         self.rows = self._new_rows()
-        return evaluate(self.step, self.data, self.images, 1, asked_to_stop, self.rows)
+        return evaluate(self.step, self.data, self.images, 1, asked_to_stop, self.rows, self.graphs)
 
     def _compute(self, train_step, asked_to_stop):
         """Replace the images by features, and the step by one that takes them; False if asked to stop."""

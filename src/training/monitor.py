@@ -91,7 +91,6 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
-        self.log('compiling the training graph: seconds to minutes in which nothing moves')
         self.bar = Bar(self.plan, self.step)
         self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()

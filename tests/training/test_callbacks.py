@@ -70,8 +70,8 @@ def test_lines_of_single_steps(monitor):
     for _ in range(100):
         run.step()
     assert logged(monitor) == [20, 40, 60, 80, 100]
-    assert 'compiling' in monitor.lines[0] and re.match('time to the first step, .*: [0-9.]+ s', monitor.lines[1])
-    assert re.fullmatch(r'step: 20 epoch: 2.0 FPS: [\d.]+ loss: 2.000 total_loss: 2.500 lr:0.09812', monitor.lines[2])
+    assert re.match('time to the first step, .*: [0-9.]+ s', monitor.lines[0])
+    assert re.fullmatch(r'step: 20 epoch: 2.0 FPS: [\d.]+ loss: 2.000 total_loss: 2.500 lr:0.09812', monitor.lines[1])
 
 
 @pytest.mark.parametrize('sink, expected', [(25, [25, 50, 75, 100]), (10, [20, 40, 60, 80, 100]), (50, [50, 100])])

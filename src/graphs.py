@@ -1,0 +1,208 @@
+"""Compiled graphs: MindSpore's compile cache, made safe, and what is said while a graph compiles."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mindspore import Tensor, nn
+
+from src import files, graph_key
+from src.errors import InputError
+from src.waiting import waiting
+
+LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network's training has 5 MB, without any weights
+WORK = 'inceptionv4-graphs.'  # beginning of the name of a process's own directory, below the one for temporary files
+STALE = 86_400  # seconds after which what a killed process left is removed; no compilation takes a day
+# Options that no graph depends on. A training that goes on differs in some of them from its start.
+INERT = (
+    'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
+    'resume_override overwrite max_overflow_steps display_every log_dir log_name save_checkpoint_steps keep_checkpoint_max '
+    'device_id ckpt_path file_name export_labels aipp compile_cache'
+).split()
+
+
+class Graphs:
+    """The graphs that this process compiles, and the cache in `directory` (None: no cache).
+
+    MindSpore's cache finds a graph by the order of compilation in the process, and its own check looks at script files
+    only: with other options or another image size it returns the old graph. So it is given a directory of this process, in
+    which there is at most the one graph that is wanted. The cache itself is one file for each graph, named by a hash of
+    all that the graph depends on.
+
+    Args:
+        made_from: what all graphs of this process depend on.
+        say: takes a line for the log.
+
+    Any number of processes may use `directory` at once: a file appears by renaming and holds its own checksum.
+    """
+
+    def __init__(self, directory: Path | None = None, made_from: object = None, say: Callable[[str], None] = print):
+        self.directory, self.made_from, self.say, self.seen = directory, made_from, say, set()
+
+    @contextlib.contextmanager
+    def compiling(self, cell: nn.Cell, inputs: Sequence[Tensor], name: str, extra: object = None) -> Iterator[None]:
+        """Within this `cell` is called with `inputs`, which compiles it at the first time: says so, and uses the cache.
+
+        Args:
+            name: of the graph, for the log.
+            extra: what the graph depends on beside cell and inputs.
+        """
+        shapes = tuple((tuple(x.shape), str(x.dtype)) for x in inputs)
+        if (id(cell), shapes, extra) in self.seen:
+            yield
+            return
+        self.seen.add((id(cell), shapes, extra))
+        start = time.monotonic()
+        path = (
+            self.directory
+            and self.directory / f'{graph_key.of(self.made_from, graph_key.structure(cell), shapes, name, extra)}.graph'
+        )
+        found = path and self._read(path)
+        what = f'loading the {name} from the compile cache' if found else f'compiling the {name}'
+        self.say(what)
+        with waiting(self.say, what), _Window(found) if path else contextlib.nullcontext() as window:
+            yield
+        kept = window is not None and window.made is not None and self._write(path, *window.made)
+        came = window is not None and window.hit
+        self.say(
+            f'{name} {"from the compile cache" if came else "compiled"} and run once in {time.monotonic() - start:.1f} s'
+            + (', kept in the compile cache' if kept else '')
+        )
+
+    def _read(self, path):
+        """(name for MindSpore, graph) of the file `path`; None if there is none or it is damaged, which removes it."""
+        try:
+            digest, _, rest = path.read_bytes().partition(b'\n')
+            if hashlib.sha256(rest).hexdigest().encode() != digest:
+                self.say(f'warning: {path} is damaged and is removed; the graph is compiled anew')
+                path.unlink(missing_ok=True)
+                return None
+            os.utime(path)  # the oldest by use go first
+        except OSError:
+            return None
+        name, _, graph = rest.partition(b'\n')
+        return name.decode(), graph
+
+    def _write(self, path, name, graph):
+        """Put a graph into the cache; whether that could be done."""
+        rest = name.encode() + b'\n' + graph
+        try:
+            with files.replacing(path) as temporary:
+                temporary.write_bytes(hashlib.sha256(rest).hexdigest().encode() + b'\n' + rest)
+            trim(path.parent)
+        except OSError as error:
+            self.say(f'warning: {path} cannot be written ({error.strerror}): the graph is not kept')
+            return False
+        return True
+
+
+OFF = Graphs()
+
+
+def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None] = print) -> Graphs:
+    """The `Graphs` of this process; `option` is the value of `compile_cache`, `run` the `runtime.Runtime`.
+
+    InputError if the directory `option` cannot be made; if that of `auto` cannot, a line to `say`.
+    """
+    if option == 'off' or option == 'auto' and run.device_target != 'CPU':
+        return Graphs(say=say)
+    base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    directory = Path(base, 'inceptionv4-mindspore') if option == 'auto' else Path(option).absolute()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        problem = f'compile_cache {directory}: cannot be written ({error.strerror})'
+        if option != 'auto':
+            raise InputError(f'{problem}; use another directory or off') from None
+        say(f'warning: {problem}; graphs are compiled at every start')
+        return Graphs(say=say)
+    options = {name: value for name, value in config.items() if name not in INERT}
+    ranks = run.rank, run.world, run.device_target, run.amp_level, run.sink
+    return Graphs(directory, [options, ranks, graph_key.sources(), graph_key.versions(run.device_target)], say)
+
+
+def trim(directory: Path, limit: int | None = None) -> None:
+    """Remove the graphs that were used longest ago until `limit` bytes (`LIMIT`) are left, and what killed processes left.
+    A graph in use is not needed any more: it was read as a whole."""
+    entries = []
+    for path in [*directory.glob('.*'), *Path(tempfile.gettempdir()).glob(f'{WORK}*')]:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE:
+                shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob('*.graph'):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            status = path.stat()
+            entries.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= (LIMIT if limit is None else limit):
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+class _Window:
+    """A context in which MindSpore's cache is on, with at most one graph `found` (name, bytes) in it.
+
+    `made` is then the (name, bytes) of the graph that was compiled, None if there was not exactly one; `hit` is true if the
+    graph found was taken. In a name `{}` stands for the graph's number, which MindSpore counts up in each process. A number
+    that is not the one MindSpore has in mind costs a compilation and is right the next time.
+    """
+
+    number = 0
+    directory = None  # MindSpore asks for it once in a process
+
+    def __init__(self, found):
+        self.found, self.made, self.hit = found, None, False
+
+    def __enter__(self):
+        if _Window.directory is None:
+            _Window.directory = Path(tempfile.mkdtemp(prefix=WORK))
+        self.placed = None
+        if self.found:
+            self.placed = _Window.directory / self.found[0].format(_Window.number)
+            self.placed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.placed.write_bytes(self.found[1])
+            self.before = self.placed.stat()
+        ours = {
+            'MS_COMPILER_CACHE_ENABLE': '1',
+            'MS_COMPILER_CACHE_PATH': str(_Window.directory),
+            # Its own check of script files is not needed, and after one graph that is not there it would find no other.
+            'MS_DEV_FORCE_USE_COMPILE_CACHE': '1',
+        }
+        self.variables = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for name, value in self.variables.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if kind is None:
+            self._look()
+        shutil.rmtree(_Window.directory, ignore_errors=True)
+
+    def _look(self):
+        there = list(_Window.directory.glob('**/*compile_cache_*.mindir'))
+        if not there:
+            return
+        _Window.number = 1 + max(int(re.search(r'_(\d+)\.mindir$', path.name)[1]) for path in there)
+        if there == [self.placed]:
+            now = self.placed.stat()
+            self.hit = (now.st_ino, now.st_mtime_ns, now.st_size) == (
+                self.before.st_ino,
+                self.before.st_mtime_ns,
+                self.before.st_size,
+            )
+        if len(there) == 1 and not self.hit:
+            name = re.sub(r'_\d+\.mindir$', '_{}.mindir', str(there[0].relative_to(_Window.directory)))
+            self.made = name, there[0].read_bytes()

@@ -1,0 +1,197 @@
+"""The cache of compiled graphs gives the graph that is asked for, or none."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from src import config, graph_key, graphs, runtime
+from src.errors import InputError
+
+INPUT = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+class Scaled(nn.Cell):
+    """A number and a tensor that are constants of the graph, and a parameter."""
+
+    def __init__(self, factor, shift=0.0):
+        super().__init__()
+        self.factor, self.shift = factor, Tensor(np.full(3, shift, np.float32))
+        self.weight = ms.Parameter(Tensor(np.ones(3, np.float32)), 'weight')
+
+    def construct(self, x):
+        return x * self.factor * self.weight + self.shift
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path, said):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    return graphs.Graphs(tmp_path / 'cache', 'options', said.append)
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path):
+    (tmp_path / 'cache').mkdir()
+    return tmp_path / 'cache'
+
+
+def run(cache, cell, x=INPUT, name='graph'):
+    with cache.compiling(cell, [x], name):
+        return cell(x).asnumpy()
+
+
+@pytest.mark.compiles
+def test_right_graph_in_any_order(cache, said, directory, monkeypatch):
+    """Another constant, tensor, shape or source is another graph; the same one comes from the cache, whatever was compiled
+    before, and with the weights of now."""
+    wanted = {(2.0, 0.0): INPUT * 2, (5.0, 0.0): INPUT * 5, (2.0, 1.0): INPUT * 2 + 1}
+    for values, expected in wanted.items():
+        assert (run(cache, Scaled(*values)) == expected.asnumpy()).all()
+        assert said[-1].startswith('graph compiled') and said[-1].endswith('kept in the compile cache')
+    Scaled(7.0)(INPUT)  # not through the cache
+    for values, expected in reversed(wanted.items()):
+        assert (run(cache, Scaled(*values)) == expected.asnumpy()).all()
+        assert said[-1].startswith('graph from the compile cache') and 'loading the graph' in said[-2]
+    assert len(list(directory.iterdir())) == 3
+    cell = Scaled(2.0)
+    cell.weight.set_data(Tensor(np.full(3, 10, np.float32)))
+    assert (run(cache, cell) == INPUT.asnumpy() * 20).all() and 'from the compile cache' in said[-1]
+    lines = len(said)
+    assert (run(cache, cell) == INPUT.asnumpy() * 20).all() and len(said) == lines  # compiled already
+    assert (run(cache, Scaled(2.0), INPUT[:1]) == INPUT[:1].asnumpy() * 2).all() and 'compiled' in said[-1]
+    cache.made_from = 'other options'
+    assert (run(cache, Scaled(2.0)) == INPUT.asnumpy() * 2).all() and 'graph compiled' in said[-1]
+    assert not any(name in graphs.os.environ for name in runtime.GRAPH_CACHES)
+
+
+@pytest.mark.compiles
+def test_damage_is_found(cache, said, directory):
+    run(cache, Scaled(3.0))
+    (entry,) = directory.iterdir()
+    whole = entry.read_bytes()
+    for damaged in (whole[:-1], whole[:200] + b'?' + whole[201:], b'', b'\n'):
+        entry.write_bytes(damaged)
+        del said[:]
+        assert (run(cache, Scaled(3.0)) == INPUT.asnumpy() * 3).all()
+        assert said[0] == f'warning: {entry} is damaged and is removed; the graph is compiled anew' and len(said) == 3
+        assert entry.stat().st_size == len(whole)
+
+
+@pytest.mark.compiles
+def test_an_error_keeps_nothing(cache, directory):
+    with pytest.raises(ZeroDivisionError), cache.compiling(cell := Scaled(4.0), [INPUT], 'graph'):
+        cell(INPUT)
+        raise ZeroDivisionError
+    assert not list(directory.iterdir()) and not graphs._Window.directory.exists()
+
+
+@pytest.mark.compiles
+def test_a_cache_that_cannot_be_written(cache, said, directory):
+    shutil.rmtree(directory)
+    directory.write_text('')
+    assert (run(cache, Scaled(6.0)) == INPUT.asnumpy() * 6).all()
+    assert said[-2].endswith('the graph is not kept') and 'compiled' in said[-1]
+
+
+PROGRAM = """
+import sys, numpy as np
+from tests.test_graphs import *
+ms.set_context(mode=ms.GRAPH_MODE)
+made = graphs.Graphs(Path(sys.argv[1]), 'options')
+for factor in range(1, 4):
+    assert (run(made, Scaled(float(factor))) == INPUT.asnumpy() * factor).all()
+"""
+
+
+@pytest.mark.compiles
+def test_two_processes_at_once(directory):
+    """They share the cache while both fill it, and a third finds all graphs."""
+    start = [sys.executable, '-c', PROGRAM, str(directory)]
+    outputs = [subprocess.Popen(start, cwd=graph_key.ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate()[0].count('run once'), process.returncode) for process in outputs] == [(3, 0)] * 2
+    third = subprocess.run(start, cwd=graph_key.ROOT, capture_output=True, text=True)
+    assert third.stdout.count('graph from the compile cache') == 3 and not third.returncode
+    assert len(list(directory.iterdir())) == 3
+
+
+def test_bound(directory):
+    """The graphs that were used longest ago go, and what killed processes left."""
+    for age, name in enumerate('abcd'):
+        path = directory / f'{name}.graph'
+        path.write_bytes(bytes(100))
+        graphs.os.utime(path, (time.time() - age, time.time() - age))
+    left = directory / '.x.graph.17.abc'
+    left.mkdir()
+    graphs.trim(directory, 250)
+    assert {path.name for path in directory.iterdir()} == {'a.graph', 'b.graph', left.name}
+    graphs.os.utime(left, (0, 0))
+    graphs.trim(directory)
+    assert {path.name for path in directory.iterdir()} == {'a.graph', 'b.graph'}
+
+
+def test_option(tmp_path, monkeypatch, said):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user'))
+    cpu, npu = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), runtime.Runtime('Ascend', 0, 0, 1, 'O3', True)
+    assert graphs.open_cache('auto', {}, cpu).directory == tmp_path / 'user/inceptionv4-mindspore'
+    assert graphs.open_cache('auto', {}, npu).directory is None
+    assert graphs.open_cache('off', {}, cpu).directory is None
+    assert graphs.open_cache(str(tmp_path / 'mine'), {}, npu).directory == tmp_path / 'mine'
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    assert graphs.open_cache('auto', {}, cpu, said.append).directory is None and 'every start' in said[0]
+    with pytest.raises(InputError, match='Not a directory.*another directory or off'):
+        graphs.open_cache(str(tmp_path / 'file/x'), {}, cpu)
+
+
+def test_every_option_counts_but_the_inert(tmp_path):
+    run, options = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), config.load([])
+
+    def made_from(**changed):
+        return graphs.open_cache(str(tmp_path), {**options, **changed}, run._replace(**other)).made_from
+
+    other = {}
+    before = made_from()
+    assert before == made_from()
+    assert {name for name in options if made_from(**{name: 'another'}) == before} == set(graphs.INERT)
+    for other in ({'world': 2}, {'rank': 1}, {'amp_level': 'O2'}):
+        assert made_from() != before
+
+
+def test_source_and_versions_count(tmp_path, monkeypatch):
+    for name in ('train.py', 'src/layers.py', 'src/training/step.py'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(graph_key.ROOT / name, tmp_path / name)
+    before = graph_key.sources(), graph_key.versions('CPU')
+    monkeypatch.setattr(graph_key, 'ROOT', tmp_path)
+    small = graph_key.sources()
+    assert small != before[0]
+    with open(tmp_path / 'src/training/step.py', 'a') as file:
+        file.write('#')
+    assert graph_key.sources() != small
+    monkeypatch.setattr(ms, '__version__', '2.9.0')
+    assert graph_key.versions('CPU') != before[1]
+
+
+def test_structure():
+    """Alike for two cells that are alike; differs with whatever changes the graph."""
+    from tests.training.test_step import made  # noqa: F401 - the step of a small network
+
+    alike = graph_key.structure(Scaled(2.0))
+    assert alike == graph_key.structure(Scaled(2.0))
+    frozen = Scaled(2.0)
+    frozen.weight.requires_grad = False
+    wider = Scaled(2.0)
+    wider.weight = ms.Parameter(Tensor(np.ones((1, 3), np.float32)), 'weight')
+    for other in (Scaled(2.5), Scaled(2.0, 1.0), frozen, wider, Scaled(2.0).set_train()):
+        assert graph_key.structure(other) != alike

@@ -121,7 +121,7 @@ class Checkpoints(Every):
 
         TrainingError if it cannot be written and there is no later step to try again.
         """
-        with self.lock:  # `watch.Watch` saves from its own thread when the main one hangs
+        with self.lock, self.monitor.during('saving'):  # `watch.Watch` saves from its own thread when the main one hangs
             return self._act()
 
     def _act(self):
@@ -189,7 +189,8 @@ class Evaluations(Every):
         step = self.monitor.step
         path = self.checkpoints.act() if self.checkpoints else None  # first, so that nothing is lost in between
         begun = time.perf_counter()
-        result = self.evaluate()
+        with self.monitor.during('evaluating'):
+            result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return

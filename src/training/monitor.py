@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,33 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from mindspore.train import LossMonitor
-from tqdm import tqdm
 
 from src.data.bad_records import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
+from src.training.bar import Bar
 from src.training.interruption import Interruption
 from src.training.metrics import Metrics
 from src.training.pace import Pace, straggler
 from src.training.plan import Plan
 from src.training.step import StepOutputs, on_host
 from src.weights import checkpoint
-
-
-class Bar(tqdm):
-    """A progress bar of steps that knows how long the steps of every stage of `plan` take."""
-
-    def __init__(self, plan: Plan, step: int):
-        self.plan = plan
-        shown = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}]'
-        super().__init__(total=plan.stop, initial=step, unit='step', disable=None, dynamic_ncols=True, bar_format=shown)
-
-    @property
-    def format_dict(self):
-        """What the line is made of; `left` is the time that is left."""
-        values = super().format_dict
-        done, elapsed = self.n - self.initial, values['elapsed']
-        rate = values['rate'] or (done / elapsed if elapsed else 0)
-        return {**values, 'left': self.format_interval(self.plan.left(self.n) / rate) if rate else '?'}
 
 
 class TrainingMonitor(LossMonitor):
@@ -87,7 +71,7 @@ class TrainingMonitor(LossMonitor):
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
         self.metrics, self.pace = metrics or Metrics(), pace or Pace()
-        self.fetched, self.losses = 0.0, []
+        self.fetched, self.losses, self.bar = 0.0, [], None
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
@@ -115,8 +99,8 @@ class TrainingMonitor(LossMonitor):
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
         self.moving.release()  # not after an error: then the weights are not fit to be saved
-        self._count(self.step - before)
         self.losses.append(outputs.loss)
+        self._count(self.step - before)
         if due:
             self._write_line(outputs)
         if self.step // self.plan.steps_per_epoch > before // self.plan.steps_per_epoch:
@@ -140,7 +124,7 @@ class TrainingMonitor(LossMonitor):
             self.compiled = True
             if self.interruption:
                 self.interruption.can_save = True
-        self.bar.update(done)
+        self.bar.done(done, self.losses[-1], self.images / self.seconds if self.seconds else None)
 
     def _write_line(self, outputs: StepOutputs):
         fps, epoch, rate = self.images / self.seconds if self.seconds else None, self.epoch, self.rates[self.step - 1]
@@ -220,8 +204,13 @@ class TrainingMonitor(LossMonitor):
         )
 
     def on_train_end(self, run_context):
-        """Called after the last step."""
+        """Called after the last step of a run, or of a part of it."""
+        self.bar.leave = self.stopping or self.step >= self.plan.stop  # the next part has a bar of its own
         self.bar.close()
+
+    def during(self, name: str) -> contextlib.AbstractContextManager:
+        """Names on the terminal what the training waits for while a block runs."""
+        return self.bar.during(name) if self.bar else contextlib.nullcontext()
 
     def end(self) -> InputError:
         """The error that ends a training which was stopped before its last step."""

@@ -22,7 +22,7 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.graphs import open_cache
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
-from src.training import features, memory, metrics, resume
+from src.training import features, memory, metrics, resume, tensorboard
 from src.training import report as training_report
 from src.training.callbacks import Checkpoints, Compiling, Evaluations
 from src.training.interruption import Interruption
@@ -55,9 +55,9 @@ def main(argv=None):
 
 def train(config, interruption):
     """The training that `config` (EasyDict) describes, from its records to its last checkpoint."""
+    tensorboard.require(config.tensorboard)
     job = start(config)
     data, config, plan = open_training_set(config, job)
-
     # Resume before restore: a training that goes on has weights of its own.
     state, plan, training, config = resume.find_start(
         job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log

@@ -26,7 +26,9 @@ import numpy as np
 
 from src import files
 from src.errors import InputError
+from src.training import tensorboard
 from src.training.plan import Plan
+from src.training.tensorboard import TensorBoard
 
 NAME = 'metrics.jsonl'
 OF_STEPS = ('step', 'evaluation', 'checkpoint', 'ranks')  # kinds of which a run that goes on makes its own
@@ -85,9 +87,11 @@ class Metrics:
         self.end(step())
 
 
-def begin(directory: Path | None, plan: Plan, config: dict, about: dict, readers: list[Callable] = ()) -> Metrics:
+def begin(directory: Path | None, plan: Plan, config: dict, about: dict) -> Metrics:
     """The `Metrics` in `directory` (None on the ranks that write none) of a run of `plan` with `config`, with its first
-    record, which also has the fields `about`."""
+    record, which also has the fields `about`; with the option `tensorboard` an event file, too. InputError if one of them
+    cannot be written."""
+    readers = [TensorBoard(Path(directory) / tensorboard.NAME, plan.start)] if directory and config['tensorboard'] else []
     made = Metrics(directory and Path(directory) / NAME, plan.start, readers)
     made(
         'start',

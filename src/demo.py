@@ -36,11 +36,11 @@ def main():
         [
             ('images', f'{data} (10 classes, seed {config.seed})'),
             ('training', f'{trained.summary()}, log in {output / "training" / config.log_name}'),
-            ('curves', page if page.exists() else 'left out: pip install -r requirements-report.txt'),
             ('checkpoint', checkpoint),
             ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
             ('MINDIR', output / 'inceptionv4.mindir'),
             ('wall time', f'{time.time() - start:.0f} s'),
+            ('curves', page if page.exists() else 'left out: pip install -r requirements-report.txt'),
         ]
     )
 

@@ -134,6 +134,14 @@ def _missing(need):
         return f'left out: {error}'
 
 
+def _speed(training):
+    """[steps and speed of the training], empty where an older version trained, which recorded none."""
+    try:
+        return [Run(training).summary()]
+    except InputError:
+        return []
+
+
 def parse(arguments: list[str]) -> tuple[Path, Path, Path, list[str]]:
     """(PHOTOS, WEIGHTS, OUTPUT, options) of the command line. InputError for other numbers of arguments, places that cannot
     be, and options that are set here."""
@@ -189,7 +197,7 @@ def main():
                 'split',
                 f'{len(parts["train"])} to train with, {len(held)} to validate with, listed in {output / "split.csv"}',
             ),
-            ('training', f'{Run(training).summary()}, log in {training / config.log_name}'),
+            ('training', ', '.join([*_speed(training), f'log in {training / config.log_name}'])),
             *rows,
             ('wall time', f'{time.time() - start:.0f} s'),
         ]

@@ -139,7 +139,7 @@ def uninterrupted(compiles, data, tmp_path_factory):
 def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_path):
     """SIGKILL while a checkpoint is being written, the newest whole one then damaged, SIGTERM to the training that goes on
     from the one before, and the last one ends with the weights of a training that nothing happened to. The training has
-    stages of image sizes: it is killed in the second, goes on in the first, and is stopped between them or soon after."""
+    stages of image sizes: it is killed in the second, goes on in the first, and is stopped in the second again."""
     directory = checkpoints(tmp_path)
     killed = Training(data, tmp_path, *SIZES, '--num_workers', '2')
     assert killed.wait_for(lambda: list(directory.glob('.inceptionv4-1_6.*')))
@@ -153,7 +153,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     newest.write_bytes(damaged)
 
     stopped = Training(data, tmp_path, *SIZES, '--resume', 'auto', '--num_workers', '2')
-    assert stopped.wait_for(lambda: 3 in steps_logged(stopped.text)), stopped.text[-3000:]
+    assert stopped.wait_for(lambda: 4 in steps_logged(stopped.text)), stopped.text[-3000:]  # its second graph is compiled
     stopped.process.terminate()
     asked = time.monotonic()
     assert stopped.end() == 143, stopped.text[-3000:]
@@ -264,7 +264,7 @@ def test_two_ranks_go_through_stages(data, tmp_path):
     options = [*SIZES, '--batch_size', '2', '--save_checkpoint_steps', '1', '--keep_checkpoint_max', '20']
     launch = {'script': 'src/cluster/launch.py', 'arguments': ['2', str(ROOT / 'train.py')]}
     results = []
-    for start in (None, 2, 3, 5):
+    for start in (None, 2, 3):
         folder = tmp_path / str(start)
         folder.mkdir()
         if start:

@@ -41,7 +41,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     option `report` names. Returns what `Evaluation.of_checkpoints` does.
     """
     paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
-    info = newest_info(paths)
+    newest, parameters, info = read_newest(paths)
     config = configuration.load(argv, info['config'])
     if config.report and run.rank == 0:
         report.prepare(config.report)
@@ -68,6 +68,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         num_workers=dataset.workers(config.num_workers, run.ranks_here),
         preprocessing=preprocessing,
         per_image=bool(config.report),
+        known={newest: (parameters, info)} if len(paths) == 1 else None,
     )
     results = evaluation.of_checkpoints(paths, log)
     if run.rank == 0:
@@ -89,13 +90,13 @@ def write(results: list, path: Path, log):
         log(f'warning: {problem}; the figures are only those above')
 
 
-def newest_info(paths: list) -> dict:
-    """The information in the last of the checkpoints `paths` that can be read; InputError if there is none."""
+def read_newest(paths: list) -> tuple:
+    """(path, parameters, info) of the last of the checkpoints `paths` that can be read; InputError if there is none."""
     problem = None
     for path in reversed(paths):
         try:
             parameters, info = read_weights(path)
-            return checkpoint.with_classes(info, parameters, path)
+            return path, parameters, checkpoint.with_classes(info, parameters, path)
         except InputError as error:
             problem = problem or error
     raise problem

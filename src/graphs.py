@@ -9,10 +9,12 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mindspore import Tensor, nn
+from mindspore.common import api
 
 from src import files, graph_key
 from src.errors import InputError
@@ -45,7 +47,8 @@ class Graphs:
     """
 
     def __init__(self, directory: Path | None = None, made_from: object = None, say: Callable[[str], None] = print):
-        self.directory, self.made_from, self.say, self.seen = directory, made_from, say, set()
+        self.directory, self.made_from, self.say = directory, made_from, say
+        self.seen = weakref.WeakKeyDictionary()  # of a cell, its inputs so far
 
     @contextlib.contextmanager
     def compiling(self, cell: nn.Cell, inputs: Sequence[Tensor], name: str, extra: object = None) -> Iterator[None]:
@@ -56,10 +59,11 @@ class Graphs:
             extra: what the graph depends on beside cell and inputs.
         """
         shapes = tuple((tuple(x.shape), str(x.dtype)) for x in inputs)
-        if (id(cell), shapes, extra) in self.seen:
+        seen = self.seen.setdefault(cell, set())
+        if (shapes, extra) in seen:
             yield
             return
-        self.seen.add((id(cell), shapes, extra))
+        seen.add((shapes, extra))
         start = time.monotonic()
         path = (
             self.directory
@@ -104,7 +108,7 @@ class Graphs:
         return True
 
 
-OFF = Graphs()
+OFF = Graphs(say=lambda line: None)
 
 
 def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None] = print) -> Graphs:
@@ -112,7 +116,7 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
 
     InputError if the directory `option` cannot be made; if that of `auto` cannot, a line to `say`.
     """
-    if option == 'off' or option == 'auto' and run.device_target != 'CPU':
+    if option == 'off' or option == 'auto' and (run.device_target != 'CPU' or run.world > 1):
         return Graphs(say=say)
     base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     directory = Path(base, 'inceptionv4-mindspore') if option == 'auto' else Path(option).absolute()
@@ -177,14 +181,17 @@ class _Window:
         ours = {
             'MS_COMPILER_CACHE_ENABLE': '1',
             'MS_COMPILER_CACHE_PATH': str(_Window.directory),
-            # Its own check of script files is not needed, and after one graph that is not there it would find no other.
+            # No check of script files. After a graph that is not there it would find no other.
             'MS_DEV_FORCE_USE_COMPILE_CACHE': '1',
         }
+        # It would still parse the script that was started and all that it imports, and fail where there is none (python -c).
+        self.script, api.entry_script_path = api.entry_script_path, __file__.replace('graphs.py', '__init__.py')
         self.variables = {name: os.environ.get(name) for name in ours}
         os.environ.update(ours)
         return self
 
     def __exit__(self, kind, error, trace):
+        api.entry_script_path = self.script
         for name, value in self.variables.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if kind is None:

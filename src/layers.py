@@ -2,21 +2,34 @@
 
 from collections import OrderedDict
 
+import numpy as np
 from mindspore import nn, ops
-from mindspore.common.initializer import TruncatedNormal, Zero
+from mindspore.common.initializer import Initializer, Zero
 
 BATCH_NORM_EPSILON = 1e-3
 
 
-def he_normal(fan_in: int) -> TruncatedNormal:
+class HeNormal(Initializer):
     """Initial weights of a layer with `fan_in` inputs a value (He et al. 2015): a normal distribution cut at two standard
     deviations. The cut leaves 0.8796 of the standard deviation, for which `sigma` makes up.
 
     MindSpore's `VarianceScaling('truncated_normal')` draws from a uniform distribution (2.8: the name is compared with
-    another spelling), and `TruncatedNormal` takes its bounds as values, not in standard deviations.
+    another spelling), and its `TruncatedNormal` takes 5 s for this network's 43 million weights, where this takes 0.6.
     """
-    sigma = (2 / fan_in) ** 0.5 / 0.87962566
-    return TruncatedNormal(sigma=sigma, a=-2 * sigma, b=2 * sigma)
+
+    def __init__(self, fan_in: int):
+        super().__init__(fan_in=fan_in)
+        self.sigma = (2 / fan_in) ** 0.5 / 0.87962566
+
+    def _initialize(self, arr):
+        # The seed of `mindspore.set_seed` is also that of numpy.random.
+        generator = np.random.Generator(np.random.SFC64(np.random.randint(1, 1 << 63, dtype=np.int64)))
+        values = generator.standard_normal(arr.shape, np.float32).ravel()
+        outside = np.flatnonzero(np.abs(values) > 2)
+        while outside.size:
+            values[outside] = generator.standard_normal(outside.size, np.float32)
+            outside = outside[np.abs(values[outside]) > 2]
+        np.multiply(values.reshape(arr.shape), np.float32(self.sigma), out=arr)
 
 
 class ConvBN(nn.Cell):
@@ -30,7 +43,7 @@ class ConvBN(nn.Cell):
         super().__init__()
         rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         self.conv = nn.Conv2d(
-            in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=he_normal(in_channels * rows * columns)
+            in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=HeNormal(in_channels * rows * columns)
         )
         self.bn = nn.BatchNorm2d(
             out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay, use_batch_statistics=False if bn_decay == 1 else None
@@ -100,4 +113,4 @@ def max_pool() -> nn.MaxPool2d:
 
 def dense(in_channels: int, out_channels: int) -> nn.Dense:
     """Fully connected layer with bias: (N, in_channels) -> (N, out_channels)."""
-    return nn.Dense(in_channels, out_channels, weight_init=he_normal(in_channels), bias_init=Zero())
+    return nn.Dense(in_channels, out_channels, weight_init=HeNormal(in_channels), bias_init=Zero())

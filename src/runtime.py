@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import mindspore as ms
@@ -81,6 +83,16 @@ def start(
     # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
     ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if several else 1
     return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend', ranks_here)
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Within this block cells run operation by operation, and no graph is compiled."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
 
 
 def _refuse_graph_caches():

@@ -8,7 +8,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, set_precision
-from src.layers import he_normal
+from src.layers import HeNormal
 from src.training.optimizer import decayed_parameters, freeze
 from src.training.step import NetworkWithLoss
 from src.weights.names import from_tf_slim, tf_slim_name, to_tf_slim
@@ -75,7 +75,7 @@ def test_initialisation(full):
         assert abs(value.std() / sigma - 1) < 0.03 and abs(value.mean()) < 0.03 * sigma
         assert np.abs(value).max() <= 2.001 * sigma / 0.87962566  # cut at two standard deviations
     assert not full['logits.bias'].init_data().asnumpy().any()
-    assert he_normal(8).sigma == pytest.approx(0.5 / 0.87962566)
+    assert HeNormal(8).sigma == pytest.approx(0.5 / 0.87962566)
 
 
 def test_batch_norm(small):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src import files
+from src import files, runtime
 from src.deploy import description, verification
 from src.deploy.formats import LOADERS, WRITERS, plain_name
 from src.deploy.graph import OUTPUT_NAMES, Served, Signature, as_function, fold, host_scale
@@ -40,7 +41,9 @@ def export_network(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path.with_suffix('.json')) as record, files.replacing(path) as temporary:
-            logits = network(Tensor(scaled)).asnumpy().copy()
+            # On the CPU this is faster than to compile a graph for one call.
+            with runtime.eager() if computed_in == 'float32' else contextlib.nullcontext():
+                logits = network(Tensor(scaled)).asnumpy().copy()
             if fold_bn:
                 fold(network)
             run = _write(network, temporary, signature, inputs)

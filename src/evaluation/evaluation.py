@@ -142,6 +142,7 @@ class Evaluation:
         run (Runtime): its precision, and this rank among how many.
         batch_size (int): images per device and step.
         per_image (bool): keep what a report needs.
+        known (dict): {path: what `read_weights` returned for it}, so that it is not read twice.
     """
 
     def __init__(
@@ -155,13 +156,14 @@ class Evaluation:
         num_workers: int,
         preprocessing: Preprocessing = PREPROCESSING,
         per_image: bool = True,
+        known: dict | None = None,
     ):
         self.records, self.offset, self.num_classes = records, offset, options['num_classes']
         self.images, self.rank, self.world, self.graphs = len(records), run.rank, run.world, run.graphs
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
-        self.rows, self.best = None, None
+        self.rows, self.best, self.known = None, None, known or {}
         self.data = dataset.evaluation_dataset(
             records,
             offset=offset,
@@ -200,7 +202,7 @@ class Evaluation:
         results = []
         for path in paths:
             try:
-                parameters, info = read_weights(path)
+                parameters, info = self.known.pop(path, None) or read_weights(path)
                 when = Path(main_file(path)).stat().st_mtime
                 checkpoint.load_into(self.step.network, checkpoint.averaged(parameters), path)
             except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile

@@ -1,7 +1,5 @@
 """Labels, numbers and names of classes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -15,6 +13,7 @@ from src.data.shards import find_shards
 from src.data.tfrecord import framed, index_shards, write_shards
 from src.errors import InputError
 from src.evaluation import evaluation
+from src.runtime import Runtime
 from src.weights import checkpoint
 from src.weights.read import OURS
 from tests.data.samples import folder, shards
@@ -61,7 +60,7 @@ def evaluated_labels(tmp_path, monkeypatch, names, offset):
 
     monkeypatch.setattr(evaluation.Evaluation, 'of_checkpoints', evaluate)
     argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', '--block_counts', '1,1,1', '--image_size', '75']
-    run = SimpleNamespace(rank=0, world=1, ranks_here=1, amp_level='O0')
+    run = Runtime('CPU', 0, 0, 1, 'O0', False)
     evaluation_entry.evaluate_path(argv, run, path, print)
     return [int(label) for label in found if label >= 0]
 

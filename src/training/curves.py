@@ -81,7 +81,8 @@ def draw(plot: Plot, runs: list[Run]) -> bytes | None:
     axes, values = figure.subplots(), []
     for place, run in enumerate(runs):
         for order, series in enumerate(plot.series):
-            points = [(run.epoch_of(one), plot.factor * number(one, series.field)) for one in run.of_kind(series.kind)]
+            found = run.of_kind(series.kind) if series.field != 'top5' or run.top5 else []
+            points = [(run.epoch_of(one), plot.factor * number(one, series.field)) for one in found]
             points = [point for point in points if not math.isnan(point[1])]
             if points:
                 values += [value for _, value in points]

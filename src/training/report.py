@@ -39,12 +39,20 @@ def main_figures(run: Run) -> list[tuple[str, str, str]]:
     best, last = run.best(), run.steps[-1] if run.steps else {}
     loss, speed, overflows = number(last, 'mean_loss'), run.speed(), number(last, 'overflows')
     found = [
-        ('best top-1', f'{best["top1"]:.2f} %', f'epoch {run.epoch_of(best):.1f}, top-5 {number(best, "top5"):.2f} %')
+        (
+            'best top-1',
+            f'{best["top1"]:.2f} %',
+            f'epoch {run.epoch_of(best):.1f}' + f', top-5 {number(best, "top5"):.2f} %' * run.top5,
+        )
         if best
         else ('best top-1', '–', 'no evaluation is recorded'),
         ('training loss', '–' if math.isnan(loss) else f'{loss:.3f}', 'mean up to the last line'),
         ('speed', '–' if math.isnan(speed) else f'{speed:.1f}', 'images per second, of all devices'),
-        ('progress', f'{run.epoch_of(run.records[-1]):.1f} epochs', run.state()),
+        (
+            'progress',
+            f'{run.epoch_of(run.records[-1]):.1f} epochs',
+            f'{run.records[-1]["step"]} of {run.start.get("stop", "?")} steps',
+        ),
     ]
     if overflows > 0:
         found.append(('skipped steps', f'{overflows:.0f}', 'because gradients overflowed'))
@@ -61,7 +69,7 @@ def parts(runs: list[Run]) -> Iterator[str]:
         yield '<div class="grid">\n'
         for what, value, remark in main_figures(runs[0]):
             yield f'<div class="figure">{what}<b>{_escaped(value)}</b><span class="small">{_escaped(remark)}</span></div>\n'
-        yield '</div>\n'
+        yield f'</div>\n<p class="small">{_escaped(runs[0].state())}.</p>\n'
     else:
         yield from comparison(runs)
     yield from all_curves(runs)
@@ -90,11 +98,23 @@ def _dot(place):
 def comparison(runs: list[Run]) -> Iterator[str]:
     """The main figures of each run, and in what their options, machines and versions differ."""
     columns = [{what: f'{value}, {remark}' for what, value, remark in main_figures(run)} for run in runs]
+    for column, run in zip(columns, runs):
+        column['state'] = run.state()
     names = list(dict.fromkeys(name for column in columns for name in column))
     yield table(['', *_heads(runs)], [[name, *(_escaped(c.get(name, '–')) for c in columns)] for name in names], set())
     yield '<h2>What differs</h2>\n'
-    rows = [row for row in _rows([{**run.config, **machine(run)} for run in runs]) if len(set(row[1:])) > 1]
+    rows = [
+        row
+        for row in _rows([{**options, **machine(run)} for options, run in zip(_options(runs), runs)])
+        if len(set(row[1:])) > 1
+    ]
     yield table(['', *_heads(runs)], rows, set()) if rows else '<p>Nothing that is recorded.</p>\n'
+
+
+def _options(runs):
+    """All options of each of `runs`; those that are newer than a run stand at their defaults."""
+    defaults = configuration.load([])
+    return [{**defaults, **run.config} for run in runs]
 
 
 def _rows(columns):
@@ -132,8 +152,7 @@ def recipe(runs: list[Run]) -> Iterator[str]:
     if not any(run.config for run in runs):
         yield '<p>No configuration is recorded.</p>\n'
         return
-    defaults = configuration.load([])
-    rows = _rows([*(run.config for run in runs), defaults])
+    rows = _rows([*_options(runs), configuration.load([])])
     changed = [row for row in rows if len(set(row[1:])) > 1]
     head = ['option', *_heads(runs), 'default']
     yield f'<p class="small">{counted(len(changed), "option")} of {len(rows)} at other values than the defaults.</p>\n'

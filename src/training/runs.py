@@ -52,6 +52,7 @@ class Run:
         per_epoch = number(self.start, 'steps_per_epoch')
         self.per_epoch = per_epoch if per_epoch > 0 else math.nan
         self.config = self._config()
+        self.top5 = not number(self.config, 'num_classes') <= 5  # says nothing among so few
 
     def of_kind(self, kind: str) -> list[dict]:
         """The records of a kind."""
@@ -81,13 +82,12 @@ class Run:
         return steps if math.isnan(speed) else f'{steps}, {speed:.1f} images/s'
 
     def state(self) -> str:
-        """One sentence on how far it is."""
-        last, stop = self.records[-1], self.start.get('stop', '?')
-        done = f'{last["step"]} of {stop} steps'
-        if last['kind'] == 'end':
-            return f'ended after {done}' if last.get('status') == 0 else f'stopped after {done}: {last.get("cause")}'
-        when = when_of(last)
-        return f'{done} at {clock(when)}; no end is recorded, so it still trains or was killed'
+        """One sentence on whether it still runs, or how it ended."""
+        last = self.records[-1]
+        if last['kind'] != 'end':
+            return f'Last record at {clock(when_of(last))}; no end is recorded, so it still trains or was killed'
+        how = 'Done' if last.get('status') == 0 else f'Ended with status {last.get("status")}'
+        return f'{how} at {clock(when_of(last))}' + ('' if last.get('status') == 0 else f': {last.get("cause")}')
 
     def epoch_of(self, record: dict) -> float:
         """Epochs done at a record; steps where the record of the start is missing."""

@@ -66,7 +66,7 @@ def test_page_of_a_training(tmp_path):
         ['inceptionv4-2_20.ckpt', '20', '1.5 MB'],
         ['inceptionv4-best.ckpt', '', '1.5 MB'],
     ]
-    assert '1 earlier one removed since' in page
+    assert '1 earlier one removed since' in page and 'Done at 2' in page
     assert 'http' not in page.replace('http-equiv', '')  # it needs no network
 
 
@@ -98,8 +98,8 @@ def test_several_runs_beside_each_other(tmp_path):
     page = page_of(tmp_path / 'a', tmp_path / 'b')
     differs = rows(page[page.index('What differs') : page.index('<h2>Curves')])
     assert [row[0] for row in differs] == ['', 'lr'] and differs[1][1:] == ['0.01', '0.02']
-    (progress,) = (row for row in rows(page) if row[0] == 'progress')
-    assert 'ended after 20 of 20 steps' in progress[1] and 'no end is recorded' in progress[2]
+    (state,) = (row for row in rows(page) if row[0] == 'state')
+    assert state[1].startswith('Done at 2') and 'no end is recorded' in state[2]
     assert len(re.findall('<figure>', page)) == 7
 
 

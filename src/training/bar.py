@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from src.training.plan import Plan
 
-SHOWN = '{doing}epoch {epoch}{loss}{speed} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}]'
+# What a narrow terminal cuts off comes last.
+SHOWN = '{doing}{percentage:.0f}%, {left} left, epoch {epoch}{loss}{speed} |{bar}| {n_fmt}/{total_fmt} [{elapsed}]'
 
 
 class Bar(tqdm):
@@ -48,6 +49,6 @@ class Bar(tqdm):
             'left': self.format_interval(self.plan.left(self.n) / rate) if rate else '?',
             'doing': f'{self.doing}, ' if self.doing else '',
             'epoch': f'{self.n / self.plan.steps_per_epoch:.1f}/{epochs}',
-            'loss': '' if self.loss is None else f' loss {self.loss:.3f}',
-            'speed': '' if self.speed is None else f' {self.speed:.1f} images/s',
+            'loss': '' if self.loss is None else f', loss {self.loss:.3f}',
+            'speed': '' if self.speed is None else f', {self.speed:.1f} images/s',
         }

@@ -37,14 +37,16 @@ def last_line(terminal):
 def test_what_it_shows(terminal):
     """What the training waits for, by name; then epoch, loss, images per second and the time left."""
     bar = Bar(PLAN, 20)
-    assert last_line(terminal).startswith('compiling, epoch 2.0/12 ')
+    assert last_line(terminal).startswith('compiling, 17%, ? left, epoch 2.0/12 ')
     bar.start_t -= 100  # seconds
     bar.done(10, 1.23456, 45.67)
     bar.refresh()
-    assert re.match(r'epoch 3\.0/12 loss 1\.235 45\.7 images/s +25%\|.*\| 30/120 \[01:4\d<1\d:\d\d\]', last_line(terminal))
+    assert re.match(
+        r'25%, 1\d:\d\d left, epoch 3\.0/12, loss 1\.235, 45\.7 images/s \|.*\| 30/120 \[01:4\d\]', last_line(terminal)
+    )
     with bar.during('saving'):
-        assert last_line(terminal).startswith('saving, epoch 3.0/12 ')
-    assert last_line(terminal).startswith('epoch 3.0/12 ')
+        assert last_line(terminal).startswith('saving, 25%, ')
+    assert last_line(terminal).startswith('25%, ')
     bar.close()
 
 

@@ -30,7 +30,14 @@ MAY_IMPORT = {
     'finetune': 'base data weights evaluation training deploy',  # src/finetune.py, another one
 }
 READS_CONFIGURATION = ('demo', 'acceptance', 'deploy')  # beside the entry points and the modules with a `main`
-LIGHT = ('src.config', 'src.cluster.rank_table', 'src.training.scaling', 'src.weights.names', 'src.environment')
+LIGHT = (
+    'src.config',
+    'src.cluster.rank_table',
+    'src.training.report',
+    'src.training.scaling',
+    'src.weights.names',
+    'src.environment',
+)
 FUNCTION_LINES, FILE_LINES = 50, 250
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 

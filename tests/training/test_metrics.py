@@ -184,16 +184,6 @@ def test_cannot_be_written(tmp_path):
         Metrics(tmp_path / metrics.NAME)
 
 
-def test_needs_no_mindspore():
-    done = subprocess.run(
-        [sys.executable, '-c', 'import sys, src.training.metrics; print("mindspore" in sys.modules)'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == 'False\n', done.stderr
-
-
 # The wait for data.
 
 

@@ -110,7 +110,7 @@ class Run:
                 kind = 'end' if record.get('status') == 0 else 'fault'
                 found.append(self._event(record, kind, f'{record.get("cause")} (status {record.get("status")})'))
             elif record['kind'] == 'ranks':
-                with contextlib.suppress(KeyError, TypeError, ValueError):
+                with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
                     found += [self._event(record, 'slow', text) for text in [straggler(record)] if text]
             before = record
         return found

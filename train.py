@@ -22,13 +22,16 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.graphs import open_cache
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
-from src.training import features, memory, resume
-from src.training.callbacks import Checkpoints, Compiling, Evaluations
+from src.training import features, memory, metrics, resume, tensorboard
+from src.training import report as training_report
+from src.training.callbacks import Checkpoints, Evaluations
+from src.training.compiling import Compiling
 from src.training.interruption import Interruption
 from src.training.loop import fit
 from src.training.monitor import TrainingMonitor
 from src.training.optimizer import OPTIMIZER_OPTIONS, decayed_parameters, freeze, make_optimizer
-from src.training.plan import RATE_OPTIONS, default_batch_size, learning_rates, make_plan, scaled_rate
+from src.training.pace import Pace
+from src.training.plan import default_batch_size, make_plan, rates_of
 from src.training.stages import stage_sizes
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.training.watch import Watch
@@ -53,9 +56,9 @@ def main(argv=None):
 
 def train(config, interruption):
     """The training that `config` (EasyDict) describes, from its records to its last checkpoint."""
+    tensorboard.require(config.tensorboard)
     job = start(config)
     data, config, plan = open_training_set(config, job)
-
     # Resume before restore: a training that goes on has weights of its own.
     state, plan, training, config = resume.find_start(
         job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log
@@ -64,22 +67,27 @@ def train(config, interruption):
         done = f'{plan.start} of {plan.stop} steps are done'
         return job.log(f'nothing is left to train: {done}; a larger --max_epochs goes on')
     network = build_network(config, job, restore_path='' if plan.start else config.restore_path)
-    rates = build_rates(config, plan)
+    rates = rates_of(plan, config)
     step = build_step(config, job, network, rates)
     if state:  # only now, as the optimizer's state is in it
         resume.load(step, state, plan.start, config.resume_override)
-        del state  # half a gigabyte
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
         collective.share(step.get_parameters())
 
+    about = {**runtime.facts(job.run), 'training': training, 'resumed': str(state.path) if state else None}
+    del state  # half a gigabyte
+    record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about)
     bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
-    monitor = build_monitor(config, job, plan, network, rates, bad, interruption)
+    monitor = build_monitor(config, job, plan, network, rates, bad, interruption, record)
     saving, callbacks = build_callbacks(config, job, data, monitor, step, training)
     watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
     batches = partial(build_batches, config, job, data, bad)
     if config.cache_features:
         batches = build_feature_batches(config, job, data, plan, step, batches)
-    fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
+    with record.until_end(lambda: monitor.step):
+        fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
+    if job.run.rank == 0:
+        training_report.at_end(job.directory, job.log)
 
 
 def start(config):
@@ -110,8 +118,8 @@ def open_training_set(config, job):
     batch_size = config.batch_size or default_batch_size(job.run.world)
     config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
     sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
-    steps = (config.max_epochs, config.max_train_steps)
-    plan = make_plan(len(records), batch_size, job.run.world, *steps, config.data_dir, sizes)
+    length = config.max_epochs, config.max_train_steps
+    plan = make_plan(len(records), batch_size, job.run.world, *length, config.data_dir, sizes)
     job.log(
         f'{len(records)} training images, labels from {offset}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
@@ -127,23 +135,10 @@ def build_network(config, job, restore_path):
     if job.run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
         peak = memory.FEATURES if config.cache_features else memory.TRAINING
-        largest = max(config.image_sizes or [config.image_size])
-        memory.check(peak, weights, config.batch_size, largest, job.run.ranks_here)
-    freeze(
-        network, features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
-    )
+        memory.check(peak, weights, config.batch_size, max(config.image_sizes or [config.image_size]), job.run.ranks_here)
+    parts = features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
+    freeze(network, parts)
     return set_precision(network, job.run.amp_level)
-
-
-def build_rates(config, plan):
-    """Learning rate of every step of `plan`, float32 (steps,)."""
-    return learning_rates(
-        config.lr_schedule,
-        steps=plan.stop,
-        steps_per_epoch=plan.steps_per_epoch,
-        lr=scaled_rate(config.lr, config.lr_scaling, plan.global_batch),
-        **{name: config[name] for name in RATE_OPTIONS},
-    )
 
 
 def build_step(config, job, network, rates):
@@ -183,8 +178,9 @@ def build_feature_batches(config, job, data, plan, step, batches):
     return features.cached(batches, step.network, made_from, copies, len(data.records), options, job.directory, job.log)
 
 
-def build_monitor(config, job, plan, network, rates, bad, interruption):
+def build_monitor(config, job, plan, network, rates, bad, interruption, record):
     """The `TrainingMonitor`: log lines, and when the training must end."""
+    every_rank = partial(collective.gathered, rank=job.run.rank, world=plan.world) if plan.world > 1 else None
     return TrainingMonitor(
         job.log,
         rates,
@@ -196,6 +192,8 @@ def build_monitor(config, job, plan, network, rates, bad, interruption):
         max_overflow_steps=config.max_overflow_steps,
         directory=job.checkpoints,
         bad=bad,
+        metrics=record,
+        pace=Pace(job.run.sink, dataset.workers(config.num_workers, job.run.ranks_here), every_rank),
     )
 
 
@@ -244,9 +242,8 @@ def build_evaluation(config, job, data):
         source='the training records',
     )
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
-    num_workers = dataset.workers(config.num_workers, job.run.ranks_here)
-    options = configuration.network_options(config)
-    return kind(validation, offset, options, job.run, batch_size=config.batch_size, num_workers=num_workers)
+    workers, options = dataset.workers(config.num_workers, job.run.ranks_here), configuration.network_options(config)
+    return kind(validation, offset, options, job.run, batch_size=config.batch_size, num_workers=workers)
 
 
 if __name__ == '__main__':

@@ -54,6 +54,13 @@ def any_rank(flag: bool) -> bool:
     return summed([bool(flag)])[0] > 0
 
 
+def gathered(values: Sequence[float], rank: int, world: int) -> np.ndarray:
+    """The values of every one of `world` ranks, float32 (world, values); every rank must call it with as many."""
+    rows = np.zeros((world, len(values)), np.float32)
+    rows[rank] = values
+    return summed(rows)
+
+
 def from_first(values: np.ndarray) -> np.ndarray:
     """The `values` (float32, one axis) of rank 0, bit for bit; every rank must call it with as many."""
     length = min(PIECE, len(values))

@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,8 @@ from src import config as configuration
 from src.data import demo_images
 from src.errors import entry_point
 from src.programs import ROOT, print_table, run
+from src.training import report as training_report
+from src.training.runs import Run
 
 
 @entry_point
@@ -26,20 +27,20 @@ def main():
     demo = ['--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training']
     anew = [] if config.resume else ['--overwrite', 'true']
     run('train.py', *demo, *anew, *arguments)
-    trained = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
-    run('eval.py', '--ckpt_path', trained, '--data_dir', data)
-    run('export.py', '--ckpt_path', trained, '--file_name', output / 'inceptionv4')
+    checkpoint = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
+    run('eval.py', '--ckpt_path', checkpoint, '--data_dir', data)
+    run('export.py', '--ckpt_path', checkpoint, '--file_name', output / 'inceptionv4')
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
-    log = (output / 'training' / config.log_name).read_text()
-    trained_in = re.findall(r'trained (.*); checkpoints in', log)[-1]
+    trained, page = Run(output / 'training'), output / 'training' / training_report.NAME
     print_table(
         [
             ('images', f'{data} (10 classes, seed {config.seed})'),
-            ('training', f'{trained_in}, log in {output / "training" / config.log_name}'),
-            ('checkpoint', trained),
+            ('training', f'{trained.summary()}, log in {output / "training" / config.log_name}'),
+            ('checkpoint', checkpoint),
             ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
             ('MINDIR', output / 'inceptionv4.mindir'),
             ('wall time', f'{time.time() - start:.0f} s'),
+            ('curves', page if page.exists() else 'left out: pip install -r requirements-report.txt'),
         ]
     )
 

@@ -24,6 +24,7 @@ from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
 from src.programs import ROOT, print_table, run
+from src.training.runs import Run
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
 
@@ -144,6 +145,14 @@ def _missing(need):
         return f'left out: {error}'
 
 
+def _speed(training):
+    """[steps and speed of the training], empty where an older version trained, which recorded none."""
+    try:
+        return [Run(training).summary()]
+    except InputError:
+        return []
+
+
 def parse(arguments: list[str]) -> tuple[Path, Path, Path, list[str]]:
     """(PHOTOS, WEIGHTS, OUTPUT, options) of the command line. InputError for other numbers of arguments, places that cannot
     be, and options that are set here."""
@@ -191,7 +200,7 @@ def main():
     run('train.py', *recipe, *where, *going_on, *network, *length, '--batch_size', batch, *options)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
     rows = evaluate_and_export(trained_checkpoint(training), output, config.batch_size, shown)
-    trained, names = re.findall(r'trained (.*); checkpoints in', (training / config.log_name).read_text()), held.class_names
+    names = held.class_names
     print_table(
         [
             ('photos', photos),
@@ -200,7 +209,7 @@ def main():
                 'split',
                 f'{len(parts["train"])} to train with, {len(held)} to validate with, listed in {output / "split.csv"}',
             ),
-            ('training', ', '.join([*trained[-1:], f'log in {training / config.log_name}'])),
+            ('training', ', '.join([*_speed(training), f'log in {training / config.log_name}'])),
             *rows,
             ('wall time', f'{time.time() - start:.0f} s'),
         ]

@@ -27,7 +27,7 @@ STALE = 86_400  # seconds after which what a killed process left is removed; no 
 INERT = (
     'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
     'resume_override overwrite max_overflow_steps display_every log_dir log_name save_checkpoint_steps keep_checkpoint_max '
-    'device_id ckpt_path file_name export_labels aipp compile_cache'
+    'device_id ckpt_path file_name export_labels aipp compile_cache tensorboard'
 ).split()
 
 

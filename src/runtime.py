@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import mindspore as ms
+import numpy as np
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
@@ -170,3 +173,23 @@ def describe(runtime: Runtime, option: str) -> str:
         f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '
         f'{runtime.amp_level}, MindSpore {ms.__version__}'
     )
+
+
+def facts(runtime: Runtime) -> dict[str, object]:
+    """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
+    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+        model = re.search(r'^model name\s*: (.*)', file.read(), re.M)  # not on every processor
+    return {
+        'host': platform.node(),
+        'processor': model[1] if model else platform.machine(),
+        'cores': len(os.sched_getaffinity(0)),
+        'device': f'Ascend ({chip()})' if runtime.device_target == 'Ascend' else runtime.device_target,
+        'ranks': runtime.world,
+        'precision': runtime.amp_level,
+        'versions': {
+            'MindSpore': ms.__version__,
+            'CANN': environment.look().version or None,
+            'Python': platform.python_version(),
+            'NumPy': np.__version__,
+        },
+    }

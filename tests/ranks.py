@@ -65,6 +65,7 @@ def main(data_dir, source, out, rank_size):
     if run.world > 1:  # all ranks hold the same weights after restoring
         gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)
         result['equal'] = bool((gathered == gathered[0]).all())
+        result['gathered'] = collective.gathered([run.rank, 0.5], run.rank, run.world).tolist()
     options = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
     evaluated = evaluation.Evaluation(validation, 1, options, run, batch_size=4, num_workers=1)
     result['evaluation'] = [evaluated.of_checkpoints([source], print)[0][name] for name in evaluation.Result._fields]

@@ -67,7 +67,7 @@ def test_two_ranks_train_like_one(results):
 def test_ranks_restore_and_evaluate_like_one(world, results):
     """All hold the same weights after restoring, and the evaluation does not depend on their number."""
     one, found = results(1)['evaluation'], results(world)['evaluation']
-    assert results(world)['equal']
+    assert results(world)['equal'] and results(world)['gathered'] == [[rank, 0.5] for rank in range(world)]
     assert one[3] == found[3] == 30 and found[:2] == one[:2]
     assert found[2] == pytest.approx(one[2], rel=1e-5)
     # What a report is made of, image by image.
@@ -124,6 +124,7 @@ def test_scripts_with_two_ranks(data, tmp_path):
         for name in ('images.csv', 'index.html', 'report.json'):
             written.remove(f'0/ckpt/report/{name}')
         assert done.stdout.count('\nreport: ') == 1
+        written.remove('0/ckpt/training.html')
     else:
         assert done.stdout.count('no report on the evaluation') == 1
     assert written == [
@@ -134,6 +135,7 @@ def test_scripts_with_two_ranks(data, tmp_path):
         '0/ckpt/inceptionv4-0_2.ckpt',
         '0/ckpt/inceptionv4-best.ckpt',
         '0/ckpt/inceptionv4-best.json',
+        '0/ckpt/metrics.jsonl',
         '0/train.log',
         '1/train.log',
         'scheduler/train.log',

@@ -102,6 +102,7 @@ ELSEWHERE = {
     'python export.py --ckpt_path CKPT --file_format MINDIR': 'tests/test_end_to_end.py::test_export',
     'python export.py --ckpt_path CKPT --file_format AIR': 'tests/deploy/test_export.py::test_air_from_the_command_line',
     'python -m src.data.convert --src ILSVRC2012': 'tests/data/test_archives.py::test_fix',
+    'python -m src.training.report': 'tests/training/test_training_report.py::test_command_line',
     'python -m src.training.scaling': 'tests/training/test_scaling.py::test_document',
     'python - server0.json': MERGED_TABLE,
     'python -m src.cluster.rank_table check rank_table.json --rank_size 16': MERGED_TABLE,

@@ -21,6 +21,7 @@ from src.data.records import open_records
 from src.data.tfrecord import write_shards
 from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
+from src.training import metrics
 from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 from tests.conftest import SMALL
@@ -96,7 +97,29 @@ def test_training(trained):
         'inceptionv4-1_20.ckpt',
         'inceptionv4-best.ckpt',
         'inceptionv4-best.json',
+        'metrics.jsonl',
+        *(['training.html'] if importlib.util.find_spec('matplotlib') else []),
     ]
+
+
+def test_metrics_tell_what_the_log_tells(trained):
+    folder, out = trained
+    directory = folder / 'results/1p/0/ckpt'
+    records, damaged = metrics.read(directory / metrics.NAME)
+    of_kind = {kind: [one for one in records if one['kind'] == kind] for kind in {one['kind'] for one in records}}
+    assert damaged == 0 and (records[0]['kind'], records[-1]['kind']) == ('start', 'end') and len(of_kind) == 5
+    assert records[0]['config']['lr'] == 0.01 and records[0]['versions']['MindSpore'] == ms.__version__
+    assert [f'{one["loss"]:.3f} {one["total_loss"]:.3f} {one["lr"]:.5f}' for one in of_kind['step']] == [
+        ' '.join(found) for found in re.findall(r' loss: (\S+) total_loss: (\S+) lr:(\S+)', out)
+    ]
+    tables = re.findall(r'^ +(15|20) +1\.[03] +([\d.]+) +([\d.]+)', out, re.M)
+    assert [(str(one['step']), f'{one["top1"]:.2f}', f'{one["top5"]:.2f}') for one in of_kind['evaluation']] == tables
+    assert all(0 <= one['data_wait'] <= 1 and one['image_size'] == 75 for one in of_kind['step'])
+    assert of_kind['checkpoint'][-1]['bytes'] == (directory / 'inceptionv4-1_20.ckpt').stat().st_size
+    assert records[-1]['cause'] == 'done' and records[-1]['step'] == 20
+    if importlib.util.find_spec('matplotlib'):
+        assert 'curves: results/1p/0/ckpt/training.html\n' in out
+        assert (directory / 'training.html').read_text().count('data:image/png') == 7
 
 
 def test_checkpoint_holds_all(trained):
@@ -328,7 +351,7 @@ def test_transfer_learning(data, tmp_path):
 
 
 def check_demo(out, folder, megabytes):
-    for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time'):
+    for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time', 'curves'):
         assert re.search(rf'^{name} +\S', out, re.M), name
     assert (folder / 'inceptionv4.mindir').stat().st_size > megabytes * 1e6
     assert '200 held-out images' in out

@@ -26,11 +26,18 @@ MAY_IMPORT = {
     'deploy': 'base data weights',
     'cluster': 'base',
     'acceptance': 'base data weights evaluation training deploy cluster',
-    'demo': 'base data',  # src/demo.py, a program that starts the entry points
-    'finetune': 'base data weights evaluation deploy',  # src/finetune.py, another one
+    'demo': 'base data training',  # src/demo.py, a program that starts the entry points
+    'finetune': 'base data weights evaluation training deploy',  # src/finetune.py, another one
 }
 READS_CONFIGURATION = ('demo', 'acceptance', 'deploy')  # beside the entry points and the modules with a `main`
-LIGHT = ('src.config', 'src.cluster.rank_table', 'src.training.scaling', 'src.weights.names', 'src.environment')
+LIGHT = (
+    'src.config',
+    'src.cluster.rank_table',
+    'src.training.report',
+    'src.training.scaling',
+    'src.weights.names',
+    'src.environment',
+)
 FUNCTION_LINES, FILE_LINES = 50, 250
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 

@@ -28,7 +28,7 @@ GROUPS = {
 }
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation: {title}</title>
+<title>{title}</title>
 <style>
 * {{ box-sizing: border-box }}
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1em; max-width: 1100px; color: #222;
@@ -48,7 +48,7 @@ th {{ background: #f0f2f5 }} summary {{ cursor: pointer; margin: .6em 0 }}
 @media (max-width: 600px) {{ body {{ padding: .7em }} h1 {{ font-size: 1.25em }} table {{ font-size: 13px }}
   th, td {{ padding: 3px 5px; max-width: 11em }} .grid {{ grid-template-columns: 1fr 1fr }} }}
 </style></head><body>
-<h1>Evaluation: {title}</h1>
+<h1>{title}</h1>
 """
 
 
@@ -61,7 +61,7 @@ def parts(title: str, figures: dict, groups: dict[str, dict], records: Index | F
         records: where the thumbnails are read from.
     """
     names = [one['name'] for one in figures['per_class']]
-    yield PAGE.format(title=text(title))
+    yield PAGE.format(title=f'Evaluation: {text(title)}')
     yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(names)} classes.</p>\n<div class="grid">'
     yield from cards(figures, len(names))
     yield f'</div>\n<p class="small">{figures["intervals"]}.</p>\n'

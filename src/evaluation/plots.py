@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABEL = 24  # characters of a class name beside the matrix
 BLUE, GREY = '#2f6db3', '#9aa0a6'
@@ -23,7 +27,7 @@ def require() -> None:
         raise InputError(f'a report needs the package matplotlib ({error}): {remedy}') from None
 
 
-def _figure(width, height):
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches; not by pyplot, which would choose a backend for the whole process."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +37,8 @@ def _figure(width, height):
     return figure
 
 
-def _png(figure):
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():  # of letters that the font lacks
         warnings.simplefilter('ignore')
@@ -43,7 +48,7 @@ def _png(figure):
 
 def reliability(bins: list[dict]) -> bytes:
     """Reliability diagram of the `bins` of `outcomes.calibration`, and below it how many images are in each."""
-    figure = _figure(4.3, 4.3)
+    figure = new_figure(4.3, 4.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [one for one in bins if one['images']]
     middle = [(one['low'] + one['high']) / 2 for one in filled]
@@ -58,7 +63,7 @@ def reliability(bins: list[dict]) -> bytes:
     above.legend(fontsize=8, loc='upper left', frameon=False)
     below.bar(middle, [one['images'] for one in filled], width, color=GREY)
     below.set(xlabel='confidence (probability of the predicted class)', ylabel='images')
-    return _png(figure)
+    return as_png(figure)
 
 
 def confusion(pairs: list[list[int]], labels: list[str]) -> bytes:
@@ -69,7 +74,7 @@ def confusion(pairs: list[list[int]], labels: list[str]) -> bytes:
         counts[true, predicted] = images
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.6 + 0.36 * classes
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     for true, predicted, images in pairs:
@@ -79,7 +84,7 @@ def confusion(pairs: list[list[int]], labels: list[str]) -> bytes:
     axes.set_xticks(range(classes), shown, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), shown, fontsize=8, parse_math=False)
     axes.set(xlabel='predicted class', ylabel='true class')
-    return _png(figure)
+    return as_png(figure)
 
 
 def _label(label, number):

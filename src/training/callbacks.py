@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import threading
 import time
@@ -15,42 +14,10 @@ from mindspore.train import Callback
 from src.beat import EVALUATING, SAVING
 from src.errors import TrainingError
 from src.evaluation import evaluation
-from src.graphs import Graphs
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
 
 SHARE = 0.01  # of the time between two checkpoints: a training does not stand still for longer to write one
-
-
-class Compiling(Callback):
-    """The first step, or sink, of a run compiles its graph through `graphs`."""
-
-    def __init__(self, graphs: Graphs):
-        super().__init__()
-        self.graphs, self.compiling = graphs, None
-
-    def on_train_begin(self, run_context):
-        """Called before the first step of a run, or of its first and its last sinks."""
-        self.compiling = None
-
-    def on_train_step_begin(self, run_context):
-        """Called before a step, or a sink of steps."""
-        if self.compiling is None:
-            about = run_context.original_args()
-            about.train_network.set_train()  # as Model does after this
-            sink = about.batch_num if about.dataset_sink_mode else None
-            self.compiling = contextlib.ExitStack()
-            self.compiling.enter_context(
-                self.graphs.compiling(about.train_network, about.train_dataset_element, 'training graph', sink)
-            )
-
-    def on_train_step_end(self, run_context):
-        """Called after a step, or a sink of steps."""
-        self.compiling.close()
-
-    def __exit__(self, *error):
-        if self.compiling is not None:
-            self.compiling.__exit__(*error)
 
 
 class Every(Callback):
@@ -130,7 +97,7 @@ class Checkpoints(Every):
 
         TrainingError if it cannot be written and there is no later step to try again.
         """
-        with self.lock, self.monitor.beat.during(SAVING):  # `watch.Watch` saves from its own thread when the main one hangs
+        with self.lock, self.monitor.during(SAVING):  # `watch.Watch` saves from its own thread when the main one hangs
             self._settle()
             step = self.monitor.step
             epoch, position = self.monitor.plan.position(step)
@@ -164,6 +131,8 @@ class Checkpoints(Every):
             return None
         self.path, self.saved, self.missed, self.seconds = path, about['step'], False, time.monotonic() - self.begun
         self.monitor.beat(saved=1)
+        epoch, size = about['step'] / self.monitor.plan.steps_per_epoch, path.stat().st_size
+        self.monitor.metrics('checkpoint', about['step'], epoch=epoch, file=path.name, bytes=size, seconds=self.seconds)
         # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
         self.written = [other for other in self.written if other != path] + [path]
         for other in [*self.written[: -self.keep], *(other for other in self.replaced if other != path)]:
@@ -223,15 +192,18 @@ class Evaluations(Every):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
         path = self.checkpoints.save() if self.checkpoints else None  # first, so that nothing is lost in between
-        with self.monitor.beat.during(EVALUATING):
+        begun = time.perf_counter()
+        with self.monitor.during(EVALUATING):
             result = self.evaluate()
         if result is None:
             self.monitor.stopping = True
             return
+        seconds, epoch = time.perf_counter() - begun, self.monitor.epoch
+        self.monitor.metrics('evaluation', step, epoch=epoch, **result._asdict(), seconds=seconds)
         self.monitor.log(evaluation.HEADER)
-        self.monitor.log(evaluation.row(result, step, step / self.monitor.plan.steps_per_epoch))
+        self.monitor.log(evaluation.row(result, step, epoch))
         if path and checkpoint.mark_best(path, result.top1):
             self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
         if self.report and step >= self.monitor.plan.stop:
-            with self.monitor.beat.during(EVALUATING):
+            with self.monitor.during(EVALUATING):
                 self.report(step)

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from mindspore.train import LossMonitor
-from tqdm import tqdm
 
 from src.beat import COMPILING, STEPS, Beat
 from src.data.bad_records import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
+from src.training.bar import Bar
 from src.training.interruption import Interruption
+from src.training.metrics import Metrics
+from src.training.pace import Pace, straggler
 from src.training.plan import Plan
 from src.training.step import StepOutputs, on_host
 from src.weights import checkpoint
-
-
-class Bar(tqdm):
-    """A progress bar of steps that knows how long the steps of every stage of `plan` take."""
-
-    def __init__(self, plan: Plan, step: int):
-        self.plan = plan
-        shown = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}]'
-        super().__init__(total=plan.stop, initial=step, unit='step', disable=None, dynamic_ncols=True, bar_format=shown)
-
-    @property
-    def format_dict(self):
-        """What the line is made of; `left` is the time that is left."""
-        values = super().format_dict
-        done, elapsed = self.n - self.initial, values['elapsed']
-        rate = values['rate'] or (done / elapsed if elapsed else 0)
-        return {**values, 'left': self.format_interval(self.plan.left(self.n) / rate) if rate else '?'}
 
 
 class TrainingMonitor(LossMonitor):
@@ -55,6 +41,8 @@ class TrainingMonitor(LossMonitor):
         max_overflow_steps (int): steps in a row without an update after which training ends.
         directory (Path): where the checkpoints are.
         bad (BadRecords): its counts are logged at the ends of epochs, and may end the training; None without them.
+        metrics (Metrics): takes a record with each log line.
+        pace (Pace): takes the durations of steps and waits.
 
     `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
     `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds. `beat` tells
@@ -74,6 +62,8 @@ class TrainingMonitor(LossMonitor):
         max_overflow_steps: int = 50,
         directory: Path | str = '',
         bad: BadRecords | None = None,
+        metrics: Metrics | None = None,
+        pace: Pace | None = None,
     ):
         super().__init__(display_every)
         self.log, self.rates, self.plan, self.step = log, rates, plan, plan.start
@@ -83,6 +73,8 @@ class TrainingMonitor(LossMonitor):
         self.beat = Beat()
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
+        self.metrics, self.pace = metrics or Metrics(), pace or Pace()
+        self.fetched, self.losses, self.bar = 0.0, [], None
         self.settle = lambda: None  # waits for a checkpoint that is being written; `callbacks.Checkpoints` sets it
 
     def on_train_begin(self, run_context):
@@ -98,6 +90,7 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_step_begin(self, run_context):
         """Called before a step, or a sink of steps."""
+        self.fetched = time.perf_counter() - self.clock
         self.moving.acquire()
         self.changed = time.monotonic()
 
@@ -112,9 +105,12 @@ class TrainingMonitor(LossMonitor):
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
         self.beat(STEPS, self.step)
         self.moving.release()  # not after an error: then the weights are not fit to be saved
+        self.losses.append(outputs.loss)
         self._count(self.step - before)
         if due:
             self._write_line(outputs)
+        if self.step // self.plan.steps_per_epoch > before // self.plan.steps_per_epoch:
+            self._tell_ranks()
         if self.bad:
             self._tell_bad_records(before)
         if self.any_rank(bool(self.problem or self.interruption and self.interruption.number)):
@@ -128,29 +124,60 @@ class TrainingMonitor(LossMonitor):
         if self.compiled:
             self.images += done * self.plan.global_batch
             self.seconds += elapsed
+            self.pace.took(done, elapsed, self.fetched)
         else:
             self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: {elapsed:.1f} s')
             self.compiled = True
             if self.interruption:
                 self.interruption.can_save = True
-        self.bar.update(done)
+        self.bar.done(done, self.losses[-1], self.images / self.seconds if self.seconds else None)
 
     def _write_line(self, outputs: StepOutputs):
-        fps = f'{self.images / self.seconds:.1f}' if self.seconds else '-'
+        fps, epoch, rate = self.images / self.seconds if self.seconds else None, self.epoch, self.rates[self.step - 1]
+        total_loss = outputs.loss + self.l2_term()
         self.log(
-            f'step: {self.step} epoch: {self.step / self.plan.steps_per_epoch:.1f} FPS: {fps} '
-            f'loss: {outputs.loss:.3f} total_loss: {outputs.loss + self.l2_term():.3f} '
-            f'lr:{self.rates[self.step - 1]:.5f}'
+            f'step: {self.step} epoch: {epoch:.1f} FPS: {"-" if fps is None else format(fps, ".1f")} '
+            f'loss: {outputs.loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
+        )
+        self.metrics(
+            'step',
+            self.step,
+            epoch=epoch,
+            loss=outputs.loss,
+            mean_loss=sum(self.losses) / len(self.losses),
+            total_loss=total_loss,
+            lr=float(rate),
+            gradient_norm=outputs.norm,
+            images_per_second=fps,
+            data_wait=self.pace.share(),
+            overflows=int(outputs.overflows),
+            loss_scale=outputs.loss_scale,
+            image_size=next(stage.size for stage in self.plan.stages if self.step <= stage.stop),
         )
         if outputs.overflows > self.overflows:
             self.log(
                 f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
                 f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
             )
-        self.overflows = outputs.overflows
+        if slow := self.pace.explanation((self.step - 1) // self.plan.steps_per_epoch):
+            self.log(slow)
+        self.overflows, self.losses = outputs.overflows, []
         self.logged = self.step
         self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + self.seconds
         self.images, self.seconds = 0, 0.0
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the part of the present one."""
+        return self.step / self.plan.steps_per_epoch
+
+    def _tell_ranks(self):
+        """Record how the ranks spent the epoch that has just ended, and name the one that the others wait for."""
+        ranks = self.pace.end_epoch()
+        if ranks:
+            self.metrics('ranks', self.step, epoch=self.epoch, **ranks)
+            if slowest := straggler(ranks):
+                self.log(slowest)
 
     def _tell_bad_records(self, before):
         """Log the counts of the epochs that ended since the step `before`, and judge those that were trained in."""
@@ -184,8 +211,15 @@ class TrainingMonitor(LossMonitor):
         )
 
     def on_train_end(self, run_context):
-        """Called after the last step."""
+        """Called after the last step of a run, or of a part of it."""
+        self.bar.leave = self.stopping or self.step >= self.plan.stop  # the next part has a bar of its own
         self.bar.close()
+
+    @contextlib.contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
+        with self.beat.during(name), self.bar.during(name) if self.bar else contextlib.nullcontext():
+            yield
 
     def end(self) -> InputError:
         """The error that ends a training which was stopped before its last step."""

@@ -131,6 +131,17 @@ def learning_rates(
     return (rates * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
 
 
+def rates_of(plan: Plan, options: dict) -> np.ndarray:
+    """Learning rate of every step of `plan` by the options of its schedule, float32 (steps,)."""
+    return learning_rates(
+        options['lr_schedule'],
+        steps=plan.stop,
+        steps_per_epoch=plan.steps_per_epoch,
+        lr=scaled_rate(options['lr'], options['lr_scaling'], plan.global_batch),
+        **{name: options[name] for name in RATE_OPTIONS},
+    )
+
+
 def scaled_rate(lr: float, lr_scaling: str, global_batch: int) -> float:
     """`lr` for steps of `global_batch` images: itself (`none`, the original's rule) or in proportion (`linear`, Goyal et
     al. 2017, https://arxiv.org/abs/1706.02677, to be used with warm-up)."""

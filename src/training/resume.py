@@ -16,6 +16,7 @@ from src import collective, lock
 from src.config import differences
 from src.errors import ElsewhereError, InputError
 from src.runtime import Runtime
+from src.training import metrics
 from src.training.plan import DECAY_UNITS, RATE_OPTIONS, Plan, batch_norm_decay, learning_rates, scaled_rate
 from src.weights import checkpoint
 from src.weights.misfit import first_of
@@ -37,7 +38,7 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
     """Make `directory` this training's own.
 
     InputError if another training is running in it, or if it has checkpoints which the training neither goes on from
-    (`option`, the value of `resume`) nor replaces (`overwrite`). The log of a replaced training becomes <log_name>.1.
+    (`option`, the value of `resume`) nor replaces (`overwrite`). Log and metrics of a replaced training become <name>.1.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,8 +59,9 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
         )
     if not overwrite:
         return Claim(held, [])
-    if there and (directory / log_name).exists():
-        (directory / log_name).replace(directory / f'{log_name}.1')
+    for name in (log_name, metrics.NAME) if there else ():
+        if (directory / name).exists():
+            (directory / name).replace(directory / f'{name}.1')
     return Claim(held, [*there, *directory.glob(Path(checkpoint.BEST).with_suffix('.json').name)])
 
 
@@ -148,8 +150,7 @@ def check(path: Path | str, info: dict, config: dict, data: str, override: bool,
     old = info['config']
     if config['bn_decay'] == 'auto':  # whatever it was
         config = {**config, 'bn_decay': old.get('bn_decay', 'auto')}
-    longer = longer_training(old, config, info.get('epoch', 0))
-    if longer:
+    if longer := longer_training(old, config, info.get('epoch', 0)):
         log(longer)
         old = {**old, 'max_epochs': config['max_epochs'], 'T_max': config['T_max']}
     # With another number of devices another batch on each may keep the images in a step the same.

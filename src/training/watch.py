@@ -139,6 +139,7 @@ class Watch(Callback):
                 self.checkpoints.save()
         except TrainingError as problem:
             error = problem
+        self.monitor.metrics.end(self.monitor.step, error)
         _exit(error)
 
     def _fail(self, now, moving):
@@ -152,7 +153,9 @@ class Watch(Callback):
             self.told = True
             self.monitor.log(f'error in a data worker: {failure}')
         if moving and now > self.monitor.changed + max(PATIENCE, 2 * (self.shortest or 0)):
-            _exit(InputError(f'{failure}; {self._keep()}'))
+            error = InputError(f'{failure}; {self._keep()}')
+            self.monitor.metrics.end(self.monitor.step, error)
+            _exit(error)
 
     def _speak(self, now, moving):
         if self.waiting:

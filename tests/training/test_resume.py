@@ -24,7 +24,7 @@ from src import lock, processes
 from src.data import demo_images, mindrecord, tfrecord
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
-from src.training import resume
+from src.training import metrics, resume
 from src.training.plan import make_plan
 from src.weights import checkpoint
 from tests.conftest import SMALL
@@ -173,6 +173,19 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     assert last.end() == 0, last.text[-3000:]
     assert steps_logged(stopped.text) + steps_logged(last.text) == list(range(3, STEPS + 1))
     assert_same(directory / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted)
+    assert_one_history(directory, uninterrupted.parent, [0, 2, int(step)])
+
+
+def assert_one_history(directory, reference, starts):
+    """metrics.jsonl has each step once, with the values of a training that nothing happened to, and every start."""
+    (found, damaged), (expected, _) = (metrics.read(place / metrics.NAME) for place in (directory, reference))
+    values = ('step', 'loss', 'total_loss', 'lr', 'gradient_norm', 'image_size')
+    steps, uninterrupted = (
+        [[one[v] for v in values] for one in each if one['kind'] == 'step'] for each in (found, expected)
+    )
+    assert damaged == 0 and [one[0] for one in steps] == list(range(1, STEPS + 1)) and steps == uninterrupted
+    assert [one['step'] for one in found if one['kind'] == 'start'] == starts
+    assert [(one['step'], one['status']) for one in found if one['kind'] == 'end'] == [(starts[-1], 143), (STEPS, 0)]
 
 
 @pytest.mark.compiles
@@ -376,11 +389,14 @@ def test_replaced_training_stays_until_the_first_new_checkpoint(old):
     directory = old.path.parent
     record = directory / 'inceptionv4-best.json'
     record.write_text('{}')
-    (directory / 'inception_v4.log').write_text('step: 3\n')
+    for name in ('inception_v4.log', 'metrics.jsonl'):
+        (directory / name).write_text('step: 3\n')
     claim = resume.claim(directory, '', True, 'inception_v4.log')
     claim.lock.close()
     assert claim.replaced == [old.path, record] and old.path.exists()
-    assert (directory / 'inception_v4.log.1').read_text() == 'step: 3\n'
+    for name in ('inception_v4.log.1', 'metrics.jsonl.1'):
+        assert (directory / name).read_text() == 'step: 3\n'
+    assert not (directory / 'metrics.jsonl').exists()
 
 
 def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):

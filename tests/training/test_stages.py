@@ -173,7 +173,7 @@ def test_time_left_counts_larger_images(monkeypatch):
     for _ in range(25):
         clock[0] += 1
         bar.update(1)
-    assert f'25/100 [00:25<{bar.format_interval(25 + 50 * larger)}, ' in str(bar)
+    assert f' {bar.format_interval(25 + 50 * larger)} left, ' in str(bar)
     bar.close()
 
 

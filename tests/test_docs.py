@@ -26,7 +26,7 @@ from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+DOCUMENTS = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
 PROGRAMS = ('python', 'pip', 'cmake', 'tar', 'npu-smi', 'hccn_tool', 'atc', 'docker')  # a recorder stands in for them
 STARTS = ('bash', 'setsid', 'source', *PROGRAMS)
 PLACEHOLDERS = {'--dst DIR': '--dst converted', '--devices N': '--devices 8', ' ...': '', '/data/imagenet': 'demo/data'}

@@ -27,19 +27,9 @@ from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-PROGRAMS = (
-    'python',
-    'pip',
-    'cmake',
-    'tar',
-    'npu-smi',
-    'hccn_tool',
-    'atc',
-    'docker',
-    'kubectl',
-    'sbatch',
-)  # a recorder stands in for them
+DOCUMENTS = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
+# A recorder stands in for these.
+PROGRAMS = ('python', 'pip', 'cmake', 'tar', 'npu-smi', 'hccn_tool', 'atc', 'docker', 'kubectl', 'sbatch')
 STARTS = ('bash', 'setsid', 'source', *PROGRAMS)
 PLACEHOLDERS = {'--dst DIR': '--dst converted', '--devices N': '--devices 8', ' ...': '', '/data/imagenet': 'demo/data'}
 

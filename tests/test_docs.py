@@ -65,10 +65,7 @@ MERGED_TABLE = 'tests/cluster/test_launch.py::test_ascend_document'
 ELSEWHERE = {
     'bash scripts/run_demo.sh': 'tests/test_end_to_end.py::test_demo_path',
     'python train.py --data_dir photos --restore_path': 'tests/training/test_features.py::test_resume',
-    'python train.py --config_path scripts/demo.yaml': 'tests/test_end_to_end.py::test_demo_path',
-    'python eval.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'python eval.py --ckpt_path results': 'tests/test_end_to_end.py::test_report_on_the_best_checkpoint',
-    'python export.py --ckpt_path demo/training': 'tests/test_end_to_end.py::test_demo_path',
     'bash scripts/run_finetune.sh': 'tests/test_finetune.py::test_from_photos_to_a_classifier',
     'python -m src.data.split': 'tests/data/test_split.py::test_command_line',
     'python -m src.data.convert --list': 'tests/data/test_split.py::test_command_line',

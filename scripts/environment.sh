@@ -1,5 +1,6 @@
 # Sourced by the scripts: sets ROOT (the project) and PYTHON (an interpreter that has the requirements), and makes
-# ROOT/.venv first if no interpreter has them. PYTHON=... in the environment is taken as it is.
+# ROOT/.venv first if no interpreter has them. PYTHON=... in the environment is taken as it is. A script that draws plots sets
+# MORE_REQUIREMENTS.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export GLOG_v=${GLOG_v:-3} # MindSpore's warnings are for its developers; GLOG_v=2 shows them
@@ -32,7 +33,8 @@ if [ -z "$PYTHON" ]; then
         exit 2
     fi
     echo "installing the requirements into $ROOT/.venv (mindspore is 800 MB), once"
-    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/$REQUIREMENTS" || {
+    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/$REQUIREMENTS" \
+        ${MORE_REQUIREMENTS:+-r "$ROOT/$MORE_REQUIREMENTS"} || {
         echo "error: the requirements could not be installed; see above, then remove $ROOT/.venv and try again" >&2
         exit 1
     }

@@ -1,4 +1,4 @@
-"""The demo: draw images, train, evaluate and export with the project's own entry points, and show the results.
+"""The demo: draw images, train, evaluate, export and predict with the project's own programs, and show the results.
 
 `python -m src.demo [OUTPUT_DIR] [--seed N] [--option value ...]`; the options go to train.py, too.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from src import config as configuration
 from src.data import demo_images
+from src.data.records import open_records, read_labels
 from src.errors import entry_point
 from src.programs import ROOT, print_table, run
 from src.training import report as training_report
@@ -30,6 +31,8 @@ def main():
     checkpoint = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
     run('eval.py', '--ckpt_path', checkpoint, '--data_dir', data)
     run('export.py', '--ckpt_path', checkpoint, '--file_name', output / 'inceptionv4')
+    shown, predictions = show(data, output / 'images'), output / 'predictions.html'
+    run('src.deploy.predict', *shown, '--model', output / 'inceptionv4.mindir', '--top', 3, '--html', predictions)
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
     trained, page = Run(output / 'training'), output / 'training' / training_report.NAME
     print_table(
@@ -39,10 +42,24 @@ def main():
             ('checkpoint', checkpoint),
             ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} held-out images'),
             ('MINDIR', output / 'inceptionv4.mindir'),
-            ('wall time', f'{time.time() - start:.0f} s'),
+            ('predictions', predictions),
             ('curves', page if page.exists() else 'left out: pip install -r requirements-report.txt'),
+            ('wall time', f'{time.time() - start:.0f} s'),
         ]
     )
+
+
+def show(data: Path, directory: Path) -> list[Path]:
+    """One held-out image of every class in `data`, as files in `directory`."""
+    directory.mkdir(exist_ok=True)
+    records, names = open_records(str(data), 'validation'), read_labels(data)
+    paths = {}
+    for record in range(len(records)):
+        label = int(records.label[record])
+        if label not in paths:
+            paths[label] = directory / f'{names[label].replace(" ", "_")}.jpg'
+            paths[label].write_bytes(records.read(record))
+    return [paths[label] for label in sorted(paths)]
 
 
 if __name__ == '__main__':

@@ -351,7 +351,7 @@ def test_transfer_learning(data, tmp_path):
 
 
 def check_demo(out, folder, megabytes):
-    for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'wall time', 'curves'):
+    for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'predictions', 'curves', 'wall time'):
         assert re.search(rf'^{name} +\S', out, re.M), name
     assert (folder / 'inceptionv4.mindir').stat().st_size > megabytes * 1e6
     assert '200 held-out images' in out

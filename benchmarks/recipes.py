@@ -4,7 +4,7 @@ A recipe is a file as `--config_path` takes it, and what differs from it here. `
 epochs of all are scaled by the same factor (`max_epochs`, `T_max`, `warmup_epochs`, `lr_decay_epochs`), and `image_sizes` as
 `--image_size` is to the recipe's, to 75 pixels at least. Seed after seed, the recipes take turns, each time from another one
 on; every training is a `benchmarks.timed_training` in a process and a directory of its own and evaluates after each epoch.
-Further options go to all trainings: `--block_counts 1,1,1 --batch_size 32`.
+`--option block_counts=1,1,1` goes to all trainings.
 
 Beside the table it writes recipes.csv and recipes.png. A training that is complete in `--directory` is not done again, so
 that a stopped comparison goes on.
@@ -177,6 +177,14 @@ def plot(trainings, target, path):
     pyplot.close(figure)
 
 
+def options_of(texts):
+    """{name: text} of texts `name=text`."""
+    for text in texts:
+        if '=' not in text:
+            raise InputError(f'{text!r:.80}: expected OPTION=VALUE')
+    return dict(text.split('=', 1) for text in texts)
+
+
 def parse(argv):
     """The arguments, and the options {name: text} of all trainings."""
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
@@ -190,12 +198,11 @@ def parse(argv):
     parser.add_argument(
         '--jobs', type=int, default=1, help='trainings at a time, each on its share of the cores (default: 1)'
     )
+    parser.add_argument('--option', action='append', default=[], help='OPTION=VALUE of all trainings, as often as needed')
     parser.add_argument('--directory', default='recipes_compared', help='of logs and results (default: recipes_compared)')
-    args, rest = parser.parse_known_args(argv)
-    if len(rest) % 2:
-        raise InputError(f'options of the trainings are given as --name value, not {" ".join(rest)!r:.80}')
+    args = parser.parse_args(argv)
     common = {'mode': 'train_and_evaluate', 'epochs_between_evals': 1, 'keep_checkpoint_max': 1, 'num_workers': 1}
-    return args, {**common, **{name[2:]: value for name, value in zip(rest[::2], rest[1::2])}}
+    return args, {**common, **options_of(args.option)}
 
 
 @entry_point
@@ -204,7 +211,7 @@ def main(argv=None):
     recipes = {}
     for text in args.recipe:
         path, *own = text.split(',')
-        own = dict(item.split('=', 1) for item in own)
+        own = options_of(own)
         recipes[f'{Path(path).stem}{"".join(f" {k}={v}" for k, v in own.items())}'] = Path(path).resolve(), own
     first_epochs = configuration.load(['--config_path', str(next(iter(recipes.values()))[0])]).max_epochs
     seeds, directory = args.seeds.split(','), Path(args.directory).resolve()

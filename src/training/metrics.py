@@ -91,7 +91,7 @@ def begin(directory: Path | None, plan: Plan, config: dict, about: dict) -> Metr
     """The `Metrics` in `directory` (None on the ranks that write none) of a run of `plan` with `config`, with its first
     record, which also has the fields `about`; with the option `tensorboard` an event file, too. InputError if one of them
     cannot be written."""
-    readers = [TensorBoard(Path(directory) / tensorboard.NAME, plan.start)] if directory and config['tensorboard'] else []
+    readers = [TensorBoard(Path(directory) / tensorboard.NAME, plan.start)] if directory and config.get('tensorboard') else []
     made = Metrics(directory and Path(directory) / NAME, plan.start, readers)
     made(
         'start',

@@ -1,8 +1,14 @@
 """The progress bar: one line on a terminal of any width, nothing elsewhere (no graph is compiled)."""
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -14,20 +20,33 @@ from src.training.plan import Plan
 PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=120, sizes=(75,))
 
 
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+class Terminal:
+    """A terminal of so many columns, which is this process's stderr; what came out of it."""
 
-    def isatty(self):
-        return True
+    def __init__(self, monkeypatch):
+        self.master, slave = pty.openpty()
+        os.set_blocking(self.master, False)
+        self.text = ''
+        self.resize(120)
+        monkeypatch.setattr(sys, 'stderr', open(slave, 'w'))
+
+    def resize(self, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+
+    def getvalue(self):
+        sys.stderr.flush()
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.master, 1 << 16):
+                self.text += piece.decode()
+        return self.text
 
 
 @pytest.fixture
 def terminal(monkeypatch):
-    made = Terminal()
-    monkeypatch.setattr(sys, 'stderr', made)
-    monkeypatch.setenv('COLUMNS', '120')
-    monkeypatch.setenv('LINES', '20')
-    return made
+    made = Terminal(monkeypatch)
+    yield made
+    sys.stderr.close()
+    os.close(made.master)
 
 
 def last_line(terminal):
@@ -51,9 +70,9 @@ def test_what_it_shows(terminal):
 
 
 @pytest.mark.parametrize('columns', [20, 40, 80])
-def test_narrow_terminals(terminal, monkeypatch, columns):
+def test_narrow_terminals(terminal, columns):
     """It is cut off rather than broken into lines."""
-    monkeypatch.setenv('COLUMNS', str(columns))
+    terminal.resize(columns)
     bar = Bar(PLAN, 0)
     bar.done(10, 1.2, 45.67)
     with bar.during('evaluating'):

@@ -21,20 +21,20 @@ PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=120, sizes=(75,))
 
 
 class Terminal:
-    """A terminal of so many columns, which is this process's stderr; what came out of it."""
+    """A terminal of 120 columns, and what came out of it."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self):
         self.master, slave = pty.openpty()
         os.set_blocking(self.master, False)
         self.text = ''
         self.resize(120)
-        monkeypatch.setattr(sys, 'stderr', open(slave, 'w'))
+        self.stream = open(slave, 'w')
 
     def resize(self, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
 
     def getvalue(self):
-        sys.stderr.flush()
+        self.stream.flush()
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self.master, 1 << 16):
                 self.text += piece.decode()
@@ -43,9 +43,11 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    made = Terminal(monkeypatch)
-    yield made
-    sys.stderr.close()
+    made = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, 'stderr', made.stream)
+        yield made
+    made.stream.close()
     os.close(made.master)
 
 

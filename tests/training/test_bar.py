@@ -1,8 +1,14 @@
 """The progress bar: one line on a terminal of any width, nothing elsewhere (no graph is compiled)."""
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -14,28 +20,42 @@ from src.training.plan import Plan
 PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=120, sizes=(75,))
 
 
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+class Terminal:
+    """A terminal of 120 columns, and what came out of it."""
 
-    def isatty(self):
-        return True
+    def __init__(self):
+        self.master, slave = pty.openpty()
+        os.set_blocking(self.master, False)
+        self.text = ''
+        self.resize(120)
+        self.stream = open(slave, 'w')
+
+    def resize(self, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+
+    def getvalue(self):
+        self.stream.flush()
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.master, 1 << 16):
+                self.text += piece.decode()
+        return self.text
 
 
 @pytest.fixture
-def terminal(monkeypatch):
+def terminal():
     made = Terminal()
-    monkeypatch.setattr(sys, 'stderr', made)
-    monkeypatch.setenv('COLUMNS', '120')
-    monkeypatch.setenv('LINES', '20')
-    return made
+    yield made
+    made.stream.close()
+    os.close(made.master)
 
 
 def last_line(terminal):
     return terminal.getvalue().split('\r')[-1]
 
 
-def test_what_it_shows(terminal):
+def test_what_it_shows(terminal, monkeypatch):
     """What the training waits for, by name; then epoch, loss, images per second and the time left."""
+    monkeypatch.setattr(sys, 'stderr', terminal.stream)  # not in a fixture: pytest sets it anew before the test
     bar = Bar(PLAN, 20)
     assert last_line(terminal).startswith('compiling, 17%, ? left, epoch 2.0/12 ')
     bar.start_t -= 100  # seconds
@@ -53,7 +73,8 @@ def test_what_it_shows(terminal):
 @pytest.mark.parametrize('columns', [20, 40, 80])
 def test_narrow_terminals(terminal, monkeypatch, columns):
     """It is cut off rather than broken into lines."""
-    monkeypatch.setenv('COLUMNS', str(columns))
+    terminal.resize(columns)
+    monkeypatch.setattr(sys, 'stderr', terminal.stream)  # not in a fixture: pytest sets it anew before the test
     bar = Bar(PLAN, 0)
     bar.done(10, 1.2, 45.67)
     with bar.during('evaluating'):
@@ -63,11 +84,13 @@ def test_narrow_terminals(terminal, monkeypatch, columns):
     assert max(map(len, lines)) <= columns and 'evaluating' in terminal.getvalue()
 
 
-def test_no_colour(terminal):
+def test_no_colour(terminal, monkeypatch):
     """Whatever NO_COLOR says: there is none."""
+    monkeypatch.setattr(sys, 'stderr', terminal.stream)  # not in a fixture: pytest sets it anew before the test
     bar = Bar(PLAN, 0)
     bar.done(10, 1.2, 45.67)
     bar.close()
+    assert '8%' in terminal.getvalue()
     assert '\x1b[3' not in terminal.getvalue() and '\x1b[0m' not in terminal.getvalue()
 
 
@@ -82,13 +105,14 @@ def test_nothing_in_a_file(monkeypatch, capsys, tmp_path):
     assert made.getvalue() == '' and capsys.readouterr().out == (tmp_path / 'x.log').read_text() == 'step: 10\n'
 
 
-def test_lines_do_not_break_the_bar(terminal, capsys):
+def test_lines_do_not_break_the_bar(terminal, monkeypatch, capsys):
     """A log line goes above it: the bar is taken away and drawn again."""
+    monkeypatch.setattr(sys, 'stderr', terminal.stream)  # not in a fixture: pytest sets it anew before the test
     bar = Bar(PLAN, 0)
     bar.done(10, 1.2, None)
     Log()('step: 10')
     bar.close()
-    assert capsys.readouterr().out == 'step: 10\n'
+    assert capsys.readouterr().out == 'step: 10\n' and terminal.getvalue().count('8%') >= 2
 
 
 def test_monitor_without_a_bar():

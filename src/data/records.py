@@ -134,7 +134,7 @@ def split_folder(data_dir, split: str) -> str:
     return found[0]
 
 
-def read_labels(data_dir, numbered: bool = True) -> list[str] | None:
+def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None:
     """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file.
 
     With `numbered`, lines of names alone give None, because labels of shards may start at 0 or at 1; without it, as for

@@ -30,10 +30,13 @@ def inline_code(text):
 
 
 def numbers(text):
-    """The numbers outside of code and links, as a Counter: 1,281 is 1281, and a date is year, month and day."""
+    """The numbers outside code and links, as a Counter: 1,281 is 1281, 1.3 million 1300000, dates are year month day."""
     text = re.sub(r'`[^`]+`|\]\([^)]*\)|^\[[^]]*\]:.*$|https?://\S+', ' ', text, flags=re.M)
     text = re.sub(rf'(\d{{1,2}}) ({"|".join(MONTHS)}) (\d{{4}})', date, text)
     text = re.sub(r'(\d{4}) *年 *(\d{1,2}) *月 *(\d{1,2}) *日', r'\1 \2 \3', text)
+    text = re.sub(
+        r'(\d+(?:\.\d+)?)\s*(million|万)', lambda m: f'{float(m[1]) * {"million": 1e6, "万": 1e4}[m[2]]:.0f}', text
+    )
     return Counter(
         number.replace(',', '') for number in re.findall(r'\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e-?\d+)?', text)
     )
@@ -123,11 +126,13 @@ def test_headings_are_chinese():
         ('24 November 2026', '2026 年 11 月 24 日', ''),
         ('# why', '# 原因', ''),
         ('1,281 images', '1281 张图片', ''),
+        ('1.3 million', '130 万', ''),
+        ('1.3 million', '13 万', 'numbers'),
     ],
 )
 def test_differences_are_found(before, after, found):
     text = (
-        'Of 24 November 2026: `a.py --x`, 12 steps, 1,281 images, [b](c.md)\n\n| 1 | 2 |\n\n'
+        'Of 24 November 2026: `a.py --x`, 12 steps, 1,281 images, 1.3 million, [b](c.md)\n\n| 1 | 2 |\n\n'
         '```bash\npython a.py --x 1  # why\n```\n'
     )
     assert before in text

@@ -109,6 +109,18 @@ def test_the_pages_that_are_read_first_are_there():
         assert Path(chinese).name in (ROOT / english).read_text() and Path(english).name in (ROOT / chinese).read_text()
 
 
+def anchors(path):
+    """What GitHub calls the headings of a page in links."""
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for _, heading, _ in sections(path)}
+
+
+@pytest.mark.parametrize('page', [*PAIRS, *PAIRS.values()])
+def test_links_to_headings_arrive(page):
+    text = blocks((ROOT / page).read_text(encoding='utf-8'))[0]
+    for path, anchor in re.findall(r'\]\(([^):#]*)#([^)]+)\)', text):
+        assert anchor in anchors((ROOT / page).parent / path if path else page), f'{page}: {path}#{anchor}'
+
+
 def test_headings_are_chinese():
     for chinese in PAIRS.values():
         plain = [heading for _, heading, _ in sections(chinese) if heading and not re.search('[\u4e00-\u9fff]', heading)]

@@ -1,5 +1,6 @@
 """Damaged images and shards: what training replaces and counts, and what stops it with one line."""
 
+import gc
 import re
 
 import numpy as np
@@ -15,13 +16,19 @@ from src.data.records import open_records
 from src.errors import InputError, input_error
 from tests.conftest import SMALL
 
-CUT, NO_BYTES, NO_IMAGE = 3, 7, 11  # records of `damaged`  # records of `damaged`
-
-
+CUT, NO_BYTES, NO_IMAGE = 3, 7, 11  # records of `damaged`
 DAMAGED = {CUT, NO_BYTES, NO_IMAGE}
-
-
 EPOCH, BATCH = 12, 4
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_garbage_for_the_workers():
+    """A data worker is forked from this process, which hundreds of tests have filled. If Python collects garbage in it, the
+    iterators of earlier data sets are torn down in the wrong process: MindSpore 2.8 then crashes now and then."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope='module')

@@ -41,7 +41,7 @@ def train(step, batches, network):
     """Losses of the steps of two epochs and the first of a third."""
     step.set_train()
     network.set_train(False)  # frozen parts are in inference mode
-    data = batches(start=0, stop=15).create_tuple_iterator(num_epochs=1)
+    data = batches(start=0, stop=15, image_size=OPTIONS['image_size']).create_tuple_iterator(num_epochs=1)
     return [float(step(*batch)[0].asnumpy()) for batch in data]
 
 
@@ -57,7 +57,7 @@ def test_cached_is_uncached(data, tmp_path):
     for attempt in ('computed in', 'taken from features-'):
         network, step = build()
         features = cached(
-            lambda start, stop, copies: batches(start=start, stop=stop, copies=copies),
+            lambda start, stop, image_size, copies: batches(start=start, stop=stop, copies=copies),
             step.network,
             ['records'],
             2,

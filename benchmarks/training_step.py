@@ -132,6 +132,7 @@ def main(argv=None):
     parser.add_argument('--rounds', type=int, default=15, help='timed steps of each candidate (default: 15)')
     parser.add_argument('--block_counts', default='4,7,3', help="blocks of this network; timm's are always 4,7,3")
     parser.add_argument('--variants', action='store_true', help="this network's own steps in place of timm's")
+    parser.add_argument('--only', default='', help='candidates of both kinds whose names this regular expression finds')
     parser.add_argument('--alone', default='', help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
     if a.alone:
@@ -140,7 +141,14 @@ def main(argv=None):
     print(machine('mindspore', *(() if a.variants else ('torch', 'timm'))), flush=True)
     candidates = {}
     try:
-        for name in VARIANTS if a.variants else PEERS:  # one after the other: the time to the first step is measured, too
+        names = (
+            [name for name in (*PEERS, *VARIANTS) if re.search(a.only, name)]
+            if a.only
+            else VARIANTS
+            if a.variants
+            else PEERS
+        )
+        for name in names:  # one after the other: the time to the first step is measured, too
             candidates[name] = Candidate(name, argv)
         seconds = interleaved({name: c.step for name, c in candidates.items()}, a.rounds, pause=PAUSE)
         print(f'{"":<30} {"images/s (lowest to highest)":<30} {"of first":>8} {"first step, s":>13} {"peak GB":>7}')

@@ -1,7 +1,7 @@
 """Fine-tuning by recipes/finetune.yaml beside the classifier alone and beside timm in PyTorch (benchmarks/finetune_timm.py):
 `python -m benchmarks.finetune WEIGHTS DATA [DATA ...]`.
 
-Every training is a process of its own, which evaluates after every epoch; of each data set, seed after seed, the three ways
+Every training is a process of its own, which evaluates after every epoch; of each data set, seed after seed, the ways
 in turn, with the same images, epochs and batch. An image that stands several times in a data set is used once, in the
 validation part if it is there. Further options go to all trainings as far as they concern them: `--max_epochs 5 --T_max 5`.
 """
@@ -84,7 +84,7 @@ def main(argv=None):
     parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
     parser.add_argument('--train', type=int, default=0, help='training images a class at most; 0: all (default)')
     parser.add_argument('--validation', type=int, default=0, help='validation images a class at most; 0: all (default)')
-    parser.add_argument('--timm_lr', default=0.01, help='learning rate of timm (default: 0.01)')
+    parser.add_argument('--timm_lr', default='0.01,0.003', help='learning rates of timm, each tried (default: 0.01,0.003)')
     args, options = parser.parse_known_args(argv)
     weights = Path(args.weights).resolve()
     config = configuration.load(['--config_path', str(RECIPE), *options])
@@ -100,7 +100,8 @@ def main(argv=None):
                 for way, own in {'classifier only': alone, 'recipe': []}.items():
                     folder = Path(tempfile.mkdtemp(dir=place))
                     report(f'seed {seed}, {way}', train(copy, folder, [*options, '--seed', seed, *own]))
-                report(f'seed {seed}, timm', train_timm(copy, weights, args.timm_lr, seed, config))
+                for rate in args.timm_lr.split(','):
+                    report(f'seed {seed}, timm, rate {rate}', train_timm(copy, weights, rate, seed, config))
 
 
 if __name__ == '__main__':

@@ -213,11 +213,12 @@ class InceptionV4(nn.Cell):
         return x.mean((2, 3)), trunk
 
     def construct(self, x, dropout_mask=None):
-        x, trunk = self.features(x)
+        features = self.features(x)  # not unpacked: MindSpore warns of an output that is taken and not used
+        x = features[0]
         if dropout_mask is not None:
             x = x * dropout_mask
         if self.training and self.has_aux:
-            return self.logits(x), self.aux_logits(trunk)
+            return self.logits(x), self.aux_logits(features[1])
         return self.logits(x)
 
 

@@ -1,9 +1,12 @@
 import os
 import sys
+import tempfile
 
 os.environ.setdefault('GLOG_v', '3')  # before the first import of MindSpore
-# No test takes a graph from this user's cache: `compile_cache: auto` finds none there and says so.
-os.environ['XDG_CACHE_HOME'] = os.devnull
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    # The programs that tests start share the graphs of this run, and take none from this user's cache.
+    CACHE = tempfile.TemporaryDirectory(prefix='inceptionv4-tests.')
+    os.environ['XDG_CACHE_HOME'] = CACHE.name
 
 import pytest
 

@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and the death of a data worker: a training saves before it ends."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -137,8 +138,10 @@ def _zombies():
 
 def _leave_to_the_parent():
     """In a forked data worker: ignore Ctrl-C, which reaches the whole process group and concerns the parent; let SIGTERM
-    end the worker, as MindSpore ends its workers by it."""
+    end the worker, as MindSpore ends its workers by it, and so does the death of the parent, which workers do not always
+    notice."""
     if Interruption._active:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

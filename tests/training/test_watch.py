@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src import beat
+from src import beat, processes
 from src.cluster.watchdog import Watchdog
 from src.data.bad_records import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
@@ -213,6 +213,14 @@ def hanging(compiles, tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(one.process.pid, signal.SIGKILL)  # its children too, also the stopped ones
         one.process.wait()
+
+
+def test_no_data_worker_outlives_the_process(hanging):
+    one = hanging('os.fork() or time.sleep(60)')
+    (worker,) = processes.children(one.process.pid)
+    one.process.kill()
+    assert one.end() == -signal.SIGKILL  # waits until no process has its output open any more
+    assert not os.path.exists(f'/proc/{worker}') or 'zombie' in Path(f'/proc/{worker}/status').read_text()
 
 
 def test_no_data_and_then_a_signal(hanging):

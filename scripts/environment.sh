@@ -32,8 +32,9 @@ if [ -z "$PYTHON" ]; then
             'python3-venv) or set PYTHON' >&2
         exit 2
     fi
-    echo "installing the requirements into $ROOT/.venv (mindspore is 800 MB), once"
-    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install -q -r "$ROOT/$REQUIREMENTS" \
+    echo "installing the requirements into $ROOT/.venv, once; the largest is MindSpore, a download of 800 MB"
+    [ -t 1 ] && _quiet='' || _quiet=-q # on a terminal pip shows how far the download is
+    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && "$ROOT/.venv/bin/python" -m pip install $_quiet -r "$ROOT/$REQUIREMENTS" \
         ${MORE_REQUIREMENTS:+-r "$ROOT/$MORE_REQUIREMENTS"} || {
         echo "error: the requirements could not be installed; see above, then remove $ROOT/.venv and try again" >&2
         exit 1

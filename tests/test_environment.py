@@ -199,6 +199,23 @@ def test_virtual_environment_sees_what_cann_needs(device, tmp_path):
     ]
 
 
+def test_download_is_shown_on_a_terminal(tmp_path):
+    """800 MB without a word would look like a hang."""
+    for path in (tmp_path / 'root/scripts/environment.sh', tmp_path / 'bin/python3'):
+        path.parent.mkdir(parents=True)
+        path.touch(0o755)
+    (tmp_path / 'root/scripts/environment.sh').write_text(open(os.path.join(ROOT, 'scripts/environment.sh')).read())
+    (tmp_path / 'bin/python3').write_text(STUB)
+    master, slave = os.openpty()
+    environ = {'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'NPU_DEVICES': f'{tmp_path}/none*'}
+    subprocess.run(
+        ['bash', '-c', f'set -e; source {tmp_path}/root/scripts/environment.sh'], stdout=slave, env=environ, check=True
+    )
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master), os.close(slave)
+    assert 'a download of 800 MB' in shown and 'called: -m pip install -r ' in shown
+
+
 def test_jpeg_decoder_is_named(monkeypatch):
     monkeypatch.setattr(jpeg, 'library', lambda: None)
     assert jpeg.describe().startswith('JPEG decoder: Pillow, slower; docs/input_pipeline.md')

@@ -44,7 +44,7 @@ WRITERS = {
     'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
     'best': _best,
     'rank table': lambda path: rank_table.write(path, '{}\n'),
-    'page': lambda path: write_page(path, [], 'title', lambda: 'summary'),
+    'page': lambda path: write_page(path, [], 'title', 'about', lambda: 'summary'),
     'evaluation': lambda path: evaluation.write_json([], path),
     'aipp': lambda path: write_aipp(path, PREPROCESSING, 75),
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),

@@ -102,11 +102,12 @@ def main(argv: list[str] | None = None):
     blank = np.zeros((batch_size, model.size, model.size, 3), np.uint8)
     values, _ = model.probabilities(blank)  # the first call compiles, which is not to count as time of the images
     check_top(args.top, values.shape[1], model.num_classes)
-    source = 'standard input' if count is None else args.sources[0]
-    source = source if len(args.sources) == 1 else f'{len(args.sources)} images and directories'
+    source = 'standard input' if count is None else args.sources[0] if len(args.sources) == 1 else counted(count, 'image')
     shown = Shown(predict(model, paths, args.top, bool(args.html), batch_size), count, args.json, bool(args.html), source)
     if args.html:
-        write_page(args.html, shown, f'{Path(args.model).name} on {Path(source).name}', shown.summary)
+        title = f'Predictions of {Path(args.model).name} for {Path(source).name}'
+        about = f'The {min(args.top, model.num_classes)} likeliest of {model.num_classes} classes, with their probabilities.'
+        write_page(args.html, shown, title, about, shown.summary)
     else:
         for _ in shown:
             pass

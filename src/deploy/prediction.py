@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -44,8 +45,9 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fafafa }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 1em }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1em; color: #222; background: #fafafa; overflow-wrap: anywhere }}
+h1 {{ font-size: 1.4em; margin: .3em 0 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1em; margin: 1em 0 }}
 figure {{ margin: 0; padding: 12px; background: #fff; border: 1px solid #ddd; border-radius: 6px }}
 img {{ display: block; height: 180px; max-width: 100%; margin: 0 auto 8px; object-fit: contain }}
 figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bottom: 6px }}
@@ -55,16 +57,17 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
 .row span + span {{ white-space: nowrap }}
 </style></head><body>
 <h1>{title}</h1>
+<p>{about}</p>
 <main>
 """
 
 
-def write_page(path: str | Path, predictions: Iterable[Prediction], title: str, summary: Callable[[], str]):
-    """One HTML file with the thumbnails and the likeliest classes in it, whole or not at all. `summary` is called after the
-    last of the `predictions`. InputError if it cannot be written."""
+def write_page(path: str | Path, predictions: Iterable[Prediction], title: str, about: str, summary: Callable[[], str]):
+    """One HTML file with the thumbnails and the likeliest classes in it, whole or not at all, `about` below its `title`.
+    `summary` is called after the last of the `predictions`. InputError if it cannot be written."""
     try:
         with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-            file.write(PAGE.format(title=html.escape(title)))
+            file.write(PAGE.format(title=html.escape(title), about=html.escape(about)))
             file.writelines(map(_figure, predictions))
             file.write(f'</main>\n<p>{html.escape(summary())}</p>\n</body></html>\n')
     except OSError as error:
@@ -72,7 +75,7 @@ def write_page(path: str | Path, predictions: Iterable[Prediction], title: str, 
 
 
 def _figure(prediction):
-    caption = f'<figcaption>{html.escape(prediction.path)}</figcaption>'
+    caption = f'<figcaption>{html.escape(prediction.path.removeprefix(f"{os.getcwd()}/"))}</figcaption>'
     if prediction.error:
         return f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n'
     image = base64.b64encode(prediction.thumbnail).decode()

@@ -145,6 +145,19 @@ def test_page(images, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'page.html']
 
 
+def test_page_says_what_it_shows(images, tmp_path, monkeypatch, capsys):
+    """The model, how many images, of how many classes; names without the present directory."""
+    monkeypatch.chdir(images)
+    run(capsys, '05.jpg', images / 'a <i> ü', '--top', 2, '--html', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    assert '<h1>Predictions of net.mindir for 5 images</h1>' in page
+    assert '<p>The 2 likeliest of 3 classes, with their probabilities.</p>' in page
+    assert '<figcaption>05.jpg<' in page and '<figcaption>a &lt;i&gt; ü/00.PNG<' in page
+    run(capsys, images, '--html', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    assert '<h1>Predictions of net.mindir for images</h1>' in page and 'The 3 likeliest of 3 classes' in page
+
+
 def test_several_sources(images, capsys):
     """In the order given, of a directory by name."""
     given = images / '09.jpg', images / 'a <i> ü', images / '05.jpg'
@@ -305,7 +318,7 @@ def test_batch_size(images, model, capsys):
         (['{}/a'], 'a: no image in it'),
         (['{}/b.jpg'], 'b.jpg: no image that can be read'),
         (['{}/c.jpg', '{}/none'], 'none: no such image'),
-        (['{}/b.jpg', '{}/b.jpg'], '2 images and directories: no image that can be read'),
+        (['{}/b.jpg', '{}/b.jpg'], '2 images: no image that can be read'),
         (['{}/[xy].jpg'], 'no image fits it'),
         (['https://a.b/c.jpg'], 'https://a.b/c.jpg: only file:// URLs of this machine are read; download it first'),
         (['file://host/c.jpg'], 'only file:// URLs of this machine'),

@@ -39,7 +39,7 @@ p {{ margin: .4em 0; max-width: 75ch }} .small, figcaption {{ font-size: 13px; c
 .grid > *, .plot {{ background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 10px; margin: 0 }}
 .figure b {{ display: block; font-size: 1.6em }}
 figure img {{ display: block; height: 150px; max-width: 100%; margin: 0 auto 6px; object-fit: contain }}
-figcaption b {{ color: #222 }} figcaption div {{ margin-top: 2px }} figcaption .file {{ font-size: 11px; color: #777 }}
+figcaption b {{ color: #222 }} figcaption div {{ margin-top: 2px }} figcaption .file {{ font-size: 12px; color: #777 }}
 .plot {{ overflow-x: auto; width: fit-content; max-width: 100%; padding: 6px }} .plot img {{ display: block }}
 .table {{ overflow-x: auto }} table {{ border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }}
 th, td {{ border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }}
@@ -131,7 +131,8 @@ def confusions(figures: dict, names: list[str]) -> Iterator[str]:
 def plot(png: bytes, alt: str) -> str:
     """An image in the page; on a narrow screen it is scrolled rather than made so small that it cannot be read."""
     data, width = base64.b64encode(png).decode(), int.from_bytes(png[16:20], 'big')
-    style = f'width: {0.65 * width:.0f}px; min-width: {0.45 * width:.0f}px; max-width: 100%'
+    least = 0.45 if width < 800 else 0.6  # the former fits a phone
+    style = f'width: {0.65 * width:.0f}px; min-width: {least * width:.0f}px; max-width: 100%'
     return f'<div class="plot"><img alt="{alt}" style="{style}" src="data:image/png;base64,{data}"></div>\n'
 
 

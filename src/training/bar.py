@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from tqdm import tqdm
@@ -18,12 +19,16 @@ class Bar(tqdm):
     long the steps of every stage of `plan` take. `step` is the number of steps done before."""
 
     def __init__(self, plan: Plan, step: int):
-        self.plan, self.doing, self.loss, self.speed = plan, 'compiling', None, None
+        self.plan, self.doing, self.loss, self.speed, self.begin = plan, 'compiling', None, None, None
         super().__init__(total=plan.stop, initial=step, unit='step', disable=None, dynamic_ncols=True, bar_format=SHOWN)
 
     def done(self, steps: int, loss: float, speed: float | None) -> None:
         """`steps` more steps are done; `loss` of the last one, images per second of late."""
         self.doing, self.loss, self.speed = '', loss, speed
+        self.begin = self.begin or (
+            time.time(),
+            self.n + steps,
+        )  # the first steps compiled, which tells nothing of the others
         self.update(steps)
 
     @contextlib.contextmanager
@@ -41,8 +46,8 @@ class Bar(tqdm):
     def format_dict(self):
         """What the line is made of; `left` is the time that is left."""
         values = super().format_dict
-        done, elapsed = self.n - self.initial, values['elapsed']
-        rate = values['rate'] or (done / elapsed if elapsed else 0)
+        since, first = self.begin or (0, self.n)
+        rate = (self.n - first) / (time.time() - since)
         epochs = -(-self.plan.stop // self.plan.steps_per_epoch)
         return {
             **values,

@@ -10,7 +10,7 @@ from src.training.runs import Run, number, when_of
 
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
 MARKS = {'resume': ('#15803d', '--'), 'fault': ('#dc2626', '-'), 'slow': ('#b45309', ':')}  # kinds of events
-SIZE = 4.6, 2.9  # inches
+SIZE = 4.0, 2.7  # inches; their text can be read on a phone
 SPREAD = 30  # from this ratio of the largest to the smallest value on, the axis is logarithmic
 HOURS, DAYS = 2 * 3600, 3 * 24 * 3600  # seconds from which on a time axis has this unit
 

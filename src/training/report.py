@@ -36,21 +36,15 @@ LINES = {'resume': 'goes on from a checkpoint', 'fault': 'ended by a fault or a 
 
 def main_figures(run: Run) -> list[tuple[str, str, str]]:
     """(what, value, remark) of a run."""
-    best, last = run.best(), run.steps[-1] if run.steps else {}
+    last = run.steps[-1] if run.steps else {}
     loss, speed, overflows = number(last, 'mean_loss'), run.speed(), number(last, 'overflows')
     found = [
-        (
-            'best top-1',
-            f'{best["top1"]:.2f} %',
-            f'epoch {run.epoch_of(best):.1f}' + f', top-5 {number(best, "top5"):.2f} %' * run.top5,
-        )
-        if best
-        else ('best top-1', '–', 'no evaluation is recorded'),
-        ('training loss', '–' if math.isnan(loss) else f'{loss:.3f}', 'mean up to the last line'),
+        _top1(run),
+        ('training loss', '–' if math.isnan(loss) else f'{loss:.3f}', f'mean of the last {counted(run.between(), "step")}'),
         ('speed', '–' if math.isnan(speed) else f'{speed:.1f}', 'images per second, of all devices'),
         (
-            'progress',
-            f'{run.epoch_of(run.records[-1]):.1f} epochs',
+            'epochs done',
+            f'{run.epoch_of(run.records[-1]):.1f}',
             f'{run.records[-1]["step"]} of {run.start.get("stop", "?")} steps',
         ),
     ]
@@ -59,6 +53,16 @@ def main_figures(run: Run) -> list[tuple[str, str, str]]:
     if run.damaged:
         found.append(('damaged', counted(run.damaged, 'line'), 'of metrics.jsonl, passed over'))
     return found
+
+
+def _top1(run):
+    """Of the best evaluation in the training, else by eval.py after it."""
+    if best := run.best():
+        top5 = f', top-5 {number(best, "top5"):.2f}\N{NO-BREAK SPACE}%' * run.top5
+        return 'best top-1', f'{best["top1"]:.2f} %', f'epoch {run.epoch_of(best):.1f}{top5}'
+    if after := run.evaluated():
+        return 'top-1', f'{after["top1"]:.2f} %', f'by eval.py after the training, of {number(after, "images"):.0f} images'
+    return 'best top-1', '–', 'no evaluation is recorded'
 
 
 def parts(runs: list[Run]) -> Iterator[str]:
@@ -81,7 +85,7 @@ def parts(runs: list[Run]) -> Iterator[str]:
 
 
 def _escaped(value):
-    return html.escape(''.join(c if c.isprintable() else ' ' for c in str(value)))
+    return html.escape(''.join(c if c.isprintable() or c == '\N{NO-BREAK SPACE}' else ' ' for c in str(value)))
 
 
 def _heads(runs):
@@ -120,12 +124,16 @@ def _options(runs):
 def _rows(columns):
     """Rows [name, value in each of `columns` (dict)] of HTML."""
     names = list(dict.fromkeys(name for column in columns for name in column))
-    return [[_escaped(name), *(_escaped(shown(column.get(name))) for column in columns)] for name in names]
+    return [
+        [_escaped(name).replace('_', '_<wbr>'), *(_escaped(shown(column.get(name))) for column in columns)] for name in names
+    ]
 
 
 def all_curves(runs: list[Run]) -> Iterator[str]:
     """The plots, and what their vertical lines mean."""
     yield '<h2>Curves</h2>\n'
+    if len(runs) > 1:
+        yield f'<p class="small">{" &nbsp; ".join(_heads(runs))}</p>\n'
     kinds = {event.kind for run in runs for event in run.events()}
     marks = [
         f'<span class="line" style="border-left: 2px {"solid" if style == "-" else "dashed"} {colour}"></span>{LINES[kind]}'
@@ -143,7 +151,7 @@ def all_curves(runs: list[Run]) -> Iterator[str]:
             yield f'<figure><b>{title}</b><img alt="{title}" src="{source}"><figcaption>{caption}</figcaption></figure>\n'
     yield '</div>\n'
     if missing := [title.lower() for title, _, png in drawn if not png]:
-        yield f'<p class="small">Nothing is recorded yet, or nothing can be, for: {", ".join(missing)}.</p>\n'
+        yield f'<p class="small">Without a curve, as nothing is recorded: {", ".join(missing)}.</p>\n'
 
 
 def recipe(runs: list[Run]) -> Iterator[str]:
@@ -180,7 +188,7 @@ def history(run: Run, name: str) -> Iterator[str]:
     """What happened to a run, and its checkpoints."""
     yield f'<h2>History{name}</h2>\n'
     rows = [[clock(event.time), event.step, event.kind, _escaped(event.text)] for event in run.events()]
-    yield table(['time', 'step', '', ''], rows, {1}) if rows else '<p>Nothing is recorded.</p>\n'
+    yield table(['time', 'step', 'event', ''], rows, {1}) if rows else '<p>Nothing is recorded.</p>\n'
     yield f'<h2>Checkpoints{name}</h2>\n'
     kept = [one for one in run.checkpoints if (run.directory / str(one.get('file'))).is_file()]
     rows = [
@@ -188,7 +196,8 @@ def history(run: Run, name: str) -> Iterator[str]:
         for one in kept
     ]
     for row, one in zip(rows, kept):
-        row[-1] = _escaped(str(one.get('time'))[:19].replace('T', ' '))
+        date, _, of_day = str(one.get('time'))[:19].partition('T')
+        row[-1] = f'<span class="n">{_escaped(date)}</span> {_escaped(of_day)}'
     if found := run.best_checkpoint():
         rows.append([text(found[0]), '', _size(found[1]), '', 'the best by top-1'])
     yield table(['file', 'step', 'size', 'saved in', 'time (UTC)'], rows, {1, 2, 3}) if rows else '<p>There are none.</p>\n'

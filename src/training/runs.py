@@ -44,7 +44,7 @@ class Run:
             ) from None
         if not self.records:
             raise InputError(f'{path}: holds no records of a training')
-        self.directory, self.name = path.parent, str(place)
+        self.directory, self.name = path.parent, str(place).removeprefix(f'{os.getcwd()}/')
         self.steps, self.evaluations, self.checkpoints, self.starts = (
             self.of_kind(kind) for kind in ('step', 'evaluation', 'checkpoint', 'start')
         )
@@ -71,10 +71,25 @@ class Run:
         found = [one for one in self.evaluations if not math.isnan(number(one, 'top1'))]
         return max(found, key=lambda one: one['top1'], default=None)
 
+    def evaluated(self) -> dict | None:
+        """The highest top-1 that eval.py has left beside the checkpoints since the training began; None if there is none."""
+        path, began = self.directory / 'evaluation.json', when_of(self.start)
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if began and path.stat().st_mtime < began.timestamp():
+                return None
+            found = [one for one in json.loads(path.read_text()) if not math.isnan(number(one, 'top1'))]
+            return max(found, key=lambda one: one['top1'], default=None)
+        return None
+
     def speed(self) -> float:
         """Images per second over the steps of all lines, which count equally; NaN if it is not known."""
         found = [value for one in self.steps if (value := number(one, 'images_per_second')) > 0]
         return len(found) / sum(1 / value for value in found) if found else math.nan
+
+    def between(self) -> int:
+        """Steps from the last line but one to the last."""
+        before = [record['step'] for record in self.steps[-2:-1] or self.starts[-1:]]
+        return self.steps[-1]['step'] - before[0] if self.steps and before else 0
 
     def summary(self) -> str:
         """'36 steps, 5.2 images/s' of the last run."""
@@ -126,7 +141,7 @@ class Run:
 
 def number(record: dict, name: str) -> float:
     """A field as a float; NaN if it is missing or no number."""
-    value = record.get(name)
+    value = record.get(name) if isinstance(record, dict) else None
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 

@@ -58,11 +58,15 @@ def test_what_it_shows(terminal, monkeypatch):
     monkeypatch.setattr(sys, 'stderr', terminal.stream)  # not in a fixture: pytest sets it anew before the test
     bar = Bar(PLAN, 20)
     assert last_line(terminal).startswith('compiling, 17%, ? left, epoch 2.0/12 ')
-    bar.start_t -= 100  # seconds
-    bar.done(10, 1.23456, 45.67)
+    bar.start_t -= 100  # seconds, of a compilation
+    bar.done(1, 1.23456, None)
+    bar.refresh()
+    assert last_line(terminal).startswith('18%, ? left, epoch 2.1/12, loss 1.235 ')
+    bar.start_t, bar.begin = bar.start_t - 30, (bar.begin[0] - 30, bar.begin[1])
+    bar.done(9, 1.23456, 45.67)
     bar.refresh()
     assert re.match(
-        r'25%, 1\d:\d\d left, epoch 3\.0/12, loss 1\.235, 45\.7 images/s \|.*\| 30/120 \[01:4\d\]', last_line(terminal)
+        r'25%, 05:0\d left, epoch 3\.0/12, loss 1\.235, 45\.7 images/s \|.*\| 30/120 \[02:1\d\]', last_line(terminal)
     )
     with bar.during('saving'):
         assert last_line(terminal).startswith('saving, 25%, ')

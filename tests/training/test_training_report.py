@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import random
 import re
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from src import config as configuration
 from src.errors import InputError
-from src.training import metrics, report
+from src.training import curves, metrics, report
 from src.training.metrics import Metrics
 from src.training.plan import Plan
 from src.training.runs import Run, number
@@ -57,7 +58,8 @@ def test_page_of_a_training(tmp_path):
     (tmp_path / 'a/inceptionv4-1_10.ckpt').unlink()
     (tmp_path / 'a/inceptionv4-best.ckpt').write_bytes(b'0' * 1_500_000)
     page = page_of(tmp_path / 'a')
-    assert '60.00 %' in page and 'epoch 2.0, top-5 90.00 %' in page and '40.0' in page and 'skipped steps' in page
+    assert 'mean of the last 5 steps' in page and '<b>2.0</b><span class="small">20 of 20 steps' in page
+    assert '60.00 %' in page and 'epoch 2.0, top-5 90.00\xa0%' in page and '40.0' in page and 'skipped steps' in page
     assert len(re.findall('<figure>', page)) == 7 and page.count('data:image/png;base64,') == 7
     table = rows(page)
     assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['cores', '8'] in table
@@ -100,7 +102,38 @@ def test_several_runs_beside_each_other(tmp_path):
     assert [row[0] for row in differs] == ['', 'lr'] and differs[1][1:] == ['0.01', '0.02']
     (state,) = (row for row in rows(page) if row[0] == 'state')
     assert state[1].startswith('Done at 2') and 'no end is recorded' in state[2]
+    for place, name in enumerate('ab'):  # beside the curves, too
+        assert (
+            f'{curves.COLOURS[place]}"></span>{tmp_path}/{name}' in page[page.index('<h2>Curves') : page.index('<figure>')]
+        )
     assert len(re.findall('<figure>', page)) == 7
+
+
+@needs_matplotlib
+def test_evaluated_after_the_training(tmp_path):
+    """By eval.py, where the training has evaluated nothing itself; not what is left of an earlier one in the place."""
+    made_run(tmp_path / 'a', stop=5)
+    left = tmp_path / 'a/evaluation.json'
+    for text, expected in (
+        ('[{"top1": 70.0, "images": 200}, {"top1": 89.5, "images": 200}, 3]', '<b>89.50 %</b>'),
+        ('[{"top1"', '<b>–</b>'),
+        ('7', '<b>–</b>'),
+    ):
+        left.write_text(text)
+        assert expected in page_of(tmp_path / 'a')
+    left.write_text('[{"top1": 70.0, "images": 200}]')
+    assert 'by eval.py after the training, of 200 images' in page_of(tmp_path / 'a')
+    os.utime(left, (0, 0))
+    assert 'eval.py' not in page_of(tmp_path / 'a')
+
+
+@needs_matplotlib
+def test_place_is_named_as_it_is_typed(tmp_path, monkeypatch):
+    """Without the present directory; a name that must be broken is broken between its words."""
+    made_run(tmp_path / 'a', save_checkpoint_steps=5)
+    monkeypatch.chdir(tmp_path)
+    page = page_of(tmp_path / 'a')
+    assert '<h1>Training: a</h1>' in page and '<td>save_<wbr>checkpoint_<wbr>steps</td>' in page
 
 
 @needs_matplotlib

@@ -24,7 +24,7 @@ def main():
     output = Path(arguments.pop(0) if arguments and not arguments[0].startswith('--') else 'demo').resolve()
     config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
     start = time.time()
-    print('draws images, trains, evaluates, exports and predicts: about six minutes on two idle cores', flush=True)
+    print('the demo draws images, trains, evaluates, exports and predicts: about six minutes on two idle cores', flush=True)
     data = demo_images.make(output / 'data', seed=config.seed)
     demo = ['--config_path', ROOT / 'scripts/demo.yaml', '--data_dir', data, '--log_dir', output / 'training']
     anew = [] if config.resume else ['--overwrite', 'true']

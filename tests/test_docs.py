@@ -107,6 +107,7 @@ NOT_RUN = {
     'python -c "import mindspore': 'needs an NPU',
     'pip install': 'an installation',
     'source /usr/local/Ascend': 'a file of CANN',
+    'source .venv/bin/activate': 'an environment that the scripts make',
     'npu-smi': 'needs an NPU',
     'hccn_tool': 'needs an NPU',
     'atc': 'comes with CANN',

@@ -49,9 +49,7 @@ def main():
             ('wall time', f'{time.time() - start:.0f} s'),
         ]
     )
-    print(
-        '\nopen the two pages (predictions, curves) in a browser; each is one file, which can be copied to another machine'
-    )
+    print('\nopen the pages (.html) in a browser; each is one file, which can be copied to another machine')
 
 
 def show(data: Path, directory: Path) -> list[Path]:

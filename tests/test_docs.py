@@ -330,6 +330,11 @@ def test_wrong_commands_are_found(text, problem, place, tmp_path, monkeypatch):
             check(call, place, monkeypatch)
 
 
+@pytest.mark.parametrize('name', ['README.md', 'README_CN.md'])
+def test_readme_is_short(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 180
+
+
 def test_paths_in_the_documents_exist():
     for path in DOCUMENTS:
         named = set(

@@ -354,7 +354,9 @@ def check_demo(out, folder, megabytes):
     for name in ('images', 'training', 'checkpoint', 'top-1, top-5', 'MINDIR', 'predictions', 'curves', 'wall time'):
         assert re.search(rf'^{name} +\S', out, re.M), name
     assert (folder / 'inceptionv4.mindir').stat().st_size > megabytes * 1e6
-    assert '200 held-out images' in out
+    assert '200 held-out images' in out and 'open the pages (.html)' in out
+    if importlib.util.find_spec('matplotlib'):
+        assert 'by eval.py after the training, of 200 images' in (folder / 'training/training.html').read_text()
 
 
 @pytest.mark.compiles

@@ -47,7 +47,7 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1em; color: #222; background: #fafafa; overflow-wrap: anywhere }}
 h1 {{ font-size: 1.4em; margin: .3em 0 }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1em; margin: 1em 0 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); gap: 1em; margin: 1em 0 }}
 figure {{ margin: 0; padding: 12px; background: #fff; border: 1px solid #ddd; border-radius: 6px }}
 img {{ display: block; height: 180px; max-width: 100%; margin: 0 auto 8px; object-fit: contain }}
 figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bottom: 6px }}

@@ -9,6 +9,8 @@ import threading
 import time
 from multiprocessing.popen_fork import Popen
 
+from tqdm import tqdm
+
 from src.processes import ECHO, states
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -99,11 +101,9 @@ class Interruption:
                 print(f'{name} {why}: stopped at once', file=sys.stderr, flush=True)
                 os._exit(128 + number)
             self.number, self.name = number, name
-            print(
-                f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once',
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once'
+            tqdm.write(line, sys.stderr)  # above the progress bar
+            sys.stderr.flush()
 
 
 def _dead_worker(ended, seconds):

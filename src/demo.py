@@ -49,7 +49,6 @@ def main():
             ('wall time', f'{time.time() - start:.0f} s'),
         ]
     )
-    print('\nopen the pages (.html) in a browser; each is one file, which can be copied to another machine')
 
 
 def show(data: Path, directory: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
 from src.programs import ROOT, print_table, run
+from src.training.report import NAME as PAGE
 from src.training.runs import Run
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
@@ -177,6 +178,7 @@ def main():
         configuration.load(['--help'])
     photos, weights, output, options = parse(arguments)
     config = configuration.load([*recipe, *options])
+    print(f'fine-tunes {weights.name} on the photos in {photos}; everything goes to {output}', flush=True)
     found = open_photos(photos)
     network = options_of(weights, config)
     checksum = ', '.join(stamp.fingerprint(records)[:8] for records in found.values())
@@ -211,6 +213,7 @@ def main():
             ),
             ('training', ', '.join([*_speed(training), f'log in {training / config.log_name}'])),
             *rows,
+            *([('curves', training / PAGE)] if (training / PAGE).exists() else []),
             ('wall time', f'{time.time() - start:.0f} s'),
         ]
     )

@@ -40,7 +40,8 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
 
 
 def print_table(rows: list[tuple[str, object]]) -> None:
-    """Print (name, value) in two columns, below an empty line."""
+    """Print (name, value) in two columns, below an empty line, and what to do with the pages among them."""
     print()
     for name, value in rows:
         print(f'{name:<13} {value}')
+    print('\nopen the pages (.html) in a browser; each is one file, which can be copied to another machine')

@@ -42,7 +42,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     command = ['scripts/run_finetune.sh', photos, weights, output, '--max_epochs', 1, '--num_workers', 1]
     status, out, err = run(*command, cwd=tmp_path)
     assert status == 0, err
-    assert 'broken.jpg: not an image' in err
+    assert 'broken.jpg: not an image' in err and out.startswith(f'fine-tunes {weights.name} on the photos in {photos}; ')
     for row in (
         'photos .*my photos',
         'classes +2: sea & sky, деревья',
@@ -56,6 +56,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
         ('ONNX', 'inceptionv4.onnx'),
         ('predictions', 'predictions.html'),
         ('report', 'report/index.html'),
+        ('curves', 'training/training.html'),
     ]:
         assert re.search(rf'^{name} +{output / file}$', out, re.M) and (output / file).stat().st_size, out
     assert re.search(r'^top-1, top-5 +[\d.]+ %, 100.0 % of 2 validation photos$', out, re.M)

@@ -98,6 +98,7 @@ def draw(plot: Plot, runs: list[Run]) -> bytes | None:
     elif not plot.logarithmic:
         axes.set_ylim(0, max(1.08 * max(values), plot.least) or 1)
     axes.set(xlabel='epoch', ylabel=plot.unit)
+    axes.set_xlim(left=0)  # the same in all plots, also where there is a single evaluation
     return _finished(figure, axes, legend=len(runs) == 1 and len(plot.series) > 1)
 
 

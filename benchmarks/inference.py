@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from src.weights.names import names_in
 SIZE = 299
 TOLERANCE = 1e-3  # of the largest logit; what is compared are programs, not exports of one
 CALIBRATION = 50  # images
+LONGEST = 20  # seconds; a candidate whose calls take longer is left out of the rounds
 
 
 def timm_network(weights, channels_last=False, compiled=False, bfloat16=False):
@@ -203,19 +205,34 @@ def predict_seconds(model, paths, batch, rounds):
     return interleaved(calls, rounds, warm_up=1)
 
 
+def first_calls(directory, names, x):
+    """(functions, deviations) by name of the candidates `names`; a deviation is how far the logits for `x` are from those of
+    the first, in parts of the largest. What a call takes is printed at once; candidates that take too long are left out."""
+    functions, deviations, expected = {}, {}, None
+    for name in names:
+        function = CANDIDATES[name](directory)
+        for _ in range(2):  # the first call may compile
+            start = time.perf_counter()
+            found = function(x)
+            seconds = time.perf_counter() - start
+            if seconds < LONGEST:
+                break
+        print(f'{name}, batch {len(x)}: {seconds:.1f} s{"" if seconds < LONGEST else ", left out"}', flush=True)
+        if seconds < LONGEST:
+            expected = found if expected is None else expected
+            functions[name], deviations[name] = function, np.abs(found - expected).max() / np.abs(expected).max()
+            if not deviations[name] < TOLERANCE and not any(part in name for part in NEARLY):
+                raise InputError(f'{name} gives other logits than {names[0]}: {deviations[name]:.1e} of the largest')
+    return functions, deviations
+
+
 def compare_speed(directory, names, batch, rounds, no_memory):
     """Print the speed of the candidates `names`, and how far their logits are from those of the first."""
-    functions = {name: CANDIDATES[name](directory) for name in names}
     x = image_batch(batch)
-    expected = functions[names[0]](x)
-    deviations = {}
-    for name, function in functions.items():
-        deviations[name] = np.abs(function(x) - expected).max() / np.abs(expected).max()
-        if not deviations[name] < TOLERANCE and not any(part in name for part in NEARLY):
-            raise InputError(f'{name} gives other logits than {names[0]}: {deviations[name]:.1e} of the largest')
+    functions, deviations = first_calls(directory, names, x)
     seconds = interleaved({name: partial(function, x) for name, function in functions.items()}, rounds, warm_up=1)
     print(f'{"":<32} {"batch":>5} {"images/s, median (range)":>26} {"GB":>6} {"deviation":>9}')
-    for name in names:
+    for name in functions:
         memory = '-' if no_memory else f'{peak_memory(directory, name, batch):.2f}'
         rates = spread([batch / value for value in seconds[name]])
         print(f'{name:<32} {batch:>5} {rates:>26} {memory:>6} {deviations[name]:>9.1e}', flush=True)

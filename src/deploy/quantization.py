@@ -82,7 +82,7 @@ def quantized(path: Path, run: Run, name: str, signature: Signature, quantizatio
     _quantize(original, path, signature, quantization.calibration)
     runs = {'float32': run, 'int8': load_onnx(path)}
     figures = {
-        'scheme': 'int8, QDQ, weights per channel in 7 bits',
+        'scheme': 'int8, QDQ, weights per channel in 7 to 8 bits',
         'calibration_images': len(quantization.calibration.numbers),
         **compare(runs, signature, quantization.evaluation),
         'megabytes': {kind: os.path.getsize(file) / 1e6 for kind, file in (('float32', original), ('int8', path))},
@@ -120,11 +120,40 @@ def _quantize(source, target, signature, sample):
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=QUANTIZED,
         per_channel=True,
-        # With all 8 bits the sums of products overflow on x86 processors without VNNI.
-        reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        extra_options={'TensorQuantOverrides': _weight_scales(prepared)},
     )
+
+
+def _weight_scales(path):
+    """What the quantizer is to use for the convolutions of the ONNX file `path`: {weight: [options of each channel]}."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    names = [node.input[1] for node in graph.node if node.op_type == 'Conv']
+    return {
+        name: [
+            {'axis': 0, 'scale': scale, 'zero_point': np.int8(0)}
+            for scale in weight_scales(onnx.numpy_helper.to_array(values[name]))
+        ]
+        for name in names
+    }
+
+
+def weight_scales(weights: np.ndarray) -> np.ndarray:
+    """Scales float32 (out,) of the integers for the `weights` (out, in, height, width) of a convolution.
+
+    x86 processors without VNNI add the products of two neighbouring inputs in 16 bits, in the order height, width, input
+    channel. With inputs up to 255 the sum fits if two such weights of the same sign add up to 128 at most: 127 and
+    rounding. So most channels use more of the 8 bits than 7.
+    """
+    rows = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1).astype(np.float64)
+    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
+    sums = [np.maximum(sign * pairs, 0).sum(2).max(1) for sign in (1, -1)]
+    largest = np.maximum(*sums)
+    return np.where(largest > 0, largest / 127, 1).astype(np.float32)
 
 
 def compare(runs: dict[str, Run], signature: Signature, sample: Sample) -> dict:

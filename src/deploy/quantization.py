@@ -16,6 +16,7 @@ from src.data.bad_records import where_and_why
 from src.data.folder import Folder
 from src.data.index import Index
 from src.data.preprocess import evaluation_image
+from src.deploy import int8_weights
 from src.deploy.decoding import batches
 from src.deploy.formats import Run, load_onnx
 from src.deploy.graph import Signature, as_input
@@ -101,18 +102,15 @@ def _quantize(source, target, signature, sample):
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            size = signature.batch_size or 1
-            self.inputs = tqdm(
-                sample.batches(signature, size), 'calibrating', -(-len(sample.numbers) // size), False, disable=None
-            )
-            self.inputs = iter(self.inputs)
+            self.inputs = _calibration(sample, signature, 'ranges of the activations')
 
         def get_next(self):
             images = next(self.inputs, None)
-            return None if images is None else {'input': _filled(images, signature.batch_size)}
+            return None if images is None else {'input': images}
 
     prepared = source.with_name('prepared.onnx')
     quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    scales = int8_weights.prepare(prepared, _calibration(sample, signature, 'means of the activations'))
     quantization.quantize_static(
         str(prepared),
         str(target),
@@ -122,38 +120,16 @@ def _quantize(source, target, signature, sample):
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
-        extra_options={'TensorQuantOverrides': _weight_scales(prepared)},
+        extra_options={'TensorQuantOverrides': scales},
     )
 
 
-def _weight_scales(path):
-    """What the quantizer is to use for the convolutions of the ONNX file `path`: {weight: [options of each channel]}."""
-    import onnx
-
-    graph = onnx.load(path).graph
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    names = [node.input[1] for node in graph.node if node.op_type == 'Conv']
-    return {
-        name: [
-            {'axis': 0, 'scale': scale, 'zero_point': np.int8(0)}
-            for scale in weight_scales(onnx.numpy_helper.to_array(values[name]))
-        ]
-        for name in names
-    }
-
-
-def weight_scales(weights: np.ndarray) -> np.ndarray:
-    """Scales float32 (out,) of the integers for the `weights` (out, in, height, width) of a convolution.
-
-    x86 processors without VNNI add the products of two neighbouring inputs in 16 bits, in the order height, width, input
-    channel. With inputs up to 255 the sum fits if two such weights of the same sign add up to 128 at most: 127 and
-    rounding. So most channels use more of the 8 bits than 7.
-    """
-    rows = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1).astype(np.float64)
-    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
-    sums = [np.maximum(sign * pairs, 0).sum(2).max(1) for sign in (1, -1)]
-    largest = np.maximum(*sums)
-    return np.where(largest > 0, largest / 127, 1).astype(np.float32)
+def _calibration(sample, signature, title):
+    """Iterator of the images of `sample` in calls of the model."""
+    size = signature.batch_size or 1
+    calls = -(-len(sample.numbers) // size)
+    for images in tqdm(sample.batches(signature, size), title, calls, leave=False, disable=None):
+        yield _filled(images, signature.batch_size)
 
 
 def compare(runs: dict[str, Run], signature: Signature, sample: Sample) -> dict:

@@ -18,7 +18,7 @@ from src import files, runtime
 from src.data import imagenet
 from src.data.folder import open_folder
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.deploy import export, formats, graph, predictor, quantization, verification
+from src.deploy import export, formats, graph, int8_weights, predictor, quantization, verification
 from src.deploy.aipp import write_aipp
 from src.deploy.class_names import class_names, recorded_names
 from src.deploy.quantization import Quantization, Sample, compare, quantized, spread
@@ -600,7 +600,7 @@ def test_sums_of_products_do_not_overflow(sizes):
     rng = np.random.default_rng(0)
     weights = rng.uniform(0.9, 1, (16, len(sizes), 3, 3)) * np.array(sizes)[:, None, None]
     weights *= rng.integers(-1, 2, (16, 1, 1, 1))  # the sign; 0: a channel without weights
-    scales = quantization.weight_scales(weights)
+    scales = int8_weights.weight_scales(weights)
     values = np.round(weights / scales[:, None, None, None])
     assert 64 < np.abs(values).max() <= 127 and sum_of_neighbours(values) <= 128
     sums = 255 * values.sum((1, 2, 3))
@@ -622,6 +622,35 @@ def test_sums_of_products_do_not_overflow(sizes):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     (found,) = session.run(None, {'x': np.full((1, len(sizes), 5, 5), 255, np.float32)})
     assert np.abs(found - sums[:, None, None]).max() <= step
+
+
+def test_rounding_shifts_no_output_on_average(exported, tmp_path):
+    """The means of the first convolutions with rounded weights and changed biases are those with exact weights."""
+    import onnx
+    import onnxruntime
+    from onnx import numpy_helper
+
+    path = tmp_path / 'net.onnx'
+    shutil.copy(exported / 'net.onnx', path)
+    images = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), np.uint8)
+    model = onnx.load(path)
+    scales = int8_weights.prepare(path, [images])
+    prepared, found = onnx.load(path), []
+    first = [node for node in model.graph.node if node.op_type == 'Conv'][0]
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    for candidate in (model, rounded, prepared):
+        stored = {tensor.name: tensor for tensor in candidate.graph.initializer}
+        if candidate is not model:
+            weight = first.input[1]
+            step = np.array([one['scale'] for one in scales[weight]])[:, None, None, None]
+            values = np.round(numpy_helper.to_array(stored[weight]) / step) * step
+            stored[weight].CopyFrom(numpy_helper.from_array(values.astype(np.float32), weight))
+        del candidate.graph.output[:]
+        candidate.graph.output.append(onnx.helper.make_tensor_value_info(first.output[0], onnx.TensorProto.FLOAT, None))
+        session = onnxruntime.InferenceSession(candidate.SerializeToString(), providers=['CPUExecutionProvider'])
+        found.append(session.run(None, {'input': images})[0].mean((0, 2, 3)))
+    assert np.abs(found[2] - found[0]).mean() < 0.3 * np.abs(found[1] - found[0]).mean()
 
 
 def test_quantized_file(exported, tmp_path, records):

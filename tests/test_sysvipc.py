@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import os
 import random
 import signal
@@ -47,8 +48,8 @@ def ids():
 class Left:
     """What a worker that has ended left; `killed` is its pid."""
 
-    def __init__(self, own_queue=True, queue=True, mode='600', wait=False):
-        key = random.randrange(1 << 20, 1 << 30)
+    def __init__(self, own_queue=True, queue=True, mode='600', wait=False, key=None):
+        key = key or random.randrange(1 << 20, 1 << 30)
         msg_key = key + (not own_queue) if queue else 0
         self.process = subprocess.Popen(
             [sys.executable, '-c', WORKER, str(key), str(msg_key), mode, 'wait' if wait else ''],
@@ -107,6 +108,41 @@ def test_what_killed_processes_made_goes_without_the_mark(left):
     alive.process.send_signal(signal.SIGSTOP)
     sysvipc.remove_orphans({one.process.pid for one in (alone, apart, alive)})
     assert (alone.there(), apart.there(), alive.there()) == ((False, False), (False, False), (True, True))
+
+
+@pytest.fixture
+def file_of(tmp_path, monkeypatch):
+    """Makes a file of MindSpore for a main process, and gives (path, key)."""
+    monkeypatch.setattr(sysvipc, 'FILES', f'{tmp_path}/dataset_ipc_')
+
+    def make(pid, number=0):
+        path = tmp_path / f'dataset_ipc_{pid}_139656616311680_{number}'
+        path.touch()
+        return path, ctypes.CDLL(None).ftok(str(path).encode(), 0)
+
+    return make
+
+
+def test_file_of_a_dead_process_tells_what_was_its(left, file_of):
+    """A queue that nobody has used yet, and a segment whose queue is gone already; then the files go, too."""
+    libc, dead = ctypes.CDLL(None), 1 << 22  # more than any pid
+    (first, key), (second, other), (alive, mine) = file_of(dead), file_of(dead, 1), file_of(os.getpid())
+    queue, own = libc.msgget(key, 0o1600), libc.msgget(mine, 0o1600)
+    segment = left(queue=False, key=other)
+    try:
+        sysvipc.remove_orphans()
+        assert queue not in ids()[1] and own in ids()[1] and not segment.there()[0]
+        assert not first.exists() and not second.exists() and alive.exists()
+    finally:
+        for one in (queue, own):
+            libc.msgctl(one, 0, None)
+
+
+def test_file_stays_while_a_worker_survives_its_main_process(left, file_of):
+    path, key = file_of(1 << 22)
+    worker = left(wait=True, key=key)
+    sysvipc.remove_orphans()
+    assert path.exists() and worker.there() == (True, True)
 
 
 def test_without_the_kernels_tables(monkeypatch):
@@ -184,3 +220,4 @@ def test_launcher_that_kills_all_leaves_nothing(data, tmp_path):
         run.kill()
         run.wait()
     assert not segments & ids()[0] and not queues & ids()[1]
+    assert not [pid for path in ready for pid in glob.glob(f'{sysvipc.FILES}{path.read_text()}_*')]

@@ -14,6 +14,8 @@ SIGNALS = {number.value: number.name for number in signal.Signals}
 # The scheduler's report of the rank whose heartbeat stopped first, before it fails itself (meta_server_node.cc).
 LOST = re.compile(rb'worker (\d+) is the first one timed out')
 ELSEWHERE = ElsewhereError.exit_status
+# Ends that other processes bring about; a rank says by the latter two that it was asked to end, or lost a data worker.
+OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
 
 
 class Outcome(NamedTuple):
@@ -27,6 +29,7 @@ class Outcome(NamedTuple):
     saved: bool = False  # whether a checkpoint was written
     progress: float = 0.0  # seconds from its first step to its last
     signalled: bool = False  # the launcher was asked to end
+    outside: bool = False  # the cause came from outside (OUTSIDE, SIGSTOP) and says nothing about the step
 
 
 def title(name: str) -> str:

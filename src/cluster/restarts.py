@@ -39,7 +39,8 @@ class Restarts:
             return Verdict(outcome.status, None, '')
         if outcome.progress >= PROGRESS:
             self.done = 0
-        again, self.step = outcome.step is not None and outcome.step == self.step, outcome.step
+        step = None if outcome.outside else outcome.step
+        again, self.step = step is not None and step == self.step, step
         where = f'{outcome.cause}{f" at step {outcome.step}" if outcome.step else ""}'
         if outcome.code in NEVER:
             return Verdict(outcome.status, None, f'not started again: {where} means {NEVER[outcome.code]}')

@@ -16,7 +16,7 @@ from src.cluster import msrun
 from src.cluster.agreement import Agreement
 from src.cluster.jobs import Job
 from src.cluster.logs import Screen, keep_old, last_lines, say
-from src.cluster.outcome import ELSEWHERE, Outcome, culprit, exit_status, in_words, reason, title
+from src.cluster.outcome import ELSEWHERE, OUTSIDE, Outcome, culprit, exit_status, in_words, reason, title
 from src.cluster.signals import Signals
 from src.cluster.stopped import Stopped
 from src.cluster.watchdog import Watchdog
@@ -153,11 +153,11 @@ class Supervisor:
         """Whether the training hangs, which is then said, or another server's part of it has failed."""
         pids = {name: pid for pid, name in self._ranks() if processes.lives(pid)}
         self.elsewhere = bool(self.others and self.others.failed())
-        laggard = self.watchdog.look(pids) if self.watchdog and pids else None
+        laggard = self.watchdog.look(pids, self.stopped) if self.watchdog and pids else None
         if laggard and not self.elsewhere:
             self.hung = min(self.stopped.keys() & pids.keys(), default=laggard)
             self.silence = self.watchdog.silence(self.hung)
-            self.watchdog.report(pids, {name: self._path(name) for name in pids}, laggard)
+            self.watchdog.report(pids, {name: self._path(name) for name in pids}, self.hung)
         return bool(self.hung or self.elsewhere)
 
     def _ranks(self):
@@ -184,7 +184,8 @@ class Supervisor:
         elif not status and 'scheduler' in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes['scheduler'].wait(10)  # takes about a second; its status does not matter
-        found = Outcome(status, code, cause, line, signalled=bool(self.signals.numbers))
+        outside = code in OUTSIDE or name in self.stopped
+        found = Outcome(status, code, cause, line, signalled=bool(self.signals.numbers), outside=outside)
         if self.watchdog:
             self.watchdog.look(())  # the last beats
             found = found._replace(step=self.watchdog.step, saved=self.watchdog.saved, progress=self.watchdog.progress)

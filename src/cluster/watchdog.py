@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from src import beat, processes
 from src.beat import COMPILING, EVALUATING, SAVING, STEPS
@@ -41,6 +41,7 @@ class Watchdog:
         self.file = os.memfd_create('beats')
         self.path = f'/proc/{os.getpid()}/fd/{self.file}'
         self.states, self.since, self.slowest, self.first_step_at = {}, {}, {}, None
+        self.frozen = {}  # {rank that was stopped before its first beat: since when}
 
     def __enter__(self):
         return self
@@ -48,8 +49,9 @@ class Watchdog:
     def __exit__(self, *_):
         os.close(self.file)
 
-    def look(self, ranks: Iterable[str]) -> str | None:
-        """Take note of new beats. Gives the rank that lags if one of the living `ranks` has stalled, else None."""
+    def look(self, ranks: Iterable[str], stopped: Container[str] = ()) -> str | None:
+        """Take note of new beats. Gives the rank that lags if one of the living `ranks` has stalled, else None. A rank that
+        has not beaten yet is watched only where it is among the `stopped`: a program need not beat."""
         records, now = os.pread(self.file, self.size * beat.SIZE, 0), self.clock()
         for rank in range(len(records) // beat.SIZE):
             new, old = beat.parse(records[rank * beat.SIZE : (rank + 1) * beat.SIZE]), self.states.get(str(rank))
@@ -62,10 +64,13 @@ class Watchdog:
                     self.first_step_at = now
             self.states[name], self.since[name] = new, now
         beaten = [rank for rank in ranks if rank in self.states]
-        if self.timeout == 0 or not beaten:
+        self.frozen = {rank: self.frozen.get(rank, now) for rank in ranks if rank in stopped and rank not in self.states}
+        if self.timeout == 0 or not beaten and not self.frozen:
             return None
         # A rank may wait for another one that does something long, or that is not as far as its first beat.
         limit = max(self._limit(self.states[rank].doing if rank in self.states else COMPILING) for rank in ranks)
+        if any(now - since > limit for since in self.frozen.values()):
+            return min(self.frozen, key=self.frozen.get)
         return self._laggard(beaten) if any(now - self.since[rank] > limit for rank in beaten) else None
 
     def _limit(self, doing):

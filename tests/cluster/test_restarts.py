@@ -112,6 +112,13 @@ def test_the_same_step_twice_running_is_given_up():
     assert [counter.judge(early).pause for _ in range(2)] == [80, 160]
 
 
+def test_what_comes_from_outside_blames_no_step():
+    """A server that is taken away twice in the first step after a resume, or in its compilation."""
+    counter, killed = Restarts(9), FAILED._replace(code=-9, status=137, outside=True)
+    assert all(counter.judge(killed).pause for _ in range(3)) and counter.judge(FAILED).pause
+    assert counter.judge(killed).pause and counter.judge(FAILED).pause and counter.judge(FAILED).pause is None
+
+
 @pytest.mark.parametrize(
     'change, line',
     [
@@ -193,6 +200,13 @@ def test_same_step_twice(tmp_path):
     status, err = run.end()
     assert status == 7 and len(run.starts()) == 2
     assert err.splitlines()[-1] == 'launch: given up: step 5 has failed twice running: rank 1, status 7'
+
+
+@pytest.mark.parametrize('how', ['os.kill(os.getpid(), 9)', 'os.kill(os.getpid(), signal.SIGTERM)', 'sys.exit(137)'])
+def test_same_step_twice_from_outside(how, tmp_path):
+    run = Launch(tmp_path, f'steps(1, 4)\nif rank == "1" and start < 4: {how}\n', '--max_restarts', '9')
+    status, err = run.end()
+    assert status == 0 and len(run.starts(1)) == 4 and 'restart 3 of 9 in 0.4 s' in err
 
 
 @pytest.mark.parametrize('when', ['running', 'pausing'])

@@ -72,6 +72,20 @@ def test_which_rank_lags_and_who_is_no_longer_watched(two):
     assert watchdog.look(['0', '1']) is None and watchdog.saved and watchdog.step == 6
 
 
+def test_stopped_before_the_first_beat(two):
+    """As long as for a compilation; not before it was seen to be stopped, nor after it goes on."""
+    clock, watchdog, ranks = two
+    clock.now = 1e5
+    assert watchdog.look(['0', '1'], ['1']) is None
+    clock.now += 6 * STALL - 1
+    assert watchdog.look(['0', '1'], []) is None and watchdog.look(['0', '1'], ['1']) is None
+    clock.now += 6 * STALL - 1
+    assert watchdog.look(['0', '1'], ['1']) is None
+    clock.now += 2
+    ranks[0]('steps', 1)
+    assert watchdog.look(['0', '1'], ['1']) == '1' and watchdog.silence('1') == 'no beat yet'
+
+
 def test_given_timeout():
     clock = Clock()
     for timeout, stalls in ((0, False), (5, True)):
@@ -163,6 +177,19 @@ def test_stopped_rank_is_woken_and_saves(tmp_path):
     status, err = run.end()
     assert status == 0 and 'restart 1 of 1 in 0.1 s, from the newest checkpoint: rank 1, stopped answering' in err
     assert 'did not end in time' not in err
+
+
+def test_stopped_before_it_has_beaten(tmp_path):
+    run = Launch(
+        tmp_path,
+        'if start == 1 and rank == "1": os.kill(os.getpid(), signal.SIGSTOP)\nif start == 1: time.sleep(100)\nsteps(1, 3)\n',
+        *('--stall_timeout', '0.2', '--max_restarts', '1', '--grace', '1'),
+    )
+    status, err = run.end()
+    assert status == 0 and 'launch: the training hangs; rank 1 lags: no beat yet' in err
+    assert (
+        'restart 1 of 1 in 0.1 s, from where it began, as nothing was saved: rank 1, stopped answering: it is stopped' in err
+    )
 
 
 def test_rank_that_beats_slowly_is_left_alone(tmp_path):

@@ -223,7 +223,7 @@ def build_callbacks(config, job, data, monitor, step, training):
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
         evaluation = build_evaluation(config, job, data)
-        evaluate = partial(evaluation.of_training, step, lambda: monitor.interruption.number)
+        evaluate = partial(evaluation.of_training, step, monitor.asked_to_stop)
         every = config.epochs_between_evals * plan.steps_per_epoch
         at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
         callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None, at_end))

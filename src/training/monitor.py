@@ -221,6 +221,11 @@ class TrainingMonitor(LossMonitor):
         with self.beat.during(name), self.bar.during(name) if self.bar else contextlib.nullcontext():
             yield
 
+    def asked_to_stop(self) -> int:
+        """Beat, and give the signal that asks the training to stop, or 0; for what takes longer than a step."""
+        self.beat()
+        return self.interruption.number
+
     def end(self) -> InputError:
         """The error that ends a training which was stopped before its last step."""
         how = (

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from src import beat, processes
 from src.cluster.watchdog import Watchdog
 from src.data.bad_records import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
+from src.evaluation import evaluation
 from src.training import interruption
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.monitor import TrainingMonitor
@@ -424,3 +426,21 @@ def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch):
         watch.close()
     assert seen[:2] == [(0, 0, 'compiling'), (1, 0, 'steps')]
     assert seen[2:] == [(2, 0, 'saving'), (2, 1, 'evaluating'), (2, 1, 'steps')]
+
+
+class Images(nn.Cell):
+    """Counts one image, without a graph."""
+
+    def __call__(self, image, label):
+        return Tensor(np.ones(4, np.float32))
+
+
+def test_evaluation_beats_after_every_batch(monkeypatch):
+    """So that a long one is no stall."""
+    with Watchdog(1) as watchdog:
+        monkeypatch.setenv(beat.FILE, watchdog.path)
+        monitor = SimpleNamespace(beat=beat.Beat(os.environ), interruption=SimpleNamespace(number=0))
+        batches = [(Tensor(np.ones(4, np.float32)),) * 2] * 5
+        data = SimpleNamespace(create_tuple_iterator=lambda num_epochs: iter(batches), get_dataset_size=lambda: 5)
+        evaluation.evaluate(Images(), data, 5, asked_to_stop=partial(TrainingMonitor.asked_to_stop, monitor))
+        assert beat.parse(os.pread(watchdog.file, beat.SIZE, 0)).count == 5

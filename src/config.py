@@ -11,7 +11,7 @@ import yaml
 from easydict import EasyDict
 
 from src import files
-from src.errors import InputError
+from src.errors import InputError, unwritable
 from src.options import Option, convert, expected, read_options, read_yaml, takes_auto
 
 DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
@@ -160,4 +160,4 @@ def save(config: EasyDict, path: str | Path) -> None:
         with files.replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding='ascii')
     except OSError as error:
-        raise InputError(f'cannot write configuration {path}: {error.strerror}') from error
+        raise unwritable(f'cannot write configuration {path}: {error.strerror}', error) from error

@@ -36,6 +36,17 @@ class ElsewhereError(InputError):
     wait = 2
 
 
+class DiskFullError(InputError):
+    """A training cannot start because a disk is full. There may be room later, so a launcher starts it again."""
+
+    exit_status = 1
+
+
+def unwritable(message: str, error: OSError) -> InputError:
+    """The error, to be raised with `message`, for a file of a training that cannot be written because of `error`."""
+    return (DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError)(message)
+
+
 class Interrupted(InputError):
     """Training ended by the signal `number`; the message says how to resume it."""
 

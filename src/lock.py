@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -56,7 +57,7 @@ def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = pr
             told = True
             say(f'{directory} is in use by {holder}: waiting {wait:g} s for its end')
         time.sleep(0.2)
-    file.truncate(0)
-    file.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without the name of its holder
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), f'pid {os.getpid()} on {socket.gethostname()}\n'.encode())
     return file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.errors import InputError
+from src.errors import unwritable
 
 
 class Log:
@@ -23,7 +23,8 @@ class Log:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.file = open(path, 'a', encoding='utf-8') if path else None
         except OSError as error:
-            raise InputError(f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir') from None
+            message = f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir'
+            raise unwritable(message, error) from None
         self.lost = False
 
     def __call__(self, line: str):

@@ -1,5 +1,6 @@
 """One program at a time locks a directory; however it ends, the lock ends with it."""
 
+import errno
 import os
 import re
 import signal
@@ -80,6 +81,16 @@ def test_without_locks(tmp_path, monkeypatch):
     lines = []
     assert lock.hold(tmp_path, say=lines.append) is None
     assert re.fullmatch(r'warning: .* cannot be locked \(Function not implemented\): .*', lines[0])
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """The lock holds; only its holder is not named."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(lock.os, 'write', full)
+    assert lock.hold(tmp_path) is not None and (tmp_path / lock.NAME).read_text() == ''
 
 
 def test_directory_that_cannot_be_written():

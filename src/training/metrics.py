@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from src import files
-from src.errors import InputError
+from src.errors import unwritable
 from src.training import tensorboard
 from src.training.plan import Plan
 from src.training.tensorboard import TensorBoard
@@ -57,7 +57,7 @@ class Metrics:
             self.torn = _forget_after(Path(path), start)
             self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --log_dir') from None
+            raise unwritable(f'{path}: cannot be written ({error.strerror}); choose another --log_dir', error) from None
 
     def __call__(self, kind: str, step: int, **fields: object) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')

@@ -1,5 +1,6 @@
 """metrics.jsonl: whole lines, no doubles after a resume, every kind of record (no graph is compiled)."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from src import config as configuration
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
+from src.log import Log
 from src.training import metrics, pace
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.metrics import Metrics
@@ -182,6 +184,25 @@ def test_cannot_be_written(tmp_path):
     (tmp_path / metrics.NAME).mkdir()
     with pytest.raises(InputError, match='metrics.jsonl: cannot be written .*; choose another --log_dir'):
         Metrics(tmp_path / metrics.NAME)
+
+
+@pytest.mark.parametrize('number, status', [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EROFS, 2)])
+def test_start_on_a_full_disk_may_be_tried_again(number, status, tmp_path, monkeypatch):
+    """The launcher starts a training again after status 1, not after 2."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    run_of(tmp_path / metrics.NAME, 20)
+    monkeypatch.setattr('src.files.tempfile.mkdtemp', fail)
+    for write in (
+        lambda: Metrics(tmp_path / metrics.NAME, start=10),
+        lambda: configuration.save(configuration.load([]), tmp_path / 'config.yaml'),
+        lambda: monkeypatch.setattr('builtins.open', fail) or Log(tmp_path / 'log'),
+    ):
+        with pytest.raises(InputError, match=os.strerror(number)) as error:
+            write()
+        assert error.value.exit_status == status
 
 
 # The wait for data.

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from src import processes
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -31,6 +33,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         move(temporary, path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_abandoned(directory: str | Path, pattern: str = '.*') -> None:
+    """Remove what killed processes left in `directory`: of the names that fit `pattern` those that end, as in `replacing`,
+    in .<process id>.<random>, if there is no such process. One with our own number is of an earlier process that had it:
+    call this before this process writes anything there."""
+    for path in Path(directory).glob(pattern):
+        named = re.fullmatch(r'.+\.(\d+)\.\w+', path.name)
+        if named and (int(named[1]) == os.getpid() or not processes.lives(int(named[1]))):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def move(temporary: str | Path, path: str | Path) -> None:

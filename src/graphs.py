@@ -22,7 +22,6 @@ from src.waiting import waiting
 
 LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network's training has 5 MB, without any weights
 WORK = 'inceptionv4-graphs.'  # beginning of the name of a process's own directory, below the one for temporary files
-STALE = 86_400  # seconds after which what a killed process left is removed; no compilation takes a day
 # Options that no graph depends on. A training that goes on differs in some of them from its start.
 INERT = (
     'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
@@ -124,6 +123,10 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+        files.remove_abandoned(
+            directory
+        )  # a process of another machine may lose a graph that it is just writing, and says so
+        files.remove_abandoned(tempfile.gettempdir(), f'{WORK}*')
     except OSError as error:
         problem = f'compile_cache {directory}: cannot be written ({error.strerror})'
         if option != 'auto':
@@ -136,13 +139,9 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
 
 
 def trim(directory: Path, limit: int | None = None) -> None:
-    """Remove the graphs that were used longest ago until `limit` bytes (`LIMIT`) are left, and what killed processes left.
-    A graph in use is not needed any more: it was read as a whole."""
+    """Remove the graphs that were used longest ago until `limit` bytes (`LIMIT`) are left. A graph in use is not needed any
+    more: it was read as a whole."""
     entries = []
-    for path in [*directory.glob('.*'), *Path(tempfile.gettempdir()).glob(f'{WORK}*')]:
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE:
-                shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob('*.graph'):
         with contextlib.suppress(FileNotFoundError):  # another process does the same
             status = path.stat()
@@ -171,7 +170,7 @@ class _Window:
 
     def __enter__(self):
         if _Window.directory is None:
-            _Window.directory = Path(tempfile.mkdtemp(prefix=WORK))
+            _Window.directory = Path(tempfile.mkdtemp(prefix=f'{WORK}{os.getpid()}.'))
         self.placed = None
         if self.found:
             self.placed = _Window.directory / self.found[0].format(_Window.number)

@@ -94,7 +94,7 @@ def test_name_tells_the_process(tmp_path):
         assert directory.name.startswith(f'.inceptionv4-1_2.ckpt.{os.getpid()}.') and temporary.parent == directory
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         temporary.write_text('x')
-        checkpoint.remove_unfinished(tmp_path)
+        files.remove_abandoned(tmp_path)
         assert not list(tmp_path.iterdir())
         temporary.parent.mkdir()
         temporary.write_text('x')

@@ -127,18 +127,28 @@ def test_two_processes_at_once(directory):
 
 
 def test_bound(directory):
-    """The graphs that were used longest ago go, and what killed processes left."""
+    """The graphs that were used longest ago go."""
     for age, name in enumerate('abcd'):
         path = directory / f'{name}.graph'
         path.write_bytes(bytes(100))
         graphs.os.utime(path, (time.time() - age, time.time() - age))
-    left = directory / '.x.graph.17.abc'
-    left.mkdir()
     graphs.trim(directory, 250)
-    assert {path.name for path in directory.iterdir()} == {'a.graph', 'b.graph', left.name}
-    graphs.os.utime(left, (0, 0))
-    graphs.trim(directory)
     assert {path.name for path in directory.iterdir()} == {'a.graph', 'b.graph'}
+
+
+def test_next_start_removes_what_killed_processes_left(directory, tmp_path, monkeypatch):
+    """And nothing of living ones, or of others."""
+    monkeypatch.setattr(graphs.tempfile, 'tempdir', str(tmp_path))
+    paths = [
+        where / f'{name}{pid}.a1b2'
+        for pid in (1 << 22, graphs.os.getppid())  # the first is more than any pid
+        for where, name in ((directory, '.0a1f.graph.'), (tmp_path, graphs.WORK))
+    ]
+    for path in [*paths, tmp_path / 'other']:
+        path.mkdir()
+        (path / 'part').touch()
+    graphs.open_cache(str(directory), {}, runtime.Runtime('CPU', 0, 0, 1, 'O0', False))
+    assert [path.exists() for path in paths] == [False, False, True, True] and (tmp_path / 'other/part').exists()
 
 
 def test_option(tmp_path, monkeypatch, said):

@@ -12,7 +12,7 @@ import mindspore as ms
 from easydict import EasyDict
 from mindspore import Tensor, nn
 
-from src import collective, lock
+from src import collective, files, lock
 from src.config import differences
 from src.errors import ElsewhereError, InputError
 from src.runtime import Runtime
@@ -46,7 +46,7 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
         raise InputError(f'{directory}: cannot be made ({error.strerror}); choose another --log_dir') from None
     held = lock.hold(directory, WAIT, say)
     if held:
-        checkpoint.remove_unfinished(directory)
+        files.remove_abandoned(directory)
     there, place = checkpoint.of_training(directory), Path(option).resolve()
     here = option == 'auto' or option and directory.resolve() in (place, place.parent)
     if here and overwrite:

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src import files, processes
+from src import files
 from src.errors import InputError
 from src.weights import mindspore_file, misfit
 
@@ -136,16 +136,6 @@ def written_by(directory: str | Path, training: str) -> list[Path]:
             if mindspore_file.read_text(path, 'training') == training:
                 found.append(path)
     return found
-
-
-def remove_unfinished(directory: str | Path) -> None:
-    """Remove what processes that were killed while saving left behind. Call it before this process saves anything."""
-    for path in Path(directory).glob(f'.{PREFIX}-*'):  # directories of `files.replacing`, whose names have the process id
-        writers = set(filter(str.isdigit, path.name.split('.'))) - {str(os.getpid())}
-        # A rank of an earlier training may still be saving. A zombie has closed its files; a directory with our own number
-        # is of an earlier process that had it.
-        if not any(map(processes.lives, writers)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def by_age(directory: str | Path) -> list[Path]:

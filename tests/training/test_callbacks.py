@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src import files
 from src.data.bad_records import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
@@ -364,10 +365,12 @@ def test_training_that_is_replaced_goes_with_the_first_new_checkpoint(monitor, t
 @pytest.mark.parametrize('owner, there', [(1, True), (os.getpid(), False), (None, False)], ids=['living', 'own', 'dead'])
 def test_only_what_dead_processes_left_is_removed(tmp_path, owner, there):
     """A name with this process's own number is of an earlier one: it has not saved yet."""
-    left = tmp_path / f'.inceptionv4-0_4.ckpt.{owner or 99999999}.x4_k'
-    left.mkdir()
-    checkpoint.remove_unfinished(tmp_path)
-    assert left.exists() == there
+    left = [tmp_path / f'.{name}.{owner or 99999999}.x4_k' for name in ('inceptionv4-0_4.ckpt', 'config.yaml')]
+    others = [tmp_path / name for name in ('.lock', '.x.y.z', 'a.99999999.x4_k')]
+    for path in [*left, *others]:
+        path.mkdir()
+    files.remove_abandoned(tmp_path)
+    assert [path.exists() for path in [*left, *others]] == [there, there, True, True, True]
 
 
 def test_failed_save_leaves_nothing(monitor, tmp_path, monkeypatch):

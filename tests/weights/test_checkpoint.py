@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from src import processes
+from src import files, processes
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.training import resume
@@ -21,7 +21,7 @@ def test_what_a_zombie_left_is_removed(tmp_path):
         while (processes.state(ended.pid) or 'Z')[0] != 'Z':
             time.sleep(0.01)
         (tmp_path / f'.inceptionv4-0_4.ckpt.{ended.pid}.x4_k').mkdir()
-        checkpoint.remove_unfinished(tmp_path)
+        files.remove_abandoned(tmp_path)
     finally:
         ended.wait()
     assert not list(tmp_path.iterdir())

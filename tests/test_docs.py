@@ -104,6 +104,7 @@ NOT_RUN = {
     'bash scripts/run_distribute_train.sh /user/serverid': 'a path that only MindCluster mounts',
     'python -m src.acceptance.reference': 'minutes of the whole network; it rewrites the stored figures',
     'python -m benchmarks.': 'minutes, and other programs beside this one',
+    'python -m tests.faults': 'an hour of both cores; tests/cluster/test_faults.py does a tenth of it',
     'python -c "import mindspore': 'needs an NPU',
     'pip install': 'an installation',
     'source /usr/local/Ascend': 'a file of CANN',

@@ -123,9 +123,7 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-        files.remove_abandoned(
-            directory
-        )  # a process of another machine may lose a graph that it is just writing, and says so
+        files.remove_abandoned(directory)  # another machine may lose a graph that it is just writing, and says so
         files.remove_abandoned(tempfile.gettempdir(), f'{WORK}*')
     except OSError as error:
         problem = f'compile_cache {directory}: cannot be written ({error.strerror})'

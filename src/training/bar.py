@@ -25,10 +25,8 @@ class Bar(tqdm):
     def done(self, steps: int, loss: float, speed: float | None) -> None:
         """`steps` more steps are done; `loss` of the last one, images per second of late."""
         self.doing, self.loss, self.speed = '', loss, speed
-        self.begin = self.begin or (
-            time.time(),
-            self.n + steps,
-        )  # the first steps compiled, which tells nothing of the others
+        if self.begin is None:  # the first steps compiled, which tells nothing of the others
+            self.begin = time.time(), self.n + steps
         self.update(steps)
 
     @contextlib.contextmanager

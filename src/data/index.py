@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ class Index:
     label: np.ndarray  # int64 [records], as stored
     crc: int = 0  # checksum of the records' checksums, where shards have them
     class_names: list[str] | None = None  # by stored label
+    # (path, offset) -> file name of the image there, '' if the record has none
+    stored_name: Callable[[str, int], str] | None = None
     upright = False  # images are taken as they are stored, as the original took TFRecords
     left_out, empty = '', ()  # as in `Folder`; of a shard everything is read
 
@@ -68,7 +71,9 @@ class Index:
         return int(self.length[i])
 
     def name(self, i: int) -> str:
-        """A file name for the image of record `i`, which tells where it comes from."""
+        """A file name for the image of record `i`: the one in the record, else one that tells where it comes from."""
+        if self.stored_name and (name := self.stored_name(self.paths[self.shard[i]], int(self.offset[i]))):
+            return name
         shard, _, record = self.where(i).rpartition(', record ')
         return f'{os.path.basename(shard)}_{int(record):06d}.jpg'
 

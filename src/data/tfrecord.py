@@ -9,7 +9,10 @@ are a tf.train.Example, a protocol buffer: a map of features, of which only two 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import dataclasses
+import functools
 import itertools
 import mmap
 import os
@@ -23,7 +26,7 @@ from src.data.protobuf import encode_field, read_fields, read_varint
 from src.data.shards import MOST, shard_name
 from src.errors import InputError, counted
 
-ENCODED, LABEL = b'image/encoded', b'image/class/label'
+ENCODED, LABEL, FILENAME = b'image/encoded', b'image/class/label', b'image/filename'
 SYNSET = b'image/class/synset'  # WordNet id, in ImageNet's records
 # Tags of protocol buffers: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An
 # Example is {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of the three lists below,
@@ -159,7 +162,27 @@ def noted_synsets(path: str, count: int = 8) -> list[tuple[int, bytes]]:
 
 def index_shards(paths: list[str], progress: bool = False) -> Index:
     """Index of all records of the shards; InputError names shard, record (from 0) and byte of any damage."""
-    return index_files(_sound, paths, progress)
+    return dataclasses.replace(index_files(_sound, paths, progress), stored_name=stored_name)
+
+
+@functools.lru_cache(1)
+def _starts(path):
+    """Positions of the records in a shard, in bytes."""
+    starts = [0]
+    with open(path, 'rb') as file:
+        while len(header := os.pread(file.fileno(), 8, starts[-1])) == 8:
+            starts.append(starts[-1] + 16 + struct.unpack('<Q', header)[0])
+    return starts
+
+
+def stored_name(path: str, offset: int) -> str:
+    """The last part of the file name in the record whose image begins at byte `offset` of a shard; '' if it has none."""
+    with contextlib.suppress(OSError, IndexError), open(path, 'rb') as file:  # the shard is gone, or became shorter
+        starts = _starts(path)
+        at = bisect.bisect(starts, offset)
+        data = os.pread(file.fileno(), starts[at] - starts[at - 1] - 12, starts[at - 1] + 12)
+        return os.path.basename(_feature(data, FILENAME).decode('utf-8', 'surrogateescape'))
+    return ''
 
 
 def framed(data: bytes) -> bytes:
@@ -176,7 +199,7 @@ def _record(encoded, label, filename):
 
     form = b'png' if encoded.startswith(b'\x89PNG') else b'jpeg'
     name = filename.encode('utf-8', 'surrogateescape')
-    features = entry(b'image/format', 1, form) + entry(b'image/filename', 1, name)
+    features = entry(b'image/format', 1, form) + entry(FILENAME, 1, name)
     return framed(encode_field(1, features + entry(LABEL, 3, int(label)) + entry(ENCODED, 1, encoded)))
 
 

@@ -7,12 +7,13 @@ import struct
 import numpy as np
 import pytest
 
+from src.data import tfrecord
 from src.data.crc import masked_crc
 from src.data.protobuf import encode_field
 from src.data.shards import find_shards
 from src.data.tfrecord import index_shards, write_shards
 from src.errors import InputError
-from tests.data.samples import message
+from tests.data.samples import jpeg, message
 from tests.data.test_crc import bitwise_crc, mask
 
 
@@ -224,3 +225,15 @@ def test_write_shards_leaves_nothing_half_done(tmp_path):
     with pytest.raises(AttributeError):
         write_shards(str(tmp_path), 'train', [(b'a', 1, 'a'), (b'a', 1, None)], 2)
     assert not os.listdir(tmp_path)
+
+
+def test_images_have_the_names_of_their_files(tmp_path):
+    """As a report shows them; without one, the name tells the place. Also when the shard is gone."""
+    names = ['a.jpg', 'деревья é.png', 'b' * 300, 'a.jpg']
+    examples = [(jpeg([k]), k, f'folder/{name}') for k, name in enumerate(names)]
+    index = pickle.loads(pickle.dumps(index_shards(write_shards(tmp_path, 'train', examples, 2))))
+    assert [index.name(i) for i in range(4)] == [names[i] for i in (0, 2, 1, 3)]
+    assert indexed(tmp_path, GOOD + GOOD).name(1) == 'train-00000-of-00001_000001.jpg'
+    os.unlink(index.paths[1])
+    tfrecord._starts.cache_clear()
+    assert index.name(2) == 'train-00001-of-00002_000000.jpg'

@@ -156,10 +156,7 @@ class Steps:
 
     def evaluation_between(self):
         """An evaluation between sinks does not change the training."""
-        if self.run.sink:
-            self.step = make_step(self.run, SMALL, self.state)
-        else:  # nothing is compiled again for the same step
-            checkpoint.load_into(self.step, self.state, 'acceptance')
+        self.step = make_step(self.run, SMALL, self.state)
         data = dataset.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
         evaluation_step, results = evaluation.make_step(SMALL, self.run.amp_level), []
 

@@ -45,7 +45,7 @@ class Bar(tqdm):
         """What the line is made of; `left` is the time that is left."""
         values = super().format_dict
         since, first = self.begin or (0, self.n)
-        rate = (self.n - first) / (time.time() - since)
+        rate = (self.n - first) / max(time.time() - since, 1e-9)
         epochs = -(-self.plan.stop // self.plan.steps_per_epoch)
         return {
             **values,

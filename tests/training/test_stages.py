@@ -169,10 +169,11 @@ def test_time_left_counts_larger_images(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', Terminal())
     clock, bar = [0.0], monitor.Bar(PLAN, 0)
     bar._time, bar.start_t, bar.last_print_t = lambda: clock[0], 0.0, 0.0
+    monkeypatch.setattr('src.training.bar.time.time', lambda: clock[0])
     assert bar.format_dict['left'] == '?'
     for _ in range(25):
         clock[0] += 1
-        bar.update(1)
+        bar.done(1, 1.0, None)
     assert f' {bar.format_interval(25 + 50 * larger)} left, ' in str(bar)
     bar.close()
 

@@ -142,9 +142,8 @@ def main(argv=None):
     candidates = {}
     try:
         kinds = {**PEERS, **VARIANTS} if a.only else VARIANTS if a.variants else PEERS
-        for name in filter(
-            re.compile(a.only).search, kinds
-        ):  # one after the other: the time to the first step is measured, too
+        # One after the other: the time to the first step is measured, too.
+        for name in filter(re.compile(a.only).search, kinds):
             candidates[name] = Candidate(name, argv)
         seconds = interleaved({name: c.step for name, c in candidates.items()}, a.rounds, pause=PAUSE)
         print(f'{"":<30} {"images/s (lowest to highest)":<30} {"of first":>8} {"first step, s":>13} {"peak GB":>7}')

@@ -17,6 +17,7 @@ import itertools
 import mmap
 import os
 import struct
+from array import array
 from typing import NamedTuple
 
 from src import files
@@ -165,10 +166,10 @@ def index_shards(paths: list[str], progress: bool = False) -> Index:
     return dataclasses.replace(index_files(_sound, paths, progress), stored_name=stored_name)
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(2048)  # ImageNet has 1,152 shards, and convert asks for names in random order
 def _starts(path):
     """Positions of the records in a shard, in bytes."""
-    starts = [0]
+    starts = array('q', [0])
     with open(path, 'rb') as file:
         while len(header := os.pread(file.fileno(), 8, starts[-1])) == 8:
             starts.append(starts[-1] + 16 + struct.unpack('<Q', header)[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import mindspore.dataset as ds
 import numpy as np
@@ -35,7 +34,7 @@ def workers(option: int, ranks_here: int = 1) -> int:
 
 def _pipeline(order, names, load, columns, batch_size, num_workers):
     if num_workers > 1 and (left := sysvipc.remove_orphans()):
-        print(f'removed {left / 1e6:.1f} MB of shared memory that killed data workers had left', file=sys.stderr, flush=True)
+        print(f'removed {left / 1e6:.1f} MB of shared memory that killed data workers had left', flush=True)
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1).batch(batch_size, drop_remainder=True)
     # A worker makes whole batches: one image a call costs the main process four times as much.

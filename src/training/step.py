@@ -15,7 +15,8 @@ from src.inceptionv4 import cross_entropy
 from src.weights import checkpoint
 
 FIXED_LOSS_SCALE = 1024.0
-_RESHAPE, _DOT, _SUM = ops.Reshape(), ops.BatchMatMul(transpose_b=True), ops.ReduceSum()
+_RESHAPE, _DOT, _SUM = ops.Reshape(), ops.BatchMatMul(transpose_b=True), ops.ReduceSum(keep_dims=True)
+_HALF_SQUARE_SUM, _MAP = ops.L2Loss(), ops.HyperMap()
 
 # What a step returns: the loss before its update, the norm of all gradients together, the steps without an update
 # because of overflow so far (`overflows`) and just now in a row (`overflow_run`), and the loss scale of this step.
@@ -109,7 +110,7 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         else:  # the same operations; as above, the network would be in the graph twice until MindSpore finds it is the same
             loss, gradients = ops.value_and_grad(self.network, None, self.weights, sens_param=True)(*batch, scale)
         gradients = self.grad_reducer(gradients)  # which carries what is not finite to all ranks
-        norm = ops.sqrt(2 * ops.addn(self.map(half_square_sum, gradients))) / scale
+        norm = ops.sqrt(square_sum(gradients)) / scale
         unscaled = self.unscale(gradients, norm, scale)
         if not self.scales_loss:
             return ops.depend(loss, self.update(unscaled)), norm, self.overflows * 1, self.overflow_run * 1, scale
@@ -156,13 +157,21 @@ def update_ema(new_share: Tensor, average: Parameter, value: Parameter) -> Tenso
     return ops.assign(average, average + (value - average) * new_share)
 
 
-def half_square_sum(gradient: Tensor) -> Tensor:
-    """sum(gradient^2) / 2, a scalar."""
+def square_sum(tensors: tuple[Tensor, ...]) -> Tensor:
+    """Sum of the squares of all values of all `tensors`, a scalar."""
     if not _on_cpu():
-        return ops.L2Loss()(gradient)
+        return 2 * ops.addn(_MAP(_HALF_SQUARE_SUM, tensors))
     # The CPU's L2Loss adds value after value, which is 1e-4 off for a large tensor, and takes twice as long.
-    rows = _RESHAPE(gradient, (gradient.shape[0] if gradient.ndim > 1 else 1, 1, -1))
-    return _SUM(_DOT(rows, rows)) / 2
+    return ops.addn(_MAP(_square_sum, tensors)).reshape(())
+
+
+def _square_sum(tensor):
+    """As (1, 1, 1). In as few operations as it takes: their number decides how long the graph is compiled."""
+    if tensor.ndim == 1:
+        row = _RESHAPE(tensor, (1, 1, -1))
+        return _DOT(row, row)
+    rows = _RESHAPE(tensor, (tensor.shape[0], 1, -1))
+    return _SUM(_DOT(rows, rows))
 
 
 @constexpr

@@ -30,7 +30,7 @@ def fit(
         callbacks (list of Callback): called after `monitor`, before `watch`.
         iterations_per_loop (int): steps in a sink; None where the device has no sinks.
 
-    A training that was stopped before its last step ends with the error `monitor.end()`; one that failed with what
+    A training that was stopped before its last step ends with the error `monitor.error_of_stop()`; one that failed with what
     `watch.after` makes of it, with its last whole step saved.
     """
     sink = iterations_per_loop is not None
@@ -49,7 +49,7 @@ def fit(
     finally:
         watch.close()
     if monitor.stopping:
-        raise monitor.end()
+        raise monitor.error_of_stop()
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
     monitor.log(f'trained {counted(monitor.plan.steps, "step")}{speed}; checkpoints in {monitor.directory}')
 

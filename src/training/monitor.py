@@ -226,7 +226,7 @@ class TrainingMonitor(LossMonitor):
         self.beat()
         return self.interruption.number
 
-    def end(self) -> InputError:
+    def error_of_stop(self) -> InputError:
         """The error that ends a training which was stopped before its last step."""
         how = (
             f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, go on with --resume auto'

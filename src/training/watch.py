@@ -92,7 +92,7 @@ class Watch(Callback):
             return None
         kept = self._keep()
         if self.interruption.number:
-            return self.monitor.end()
+            return self.monitor.error_of_stop()
         known = input_error(error)
         if known is None:
             self.monitor.log(kept)
@@ -132,7 +132,7 @@ class Watch(Callback):
         """End the process: it was told to, and its main thread has not reached the end of a step."""
         if not self.monitor.moving.acquire(blocking=False):  # a step has just begun
             return
-        error = self.monitor.end()
+        error = self.monitor.error_of_stop()
         try:
             if self.rank == 0 or not self.monitor.stopping:  # where all ranks stop at the same step, rank 0 saves
                 self.monitor.stopping = True

@@ -189,9 +189,11 @@ def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed
         rf'{allowed + 1} of the 80 records that this rank takes in epoch 2 cannot be read or decoded, more than '
         rf'max_bad_fraction {fraction} allows; the first was {first}.jpg: away; .*; stopped after step 11 of 100; '
         rf'checkpoints in {tmp_path}, go on with --resume auto',
-        str(monitor.end()),
+        str(monitor.error_of_stop()),
     )
-    assert monitor.end().exit_status == 2 and [p.name for p in checkpoint.find(tmp_path)] == ['inceptionv4-1_11.ckpt']
+    assert monitor.error_of_stop().exit_status == 2 and [p.name for p in checkpoint.find(tmp_path)] == [
+        'inceptionv4-1_11.ckpt'
+    ]
 
 
 def test_bad_records_of_a_sink_through_two_epochs(monitor):
@@ -226,7 +228,7 @@ def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
     run.step()
     assert run.stopped and monitor.stopping and not evaluations
     monitor.interruption.name = 'SIGTERM'
-    assert str(monitor.end()).startswith(
+    assert str(monitor.error_of_stop()).startswith(
         'SIGTERM: stopped after step 11 of 100; '
         if asked == 'this rank'
         else 'another rank, whose log says why, ended the training: stopped after step 11'

@@ -151,7 +151,7 @@ def test_sink_that_ends_is_stopped_there_and_saved(training):
     training.monitor.bad.fail(InputError('a.jpg: away'))
     training.run.step(5)
     assert training.run.stopped and names(training.directory)[-1] == 'inceptionv4-1_10.ckpt'
-    assert str(training.monitor.end()).startswith('a.jpg: away; stopped after step 10 of 100; ')
+    assert str(training.monitor.error_of_stop()).startswith('a.jpg: away; stopped after step 10 of 100; ')
 
 
 # A main thread that hangs.

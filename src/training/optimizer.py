@@ -11,6 +11,8 @@ from src.errors import InputError
 from src.training.rmsprop import RMSProp
 from src.weights.checkpoint import CLASSIFIERS
 
+_ADD, _MUL, _ASSIGN, _MOMENTUM_STEP = ops.Add(), ops.Mul(), ops.Assign(), ops.ApplyMomentum()
+
 # Options of the configuration that `make_optimizer` takes.
 OPTIMIZER_OPTIONS = ('weight_decay', 'momentum', 'rmsprop_decay', 'rmsprop_epsilon', 'use_nesterov', 'lr', 'lr_head')
 
@@ -66,6 +68,25 @@ class RateTable(nn.learning_rate_schedule.LearningRateSchedule):
         return ops.gather(self.rates, ops.minimum(global_step, self.last), 0)
 
 
+class NesterovMomentum(nn.Momentum):
+    """`nn.Momentum` with `use_nesterov`, which MindSpore's CPU kernel (2.8) takes and ignores:
+
+    moment = momentum * moment + gradient
+    weight = weight - rate * (gradient + momentum * moment)
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.opt = _nesterov
+
+
+def _nesterov(weight, moment, rate, gradient, momentum):
+    """One tensor's step. The kernel moves once more, from the new moment on, in a tensor of its own."""
+    new = _ADD(_MUL(moment, momentum), gradient)
+    kept = _ASSIGN(moment, new)
+    return _MOMENTUM_STEP(weight, ops.depend(new, kept), rate, gradient, momentum)
+
+
 def make_optimizer(
     name: str,
     network: nn.Cell,
@@ -98,6 +119,8 @@ def make_optimizer(
     ]
     groups.append({'order_params': trainable})
     if name == 'momentum':
+        if use_nesterov and on_cpu:
+            return NesterovMomentum(groups, rate, momentum)
         return nn.Momentum(groups, rate, momentum, use_nesterov=use_nesterov)
     if name == 'rmsprop':
         rmsprop = RMSProp if on_cpu else nn.RMSProp

@@ -194,6 +194,34 @@ def test_classifiers_have_a_rate_of_their_own(name, on_cpu):
     assert states[0] == states[1]
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_momentum_and_nesterov(nesterov):
+    """As TensorFlow and PyTorch define them; MindSpore's CPU kernel ignores `use_nesterov`."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    rates, rng = np.float32([0.1, 0.2, 0.05]), np.random.default_rng(0)
+    gradients = rng.standard_normal((3, 64)).astype(np.float32)
+    found = []
+    for on_cpu in (True, False):
+        cell = Parts()
+        optimizer = make_optimizer(
+            'momentum', cell, rates, weight_decay=0.0, momentum=0.9, use_nesterov=nesterov, on_cpu=on_cpu
+        )
+        for gradient in gradients:
+            optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
+        found.append([p.asnumpy() for p in cell.values] + [p.asnumpy() for p in optimizer.moments])
+    expected, moment = 1.0, 0.0
+    for rate, gradient in zip(rates, gradients.astype(np.float64)):
+        moment = 0.9 * moment + gradient
+        expected = expected - rate * (gradient + 0.9 * moment if nesterov else moment)
+    for value, moments in zip(found[0][:4], found[0][4:]):
+        assert np.allclose(value, expected[: value.size], atol=1e-6) and np.allclose(
+            moments, moment[: value.size], atol=1e-6
+        )
+    # Once MindSpore's own kernel is right here, NesterovMomentum can go.
+    assert np.allclose(found[1][0], found[0][0], atol=1e-6) is not nesterov
+
+
 @pytest.mark.parametrize('option', ['off', '0', '-1', 'nan', 'inf', '1e39'])
 def test_bad_loss_scale(option):
     with pytest.raises(InputError, match=f'loss_scale is {option!r}; expected fixed, dynamic or a number above 0'):

@@ -31,7 +31,7 @@ OPTIONS = (
     ('hccs', 30.0, 'GB/s of a link between the devices of a server, each way'),
     ('roce', 12.5, "GB/s of a device's link to other servers, each way"),
     ('cores_per_server', 192, 'cores that can decode'),
-    ('images_per_core', 250.0, 'images/s'),
+    ('images_per_core', 345.0, 'images/s'),
     ('kb_per_image', 110.0, 'KB of a training record'),
     ('storage', 0.0, 'GB/s of the storage, for all servers; 0: as much as is needed'),
 )
@@ -65,7 +65,7 @@ def estimate(
     hccs=30.0,
     roce=12.5,
     cores_per_server=192,
-    images_per_core=250.0,
+    images_per_core=345.0,
     kb_per_image=110.0,
     storage=0.0,
     image_size=299,

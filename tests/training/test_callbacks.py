@@ -16,10 +16,20 @@ from src.evaluation.evaluation import Result
 from src.log import Log
 from src.training import monitor as monitor_module
 from src.training.callbacks import Checkpoints, Evaluations
+from src.training.compiling import Compiling
 from src.training.loop import sinks
 from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan
+from src.training.watch import Watch
 from src.weights import checkpoint
+
+
+@pytest.mark.parametrize('callback', [TrainingMonitor, Checkpoints, Evaluations, Compiling, Watch])
+def test_no_old_names_of_callbacks(callback):
+    """MindSpore takes our methods of these names for callbacks, and warns that they are going."""
+    assert not {'begin', 'epoch_begin', 'epoch_end', 'step_begin', 'step_end', 'end'} & {
+        name for kind in callback.__mro__ if kind.__module__.startswith('src.') for name in vars(kind)
+    }
 
 
 class Run:

@@ -81,7 +81,8 @@ class NesterovMomentum(nn.Momentum):
 
 
 def _nesterov(weight, moment, rate, gradient, momentum):
-    """One tensor's step. The kernel moves once more, from the new moment on, in a tensor of its own."""
+    """One tensor's step. From `new` the kernel makes momentum * new + gradient, Nesterov's direction, and takes the step; it
+    changes `new` thereby, and no longer `moment`."""
     new = _ADD(_MUL(moment, momentum), gradient)
     kept = _ASSIGN(moment, new)
     return _MOMENTUM_STEP(weight, ops.depend(new, kept), rate, gradient, momentum)

@@ -209,17 +209,17 @@ def test_momentum_and_nesterov(nesterov):
         )
         for gradient in gradients:
             optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
-        found.append([p.asnumpy() for p in cell.values] + [p.asnumpy() for p in optimizer.moments])
+        found.append([[p.asnumpy() for p in state] for state in (cell.values, optimizer.moments)])
     expected, moment = 1.0, 0.0
     for rate, gradient in zip(rates, gradients.astype(np.float64)):
         moment = 0.9 * moment + gradient
         expected = expected - rate * (gradient + 0.9 * moment if nesterov else moment)
-    for value, moments in zip(found[0][:4], found[0][4:]):
+    for value, moments in zip(*found[0]):
         assert np.allclose(value, expected[: value.size], atol=1e-6) and np.allclose(
             moments, moment[: value.size], atol=1e-6
         )
     # Once MindSpore's own kernel is right here, NesterovMomentum can go.
-    assert np.allclose(found[1][0], found[0][0], atol=1e-6) is not nesterov
+    assert np.allclose(found[1][0][0], found[0][0][0], atol=1e-6) is not nesterov
 
 
 @pytest.mark.parametrize('option', ['off', '0', '-1', 'nan', 'inf', '1e39'])

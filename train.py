@@ -217,7 +217,7 @@ def build_callbacks(config, job, data, monitor, step, training):
         job.claim.replaced if job.claim else (),
         spare=not is_rank_0,
     )
-    callbacks = [Compiling(job.run.graphs)]
+    callbacks = [Compiling(job.run.graphs), monitor]  # the monitor may compile an all-reduce, a graph of its own
     if is_rank_0:
         configuration.save(config, job.directory / 'config.yaml')
         callbacks.append(saving)

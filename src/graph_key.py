@@ -19,6 +19,8 @@ from src import environment
 ROOT = Path(__file__).resolve().parents[1]
 # MindSpore's variables that change a graph. Others (MS_SCHED_PORT, MS_NODE_ID, ...) differ from start to start.
 VARIABLES = ('MS_DEV_', 'MS_ENABLE_', 'MS_ASCEND_', 'MS_INTERNAL_')
+# Set by MindSpore in a cell that it compiles, `current_phase` with a time and an address in it.
+COMPILED = ('current_phase', '__compile_cell_hook__', '__parse_method__', 'sequence_modified')
 
 
 def sources() -> str:
@@ -40,8 +42,8 @@ def versions(device_target: str) -> list:
 def structure(cell: nn.Cell) -> list:
     """What `cell` is made of, as plain values: its cells with their attributes, its constants, its parameters without their
     values. So constants count that no option shows, such as the table of learning rates or a recorded preprocessing."""
-    # The text of the constructor's arguments has addresses in it.
-    own = {*vars(nn.Cell()), '_cell_init_args'}
+    # The text of the constructor's arguments has addresses in it; a cell that was compiled has the attributes of COMPILED.
+    own = {*vars(nn.Cell()), '_cell_init_args', *COMPILED}
     found = []
     for name, part in cell.cells_and_names():
         attributes = {key: _plain(value) for key, value in vars(part).items() if key not in own}

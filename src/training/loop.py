@@ -27,7 +27,7 @@ def fit(
     Args:
         batches (callable): start, stop, image_size -> data set of the steps from `start` to `stop`; one pass over it is all
             of them.
-        callbacks (list of Callback): called after `monitor`, before `watch`.
+        callbacks (list of Callback): `monitor` among them, in the order in which they are called; `watch` is the last.
         iterations_per_loop (int): steps in a sink; None where the device has no sinks.
 
     A training that was stopped before its last step ends with the error `monitor.error_of_stop()`; one that failed with what
@@ -39,7 +39,7 @@ def fit(
             stop = monitor.step + count * length
             data = batches(start=monitor.step, stop=stop, image_size=image_size)
             epochs, sink_size = (count, length) if sink else (1, -1)
-            Model(step).train(epochs, data, [monitor, *callbacks, watch], dataset_sink_mode=sink, sink_size=sink_size)
+            Model(step).train(epochs, data, [*callbacks, watch], dataset_sink_mode=sink, sink_size=sink_size)
             if monitor.stopping:
                 break
     except Exception as error:

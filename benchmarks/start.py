@@ -1,10 +1,11 @@
-"""Time from the command to the first result of train.py, eval.py and export.py: `python -m benchmarks.start`.
+"""Time from the command to the first result of a training, an evaluation and an export: `python -m benchmarks.start`.
 
 Training: to the line of its first step. Evaluation: to its table. Export: to the verified file. Cold: with an empty compile
-cache; warm: with the one that an earlier start has filled (export.py has none). All are started in turns, in a new random
-order every round, on drawn images.
+cache; warm: with the one that an earlier start has filled (an export has none). All are started by their scripts, in turns,
+in a new random order every round, on drawn images.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -19,29 +20,30 @@ from src.errors import InputError, Parser, entry_point
 from src.programs import ROOT
 
 
-def first_result(program, pattern, *arguments):
-    """Seconds from the start of `program` to the output line that matches `pattern` (None: to its end)."""
+def first_result(script, pattern, *arguments):
+    """Seconds from the start of `script` to the output line that matches `pattern` (None: to its end)."""
     start, seconds, lines = time.perf_counter(), None, []
-    command = [sys.executable, str(ROOT / program), *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+    command = ['bash', str(ROOT / 'scripts' / script), *map(str, arguments)]
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as child:
         for line in child.stdout:
             lines.append(line)
             if pattern and seconds is None and re.match(pattern, line):
                 seconds = time.perf_counter() - start
     if child.returncode or pattern and seconds is None:
-        raise InputError(f'{program} failed: {"".join(lines[-3:]).strip()}')
+        raise InputError(f'{script} failed: {"".join(lines[-3:]).strip()}')
     return seconds or time.perf_counter() - start
 
 
 def programs(directory, network):
     """{name: function that starts it and returns the seconds} for everything that is timed."""
     data = demo_images.make(directory / 'data', train_per_class=6, validation_per_class=3)
-    training = ('train.py', 'step: 1 ', '--data_dir', data, '--overwrite', 'true', '--max_train_steps', 1, *network)
-    training += ('--display_every', 1, '--log_dir', directory / 'training', '--compile_cache')
+    training = ('run_standalone_train.sh', 'step: 1 ', '--data_dir', data, '--overwrite', 'true', *network)
+    training += ('--max_train_steps', 1, '--display_every', 1, '--log_dir', directory / 'training', '--compile_cache')
     first_result(*training, directory / 'warm')
     (checkpoint,) = (directory / 'training').glob('*.ckpt')
     checkpoint = checkpoint.rename(directory / 'weights.ckpt')
-    evaluation = ('eval.py', r'\d+ validation images, each', '--ckpt_path', checkpoint, '--data_dir', data)
+    evaluation = ('run_eval.sh', r'\d+ validation images, each', '--ckpt_path', checkpoint, '--data_dir', data)
     evaluation += ('--compile_cache',)
     first_result(*evaluation, directory / 'warm')
 
@@ -50,12 +52,12 @@ def programs(directory, network):
             return first_result(*command, empty)
 
     return {
-        'train.py, cold': partial(cold, *training),
-        'train.py, warm': partial(first_result, *training, directory / 'warm'),
-        'eval.py, cold': partial(cold, *evaluation),
-        'eval.py, warm': partial(first_result, *evaluation, directory / 'warm'),
-        'export.py': partial(
-            first_result, 'export.py', None, '--ckpt_path', checkpoint, '--file_name', directory / 'exported'
+        'training, cold': partial(cold, *training),
+        'training, warm': partial(first_result, *training, directory / 'warm'),
+        'evaluation, cold': partial(cold, *evaluation),
+        'evaluation, warm': partial(first_result, *evaluation, directory / 'warm'),
+        'export': partial(
+            first_result, 'run_export.sh', None, '--ckpt_path', checkpoint, '--file_name', directory / 'exported'
         ),
     }
 

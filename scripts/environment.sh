@@ -8,13 +8,17 @@ export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} # NumPy's threads would c
 
 # With NPUs a virtual environment has to see the packages that are installed for CANN, and has more requirements.
 if compgen -G "${NPU_DEVICES:-/dev/davinci[0-9]*}" >/dev/null; then
-    VENV_OPTIONS=--system-site-packages REQUIREMENTS=requirements-ascend.txt
+    NPU=1 VENV_OPTIONS=--system-site-packages REQUIREMENTS=requirements-ascend.txt
 else
-    VENV_OPTIONS='' REQUIREMENTS=requirements.txt
+    NPU='' VENV_OPTIONS='' REQUIREMENTS=requirements.txt
 fi
 
+# By what pip has recorded, the file RECORD last of all: importing MindSpore would take as long as all the rest here.
 _has_requirements() {
-    "$1" -c 'import mindspore, numpy, easydict, yaml, tqdm; assert mindspore.__version__ == "2.8.0"' >/dev/null 2>&1
+    "$1" -c 'from importlib import metadata, util
+mindspore = metadata.distribution("mindspore")
+assert mindspore.version == "2.8.0" and mindspore.read_text("RECORD")
+assert all(map(util.find_spec, ("numpy", "easydict", "yaml", "tqdm")))' >/dev/null 2>&1
 }
 
 if [ -z "${PYTHON:-}" ]; then
@@ -40,4 +44,12 @@ if [ -z "$PYTHON" ]; then
         exit 1
     }
     PYTHON="$ROOT/.venv/bin/python"
+fi
+
+# With the memory allocator in MindSpore's own wheel a graph is compiled in three quarters of the time. Beside an NPU it was not
+# tried, and on processors of another kind it may be built for another size of pages. LD_PRELOAD= before a command: without.
+if [ -z "$NPU" ] && [ -z "${LD_PRELOAD+set}" ] && [ "$(uname -m)" = x86_64 ]; then
+    _allocator=$("$PYTHON" -c 'from importlib import metadata
+print(metadata.distribution("mindspore").locate_file("mindspore/lib/libjemalloc.so.2"))' 2>/dev/null) || true
+    if [ -f "$_allocator" ]; then export LD_PRELOAD=$_allocator; fi
 fi

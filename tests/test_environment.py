@@ -1,6 +1,7 @@
 """The check of a server. Its interpreter, CANN and packages are files made here; no real site-packages are used."""
 
 import os
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -169,7 +170,7 @@ def test_requirements_of_an_npu():
 STUB = """#!/bin/bash
 # As an interpreter without MindSpore; a virtual environment it makes has one that tells how it is called.
 case "$*" in
-*'import mindspore'*) exit 1 ;;
+*'metadata.distribution'*) exit 1 ;;
 '-m venv '*)
     echo "venv: ${*:3}"
     mkdir -p "${!#}/bin" && printf '#!/bin/bash\\necho "called: $*"\\n' > "${!#}/bin/python"
@@ -214,6 +215,21 @@ def test_download_is_shown_on_a_terminal(tmp_path):
     shown = os.read(master, 1 << 16).decode()
     os.close(master), os.close(slave)
     assert 'a download of 800 MB' in shown and 'called: -m pip install -r ' in shown
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [({}, True), ({'LD_PRELOAD': ''}, False), ({'NPU_DEVICES': '/dev/null'}, False)],
+    ids=['cpu', 'off', 'npu'],
+)
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='the allocator is preloaded on x86-64 only')
+def test_allocator(environment, expected):
+    """The scripts' programs run on the allocator of MindSpore's wheel, but beside an NPU or where the user says so."""
+    script = os.path.join(ROOT, 'scripts/environment.sh')
+    environ = {'PATH': '/usr/bin:/bin', 'PYTHON': sys.executable, **environment}
+    command = f'set -e; source {script}; "$PYTHON" -c "print(open(\'/proc/self/maps\').read())"'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=environ)
+    assert (done.returncode, done.stderr, 'libjemalloc' in done.stdout) == (0, '', expected)
 
 
 def test_jpeg_decoder_is_named(monkeypatch):

@@ -99,7 +99,7 @@ class Server:
         self.python.chmod(0o755)
 
     def environment(self, more=()):
-        return {'PATH': os.environ['PATH'], 'PYTHON': str(self.python), **dict(more)}
+        return {'PATH': os.environ['PATH'], 'PYTHON': str(self.python), 'LD_PRELOAD': '', **dict(more)}
 
     def pod(self, container):
         """Start the container's command in its working directory with its environment."""

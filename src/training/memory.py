@@ -22,9 +22,10 @@ class Peak(NamedTuple):
         return self.base + self.per_weight * weights + images * (image_size / 299) ** 2
 
 
-# `python -m benchmarks.memory`: 4.4 and 6.9 GB for the whole network at 299 x 299 with batches of 2 and 16, 3.4 to 3.6 GB at
-# 75 x 75 with 32. For each weight there are its gradient, the optimizer's state, and copies in the compiled graph.
-TRAINING = Peak(50, 1.25e9, 0.18e9)
+# `LD_PRELOAD= python -m benchmarks.memory`: 3.8, 4.9 and 6.9 GB for the whole network at 299 x 299 with batches of 2, 8 and
+# 16; 2.8 to 3.3 GB at 75 x 75 with 32, the more the more often it is saved. The allocator of scripts/environment.sh makes it
+# 0.2 GB less. For each weight there are its gradient, the optimizer's state, and copies in the compiled graph.
+TRAINING = Peak(50, 0.9e9, 0.2e9)
 # Of a training on cached features, while it computes them: 3.4 GB at 299 x 299 with batches of 64, 1.0 GB at 75 x 75
 # with 32.
 FEATURES = Peak(6, 1.25e9, 0.02e9)

@@ -115,7 +115,7 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
 
     InputError if the directory `option` cannot be made; if that of `auto` cannot, a line to `say`.
     """
-    if option == 'off' or option == 'auto' and (run.device_target != 'CPU' or run.world > 1):
+    if option == 'off' or option == 'auto' and run.device_target != 'CPU':
         return Graphs(say=say)
     base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     directory = Path(base, 'inceptionv4-mindspore') if option == 'auto' else Path(option).absolute()

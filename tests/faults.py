@@ -289,7 +289,7 @@ def run(folder, faults, seed, say=print):
     data = demo_images.make(folder / 'records', train_per_class=4, validation_per_class=1)
     reference = folder / 'reference/results/2p/0/ckpt'
     if not reference.exists():  # of an earlier run in the same directory
-        first = Training(folder / 'reference', data)
+        first = Training(folder / 'reference', data, '--compile_cache', 'off')
         if first.process.wait(600):
             return done, [f'the training without faults ended with {first.process.returncode}: {first.text[-2000:]}']
         wrong += [f'training without faults: {problem}' for problem in problems(first, None)]
@@ -297,10 +297,10 @@ def run(folder, faults, seed, say=print):
     bag, number = [], 0
     while len(done) < faults and number < faults:
         number += 1
-        options = ['--compile_cache', str(folder / 'graphs')] if number % 4 != 2 else []
+        cache = 'off' if number % 4 == 2 else str(folder / 'graphs')
         (folder / str(number) / 'results/2p/0/ckpt').mkdir(parents=True)
         with disk(folder / str(number) / 'results/2p/0/ckpt') as full:
-            training = Training(folder / str(number), data, *options)
+            training = Training(folder / str(number), data, '--compile_cache', cache)
             injector, count = Faults(training, rng), 0
             while count < EACH and len(done) < faults and training.process.poll() is None:
                 bag = bag or rng.sample([kind for kind in KINDS if full or 'disk' not in kind], len(KINDS) - 2 * (not full))
@@ -320,7 +320,7 @@ def run(folder, faults, seed, say=print):
                 training.process.kill()
             filled = any('disk full' in kind for kind, _, _ in done[-count:])
             found = [f'status {status}'] * bool(status) + problems(training, reference, filled)
-            cached = ', compile cache' if options else ''
+            cached = '' if cache == 'off' else ', compile cache'
             say(
                 f'training {number}{cached}: {count} faults, {training.restarts()} restarts by '
                 f'the launcher; {"; ".join(found) if found else "status 0, equal bit for bit, nothing left"}'

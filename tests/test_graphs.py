@@ -161,7 +161,7 @@ def test_option(tmp_path, monkeypatch, said):
     cpu, npu = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), runtime.Runtime('Ascend', 0, 0, 1, 'O3', True)
     assert graphs.open_cache('auto', {}, cpu).directory == tmp_path / 'user/inceptionv4-mindspore'
     assert graphs.open_cache('auto', {}, npu).directory is None
-    assert graphs.open_cache('auto', {}, cpu._replace(world=2)).directory is None
+    assert graphs.open_cache('auto', {}, cpu._replace(world=2)).directory == tmp_path / 'user/inceptionv4-mindspore'
     assert graphs.open_cache('off', {}, cpu).directory is None
     assert graphs.open_cache(str(tmp_path / 'mine'), {}, npu).directory == tmp_path / 'mine'
     (tmp_path / 'file').write_text('')

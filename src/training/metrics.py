@@ -38,7 +38,7 @@ class Metrics:
     """Called with a kind, a step and fields, appends a record to the file and gives it to each of `readers`.
 
     A record is one write to the end of the file, so that whoever reads it meanwhile finds whole lines, whenever the process
-    is killed. A disk that is full costs records, not the training. A float that is not finite becomes null.
+    is killed. A disk that is full costs whole records, not the training. A float that is not finite becomes null.
 
     Args:
         path (Path): the file; None on the ranks that write none.
@@ -64,9 +64,12 @@ class Metrics:
         record = {'kind': kind, 'step': step, 'time': now, **{name: _plain(value) for name, value in fields.items()}}
         if self.file is not None:
             line = (b'\n' if self.torn else b'') + files.as_json(record).encode('ascii') + b'\n'
-            self.torn = True
             with contextlib.suppress(OSError):
-                self.torn = os.write(self.file, line) < len(line)
+                written = os.write(self.file, line)
+                if written == len(line):
+                    self.torn = False
+                else:  # no room for the rest
+                    os.ftruncate(self.file, os.fstat(self.file).st_size - written)
         for take in self.readers:
             take(record)
 

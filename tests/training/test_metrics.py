@@ -161,7 +161,7 @@ def test_killed_while_it_writes(tmp_path, moment):
 
 
 def test_damaged_lines_and_a_full_disk(tmp_path, monkeypatch):
-    """A line that was cut off, by a full disk or a power failure, costs itself only; what is no number becomes null."""
+    """A full disk costs whole lines, and a line that a power failure cut off itself only; what is no number becomes null."""
     path = tmp_path / metrics.NAME
     record = Metrics(path)
     record('step', 1, loss=float('nan'), norms=[float('inf'), 1.0])
@@ -171,11 +171,12 @@ def test_damaged_lines_and_a_full_disk(tmp_path, monkeypatch):
         record('step', 2, loss=2.0)
         full.setattr(os, 'write', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
         record('step', 3, loss=2.0)
+    assert metrics.read(path) == ([json.loads(path.read_text())], 0)
     record('step', 4, loss=2.0)
     with open(path, 'ab') as file:
         file.write(b'\0\xff[1]\n[]\n{"kind": "step"}\n{"kind": "st')
     records, damaged = metrics.read(path)
-    assert [one['step'] for one in records] == [1, 4] and damaged == 4  # the last one may still be being written
+    assert [one['step'] for one in records] == [1, 4] and damaged == 3  # the last one may still be being written
     assert records[0]['loss'] is None and records[0]['norms'] == [None, 1.0]
     Metrics(path, start=4)('step', 5)
     assert [one['step'] for one in metrics.read(path)[0]] == [1, 4, 5]

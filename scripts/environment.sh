@@ -51,5 +51,6 @@ fi
 if [ -z "$NPU" ] && [ -z "${LD_PRELOAD+set}" ] && [ "$(uname -m)" = x86_64 ]; then
     _allocator=$("$PYTHON" -c 'from importlib import metadata
 print(metadata.distribution("mindspore").locate_file("mindspore/lib/libjemalloc.so.2"))' 2>/dev/null) || true
-    if [ -f "$_allocator" ]; then export LD_PRELOAD=$_allocator; fi
+    # A path with a space or a colon in it would be two.
+    if [[ -f $_allocator && $_allocator != *[[:space:]:]* ]]; then export LD_PRELOAD=$_allocator; fi
 fi

@@ -232,6 +232,19 @@ def test_allocator(environment, expected):
     assert (done.returncode, done.stderr, 'libjemalloc' in done.stdout) == (0, '', expected)
 
 
+def test_allocator_in_a_path_with_a_space(tmp_path):
+    """LD_PRELOAD takes that for two paths, and every program would complain of both."""
+    library, python = tmp_path / 'my own' / 'libjemalloc.so.2', tmp_path / 'python'
+    library.parent.mkdir()
+    library.touch()
+    python.write_text(f'#!/bin/bash\necho "{library}"\n')
+    python.chmod(0o755)
+    script = os.path.join(ROOT, 'scripts/environment.sh')
+    command = ['bash', '-c', f'set -e; source {script}; echo "preloaded: $LD_PRELOAD"']
+    done = subprocess.run(command, capture_output=True, text=True, env={'PATH': '/usr/bin:/bin', 'PYTHON': str(python)})
+    assert (done.returncode, done.stderr, done.stdout) == (0, '', 'preloaded: \n')
+
+
 def test_jpeg_decoder_is_named(monkeypatch):
     monkeypatch.setattr(jpeg, 'library', lambda: None)
     assert jpeg.describe().startswith('JPEG decoder: Pillow, slower; docs/input_pipeline.md')

@@ -20,7 +20,8 @@ def peak(directory, batch_size, image_size):
     options += ['--data_dir', directory / 'data', '--log_dir', directory / 'training', '--compile_cache', 'off']
     command = ['bash', str(ROOT / 'scripts/run_standalone_train.sh'), *map(str, options)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHON': sys.executable})
-    _, status, usage = os.wait4(child.pid, 0)  # as subprocess has no usage of one child
+    # subprocess has no usage of one child. The peak of this process, which a child inherits, is far below any training's.
+    _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise InputError(f'the training with batch_size {batch_size} at image_size {image_size} failed; see above')
@@ -34,10 +35,10 @@ def main(argv=None):
     case = parser.parse_args(argv).case
     if len(case) not in (0, 2):
         raise InputError(f'{len(case)} numbers given; expected none, or BATCH_SIZE IMAGE_SIZE')
-    from src.inceptionv4 import InceptionV4
     from src.training import memory
+    from src.weights.network import empty_network
 
-    weights = sum(parameter.size for parameter in InceptionV4().get_parameters())
+    weights = sum(parameter.size for parameter in empty_network({}).get_parameters())
     with tempfile.TemporaryDirectory() as directory:
         demo_images.make(Path(directory) / 'data', train_per_class=10, validation_per_class=1)
         for batch_size, size in [case] if case else CASES:

@@ -1,4 +1,4 @@
-"""The check of a server. Its interpreter, CANN and packages are files made here; no real site-packages are used."""
+"""The check of a server, whose interpreter, CANN and packages are files made here; and the environment of the scripts."""
 
 import os
 import platform

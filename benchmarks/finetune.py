@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.rounds import machine
+from benchmarks.rounds import environment, machine
 from src import config as configuration
 from src.data.records import open_records, read_labels
 from src.data.tfrecord import write_shards
@@ -48,7 +48,8 @@ def copy_without_duplicates(source, target, most):
 
 def run(program, *arguments):
     """Output of a Python program; InputError if it fails."""
-    done = subprocess.run([*map(str, [sys.executable, *program, *arguments])], capture_output=True, text=True, cwd=ROOT)
+    command = [*map(str, [sys.executable, *program, *arguments])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     if done.returncode:
         raise InputError(f'{program[-1]} ended with status {done.returncode}: {done.stderr.strip().splitlines()[-1]:.300}')
     return done.stdout

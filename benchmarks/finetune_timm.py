@@ -9,10 +9,12 @@ import mindspore as ms  # before torch, see `timm_model`
 import numpy as np
 
 from benchmarks.peers import timm_model
+from benchmarks.rounds import cores
 from src.data import dataset
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import scale
 from src.data.records import open_records
+from src.errors import InputError, entry_point
 from src.weights.names import names_in
 from src.weights.read import read_weights
 
@@ -61,6 +63,8 @@ def fine_tune(
     """Yield (top-1 in per cent, loss) after each epoch."""
     import torch
 
+    if torch.get_num_threads() < cores():
+        raise InputError(f'PyTorch has {torch.get_num_threads()} of {cores()} cores; set OMP_NUM_THREADS={cores()}')
     torch.manual_seed(seed)
     records, held = (open_records(data_dir, split, 'auto') for split in ('train', 'validation'))
     offset = label_offset('auto', records)
@@ -84,6 +88,7 @@ def fine_tune(
         yield _evaluate(model, validation)
 
 
+@entry_point
 def main(argv=None):
     parser = argparse.ArgumentParser(prog='python -m benchmarks.finetune_timm', description=__doc__)
     parser.add_argument('weights', help='as restore_path of train.py takes them')

@@ -23,7 +23,7 @@ import mindspore as ms  # before torch and onnx: it chooses the implementation o
 import numpy as np
 
 from benchmarks.peers import timm_model
-from benchmarks.rounds import interleaved, machine, spread
+from benchmarks.rounds import Threads, environment, interleaved, machine, spread
 from src import runtime
 from src.data import demo_images, imagenet
 from src.data.classes import match_names
@@ -176,6 +176,7 @@ def peak_memory(directory, name, batch):
         capture_output=True,
         text=True,
         check=True,
+        env=environment(),
     )
     return float(result.stdout.split()[-1])
 
@@ -230,12 +231,15 @@ def compare_speed(directory, names, batch, rounds, no_memory):
     """Print the speed of the candidates `names`, and how far their logits are from those of the first."""
     x = image_batch(batch)
     functions, deviations = first_calls(directory, names, x)
-    seconds = interleaved({name: partial(function, x) for name, function in functions.items()}, rounds, warm_up=1)
-    print(f'{"":<32} {"batch":>5} {"images/s, median (range)":>26} {"GB":>6} {"deviation":>9}')
+    threads, calls = {name: Threads() for name in functions}, {name: partial(f, x) for name, f in functions.items()}
+    seconds = interleaved(calls, rounds, warm_up=1, threads=threads)
+    print(f'{"":<32} {"batch":>5} {"images/s, median (range)":>26} {"threads":>7} {"GB":>6} {"deviation":>9}')
     for name in functions:
         memory = '-' if no_memory else f'{peak_memory(directory, name, batch):.2f}'
         rates = spread([batch / value for value in seconds[name]])
-        print(f'{name:<32} {batch:>5} {rates:>26} {memory:>6} {deviations[name]:>9.1e}', flush=True)
+        used = threads[name].used
+        print(f'{name:<32} {batch:>5} {rates:>26} {used:>7.2f} {memory:>6} {deviations[name]:>9.1e}', flush=True)
+        threads[name].require(name)
 
 
 @entry_point

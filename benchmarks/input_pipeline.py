@@ -1,12 +1,13 @@
 """Speed of input pipelines, from records to batches: `python -m benchmarks.input_pipeline [--tf_python PYTHON]`.
 
 This pipeline and its peers (rewritten here from their documentation) read the same JPEGs, in a new random order every round,
-each after a pause in which the threads and processes of the one before it come to rest; the table shows medians. tf.data
+each after a pause in which the threads and processes of the one before it come to rest; the table shows medians, and the
+threads at work (CPU over wall-clock seconds), which must be nearly as many as the cores. tf.data
 needs a Python with TensorFlow (requirements-bench.txt), which cannot share one with MindSpore.
 """
 
 import io
-import os
+import operator
 import shutil
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ from mindspore import dtype as mstype
 from mindspore.dataset import transforms, vision
 from PIL import Image
 
-from benchmarks.rounds import machine, turns
+from benchmarks.rounds import cores, environment, machine, turns
 from src.data import jpeg
 from src.data.bad_records import BadRecords
 from src.data.convert import convert
@@ -32,6 +33,7 @@ from src.data.records import open_records
 from src.errors import InputError, Parser, entry_point
 
 ROOT = Path(__file__).parents[1]
+BUSY = 0.75  # of the cores that each pipeline must use at least
 PAUSE = 1.0  # seconds; threads of MindSpore and TensorFlow look for work for a while after their last batch
 LIKE_IMAGENET = 'synthetic images, 500 x 375, a quarter with 4:2:0 colours'
 
@@ -186,6 +188,7 @@ class TensorFlow:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=environment(),
         )
         self.version = self.process.stdout.readline().strip()
         if not self.version:
@@ -223,7 +226,6 @@ def main(argv=None):
     parser.add_argument('--workers', type=int, default=0, help='processes or threads that decode; 0: as many as cores')
     parser.add_argument('--memory', action='store_true', help='memory over 20,000 images instead')
     a = parser.parse_args(argv)
-    cores = len(os.sched_getaffinity(0))
     a.workers = workers(a.workers)
     a.skip = 4 * a.workers  # as many as the stages can hold, so that what is measured is made while it is measured
     a.records = Path(tempfile.mkdtemp(prefix='input_pipeline_'))
@@ -233,7 +235,7 @@ def main(argv=None):
         crops = [(random_crop(rng, h, w), h * w) for w, h, _ in sizes for _ in range(20)]
         a.area = float(np.mean([box[2] * box[3] / area for box, area in crops]))
         print(
-            f'{a.size} x {a.size}, batches of {a.batch_size}, {a.workers} workers on {cores} cores, JPEG decoder '
+            f'{a.size} x {a.size}, batches of {a.batch_size}, {a.workers} workers on {cores()} cores, JPEG decoder '
             f'{"libjpeg-turbo" if jpeg.library() else "Pillow"}, crops {a.area:.2f} of an image on average',
             flush=True,
         )
@@ -250,14 +252,19 @@ def main(argv=None):
             tensorflow.process.kill()
         shutil.rmtree(a.records)
     reference = statistics.median(speed for speed, *_ in found['this pipeline, TFRecord'])
-    print(f'{f"medians of {a.rounds} rounds":46s} images/s  a core    low   high  this/that  CPU ms  MB an image')
+    print(f'{f"medians of {a.rounds} rounds":46s} images/s  a core    low   high  this/that  CPU ms  threads  MB an image')
+    held = None
     for name, rounds in found.items():
         speeds, cpu, size = zip(*rounds)
-        median = statistics.median(speeds)
+        median, used = statistics.median(speeds), statistics.median(map(operator.mul, speeds, cpu))
         print(
-            f'{name:46s} {median:8.0f} {median / cores:7.0f} {min(speeds):6.0f} {max(speeds):6.0f} '
-            f'{reference / median:10.2f} {statistics.median(cpu) * 1e3:7.2f} {size[0] / 1e6:13.3f}'
+            f'{name:46s} {median:8.0f} {median / cores():7.0f} {min(speeds):6.0f} {max(speeds):6.0f} '
+            f'{reference / median:10.2f} {statistics.median(cpu) * 1e3:7.2f} {used:8.2f} {size[0] / 1e6:12.3f}'
         )
+        if used < BUSY * min(a.workers, cores()):
+            held = held or f'{name} used {used:.2f} of {min(a.workers, cores())} cores: it was held to fewer, or this '
+    if held:
+        raise InputError(f'{held}machine has other work; the rates are not comparable')
 
 
 if __name__ == '__main__':

@@ -1,13 +1,76 @@
-"""Timing of several candidates side by side: in turns, so that other load on the machine slows all of them alike."""
+"""Timing of several candidates side by side: in turns, so that other load on the machine slows all of them alike, and each
+with all cores of this process."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+from src.errors import InputError
+
+TICK = os.sysconf('SC_CLK_TCK')
+IDLE = 0.1  # of the busiest thread's CPU seconds: a thread with less was not one of those that share the work
+
+
+def cores():
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def environment(**more):
+    """Environment variables of a candidate's process, in which it may use all `cores`. `import mindspore` (2.8) puts
+    OMP_NUM_THREADS=1 into what child processes inherit, where `os.environ` does not show it; PyTorch would obey."""
+    return {**os.environ, 'OMP_NUM_THREADS': str(cores()), **more}
+
+
+class Threads:
+    """What the threads of the process `pid` did while it was timed: a context for each timed call.
+
+    Attributes:
+        used: CPU seconds of all threads over wall-clock seconds.
+    """
+
+    def __init__(self, pid=None):
+        self.pid, self.seconds, self.wall = pid or os.getpid(), Counter(), 0.0
+
+    @contextlib.contextmanager
+    def timed(self):
+        """Count what the threads do within the block."""
+        before, start = self._read(), time.perf_counter()
+        yield
+        self.wall += time.perf_counter() - start
+        self.seconds.update(self._read())
+        self.seconds.subtract(before)
+
+    def _read(self):
+        """{thread: CPU seconds so far}"""
+        found = {}
+        for thread in os.listdir(f'/proc/{self.pid}/task'):
+            with contextlib.suppress(OSError):  # it has ended
+                fields = Path(f'/proc/{self.pid}/task/{thread}/stat').read_text().rpartition(')')[2].split()
+                found[thread] = (int(fields[11]) + int(fields[12])) / TICK
+        return found
+
+    @property
+    def used(self):
+        return sum(self.seconds.values()) / self.wall
+
+    def require(self, name):
+        """InputError if the process had fewer cores than this one, or fewer threads than that have worked: its figure would
+        not be comparable with the others'."""
+        allowed = len(os.sched_getaffinity(self.pid))
+        busy = sum(value > IDLE * max(self.seconds.values()) for value in self.seconds.values())
+        if min(allowed, busy) < cores():
+            raise InputError(
+                f'{name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores; '
+                'start it with OMP_NUM_THREADS and an affinity for all of them'
+            )
 
 
 def turns(names, rounds, warm_up=0, seed=0, pause=0.0):
@@ -20,14 +83,17 @@ def turns(names, rounds, warm_up=0, seed=0, pause=0.0):
             yield str(name), number >= warm_up
 
 
-def interleaved(calls, rounds, warm_up=2, seed=0, pause=0.0):
-    """{name: [seconds of each call]} of `calls` {name: function without arguments}, in `turns`."""
+def interleaved(calls, rounds, warm_up=2, seed=0, pause=0.0, threads=None):
+    """{name: [seconds of each call]} of `calls` {name: function without arguments}, in `turns`; `threads` {name: `Threads`}
+    of the processes that work in them."""
     seconds = {name: [] for name in calls}
     for name, counts in turns(calls, rounds, warm_up, seed, pause):
-        start = time.perf_counter()
-        calls[name]()
+        with threads[name].timed() if threads and counts else contextlib.nullcontext():
+            start = time.perf_counter()
+            calls[name]()
+            end = time.perf_counter()
         if counts:
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(end - start)
     return seconds
 
 
@@ -40,5 +106,4 @@ def machine(*packages):
     """One line: processor, cores, Python and the versions of `packages`."""
     cpu = [line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
     versions = ', '.join(f'{package} {importlib.metadata.version(package)}' for package in packages)
-    cores = len(os.sched_getaffinity(0))
-    return f'{cpu[0] if cpu else platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}'
+    return f'{cpu[0] if cpu else platform.machine()}, {cores()} cores, Python {platform.python_version()}, {versions}'

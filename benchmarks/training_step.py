@@ -1,9 +1,10 @@
 """Training steps of this network beside timm's in PyTorch, on the CPU: `python -m benchmarks.training_step [--variants]`.
 
-Images a second of steps in turns, time to the first step (the graph is compiled in it), peak memory. Each candidate is a
-process of its own, which waits while another one has its step; all of them train on the same images in float32, timm also
-in bfloat16 by autocast. With `--variants` this network's own steps instead: what the optimizer, the norm of the gradients,
-clipping and the loss scale take. requirements-bench.txt lists what must be installed.
+Images a second of steps in turns, time to the first step (the graph is compiled in it), threads at work (CPU over wall-clock
+seconds), peak memory. Each candidate is a process of its own with all cores, which waits while another one has its step; one
+whose work was done by fewer threads than there are cores ends the comparison. All of them train on the same images in
+float32, timm also in bfloat16 by autocast. With `--variants` this network's own steps instead: what the optimizer, the norm
+of the gradients, clipping and the loss scale take. requirements-bench.txt lists what must be installed.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import mindspore as ms  # before torch: it chooses the implementation of protobu
 import numpy as np
 
 from benchmarks.peers import timm_model
-from benchmarks.rounds import interleaved, machine, spread
+from benchmarks.rounds import Threads, environment, interleaved, machine, spread
 from src.errors import InputError, Parser, entry_point
 
 PAUSE = 0.3  # seconds; threads look for work for a while after their last step
@@ -97,7 +98,8 @@ class Candidate:
     def __init__(self, name, argv):
         command = [sys.executable, '-m', 'benchmarks.training_step', *argv, '--alone', name]
         start = time.perf_counter()
-        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, env=environment(), **pipes)
         self.name, self.first = name, 0.0
         self.step()
         self.first = time.perf_counter() - start
@@ -145,13 +147,21 @@ def main(argv=None):
         # One after the other: the time to the first step is measured, too.
         for name in filter(re.compile(a.only).search, kinds):
             candidates[name] = Candidate(name, argv)
-        seconds = interleaved({name: c.step for name, c in candidates.items()}, a.rounds, pause=PAUSE)
-        print(f'{"":<30} {"images/s (lowest to highest)":<30} {"of first":>8} {"first step, s":>13} {"peak GB":>7}')
+        threads = {name: Threads(candidate.process.pid) for name, candidate in candidates.items()}
+        steps = {name: candidate.step for name, candidate in candidates.items()}
+        seconds = interleaved(steps, a.rounds, pause=PAUSE, threads=threads)
+        columns = f'{"of first":>8} {"first step, s":>13} {"threads":>7} {"peak GB":>7}'
+        print(f'{"":<30} {"images/s (lowest to highest)":<30} {columns}')
         reference = seconds[next(iter(seconds))]
         for name, candidate in candidates.items():
             speed = spread([a.batch_size / value for value in seconds[name]])
             ratio = statistics.median(base / value for base, value in zip(reference, seconds[name]))
-            print(f'{name:<30} {speed:<30} {ratio:>8.2f} {candidate.first:>13.1f} {candidate.peak():>7.2f}', flush=True)
+            print(
+                f'{name:<30} {speed:<30} {ratio:>8.2f} {candidate.first:>13.1f} {threads[name].used:>7.2f} '
+                f'{candidate.peak():>7.2f}',
+                flush=True,
+            )
+            threads[name].require(name)
     finally:
         for candidate in candidates.values():
             candidate.process.kill()

@@ -23,10 +23,11 @@ def cores():
     return len(os.sched_getaffinity(0))
 
 
-def environment(**more):
-    """Environment variables of a candidate's process, in which it may use all `cores`. `import mindspore` (2.8) puts
-    OMP_NUM_THREADS=1 into what child processes inherit, where `os.environ` does not show it; PyTorch would obey."""
-    return {**os.environ, 'OMP_NUM_THREADS': str(cores()), **more}
+def environment():
+    """Environment variables of a candidate's process, in which it uses as many threads as it would by itself. `import
+    mindspore` (2.8) puts OMP_NUM_THREADS=1 into what child processes inherit, where `os.environ` does not show it; PyTorch
+    would obey."""
+    return dict(os.environ)
 
 
 class Threads:
@@ -69,7 +70,7 @@ class Threads:
         if min(allowed, busy) < cores():
             raise InputError(
                 f'{name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores; '
-                'start it with OMP_NUM_THREADS and an affinity for all of them'
+                'look at OMP_NUM_THREADS and its affinity'
             )
 
 

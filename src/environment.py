@@ -24,6 +24,8 @@ from typing import NamedTuple
 from src.errors import InputError, entry_point
 
 NPUS = '/dev/davinci[0-9]*'
+# Variables that name a rank table. MindSpore 2.8 refuses to start with one, or reads what is meant for another program.
+RANK_TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 CANN_VERSIONS = ('8.2', '8.3', '8.5')  # of MindSpore 2.8: mindspore/run_check/_check_version.py, AscendEnvChecker
 SET_ENV = ('/usr/local/Ascend/ascend-toolkit/set_env.sh', '/usr/local/Ascend/cann/set_env.sh')
 DRIVER = '/usr/local/Ascend/driver/version.info'

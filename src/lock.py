@@ -17,7 +17,13 @@ from src.errors import InputError
 NAME = '.lock'
 
 
-def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = print, name: str = NAME) -> TextIO | None:
+def hold(
+    directory: str | Path,
+    wait: float = 0,
+    say: Callable[[str], None] = print,
+    name: str = NAME,
+    remedy: str = 'choose another directory',
+) -> TextIO | None:
     """Lock the existing `directory` for this process. Gives an open file: the lock lasts until it is closed, or the process
     ends in whatever way. On a file system without locks it gives None, with a line to `say`.
 
@@ -25,6 +31,7 @@ def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = pr
         wait: seconds to wait for another holder, with a line to `say`; it may be ending, where a batch system starts a job
             again.
         name: of the lock's file in the directory.
+        remedy: how the user has this program use another directory.
 
     Raises:
         InputError: another process holds the lock; its pid and host are named. Or the file cannot be written.
@@ -37,7 +44,7 @@ def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = pr
     try:
         file = open(path, 'a+', encoding='utf-8')
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another directory') from None
+        raise InputError(f'{path}: cannot be written ({error.strerror}); {remedy}') from None
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,7 +57,7 @@ def hold(directory: str | Path, wait: float = 0, say: Callable[[str], None] = pr
         holder = file.read(200).strip() or 'another process'
         if time.monotonic() >= end:
             raise InputError(
-                f'{directory} is in use by {holder}; wait for its end or choose another directory (if its host '
+                f'{directory} is in use by {holder}; wait for its end or {remedy} (if its host '
                 f'is gone for good, remove {path})'
             )
         if not told:

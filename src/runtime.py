@@ -57,20 +57,21 @@ def start(
 ) -> Runtime:
     """Set up MindSpore for this process.
 
-    Ranks are started by `scripts/run_distribute_train.sh`, which sets RANK_SIZE, RANK_ID and DEVICE_ID in their
-    environment: https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/rank_table.html (Ascend, RANK_TABLE_FILE) and
-    .../parallel/msrun_launcher.html (dynamic cluster, MS_ROLE).
+    Ranks are started by `scripts/run_distribute_train.sh` as a dynamic cluster, which is what `init` connects them by:
+    RANK_SIZE, DEVICE_ID and LOCAL_RANKS are read here, RANK_ID and MS_* by MindSpore (src/cluster/jobs.py).
+    https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
 
     Raises:
-        InputError: no such device, CANN cannot work as it is, `rank_size` and the launched processes disagree, or
-            MindSpore's cache of graphs is on.
+        InputError: no such device, CANN cannot work as it is, `rank_size` and the launched processes disagree, the
+            environment names a rank table, or MindSpore's cache of graphs is on.
     """
     # What can be refused comes first: MindSpore's own errors are late and long.
-    _refuse_graph_caches()
+    _refuse_variables()
     beat.answer()
     target = _find_device(device_target)
-    several = _launched(rank_size) > 1
-    if several:
+    # Also a single rank joins: the launcher's scheduler waits for it, and its device is the rank table's.
+    launched = _launched(rank_size) > 1 or 'MS_ROLE' in os.environ
+    if launched:
         device_id = int(os.environ.get('DEVICE_ID', device_id))
     if amp_level == 'auto':
         amp_level = 'O3' if target == 'Ascend' else 'O0'
@@ -78,11 +79,11 @@ def start(
     ms.set_context(mode=ms.GRAPH_MODE)
     _set_device(target, device_id, amp_level, jit_level)
     # The ranks before the training step, which takes the parallel mode when it is constructed.
-    rank, world = _join_ranks() if several else (0, 1)
+    rank, world = _join_ranks() if launched else (0, 1)
     # The seed before the first weight is drawn.
     ms.set_seed(seed)
     # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
-    ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if several else 1
+    ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if world > 1 else 1
     return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend', ranks_here)
 
 
@@ -96,7 +97,13 @@ def eager() -> Iterator[None]:
         ms.set_context(mode=ms.GRAPH_MODE)
 
 
-def _refuse_graph_caches():
+def _refuse_variables():
+    for name in environment.RANK_TABLES:
+        if value := os.environ.get(name):
+            raise InputError(
+                f'{name}={value:.200} is set, but MindSpore 2.8 does not start from rank tables; unset {name}, and start '
+                f'several devices with scripts/run_distribute_train.sh {value:.200}'
+            )
     for name in GRAPH_CACHES:
         if os.environ.get(name, '0') != '0':
             raise InputError(
@@ -146,13 +153,14 @@ def _join_ranks():
     rank, world = get_rank(), get_group_size()
     # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
     # `collective.share` says why parameter_broadcast is off.
-    ms.set_auto_parallel_context(
-        parallel_mode=ms.ParallelMode.DATA_PARALLEL,
-        gradients_mean=True,
-        device_num=world,
-        parameter_broadcast=False,
-        comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
-    )
+    if world > 1:
+        ms.set_auto_parallel_context(
+            parallel_mode=ms.ParallelMode.DATA_PARALLEL,
+            gradients_mean=True,
+            device_num=world,
+            parameter_broadcast=False,
+            comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
+        )
     return rank, world
 
 

@@ -74,7 +74,7 @@ ELSEWHERE = {
     'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json --conf': 'tests/test_runtime.py::test_model_is_called_with_sinks',
-    'bash scripts/run_distribute_train.sh 8 --launcher msrun': 'tests/cluster/test_launch.py::test_msrun_rank_fails',
+    'bash scripts/run_distribute_train.sh 8': 'tests/accidents/test_start_up.py::test_launcher_starts_a_dynamic_cluster',
     'bash scripts/run_distribute_train.sh rank_table.json --data_dir /data/imagenet --resume auto': (
         'tests/training/test_resume.py::test_two_ranks_go_on_by_themselves'
     ),
@@ -101,7 +101,7 @@ NOT_RUN = {
     'bash scripts/run_tests.sh': 'the tests themselves',
     'python -m pytest': 'the tests themselves',
     'python -m ruff': 'run_tests.sh does it',
-    'bash scripts/run_distribute_train.sh /user/serverid': 'a path that only MindCluster mounts',
+    'bash scripts/run_distribute_train.sh /user/': 'a path that only MindCluster or ModelArts mounts',
     'python -m src.acceptance.reference': 'minutes of the whole network; it rewrites the stored figures',
     'python -m benchmarks.': 'minutes, and other programs beside this one',
     'python -m tests.faults': 'an hour of both cores; tests/cluster/test_faults.py does a tenth of it',

@@ -153,7 +153,7 @@ def test_entry_points_check_before_mindspore_is_asked(server, monkeypatch, tmp_p
     for target in ('auto', 'Ascend'):
         with pytest.raises(InputError, match=message):
             runtime.start(target)
-    for main, arguments in ((train.main, ['--data_dir', '.']), (launch.main, ['2', __file__, '--launcher', 'msrun'])):
+    for main, arguments in ((train.main, ['--data_dir', '.']), (launch.main, ['2', __file__])):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2 and message in capsys.readouterr().err

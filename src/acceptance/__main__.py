@@ -2,8 +2,8 @@
 
     python -m src.acceptance [RANK_TABLE] [--device_target auto|Ascend|CPU] [--device_id N] [--output DIR]
 
-RANK_TABLE: file of one server, or for the CPU a number of ranks; without it only one device is checked. On a CPU it is a
-rehearsal with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
+RANK_TABLE: file of one server, or a number of devices; without it only one device is checked. On a CPU it is a rehearsal
+with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
 """
 
 from __future__ import annotations
@@ -164,11 +164,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f'--figures {args.figures}: no such file')
     table = args.rank_table
     if table and table.isdecimal() and not os.path.exists(table):
-        if args.device_target == 'Ascend' or args.device_target == 'auto' and environment.npus():
-            raise InputError(
-                f'RANK_TABLE {table}: NPUs need a file '
-                f'(python -m src.cluster.rank_table make --devices {table:.4} --output FILE)'
-            )
         if not 2 <= int(table[:6]) <= 64:
             raise InputError(f'RANK_TABLE {table}: a number of ranks must be 2 to 64')
     elif table:

@@ -1,7 +1,8 @@
 """Start and supervise one process per device that a rank table lists for this server (Linux).
 
-    python -m src.cluster.launch [--launcher rank_table|msrun] [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
+    python -m src.cluster.launch [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
 
+RANK_TABLE: file, directory with the file of a container, or a number of devices of this server, which are then 0, 1, ...
 Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails, the
 others are ended; with --max_restarts N all are then started again, from the newest checkpoint. SIGINT and SIGTERM are passed
 on, so that the ranks can save a checkpoint. No process is left behind.
@@ -22,14 +23,14 @@ from src.cluster.agreement import Agreement
 from src.cluster.jobs import make_jobs
 from src.cluster.logs import say
 from src.cluster.restarts import Restarts, run
-from src.cluster.servers import RankTable, local_server, one_server
+from src.cluster.servers import RankTable, address, local_server, one_server
 from src.cluster.signals import Signals
 from src.cluster.supervisor import Supervisor
 from src.cluster.watchdog import Watchdog
 from src.errors import InputError, Parser, entry_point
 
 RESTART = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
-PORT = 8118  # msrun's default; servers that are started one by one must agree on it
+PORT = 8118  # of the scheduler of several servers, as for msrun; the launchers themselves talk over the next one
 
 
 def option(options: list[str], name: str) -> str | None:
@@ -44,25 +45,22 @@ def option(options: list[str], name: str) -> str | None:
 
 
 def choose_port(asked: int | None) -> int:
-    """`asked` if it is given, else any free TCP port. InputError if `asked` is taken or out of range."""
-    if asked is not None and not 1024 <= asked <= 65535:
-        raise InputError(f'--master_port {asked}: must be 1024 to 65535')
+    """`asked` if it is given, else any free TCP port. InputError if `asked` is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(('', asked or 0))
         except OSError as error:
-            raise InputError(f'--master_port {asked}: {error.strerror}; leave it out for a free one') from None
+            raise InputError(f'port {asked} for the scheduler: {error.strerror}; give another --master_port') from None
         return probe.getsockname()[1]
 
 
 def _arguments(arguments):
     """(the launcher's arguments, the script's options); the launcher's options may stand among the script's, too."""
     ours = Parser(add_help=False, allow_abbrev=False)
-    ours.add_argument('--launcher', choices=('rank_table', 'msrun'), help='default: rank_table')
     ours.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
     ours.add_argument('--bind_core', action='store_true', help='give each rank its share of the CPU cores')
-    ours.add_argument('--master_port', type=int, help='port of the scheduler (default: a free one)')
+    ours.add_argument('--master_port', type=int, help=f'port of the scheduler (default: free; several servers: {PORT})')
     ours.add_argument('--grace', type=float, help='seconds to save and exit after a signal (default: 60)')
     ours.add_argument('--max_restarts', type=int, help='restarts after failures without progress between (default: 0)')
     ours.add_argument(
@@ -76,7 +74,7 @@ def _arguments(arguments):
         allow_abbrev=False,
         description='start one process per device of this server',
     )
-    parser.add_argument('rank_table', help='file; or, for the CPU or msrun, just a number of devices')
+    parser.add_argument('rank_table', help='file, or just a number of devices of one server')
     parser.add_argument('script')
     parser.add_argument('options', nargs=argparse.REMAINDER, help='passed on to the script')
     args = parser.parse_args(arguments)
@@ -106,23 +104,20 @@ def _hold(directory, rank):
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise InputError(f'{directory} cannot be made: {error.strerror}') from None
-    return lock.hold(directory, RESTART, say, f'.launch-{rank}.lock')
+    remedy = f'start this training in another working directory, below which its logs go to {directory}'
+    return lock.hold(directory, RESTART, say, f'.launch-{rank}.lock', remedy)
 
 
-def _table(text, target, launcher):
-    """(table, its file's absolute path or None) of the argument RANK_TABLE, a file or a number of devices."""
+def _table(text, npus):
+    """(table, the physical numbers of `npus` that it refers to or None) of the argument RANK_TABLE."""
     if text.isdecimal() and not os.path.exists(text):
-        if target == 'Ascend' and launcher == 'rank_table' or not 1 <= int(text[:6]) <= 1024:
-            raise InputError(
-                f'RANK_TABLE {text}: a number must be 1 to 1024; NPUs need a file '
-                '(python -m src.cluster.rank_table make) or --launcher msrun'
-            )
+        most = len(npus) or 1024
+        if not 1 <= int(text[:6]) <= most:
+            raise InputError(f'RANK_TABLE {text}: a number of devices must be 1 to {most}{" here" * bool(npus)}')
         return one_server(range(int(text))), None
     rank_table.wait(text, say)
     table = rank_table.read(text)
-    for warning in table.warnings:
-        say(f'warning: {warning}')
-    return table, os.path.abspath(text)
+    return table, npus or None
 
 
 def _complete(options, table: RankTable, target):
@@ -138,8 +133,9 @@ def _complete(options, table: RankTable, target):
 
 def _checked(args):
     """`args` with defaults. InputError if one is out of range."""
-    args.launcher, args.grace = args.launcher or 'rank_table', 60 if args.grace is None else args.grace
-    args.max_restarts = args.max_restarts or 0
+    args.grace, args.max_restarts = 60 if args.grace is None else args.grace, args.max_restarts or 0
+    if args.master_port is not None and not 1024 <= args.master_port <= 65534:
+        raise InputError(f'--master_port {args.master_port}: must be 1024 to 65534')
     for name in ('grace', 'max_restarts', 'stall_timeout'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < float('inf'):
@@ -151,27 +147,24 @@ def _checked(args):
     return args
 
 
-def _starter(args, options, target, table, table_file, server, signals, agreement):
+def _starter(args, options, target, table, npus, server, signals, agreement):
     """A function that starts the ranks of this server and gives their `Outcome`; see `restarts.run`."""
-    on_cpu, npus = target == 'CPU' and args.launcher == 'rank_table', environment.npus() if target == 'Ascend' else []
     size = len(table.devices)
 
     def start(resume):
         # Servers that start on their own have to agree on the port, so it cannot be just any free one.
-        port = args.master_port or PORT
-        if on_cpu or args.launcher == 'msrun' and len(table.servers) == 1:
-            port = choose_port(args.master_port)
+        port = args.master_port or (PORT if target == 'Ascend' and len(table.servers) > 1 else None)
+        if target == 'CPU' or server is table.servers[0]:  # the scheduler is here
+            port = choose_port(port)
         jobs = make_jobs(
             table,
             server,
             target,
             [args.script, *options, *(['--resume', 'auto', '--overwrite', 'false'] if resume else [])],
-            launcher=args.launcher,
             port=port,
-            table_file=table_file,
             cores=sorted(os.sched_getaffinity(0)),
             bind_core=args.bind_core,
-            npus=npus or None if table_file else None,
+            npus=npus,
         )
         with Watchdog(size, args.stall_timeout) as watchdog:
             return Supervisor(jobs, os.path.join('results', f'{size}p'), args.grace, watchdog, signals, agreement).run()
@@ -186,24 +179,23 @@ def main(arguments: list[str] | None = None):
     args, options = _arguments(arguments)
     args = _checked(args)
     target = _target(options)
-    table, table_file = _table(args.rank_table, target, args.launcher)
+    table, npus = _table(args.rank_table, environment.npus() if target == 'Ascend' else [])
     if target == 'Ascend' and environment.npus():
         environment.check()
     options = _complete(options, table, target)
-    on_cpu = target == 'CPU' and args.launcher == 'rank_table'
+    on_cpu = target == 'CPU'
     server = table.servers[0] if on_cpu and args.server_id is None else local_server(table, args.server_id)
     if on_cpu and len(table.servers) > 1:
         say(f'CPU: the ranks of all {len(table.servers)} servers run on this machine')
     signals, agreement, size = Signals(), None, len(table.devices)
     directory = os.path.join('results', f'{size}p')
-    logs = 'msrun/worker_<rank>.log' if args.launcher == 'msrun' else '<rank>/train.log'
-    say(f'{size} ranks, {target}; logs in {os.path.join(directory, logs)}')
+    say(f'{size} ranks, {target}; logs in {os.path.join(directory, "<rank>/train.log")}')
     with _hold(directory, server.devices[0].rank_id) or contextlib.nullcontext():
         signals.catch()
         if args.max_restarts and len(table.servers) > 1 and not on_cpu:
-            host, port = table.servers[0].names[0], (args.master_port or PORT) + 1  # beside msrun's own
-            agreement = Agreement(table.servers.index(server), len(table.servers), host, port)
-        start = _starter(args, options, target, table, table_file, server, signals, agreement)
+            port = (args.master_port or PORT) + 1  # beside the scheduler's
+            agreement = Agreement(table.servers.index(server), len(table.servers), address(table.servers[0]), port)
+        start = _starter(args, options, target, table, npus, server, signals, agreement)
         sys.exit(run(start, Restarts(args.max_restarts), signals, agreement))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 from src.cluster.logs import end
@@ -57,22 +57,19 @@ def reason(code: int, stopped: bool, silence: str) -> str:
     return 'stopped answering: ' + ('it is stopped' if stopped else silence or 'the scheduler heard no more of it')
 
 
-def culprit(
-    failures: Sequence[tuple[str, int]], stopped: Sequence[str], scheduler_log: BinaryIO | None, known: Mapping[str, object]
-) -> tuple[str, int]:
+def culprit(failures: Sequence[tuple[str, int]], stopped: Sequence[str], scheduler_log: BinaryIO | None) -> tuple[str, int]:
     """(name, status) of the cause of the `failures` [(name, status)], which are in the order of their ends. The status is 0
-    for a rank that did not fail itself, but stopped answering, so that others failed.
+    for a rank that did not fail itself, but stopped answering, so that others failed; it may be one of another server.
 
     Args:
         stopped: ranks that SIGSTOP or a debugger has stopped.
         scheduler_log: its log, if there is one.
-        known: has the names of all processes.
     """
     failed = dict(failures)
     if stopped and failures[0][0] not in stopped:
         return min(stopped), 0
     lost = LOST.search(end(scheduler_log)) if scheduler_log else None
-    if lost and (rank := lost[1].decode()) in known:
-        return rank, failed.get(rank, 0)
+    if lost:
+        return lost[1].decode(), failed.get(lost[1].decode(), 0)
     own = [failure for failure in failures if failure[0] != 'scheduler']
     return next((failure for failure in own if failure[1] != ELSEWHERE), own[0] if own else failures[0])

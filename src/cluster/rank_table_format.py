@@ -1,10 +1,12 @@
 """The two JSON formats of a rank table: what is wrong with one, and the table it describes.
 
-`server_list` (versions 1.0 and 1.2) and the older `group_list`, after
+`server_list` (versions 1.0 and 1.2) and the older `group_list` (template 2), after
 https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html and CANN's pages on rank tables,
 https://www.hiascend.com/document/detail/zh/CANNCommunityEdition/850alpha002/hccl/hcclug/hcclug_000068.html
 MindCluster's file (hccl.json) for the containers of a job is of the first format:
 https://www.hiascend.com/document/detail/en/mindcluster/730/clustersched/schedulingug/mxdlug_appendices_009.html
+That of ModelArts (jobstart_hccl.json) is of the first or second: an instance is then a container with all its devices, whose
+ranks are counted through the file, as ModelArts' own start script (davincirun) does.
 """
 
 from __future__ import annotations
@@ -52,35 +54,36 @@ def _server_list(data, findings):
 
 
 def _group_list(data, findings):
-    """The same for every device of the older format, in which each rank stands beside its server's id."""
-    groups = list(findings.items(data, '', 'group_list'))
+    """The same for every device of the older format, in which the rank, if any, stands beside its server's id."""
+    groups, counted = list(findings.items(data, '', 'group_list')), 0
     findings.count(data, '', 'group_count', len(groups))
     for place, group in groups:
         instances = list(findings.items(group, place, 'instance_list'))
         names, total = set(), 0
         for where, instance in instances:
             name = findings.get(instance, where, 'server_id', str)
-            rank = findings.number(instance, where, 'rank_id')
+            ranked = instance is not None and 'rank_id' in instance
+            rank = findings.number(instance, where, 'rank_id') if ranked else None
             devices = list(findings.items(instance, where, 'devices'))
-            if len(devices) > 1:
+            if ranked and len(devices) > 1:
                 findings.add(f'{where}.devices', f'{len(devices)} devices, but a rank has one')
             for inner, device in devices:
-                yield f'{where}.server_id', name, {}, inner, device, where, rank
+                yield f'{where}.server_id', name, instance, inner, device, where, rank if ranked else counted
+                counted += 1
             names, total = names | {name}, total + len(devices)
-        findings.count(group, place, 'device_num', total)
-        findings.count(group, place, 'server_num', len(names))
+        for key, actual in (('device_num', total), ('device_count', total), ('server_num', len(names))):
+            if group is not None and key in group:
+                findings.count(group, place, key, actual)
         findings.count(group, place, 'instance_count', len(instances))
 
 
 def _table(rows, findings):
     """RankTable of the rows of `_server_list` or `_group_list`; adds what is wrong with it as a whole."""
-    servers, places, ranks, ids, addresses = {}, {}, {}, {}, {}
+    servers, ranks, ids, addresses = {}, {}, {}, {}
     several = len({row[1] for row in rows}) > 1
     for named_at, name, server, place, device, ranked_at, rank in rows:
-        if name is not None and name not in servers:
-            places[name] = named_at
-            if not name.strip() or len(name) > 64:
-                findings.add(named_at, f'{_show(name)} must have 1 to 64 characters')
+        if name is not None and name not in servers and (not name.strip() or len(name) > 64):
+            findings.add(named_at, f'{_show(name)} must have 1 to 64 characters')
         device_id = findings.number(device, place, 'device_id')
         if device_id is not None:
             what = f'device {device_id} of this server'
@@ -94,8 +97,8 @@ def _table(rows, findings):
             servers[name] = Server(name, [], _server_addresses(server, named_at, findings))
         servers[name].devices.append(Device(device_id, address, rank))
     if sorted(ranks) == list(range(len(rows))) and None not in servers:
-        _check_order(list(servers.values()), ranks, places, findings)
-    return RankTable(list(servers.values()), findings.warnings)
+        _check_order(list(servers.values()), ranks, findings)
+    return RankTable(list(servers.values()))
 
 
 def _server_addresses(server, place, findings):
@@ -121,21 +124,12 @@ def _address(device, place, required, seen, findings):
     return text or ''
 
 
-def _check_order(servers, ranks, places, findings):
-    """A finding if rank ids do not ascend through the table; a warning if server ids are not in dictionary order, which
-    MindSpore's documentation asks for and MindCluster does not keep."""
+def _check_order(servers, ranks, findings):
+    """A finding if rank ids do not ascend through the table."""
     order = [device.rank_id for server in servers for device in server.devices]
     for previous, rank in zip(order, order[1:]):
         if rank < previous:
             findings.add(ranks[rank], f'rank {rank} is after rank {previous}; ranks must ascend in the table')
-    names = [server.server_id for server in servers]
-    for previous, name in zip(names, names[1:]):
-        if name < previous:
-            findings.warnings.append(
-                f'{places[name]}: {_show(name)} is after {_show(previous)}: servers are not in the '
-                "dictionary order that MindSpore's documentation asks for"
-            )
-            break
 
 
 def _show(value):
@@ -145,11 +139,7 @@ def _show(value):
 
 
 class _Findings(list):
-    """The findings, and `warnings`; reading a part of the file by `get` and the others adds what is wrong with it."""
-
-    def __init__(self):
-        super().__init__()
-        self.warnings = []
+    """The findings; reading a part of the file by `get` and the others adds what is wrong with it."""
 
     def add(self, place, text):
         """Add the finding `text` at `place`, for example `server_list[0].device[1]`."""

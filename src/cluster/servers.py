@@ -38,10 +38,9 @@ class Server:
 
 @dataclasses.dataclass
 class RankTable:
-    """`servers` in table order; the first one is the master. `warnings`: lines on what is unusual, but works."""
+    """`servers` in table order; the scheduler runs on the first one."""
 
     servers: list[Server]
-    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def devices(self) -> list[Device]:
@@ -63,8 +62,8 @@ def local_server(table: RankTable, server_id: str | None = None) -> Server:
     machine. The server of a table of one is always this machine. InputError if none fits, or several."""
     if server_id is None and len(table.servers) == 1:
         return table.servers[0]
-    # MindCluster sets XDL_IP in its containers, which need not have the host's address.
-    wanted = server_id or os.environ.get('XDL_IP')
+    # The host's address, which its containers need not have: MindCluster and ModelArts put it into their environment.
+    wanted = server_id or os.environ.get('XDL_IP') or os.environ.get('MA_CURRENT_HOST_IP')
     found = [
         server for server in table.servers if not server_id and any(map(is_local, server.addresses or [server.server_id]))
     ]
@@ -78,6 +77,16 @@ def local_server(table: RankTable, server_id: str | None = None) -> Server:
         f'{len(found)} servers of the rank table ({names}) have an address of this machine; '
         'say which one it is with --server_id'
     )
+
+
+def address(server: Server) -> str:
+    """The IPv4 address by which the others reach `server`: MindSpore and msrun take no names. InputError if it has none."""
+    try:
+        return socket.gethostbyname(server.names[0])
+    except (OSError, UnicodeError):
+        raise InputError(
+            f'no address is known of {ascii(server.names[0])}, the first server of the rank table; make it its server_id'
+        ) from None
 
 
 def is_local(name: str) -> bool:

@@ -12,7 +12,6 @@ import threading
 import time
 
 from src import beat, processes, sysvipc
-from src.cluster import msrun
 from src.cluster.agreement import Agreement
 from src.cluster.jobs import Job
 from src.cluster.logs import Screen, keep_old, last_lines, say
@@ -53,8 +52,6 @@ class Supervisor:
         self.processes, self.logs, self.screen = {}, {}, None
         self.failures = []  # (name, status) in the order in which they ended
         self.stopped = Stopped()
-        # {pid: rank} of msrun's workers, and how often to look for them once there is one: it starts all at nearly one time.
-        self.workers, self.scans = {}, 50
         self.libc = ctypes.CDLL(None)
 
     def run(self) -> Outcome:
@@ -116,13 +113,10 @@ class Supervisor:
                     'or later, kills them'
                 )
                 asked = self._end(self.grace)
-            self.stopped.look({process.pid: name for name, process in self.processes.items()} | self.workers)
+            self.stopped.look({process.pid: name for name, process in self.processes.items()})
             self._show()
             name, status = self._next_end()
             ranks.discard(name)
-            if name and name not in self.processes:  # a worker of msrun has failed
-                # msrun has killed the other workers, and would wait for its scheduler for more than a minute.
-                ranks.clear()
             if status and status not in asked and time.monotonic() < blamed_at:
                 self.failures.append((name, status))
                 blamed_at = min(blamed_at, time.monotonic() + self._patience(name, status))
@@ -151,7 +145,7 @@ class Supervisor:
 
     def _hangs(self):
         """Whether the training hangs, which is then said, or another server's part of it has failed."""
-        pids = {name: pid for pid, name in self._ranks() if processes.lives(pid)}
+        pids = {name: p.pid for name, p in self.processes.items() if name.isdecimal() and processes.lives(p.pid)}
         self.elsewhere = bool(self.others and self.others.failed())
         laggard = self.watchdog.look(pids, self.stopped) if self.watchdog and pids else None
         if laggard and not self.elsewhere:
@@ -159,11 +153,6 @@ class Supervisor:
             self.silence = self.watchdog.silence(self.hung)
             self.watchdog.report(pids, {name: self._path(name) for name in pids}, self.hung)
         return bool(self.hung or self.elsewhere)
-
-    def _ranks(self):
-        """(pid, name) of the ranks."""
-        found = {process.pid: name for name, process in self.processes.items() if name.isdecimal()}
-        return (found | self.workers).items()
 
     def _outcome(self):
         """The `Outcome`; what failed first, if anything did, is reported."""
@@ -173,7 +162,10 @@ class Supervisor:
         elif self.elsewhere:  # what failed here, failed later
             code, cause = ELSEWHERE, 'another server has failed'
         elif self.failures:
-            name, code = culprit(self.failures, list(self.stopped), self.logs.get('scheduler'), self.processes)
+            name, code = culprit(self.failures, list(self.stopped), self.logs.get('scheduler'))
+            if name not in self.processes:
+                say(f'{title(name)}, on another server, {reason(0, False, "")}')
+                name, code, cause = None, ELSEWHERE, 'another server has failed'
         if name:
             why = reason(code, name in self.stopped, self.silence)
             line = self._report(name, why)
@@ -182,8 +174,10 @@ class Supervisor:
         if self.signals.numbers:
             status = 128 + self.signals.numbers[0]
         elif not status and 'scheduler' in self.processes:
+            # It ends about a second after the last rank, which may be one of another server; its status does not matter.
+            everywhere = not self.watchdog or self.watchdog.size < len(self.processes)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes['scheduler'].wait(10)  # takes about a second; its status does not matter
+                self.processes['scheduler'].wait(10 if everywhere else self.grace)
         outside = code in OUTSIDE or name in self.stopped
         found = Outcome(status, code, cause, line, signalled=bool(self.signals.numbers), outside=outside)
         if self.watchdog:
@@ -192,15 +186,7 @@ class Supervisor:
         return found
 
     def _next_end(self):
-        """(name, status) of the next process that ends, or of a worker that msrun reports as failed; (None, 0) if there is
-        none for 0.2 seconds."""
-        if 'msrun' in self.processes:
-            if self.scans:
-                self.workers |= msrun.workers(self.processes['msrun'].pid)
-                self.scans -= bool(self.workers)
-            found = msrun.failure(self.logs['msrun'])
-            if found and found[0] in self.workers:
-                return self.workers.pop(found[0]), found[1]
+        """(name, status) of the next process that ends; (None, 0) if there is none for 0.2 seconds."""
         try:
             return self.ended.get(timeout=0.2)
         except queue.Empty:
@@ -209,11 +195,7 @@ class Supervisor:
     def _tell(self, number):
         """Send a signal to the ranks only: a rank takes the end of one of its data workers for a failure."""
         for name, process in self.processes.items():
-            if name == 'msrun':  # does not pass signals on to its workers
-                for pid in msrun.workers(process.pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-            elif name != 'scheduler':
+            if name != 'scheduler':
                 process.send_signal(number)
 
     def _show(self, final=False):
@@ -227,9 +209,7 @@ class Supervisor:
 
     def _path(self, name):
         """The log of a process."""
-        return os.path.join(
-            self.directory, *(('msrun', f'worker_{name}.log') if name not in self.processes else (name, 'train.log'))
-        )
+        return os.path.join(self.directory, name, 'train.log')
 
     def _report(self, name, why):
         """Say which process was the first to fail. Gives its last line, or '' if that is a stack."""

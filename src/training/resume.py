@@ -44,7 +44,7 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f'{directory}: cannot be made ({error.strerror}); choose another --log_dir') from None
-    held = lock.hold(directory, WAIT, say)
+    held = lock.hold(directory, WAIT, say, remedy='choose another --log_dir')
     if held:
         files.remove_abandoned(directory)
     there, place = checkpoint.of_training(directory), Path(option).resolve()

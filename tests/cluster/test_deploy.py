@@ -33,7 +33,7 @@ def stop(*_):
     open(f'results/saved{rank}', 'w').close()
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
-names = ('RANK_ID', 'RANK_SIZE', 'DEVICE_ID', 'RANK_TABLE_FILE', 'CANN', 'ASCEND_VISIBLE_DEVICES', 'LOCAL_RANKS')
+names = ('RANK_ID', 'RANK_SIZE', 'DEVICE_ID', 'MS_SCHED_HOST', 'CANN', 'ASCEND_VISIBLE_DEVICES', 'LOCAL_RANKS')
 with open(f'results/starts{rank}', 'a') as file:
     print(json.dumps([{name: os.environ.get(name) for name in names}, sys.argv[1:], os.getpid()]), file=file)
 start = len(open(f'results/starts{rank}').readlines())
@@ -89,9 +89,10 @@ class Server:
         self.table = root / 'user/serverid/devindex/config/hccl.json'
         # The one thing that is not as in a container: how the launcher's Python sees devices and addresses.
         (root / 'launch.py').write_text(
-            'import sys\nfrom src import environment\nfrom src.cluster import launch, rank_table, restarts, servers\n'
+            'import sys\nfrom src import environment\nfrom src.cluster import jobs, launch, rank_table, restarts, servers\n'
             f'environment.NPUS = {str(root / "dev/davinci[0-9]*")!r}\nenvironment.check = lambda: None\n'
             f'servers.is_local = lambda name: name == "127.0.0.{number + 1}"\nlaunch.PORT = {port}\nrestarts.PAUSE = 0.1\n'
+            'jobs.SCHEDULER = "pass"\n'
             f'rank_table.MINDCLUSTER = {str(self.table.parent)!r}\nlaunch.main(sys.argv[3:])\n'
         )
         self.python = root / 'python'
@@ -180,7 +181,7 @@ def test_one_pod_waits_for_its_rank_table_and_saves_when_it_is_deleted(tmp_path)
             'RANK_ID': str(rank),
             'RANK_SIZE': '8',
             'DEVICE_ID': str(rank),
-            'RANK_TABLE_FILE': str(server.table),
+            'MS_SCHED_HOST': '127.0.0.1',
             'CANN': 'sourced',
             'ASCEND_VISIBLE_DEVICES': 'Ascend910-0,1,2',
             'LOCAL_RANKS': '8',
@@ -204,7 +205,8 @@ def test_two_pods_restart_together(tmp_path):
     assert [pod.process.returncode for pod in pods] == [0, 0], said
     assert all('restart 1 of 10 in 0.1 s, from where it began' in text and 'rank 12, status 137' in text for text in said)
     assert [len(starts(tmp_path, rank)) for rank in range(16)] == [2] * 16 and none_left(tmp_path, 16)
-    assert [starts(tmp_path, rank)[0][0]['DEVICE_ID'] for rank in range(16)] == [str(rank % 8) for rank in range(16)]
+    given = [starts(tmp_path, rank)[0][0] for rank in range(16)]
+    assert [(env['DEVICE_ID'], env['MS_SCHED_HOST']) for env in given] == [(str(r % 8), '127.0.0.1') for r in range(16)]
 
 
 SRUN = """#!/bin/bash

@@ -1,5 +1,6 @@
 """The launcher starts a training again: when, how often, from where, and on several servers all together. Fake ranks."""
 
+import contextlib
 import functools
 import json
 import os
@@ -61,7 +62,9 @@ class Launch:
         (cwd / 'table.json').write_text(json.dumps(table))
         (cwd / 'script.py').write_text(RANK + script)
         patches = f'restarts.PAUSE = 0.1; {patch}'
-        code = f'from src.cluster import agreement, launch, logs, restarts; {patches}; launch.main()'
+        code = (
+            f"from src.cluster import agreement, jobs, launch, restarts; jobs.SCHEDULER = 'pass'; {patches}; launch.main()"
+        )
         where = ['--server_id', f'127.0.0.{server + 1}'] if servers > 1 else []
         self.process = subprocess.Popen(
             [sys.executable, '-c', code, 'table.json', 'script.py', '--device_target', 'Ascend', *where, *options],
@@ -144,8 +147,8 @@ def test_statuses():
 
 def test_consequences_of_anothers_end_are_not_the_cause():
     elsewhere = ElsewhereError.exit_status
-    assert culprit([('0', elsewhere), ('1', 137)], [], None, {}) == ('1', 137)
-    assert culprit([('0', elsewhere)], [], None, {}) == ('0', elsewhere)
+    assert culprit([('0', elsewhere), ('1', 137)], [], None) == ('1', 137)
+    assert culprit([('0', elsewhere)], [], None) == ('0', elsewhere)
     other, own = FAILED._replace(code=elsewhere, status=elsewhere, step=7), FAILED._replace(code=137, status=137)
     assert worst([other, own]) == worst([own, other]) == own._replace(step=7)
     assert worst([own, FAILED._replace(code=2)]).code == 2 and worst([Outcome(0), other]).code == elsewhere
@@ -248,10 +251,12 @@ def test_bad_options(options, message, tmp_path):
 
 
 def free_port():
-    """One after which the next is free as well: the launchers take that."""
-    with socket.socket() as probe:
-        probe.bind(('', 0))
-        return probe.getsockname()[1] - 1
+    """One after which the next is free as well: the scheduler takes the first, the launchers the second."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe, socket.socket() as before:
+            probe.bind(('', 0))
+            before.bind(('', port := probe.getsockname()[1] - 1))
+            return port
 
 
 def pair(tmp_path, script, *options, patch='pass', which=(0, 1)):

@@ -28,8 +28,7 @@ def hold(
     ends in whatever way. On a file system without locks it gives None, with a line to `say`.
 
     Args:
-        wait: seconds to wait for another holder, with a line to `say`; it may be ending, where a batch system starts a job
-            again.
+        wait: seconds to wait for another holder, with a line to `say`: a batch system may start a job again early.
         name: of the lock's file in the directory.
         remedy: how the user has this program use another directory.
 

@@ -11,8 +11,10 @@ from src.cluster.logs import end
 from src.errors import ElsewhereError
 
 SIGNALS = {number.value: number.name for number in signal.Signals}
-# The scheduler's report of the rank whose heartbeat stopped first, before it fails itself (meta_server_node.cc).
-LOST = re.compile(rb'worker (\d+) is the first one timed out')
+# The scheduler's reports of a rank whose heartbeat stopped: before it has the others end themselves by SIGTERM, and of the
+# first one before it fails itself (meta_server_node.cc).
+LOST = re.compile(rb'The node: (\d+) is timed out')
+LOST_FIRST = re.compile(rb'worker (\d+) is the first one timed out')
 ELSEWHERE = ElsewhereError.exit_status
 # Ends that other processes bring about; a rank says by the latter two that it was asked to end, or lost a data worker.
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
@@ -68,7 +70,8 @@ def culprit(failures: Sequence[tuple[str, int]], stopped: Sequence[str], schedul
     failed = dict(failures)
     if stopped and failures[0][0] not in stopped:
         return min(stopped), 0
-    lost = LOST.search(end(scheduler_log)) if scheduler_log else None
+    text = end(scheduler_log) if scheduler_log else b''
+    lost = LOST_FIRST.search(text) or LOST.search(text)
     if lost:
         return lost[1].decode(), failed.get(lost[1].decode(), 0)
     own = [failure for failure in failures if failure[0] != 'scheduler']

@@ -61,10 +61,8 @@ class Launch:
         }
         (cwd / 'table.json').write_text(json.dumps(table))
         (cwd / 'script.py').write_text(RANK + script)
-        patches = f'restarts.PAUSE = 0.1; {patch}'
-        code = (
-            f"from src.cluster import agreement, jobs, launch, restarts; jobs.SCHEDULER = 'pass'; {patches}; launch.main()"
-        )
+        patches = f'jobs.SCHEDULER, restarts.PAUSE = "pass", 0.1; {patch}'
+        code = f'from src.cluster import agreement, jobs, launch, logs, restarts; {patches}; launch.main()'
         where = ['--server_id', f'127.0.0.{server + 1}'] if servers > 1 else []
         self.process = subprocess.Popen(
             [sys.executable, '-c', code, 'table.json', 'script.py', '--device_target', 'Ascend', *where, *options],

@@ -15,22 +15,19 @@ from typing import TextIO
 from src.errors import InputError
 
 NAME = '.lock'
+REMEDY = 'choose another directory'
 
 
 def hold(
-    directory: str | Path,
-    wait: float = 0,
-    say: Callable[[str], None] = print,
-    name: str = NAME,
-    remedy: str = 'choose another directory',
+    directory: str | Path, wait: float = 0, say: Callable[[str], None] = print, name: str = NAME, remedy: str = REMEDY
 ) -> TextIO | None:
     """Lock the existing `directory` for this process. Gives an open file: the lock lasts until it is closed, or the process
     ends in whatever way. On a file system without locks it gives None, with a line to `say`.
 
     Args:
-        wait: seconds to wait for another holder, with a line to `say`: a batch system may start a job again early.
-        name: of the lock's file in the directory.
-        remedy: how the user has this program use another directory.
+        wait: seconds to wait for another holder, with a line to `say`; it may be ending, where a batch system starts a job
+            again.
+        name: of the lock's file in the directory; `remedy`: how the user chooses another one.
 
     Raises:
         InputError: another process holds the lock; its pid and host are named. Or the file cannot be written.
@@ -43,7 +40,7 @@ def hold(
     try:
         file = open(path, 'a+', encoding='utf-8')
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); {remedy}') from None
+        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another directory') from None
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

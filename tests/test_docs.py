@@ -71,9 +71,8 @@ ELSEWHERE = {
     'python -m src.data.convert --list': 'tests/data/test_split.py::test_command_line',
     'python train.py --config_path recipes/finetune.yaml': 'tests/test_end_to_end.py::test_transfer_learning',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
-    'bash scripts/run_distribute_train.sh 2': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_distribute_train.sh rank_table.json': 'tests/test_distributed.py::test_scripts_with_two_ranks',
-    'bash scripts/run_distribute_train.sh rank_table.json --conf': 'tests/test_runtime.py::test_model_is_called_with_sinks',
+    'bash scripts/run_distribute_train.sh 8 --conf': 'tests/test_runtime.py::test_model_is_called_with_sinks',
     'bash scripts/run_distribute_train.sh 8': 'tests/accidents/test_start_up.py::test_launcher_starts_a_dynamic_cluster',
     'bash scripts/run_distribute_train.sh rank_table.json --data_dir /data/imagenet --resume auto': (
         'tests/training/test_resume.py::test_two_ranks_go_on_by_themselves'

@@ -209,6 +209,7 @@ def test_two_trainings_from_one_directory(tmp_path):
     waits = "import os, time\nopen('there', 'w').close()\nwhile not os.path.exists('go'): time.sleep(.05)\n"
     first = Launchers(tmp_path, '2', script=waits, scheduler='pass')
     while not (tmp_path / 'there').exists():
+        assert first.processes[0].poll() is None
         time.sleep(0.05)
     code = 'from src.cluster import jobs, launch; launch.RESTART, jobs.SCHEDULER = 0.2, "pass"; launch.main()'
     command = [sys.executable, '-c', code, '2', str(tmp_path / 'script.py'), '--device_target', 'Ascend']

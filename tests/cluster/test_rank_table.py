@@ -87,7 +87,7 @@ def change(table, path, value):
         table[last] = value
 
 
-@pytest.mark.parametrize('make', [new_format, old_format])
+@pytest.mark.parametrize('make', [new_format, old_format, lambda: modelarts()])
 def test_formats_read_the_same(make, tmp_path):
     path = tmp_path / 'table.json'
     path.write_text(json.dumps(make()))
@@ -190,6 +190,66 @@ def test_one_finding_in_the_older_format(path, value, finding, tmp_path):
     table = old_format()
     change(table, path, value)
     assert findings(tmp_path, table) == [finding]
+
+
+def modelarts(servers=2, devices=2):
+    """Template 2 as ModelArts writes it: an instance is a container with all its devices, and there are no ranks."""
+    table = old_format(servers, devices)
+    (group,) = table['group_list']
+    instances = [
+        {
+            'devices': [device for part in group['instance_list'][s * devices :][:devices] for device in part['devices']],
+            'pod_name': f'ma-job-1-worker-{s}',
+            'server_id': f'10.0.0.{s}',
+        }
+        for s in range(servers)
+    ]
+    group = {'device_count': group['device_num'], 'group_name': 'worker', 'instance_count': str(servers)}
+    return {'group_count': '1', 'group_list': [group | {'instance_list': instances}], 'status': 'completed'}
+
+
+@pytest.mark.parametrize(
+    'path, value, finding',
+    [
+        ('group_list.0.device_count', '3', 'group_list[0].device_count: 3, but 4 listed'),
+        ('group_list.0.instance_count', '4', 'group_list[0].instance_count: 4, but 2 listed'),
+        (
+            'group_list.0.instance_list.1.rank_id',
+            '1',
+            'group_list[0].instance_list[1].devices: 2 devices, but a rank has one',
+        ),
+        (
+            'group_list.0.instance_list.1.devices.1.device_id',
+            '0',
+            'group_list[0].instance_list[1].devices[1].device_id: device 0 of this server is already at '
+            'group_list[0].instance_list[1].devices[0].device_id',
+        ),
+    ],
+)
+def test_one_finding_in_the_table_of_modelarts(path, value, finding, tmp_path):
+    table = modelarts()
+    change(table, path, value)
+    assert finding in findings(tmp_path, table)
+
+
+def test_directory_in_place_of_the_file(tmp_path, monkeypatch):
+    """As ModelArts mounts it; there, but not elsewhere, a missing file is waited for."""
+    told = []
+    assert rank_table.check(tmp_path) == ['no jobstart_hccl.json or hccl.json in this directory']
+    rank_table.wait(tmp_path, told.append)
+    assert not told
+    monkeypatch.setattr(rank_table, 'MODELARTS', str(tmp_path))
+
+    def later():
+        for text in ('{"status": "initializing"}', json.dumps(modelarts())):
+            time.sleep(0.1)
+            (tmp_path / 'jobstart_hccl.json').write_text(text)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    rank_table.wait(tmp_path, told.append, patience=30, every=0.02)
+    thread.join()
+    assert len(told) == 1 and run('check', tmp_path).stdout == f'{tmp_path}: 4 ranks on 2 server(s), nothing to report\n'
 
 
 def test_rank_order_and_size(tmp_path):
@@ -313,7 +373,7 @@ def test_hostile_files(data, finding, tmp_path):
 
 
 def test_no_file(tmp_path):
-    for path in (tmp_path / 'none', tmp_path, 'a\0b'):
+    for path in (tmp_path / 'none', 'a\0b'):
         assert len(rank_table.check(path)) == 1
 
 

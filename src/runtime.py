@@ -69,8 +69,8 @@ def start(
     _refuse_variables()
     beat.answer()
     target = _find_device(device_target)
-    # Also a single rank joins: the launcher's scheduler waits for it, and its device is the rank table's.
-    launched = _launched(rank_size) > 1 or 'MS_ROLE' in os.environ
+    # A single rank of the launcher joins too: the scheduler waits for it, and its device is the rank table's.
+    launched = _launched(rank_size) > 1 or 'LOCAL_RANKS' in os.environ
     if launched:
         device_id = int(os.environ.get('DEVICE_ID', device_id))
     if amp_level == 'auto':

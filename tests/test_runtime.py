@@ -67,6 +67,16 @@ def test_eight_npus(ascend, monkeypatch):
     )
 
 
+def test_launcher_with_one_npu(ascend, monkeypatch):
+    """It joins the scheduler that was started for it, on the device of its rank table, and averages nothing."""
+    for name, value in (('RANK_SIZE', '1'), ('RANK_ID', '0'), ('DEVICE_ID', '5'), ('LOCAL_RANKS', '1')):
+        monkeypatch.setenv(name, value)
+    ascend.get_rank.return_value, ascend.get_group_size.return_value = 0, 1
+    assert runtime.start('Ascend') == runtime.Runtime('Ascend', 5, 0, 1, 'O3', True)
+    assert ascend.init.called and ascend.set_device.call_args == call('Ascend', 5)
+    assert not ascend.set_auto_parallel_context.called
+
+
 def test_cpu_by_choice(ascend):
     assert runtime.start('CPU')[0] == 'CPU' and runtime.start('CPU', amp_level='O3').amp_level == 'O3'
     assert not ascend.init.called and call(jit_config={'jit_level': 'O2'}) not in ascend.set_context.call_args_list

@@ -11,6 +11,7 @@ from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
+from src.evaluation.offset import settle
 from src.graphs import open_cache
 from src.log import Log
 from src.weights import checkpoint
@@ -47,21 +48,19 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         report.prepare(config.report)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
     names = info.get('class_names')
-    records, offset = open_validation(
+    records, offsets = open_validation(
         config.data_dir,
         config.dataset_format,
-        config.label_offset,
+        configuration.load(argv).label_offset,  # without what the checkpoint records
         config.num_classes,
         log,
         names=names,
-        # Imported weights record no offset; with a name more than classes, class 0 is the background that was left out.
-        recorded_offset=info['config'].get('label_offset', '1' if len(names or ()) > config.num_classes else '0'),
+        recorded_offset=info['config'].get('label_offset'),
         source=paths[-1],
     )
-    log(f'{len(records)} validation images in {config.data_dir}, labels from {offset}')
     evaluation = Evaluation(
         records,
-        offset,
+        offsets.possible[0],
         configuration.network_options(config),
         run,
         batch_size=config.batch_size or 64,
@@ -70,6 +69,8 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         per_image=bool(config.report),
         known={newest: (parameters, info)} if len(paths) == 1 else None,
     )
+    settle(evaluation, offsets, parameters, newest, log)
+    log(f'{len(records)} validation images in {config.data_dir}, labels from {max(evaluation.offset, 0)}')
     results = evaluation.of_checkpoints(paths, log)
     if run.rank == 0:
         write(results, paths[0].parent / 'evaluation.json', log)

@@ -42,7 +42,7 @@ def main(argv=None):
     opset = config.opset if config.opset != 'auto' else INT8_OPSET if config.quantize == 'int8' else OPSET
     on_npu = run.device_target == 'Ascend' and config.export_precision == 'float32'
     computed_in = 'float16 or HF32' if on_npu else config.export_precision
-    material = quantization(config, info) if config.quantize == 'int8' else None
+    material = quantization(config, info, configuration.load(argv).label_offset) if config.quantize == 'int8' else None
     report = export_network(
         network,
         path,
@@ -78,24 +78,25 @@ def check_encoding(config):
         raise InputError('quantize int8 needs images to calibrate with; use --data_dir DIR')
 
 
-def quantization(config, info):
-    """The images of `data_dir` with which the file is quantized and compared (Quantization)."""
+def quantization(config, info, asked):
+    """The images of `data_dir` with which the file is quantized and compared (Quantization); `asked` is the option
+    label_offset without what the checkpoint records."""
     layout = find_format(config.data_dir, config.dataset_format)
     train = open_records(config.data_dir, 'train', layout)
     calibration = Sample(train, spread(train.label, config.calibration_images, config.seed))
     if 'validation' in splits(config.data_dir, layout):
         names = recorded_names(info)
-        records, offset = open_validation(
+        records, offsets = open_validation(
             config.data_dir,
             layout,
-            config.label_offset,
+            asked,
             config.num_classes,
             print,
             names=names,
-            recorded_offset=info['config'].get('label_offset', '1' if len(names or ()) > config.num_classes else '0'),
+            recorded_offset=info['config'].get('label_offset'),
             source=config.ckpt_path,
         )
-        evaluation = Sample(records, spread(records.label, config.validation_images or len(records), config.seed), offset)
+        evaluation = Sample(records, spread(records.label, config.validation_images or len(records), config.seed), offsets)
     else:
         count = config.validation_images or config.calibration_images
         evaluation = Sample(train, spread(train.label, count, config.seed, calibration.numbers))

@@ -13,7 +13,7 @@ from src import collective, runtime
 from src import config as configuration
 from src.data import dataset, jpeg
 from src.data.bad_records import BadRecords
-from src.data.classes import count_classes, label_offset
+from src.data.classes import assumption, count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import fingerprint, open_records
 from src.errors import entry_point
@@ -113,7 +113,7 @@ def open_training_set(config, job):
     records = open_records(config.data_dir, 'train', config.dataset_format)
     if records.left_out:
         job.log(f'left out: {records.left_out}')
-    offset = label_offset(config.label_offset, records)
+    offset, assumed = label_offset(config.label_offset, records), assumption(config.label_offset, records)
     num_classes, source = count_classes(config.num_classes, records, offset)
     batch_size = config.batch_size or default_batch_size(job.run.world)
     config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
@@ -121,7 +121,7 @@ def open_training_set(config, job):
     length = config.max_epochs, config.max_train_steps
     plan = make_plan(len(records), batch_size, job.run.world, *length, config.data_dir, sizes)
     job.log(
-        f'{len(records)} training images, labels from {offset}, {num_classes} classes ({source}), '
+        f'{len(records)} training images, labels from {offset}{assumed}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
     )
     return TrainingSet(records, fingerprint(records), offset, num_classes), config, plan
@@ -232,18 +232,12 @@ def build_callbacks(config, job, data, monitor, step, training):
 
 def build_evaluation(config, job, data):
     """The `Evaluation` of a training on `data`: validation images, and a network of its own."""
-    validation, offset = open_validation(
-        config.data_dir,
-        config.dataset_format,
-        config.label_offset,
-        data.num_classes,
-        job.log,
-        names=data.records.class_names,
-        source='the training records',
-    )
+    where, offset = (config.data_dir, config.dataset_format), config.label_offset
+    known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
+    validation, offsets = open_validation(*where, offset, data.num_classes, job.log, **known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
     workers, options = dataset.workers(config.num_workers, job.run.ranks_here), configuration.network_options(config)
-    return kind(validation, offset, options, job.run, batch_size=config.batch_size, num_workers=workers)
+    return kind(validation, offsets.possible[0], options, job.run, batch_size=config.batch_size, num_workers=workers)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,74 @@ def label_offset(option: str, records: Index | Folder) -> int:
     TF-slim's ImageNet records count from 1 and leave 0 to a background class; folders count from 0.
     """
     return records.label_base if option == 'auto' else int(option)
+
+
+def assumption(option: str, records: Index | Folder) -> str:
+    """What `label_offset` takes for granted, in brackets; '' where the option, a label 0 or names decide."""
+    if option != 'auto' or records.label_base == 0 or named(records):
+        return ''
+    return ' (assumed, as none is 0; if only the images of a class 0 are missing, use --label_offset 0)'
+
+
+def named(records: Index | Folder) -> bool:
+    """Whether `records` name a class: `background` and the numbers that a conversion of nameless records writes are none."""
+    return any(name not in ('', 'background', str(label)) for label, name in enumerate(records.class_names or ()))
+
+
+class Offsets(NamedTuple):
+    """What is to be subtracted from labels, so that they become the class numbers of weights."""
+
+    possible: list[int]  # several where labels and names leave it open; then images tell
+    assumed: int | None = None  # where images do not tell either
+
+    def clear(self, hits: Sequence[float]) -> bool:
+        """Whether the `hits`, images that the weights recognise with each of `possible`, show which is right: a right one
+        makes most images right, a wrong one hardly any, and weights that recognise nothing differ by chance only."""
+        second, first = sorted(hits)[-2:]
+        return first - second >= 3 and (first - second) ** 2 >= 3 * (first + second)
+
+    def settled(self, hits: Sequence[float], images: int) -> tuple[int, str]:
+        """(the right one of `possible`, a line on why or '') by the `hits` among so many `images`. InputError if it stays
+        open."""
+        if len(self.possible) == 1:
+            return self.possible[0], ''
+        shown = ', '.join(f'{_MEANING[offset]} makes {n:.0f} of {images} right' for offset, n in zip(self.possible, hits))
+        if self.clear(hits):
+            chosen = self.possible[int(np.argmax(hits))]
+            return chosen, f'label k is class {_MEANING[chosen]} (the labels leave it open; {shown})'
+        if self.assumed is None:
+            raise InputError(
+                f'the labels may count from 0 or from 1, and the images do not tell (label k as class {shown}); use '
+                '--label_offset 0 if they count from 0, 1 if they count from 1'
+                + ('; with a background as class 0 import the weights with --drop_background first' * (-1 in self.possible))
+            )
+        line = (
+            f'label k is taken as class {_MEANING[self.assumed]}, as the weights record it; the images do not tell ({shown})'
+        )
+        return self.assumed, line
+
+
+_MEANING = {0: 'k', 1: 'k - 1', -1: 'k + 1'}
+
+
+def possible_offsets(
+    option: str, records: Index | Folder, num_classes: int, names: list[str] | None, recorded: str | None
+) -> Offsets:
+    """The `Offsets` of `records` for weights with `num_classes` classes that record the class `names` and the label_offset
+    `recorded`, as far as they record any; `option` is that of the command line."""
+    if option != 'auto':
+        return Offsets([int(option)])
+    background = num_classes == imagenet.BACKGROUND_CLASSES or bool(
+        names and len(names) == num_classes and names[0] == 'background'
+    )
+    candidates = [records.label_base - background] if named(records) else [0, -1 if background else 1]
+    if recorded is not None:
+        candidates = [int(recorded), *candidates]
+    low, high = int(records.label.min()), int(records.label.max())
+    found = [offset for offset in dict.fromkeys(candidates) if offset <= low and high < num_classes + offset]
+    if not found:  # no offset makes the labels fit, which `check_labels` says
+        return Offsets(candidates[:1] if recorded is not None else [label_offset('auto', records)])
+    return Offsets(found, int(recorded) if recorded is not None and int(recorded) in found else None)
 
 
 def refuse_empty_folders(records: Index | Folder) -> None:

@@ -103,8 +103,10 @@ def evaluation_dataset(
     rank: int = 0,
     world: int = 1,
     num_workers: int = 1,
+    numbers: np.ndarray | None = None,
 ) -> ds.Dataset:
-    """Batches with every record once over all ranks, as `LoadEvaluation` makes them; equally many on every rank."""
-    order = EvaluationOrder(len(records), batch_size, rank, world)
+    """Batches with every record, or those with the `numbers`, once over all ranks, as `LoadEvaluation` makes them; equally
+    many on every rank."""
+    order = EvaluationOrder(len(records), batch_size, rank, world, numbers)
     load = LoadEvaluation(records, offset, image_size, preprocessing)
     return _pipeline(order, ['record'], load, ['image', 'label'], batch_size, num_workers)

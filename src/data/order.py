@@ -48,9 +48,12 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Iterable of records for one rank, each record on one rank once, filled up with -1 to whole batches."""
+    """Iterable of records for one rank, each of `count` or of `numbers` on one rank once, filled up with -1 to whole
+    batches."""
 
-    def __init__(self, count: int, batch_size: int, rank: int, world: int):
+    def __init__(self, count: int, batch_size: int, rank: int, world: int, numbers: np.ndarray | None = None):
+        self.numbers = np.arange(count) if numbers is None else numbers
+        count = len(self.numbers)
         self.count, self.rank, self.world = count, rank, world
         self.length = -(-count // (world * batch_size)) * batch_size
 
@@ -60,4 +63,4 @@ class EvaluationOrder:
     def __iter__(self):
         for i in range(self.length):
             record = i * self.world + self.rank
-            yield (np.int64(record if record < self.count else -1),)
+            yield (np.int64(self.numbers[record] if record < self.count else -1),)

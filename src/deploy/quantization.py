@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data.bad_records import where_and_why
+from src.data.classes import Offsets
 from src.data.folder import Folder
 from src.data.index import Index
 from src.data.preprocess import evaluation_image
@@ -28,15 +29,24 @@ BATCH, TIMED_BATCHES, ROUNDS = 8, (1, 8), 5
 
 
 class Sample(NamedTuple):
-    """Some of a data set's records; their labels count from `offset`, None if the network does not know them."""
+    """Some of a data set's records, and how their labels become class numbers, None if the network does not know them."""
 
     records: Index | Folder
     numbers: np.ndarray
-    offset: int | None = None
+    offset: int | Offsets | None = None
 
-    def labels(self) -> np.ndarray | None:
-        """int64 (images,), as the network counts them."""
-        return None if self.offset is None else self.records.label[self.numbers] - self.offset
+    def labels(self, predicted: np.ndarray) -> np.ndarray | None:
+        """int64 (images,), as the network counts them; where that is open, by the classes that it has `predicted` for the
+        images. InputError if it stays open."""
+        if self.offset is None:
+            return None
+        offsets = self.offset if isinstance(self.offset, Offsets) else Offsets([self.offset])
+        labels = self.records.label[self.numbers]
+        hits = [int((predicted == labels - offset).sum()) for offset in offsets.possible]
+        offset, why = offsets.settled(hits, len(labels))
+        if why:
+            print(why)
+        return labels - offset
 
     def batches(self, signature: Signature, size: int) -> Iterator[np.ndarray]:
         """Yield what a file of `signature` takes, at most `size` images at a time. InputError naming a bad record."""
@@ -147,7 +157,7 @@ def compare(runs: dict[str, Run], signature: Signature, sample: Sample) -> dict:
             largest.append(np.abs(outputs[0][0]).max())
             bar.update(len(batch))
     first, second = (np.concatenate(found) for found in best.values())
-    agreement, labels = 100 * float((first == second).mean()), sample.labels()
+    agreement, labels = 100 * float((first == second).mean()), sample.labels(first)
     top1 = None if labels is None else {kind: 100 * float((c == labels).mean()) for kind, c in zip(runs, (first, second))}
     loss = 100 - agreement if labels is None else top1['float32'] - top1['int8']
     deviation = float(max(deviations) / max(largest))

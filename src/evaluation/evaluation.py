@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mindspore.dataset as ds
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from src import collective, files
 from src.data import dataset
-from src.data.classes import check_labels, label_offset, match_names
+from src.data.classes import Offsets, check_labels, match_names, possible_offsets
 from src.data.folder import Folder
 from src.data.index import Index
 from src.data.order import EvaluationOrder
@@ -111,13 +112,14 @@ def open_validation(
     names: list[str] | None = None,
     recorded_offset: str | None = None,
     source: str | Path = '',
-) -> tuple[Index | Folder, int]:
-    """(records of the validation split, what is subtracted from their labels), labels as in the training.
+) -> tuple[Index | Folder, Offsets]:
+    """(records of the validation split, what may have to be subtracted from their labels), labels as in the training.
 
     Args:
-        offset (str): `label_offset` for records whose labels are the training's: auto, 0 or 1.
+        offset (str): the option `label_offset`: auto, 0 or 1.
         names (list): class names by label that the training recorded, if any. Where the records name their classes,
             too, names tell which class is which, and labels count as in the training: from `recorded_offset`.
+        recorded_offset: None if the training recorded none.
         source: where `names` come from, for messages.
 
     InputError if a record's class is unknown to the training.
@@ -126,11 +128,13 @@ def open_validation(
     if records.left_out:
         log(f'left out: {records.left_out}')
     matched = match_names(records, names, source)
-    if matched is not records and recorded_offset is not None:
-        offset = recorded_offset
-    offset = label_offset(offset, matched)
-    check_labels(matched, offset, num_classes)
-    return matched, offset
+    if matched is not records:
+        # Without a record, a name more than classes is that of a background which was left out, as in imported weights.
+        offsets = Offsets([int(recorded_offset or len(names) > num_classes)])
+    else:
+        offsets = possible_offsets(offset, records, num_classes, names, recorded_offset)
+    check_labels(matched, offsets.possible[0], num_classes)
+    return matched, offsets
 
 
 class Evaluation:
@@ -164,9 +168,9 @@ class Evaluation:
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
         self.rows, self.best, self.known = None, None, known or {}
-        self.data = dataset.evaluation_dataset(
+        self.batches = partial(
+            dataset.evaluation_dataset,
             records,
-            offset=offset,
             image_size=options['image_size'],
             batch_size=batch_size,
             preprocessing=preprocessing,
@@ -174,6 +178,7 @@ class Evaluation:
             world=run.world,
             num_workers=num_workers,
         )
+        self.data = self.batches(offset=offset)
 
     def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
         """`Result` of the weights of a `TrainStep`; None if `asked_to_stop()` became true on a rank."""

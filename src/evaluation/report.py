@@ -12,6 +12,7 @@ import numpy as np
 
 from src import files
 from src.data import imagenet
+from src.data.classes import named
 from src.data.folder import Folder
 from src.data.index import Index
 from src.errors import InputError
@@ -38,7 +39,8 @@ def class_labels(records: Index | Folder, offset: int, num_classes: int, recorde
     """What the classes are called: by `records`, whose labels start at `offset`, or else as the checkpoint has `recorded`,
     which may begin with a background. WordNet ids become ImageNet's words. A name that is missing or stands twice gets the
     class number."""
-    names = records.class_names[offset:][:num_classes] if records.class_names else (recorded or [])[-num_classes:]
+    own = records.class_names and (named(records) or not recorded)
+    names = records.class_names[max(offset, 0) :][:num_classes] if own else (recorded or [])[-num_classes:]
     labels = [imagenet.words(name) for name in [*names, *[''] * (num_classes - len(names))]]
     times = Counter(labels)
     return [

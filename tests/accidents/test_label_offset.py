@@ -1,0 +1,126 @@
+"""Records whose labels leave it open whether they count from 0 or from 1."""
+
+import io
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as eval_entry
+import export
+import train
+from src.data.preprocess import PREPROCESSING, scale
+from src.data.tfrecord import write_shards
+from src.inceptionv4 import InceptionV4
+from src.weights import checkpoint
+
+CLASSES, SIZE = 6, 75
+NETWORK = {'block_counts': [1, 1, 1], 'image_size': SIZE}
+COLOURS = [(230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (30, 230, 230), (240, 240, 240)]
+
+
+def jpeg(number):
+    """An image of the class `number` (from 0): its colour, a little darker for some."""
+    file = io.BytesIO()
+    Image.new('RGB', (90, 90), COLOURS[number]).save(file, 'JPEG', quality=95)
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def network(compiles):
+    """{name: ndarray} of a network that recognises the colours, with `CLASSES` classes."""
+    ms.set_seed(1)
+    cell = InceptionV4(num_classes=CLASSES, **NETWORK).set_train(False)
+    pixels = np.broadcast_to(np.array(COLOURS, np.float32)[:, :, None, None], (CLASSES, 3, SIZE, SIZE))
+    found = cell.features(scale(ms.Tensor(np.ascontiguousarray(pixels)), PREPROCESSING))[0].asnumpy()
+    middle = found.mean(0)
+    weights = np.linalg.lstsq(found - middle, 20 * np.eye(CLASSES), rcond=1e-3)[0].T
+    values = {name: p.asnumpy().copy() for name, p in cell.parameters_dict().items()}
+    values['logits.weight'] = weights.astype(np.float32)
+    values['logits.bias'] = (-weights @ middle).astype(np.float32)
+    return values
+
+
+def write(path, values, **config):
+    names = config.pop('class_names', None)
+    config = {'num_classes': len(values['logits.bias']), **NETWORK, **config}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(path, values, {'config': config, **({'class_names': names} if names else {})})
+    return path
+
+
+def records(path, labels, split='validation', encoded=jpeg, shift=0):
+    """A shard with an image of the class `label - shift` for each of `labels`."""
+    write_shards(path, split, [(encoded(label - shift), label, '') for label in labels], 1)
+    return path
+
+
+def evaluated(path, data, *options):
+    """Top-1 by eval.py."""
+    eval_entry.main(['--ckpt_path', str(path), '--data_dir', str(data), '--num_workers', '1', '--batch_size', '8', *options])
+    (found,) = json.loads((path.parent / 'evaluation.json').read_text())
+    return found['top1']
+
+
+def test_open_labels_are_settled_by_images(network, tmp_path, capsys):
+    pytest.importorskip('matplotlib')
+    some = [1, 2, 3, 4] * 3  # fits labels 0 to 5 and labels 1 to 6
+    from_0, from_1 = records(tmp_path / '0', some), records(tmp_path / '1', some, shift=1)
+    weights, own = write(tmp_path / 'a/w.ckpt', network), write(tmp_path / 'b/w.ckpt', network, label_offset='1')
+    assert evaluated(weights, from_0) == 100
+    assert 'label k is class k (the labels leave it open; k makes 8 of 8 right' in capsys.readouterr().out
+    assert evaluated(weights, from_1) == 100
+    assert evaluated(own, from_0) == 100  # the checkpoint's own records counted from 1
+    names = ['background', *'abcdef']
+    values = {**network, **{name: np.concatenate([network[name][:1] - 1, network[name]]) for name in ('logits.bias',)}}
+    values['logits.weight'] = np.concatenate([0 * network['logits.weight'][:1], network['logits.weight']])
+    values['logits.bias'][0] = -9
+    raw = write(tmp_path / 'c/w.ckpt', values, label_offset='0', class_names=names)
+    assert evaluated(raw, from_0, '--report', str(tmp_path / 'report')) == 100
+    assert 'label k is class k + 1' in capsys.readouterr().out
+    rows = (tmp_path / 'report/images.csv').read_text().splitlines()[1:]
+    assert {tuple(row.split(',')[1:3]) for row in rows} == {(name, name) for name in 'bcde'}
+    assert evaluated(raw, from_1) == 100
+
+
+def test_labels_that_stay_open(network, tmp_path, capsys):
+    noise = records(tmp_path, [2, 3, 4, 5] * 2, encoded=lambda _: jpeg(0))
+    weights, own = write(tmp_path / 'a/w.ckpt', network), write(tmp_path / 'b/w.ckpt', network, label_offset='1')
+    with pytest.raises(SystemExit) as caught:
+        evaluated(weights, noise)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and 'use --label_offset 0 if they count from 0, 1 if' in error
+    assert evaluated(own, noise) == 0
+    assert 'label k is taken as class k - 1, as the weights record it' in capsys.readouterr().out
+
+
+def test_int8(network, tmp_path, capsys):
+    pytest.importorskip('onnxruntime')
+    labels = [1, 2, 3, 4] * 2
+    data = records(records(tmp_path / 'data', labels), labels, 'train')
+    path = write(tmp_path / 'w.ckpt', network)
+    words = [
+        '--ckpt_path',
+        str(path),
+        '--data_dir',
+        str(data),
+        '--file_name',
+        str(tmp_path / 'net'),
+        '--file_format',
+        'ONNX',
+    ]
+    export.main([*words, '--quantize', 'int8', '--calibration_images', '8', '--max_accuracy_loss', '100'])
+    assert ' 100.00 % in float32' in capsys.readouterr().out
+
+
+def test_training_says_what_it_assumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    records(tmp_path / 'data', [1, 2, 3, 4], 'train')
+    options = ['--data_dir', 'data', '--batch_size', '4', '--max_epochs', '1', '--resume', 'no', '--device_target', 'CPU']
+    for more, said in ([], True), (['--label_offset', '1'], False):
+        with pytest.raises(SystemExit):  # there is no such checkpoint; by then the line is written
+            train.main([*options, '--overwrite', 'true', *more])
+        line = next(line for line in capsys.readouterr().out.splitlines() if '4 training images' in line)
+        assert ('labels from 1 (assumed, as none is 0; ' in line and '--label_offset 0' in line) == said, line

@@ -16,13 +16,12 @@ import re
 import sqlite3
 import struct
 
+from src.data import foreign
 from src.data.index import Index, index_files
-from src.data.shards import NUMBERS, find_shards
+from src.data.shards import IMAGE, LABEL, NUMBERS, column, find_shards
 from src.errors import InputError
 
 SUFFIX = '.mindrecord'
-IMAGE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img')
-LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', 'target')
 _NUMBERED = re.compile(r'(.*\.mindrecord)([0-9]*)', re.DOTALL)
 _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLOB, PAGE_OFFSET_BLOB,
            PAGE_OFFSET_BLOB_END FROM INDEXES ORDER BY ROW_ID"""
@@ -93,20 +92,9 @@ def _header(path):
     except OSError as error:
         raise InputError(f'shard {path!r}: {error.strerror}; check the path and its permissions') from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise InputError(f'shard {path!r} has no MindRecord header (encrypted files cannot be read); {_AGAIN}') from None
-
-
-def _column(path, types, names, wanted):
-    """The one of the columns `types` (name -> type) with one of the `names` and a `wanted` type; InputError otherwise."""
-    chosen = [name for name in names if types.get(name) in wanted]
-    if len(chosen) != 1:
-        columns = ', '.join(f'{name} ({kind})' for name, kind in types.items())
-        raise InputError(
-            f'shard {path!r} has {len(chosen) or "no"} columns of type {" or ".join(wanted)} '
-            f'named {" or ".join(names)}, only: {columns}; '
-            'write it with one image and one label column'
-        )
-    return chosen[0]
+        what = foreign.kind(path)
+        problem = f'is {what}' if what else f'has no MindRecord header (encrypted files cannot be read); {_AGAIN}'
+        raise InputError(f'shard {path!r} {problem}') from None
 
 
 def _scalars(data):
@@ -148,7 +136,9 @@ def walk(path: str):
     """Yield (offset, length, label) of the image of every row; InputError for any damage that shows."""
     header = _header(path)
     types, blobs = header['types'], header['blobs']
-    image, label = _column(path, types, IMAGE, ['bytes']), _column(path, types, LABEL, ['int32', 'int64'])
+    where = f'shard {path!r}'
+    image = column(where, types, IMAGE, ['bytes'], 'column')
+    label = column(where, types, LABEL, ['int32', 'int64'], 'column')
     if not os.path.isfile(path + '.db'):
         raise InputError(f'shard {path!r} lacks its index file {os.path.basename(path)}.db; {_AGAIN}')
     uri = pathlib.Path(os.path.abspath(path + '.db')).as_uri()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data import imagenet, labels, tfrecord
+from src.data import foreign, imagenet, labels, tfrecord
 from src.data.archives import ARCHIVES, open_archive
 from src.data.folder import Folder, class_folders, open_folder
 from src.data.index import Index
@@ -92,14 +92,17 @@ def find_format(data_dir: str | Path, dataset_format: str = 'auto') -> str:
         raise InputError(
             f'data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no '
             'train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of '
-            f"these for validation, nor ImageNet's archives, only {first_names(names)}; {_near_miss(names)}"
+            f"these for validation, nor ImageNet's archives, only {first_names(names)}; {_near_miss(data_dir, names)}"
         )
     return next(iter(found))
 
 
-def _near_miss(names):
-    """A remedy that fits the names which are there."""
+def _near_miss(data_dir, names):
+    """A remedy that fits the `names` which are in the directory."""
+    if found := foreign.first_in(data_dir, names):
+        return found
     for name in names:
+        path = os.path.join(data_dir, name)
         shard = re.search('([0-9]+)-of-([0-9]+)', name)
         if shard:
             split = 'validation' if 'val' in name else 'train'
@@ -107,6 +110,8 @@ def _near_miss(names):
             return f'TFRecord shards must be named like {split}-{numbers}: rename or link {name} and the others'
         if re.search(r'\.mindrecord[0-9]*$', name):
             return 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+        if os.path.isfile(path) and foreign.is_tfrecord(path):
+            return f'{name} is a TFRecord file: rename or link it, a single one as train-00000-of-00001'
     return 'give the directory above train/ and validation/, or that of the shards'
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 
+from src.data import foreign
 from src.errors import InputError
 
+# Names of the image and of its label in records: TF-slim's first, then those that others use.
+IMAGE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img', 'image_raw')
+LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', 'target')
 NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
 MOST = 99999  # shards that five digits can number
 
@@ -34,6 +38,24 @@ def list_directory(data_dir: str, remedy: str) -> list[str]:
     return names
 
 
+def column(where: str, types: dict[str, str], names: tuple[str, ...], wanted: list[str], what: str) -> str:
+    """The one of the columns `types` {name: type} with one of the `names` and a `wanted` type, the first of `names` before
+    others; InputError that begins with `where` if there is none or several. `what` is what others call columns."""
+    chosen = [name for name in names if types.get(name) in wanted]
+    if len(chosen) == 1 or names[0] in chosen:
+        return chosen[0]
+    text = [name for name in names if name in LABEL and types.get(name) in ('bytes', 'string')]
+    raise InputError(
+        f'{where} has {len(chosen) or "no"} {what}s of type {" or ".join(wanted)} '
+        f'named {" or ".join(names)}, only: {", ".join(f"{name} ({kind})" for name, kind in types.items())}; '
+        + (
+            f'{text[0]} holds text: write the number of the class, and the names as lines number:name into labels.txt'
+            if text and not chosen
+            else f'write it with one image and one label {what}'
+        )
+    )
+
+
 def find_shards(data_dir, split: str, suffix: str = '') -> list[str]:
     """Sorted paths of the complete set `<split>-?????-of-?????<suffix>` in `data_dir`.
 
@@ -45,7 +67,9 @@ def find_shards(data_dir, split: str, suffix: str = '') -> list[str]:
     expected = re.compile(re.escape(split) + '-([0-9]{5})-of-([0-9]{5})' + re.escape(suffix))
     matches = list(filter(None, map(expected.fullmatch, names)))
     if not matches:
-        raise InputError(f'no file {pattern} in {data_dir!r}, only {first_names(names)}; {remedy}')
+        raise InputError(
+            f'no file {pattern} in {data_dir!r}, only {first_names(names)}; {foreign.first_in(data_dir, names) or remedy}'
+        )
     totals = sorted({m[2] for m in matches})
     if len(totals) > 1:
         raise InputError(

@@ -4,7 +4,7 @@ MindSpore's TFRecordDataset does not say where an image or a damaged record stan
 order of its own, by their places.
 
 A record is: its length (uint64, little-endian), masked CRC-32C of the length, the data, masked CRC-32C of the data. The data
-are a tf.train.Example, a protocol buffer: a map of features, of which only two are read here.
+are a tf.train.Example (`src.data.example`).
 """
 
 from __future__ import annotations
@@ -21,64 +21,16 @@ from array import array
 from typing import NamedTuple
 
 from src import files
+from src.data import foreign
 from src.data.crc import masked_crc
+from src.data.example import locate, names_in, value_of
 from src.data.index import Index, index_files
-from src.data.protobuf import encode_field, read_fields, read_varint
-from src.data.shards import MOST, shard_name
+from src.data.protobuf import encode_field
+from src.data.shards import IMAGE, LABEL, MOST, shard_name
 from src.errors import InputError, counted
 
-ENCODED, LABEL, FILENAME = b'image/encoded', b'image/class/label', b'image/filename'
+ENCODED, CLASS, FILENAME = IMAGE[0].encode(), LABEL[0].encode(), b'image/filename'
 SYNSET = b'image/class/synset'  # WordNet id, in ImageNet's records
-# Tags of protocol buffers: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An
-# Example is {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of the three lists below,
-# a list {1: value}.
-_KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
-
-
-def _only_value(buf, name, feature, kind):
-    """(start, stop) of the only value of the Feature at `feature` (start, stop); ValueError unless it lists a `kind`."""
-    if feature is None:
-        raise ValueError(f'no feature {name.decode()}')
-    found, count = 'no', 0
-    for tag, start, stop in read_fields(buf, *feature):
-        found, inside = _KINDS.get(tag, found), (start, stop)
-    if found != kind:
-        raise ValueError(f'feature {name.decode()} holds {found} values instead of {kind}')
-    for tag, start, stop in read_fields(buf, *inside):
-        packed = tag == 0x0A and kind == 'int64'
-        if tag == 0x0A and not packed:
-            value, count = (start, stop), count + 1  # bytes, which may be none
-        while (packed or tag == 0x08 and kind == 'int64') and start < stop:
-            value = start, (read_varint(buf, start, stop)[1] if packed else stop)
-            start, count = value[1], count + 1
-    if count > 1:
-        raise ValueError(f'feature {name.decode()} holds several values instead of one')
-    if not count:
-        raise ValueError(f'feature {name.decode()} is empty')
-    return value
-
-
-def _locate(buf, pos, end):
-    """Offset and length of the encoded image, and the label, of the Example in buf[pos:end]; ValueError if it is damaged."""
-    features, key_lengths = {}, (len(ENCODED), len(LABEL))
-    for tag, *inside in read_fields(buf, pos, end):
-        if tag != 0x0A:
-            continue
-        for entry, start, stop in read_fields(buf, *inside):
-            if entry != 0x0A or buf[start] == 0x0A and buf[start + 1] not in key_lengths:
-                continue  # a name of another length: most entries end here, which halves the time
-            key, value = b'', (start, start)
-            for part, first, last in read_fields(buf, start, stop):
-                if part == 0x0A:
-                    key = buf[first:last] if last - first <= len(LABEL) else b''  # never copy a huge name
-                    if key != ENCODED and key != LABEL:
-                        break
-                elif part == 0x12:
-                    value = first, last
-            features[key] = value
-    start, stop = _only_value(buf, ENCODED, features.get(ENCODED), 'bytes')
-    label = read_varint(buf, *_only_value(buf, LABEL, features.get(LABEL), 'int64'))[0]
-    return start, stop - start, label - (label >> 63 << 64)
 
 
 class Record(NamedTuple):
@@ -97,9 +49,10 @@ def walk(path: str):
     """Yield a `Record` for every record of a shard; the checksum of the data is not compared.
 
     A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0. InputError if
-    the file cannot be opened.
+    the file cannot be opened, is no TFRecord file but a known other one, or has the image or the label in features of
+    unknown names.
     """
-    byte = 0
+    byte, count, names = 0, 0, ()
     try:
         with open(path, 'rb') as file:
             end = os.fstat(file.fileno()).st_size
@@ -111,17 +64,21 @@ def walk(path: str):
                         raise ValueError(f'truncated: {end - byte} bytes left, a record header has 12')
                     size, crc = struct.unpack_from('<QI', buf, byte)
                     if masked_crc(buf[byte : byte + 8]) != crc:
+                        if not byte and (what := foreign.kind(path)):
+                            raise InputError(f'shard {path!r} is {what}')
                         raise ValueError('wrong checksum of the record length, damaged or no TFRecord file')
                     if size > end - byte - 16:
                         raise ValueError(
                             f'truncated: {size} bytes of data and 4 of checksum announced, {end - byte - 12} left'
                         )
+                    place = byte + 12, byte + 12 + size
                     try:
-                        found = _locate(buf, byte + 12, byte + 12 + size)
+                        names = names or names_in(buf, *place, f'shard {path!r}, record {count} at byte {byte}')
+                        found = locate(buf, *place, *names)
                     except ValueError as error:
                         found = 0, 0, 0, str(error)
                     yield Record(byte, size, *found, crc=struct.unpack_from('<I', buf, byte + 12 + size)[0])
-                    byte += size + 16
+                    byte, count = byte + size + 16, count + 1
     except OSError as error:
         raise InputError(f'shard {path!r}: {error.strerror}; check the path and its permissions') from None
     except ValueError as error:
@@ -138,24 +95,11 @@ def _sound(path):
         yield record.offset, record.length, record.label, record.crc
 
 
-def _feature(data, name):
-    """The feature `name` (bytes) of an Example, in bytes with its checksum; b"" if it is missing or of another kind."""
-    entry = encode_field(1, name) + b'\x12'  # key, then the tag of its value
-    at = data.find(entry) + len(entry)
-    try:
-        if at < len(entry):
-            return b''
-        length, start = read_varint(data, at, len(data))
-        return data[slice(*_only_value(data, name, (start, start + length), 'bytes'))]
-    except ValueError:
-        return b''
-
-
 def noted_synsets(path: str, count: int = 8) -> list[tuple[int, bytes]]:
     """(label, WordNet id) of the first `count` records of a shard; [] if one of them has no id."""
     with open(path, 'rb') as file:
         noted = [
-            (record.label, _feature(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET))
+            (record.label, value_of(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET))
             for record in itertools.islice(walk(path), count)
         ]
     return noted if all(synset for _, synset in noted) else []
@@ -182,7 +126,7 @@ def stored_name(path: str, offset: int) -> str:
         starts = _starts(path)
         at = bisect.bisect(starts, offset)
         data = os.pread(file.fileno(), starts[at] - starts[at - 1] - 12, starts[at - 1] + 12)
-        return os.path.basename(_feature(data, FILENAME).decode('utf-8', 'surrogateescape'))
+        return os.path.basename(value_of(data, FILENAME).decode('utf-8', 'surrogateescape'))
     return ''
 
 
@@ -201,7 +145,7 @@ def _record(encoded, label, filename):
     form = b'png' if encoded.startswith(b'\x89PNG') else b'jpeg'
     name = filename.encode('utf-8', 'surrogateescape')
     features = entry(b'image/format', 1, form) + entry(FILENAME, 1, name)
-    return framed(encode_field(1, features + entry(LABEL, 3, int(label)) + entry(ENCODED, 1, encoded)))
+    return framed(encode_field(1, features + entry(CLASS, 3, int(label)) + entry(ENCODED, 1, encoded)))
 
 
 def write_shard(path, examples):

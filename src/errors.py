@@ -85,7 +85,7 @@ def _with_subclasses(kind):
 def report(error: InputError) -> None:
     """Print the one line of an `InputError` to stderr."""
     with contextlib.suppress(OSError):
-        print(error.prefix + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+        print(error.prefix + ' '.join(map(str.strip, str(error).splitlines())), file=sys.stderr, flush=True)
 
 
 def entry_point(main: Callable) -> Callable:

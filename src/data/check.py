@@ -60,7 +60,7 @@ def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', pr
     workers, findings = cores(workers), collections.defaultdict(list)
 
     def report(kind, where, detail):
-        findings[kind].append({'where': where, 'detail': ' '.join(detail.split())})
+        findings[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
 
     layout = find_format(data_dir, dataset_format)
     present = splits(data_dir, layout)

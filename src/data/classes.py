@@ -12,6 +12,7 @@ import numpy as np
 from src.data import imagenet
 from src.data.folder import Folder
 from src.data.index import Index
+from src.data.labels import normal
 from src.errors import InputError
 
 
@@ -160,6 +161,7 @@ def match_names(records: Index | Folder, recorded: list[str] | None, source: str
     names = records.class_names
     if not names or not recorded:
         return records
+    names, recorded = [*map(normal, names)], [*map(normal, recorded)]
     labels = np.unique(records.label).tolist()
     # A name that is just the number says nothing: conversions of nameless records write such ones.
     name = {

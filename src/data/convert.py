@@ -195,7 +195,7 @@ def _run(job, settings, done, workers, progress):
         _save(job, stamp.NAME, stamp.as_text(settings, done))
 
     save()
-    names = {label: ' '.join(name.split()) for label, name in enumerate(settings['labels']) if name.split()}
+    names = {label: name for label, name in enumerate(settings['labels']) if name.strip()}
     _save(job, 'labels.txt', labels.text(names))
     tasks = [(split, n) for split in job.records for n in range(job.shards) if job.name(split, n) not in done]
     kept = sum(entry['images'] for entry in done.values())

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from src.data.labels import normal
 from src.errors import InputError
 
 SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millisecond each, on a network's file system
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
+
+
+# Of file managers and archives: trash, thumbnails and what belongs to a file system; as hidden ones, no folders of images.
+_TRASH = ('@eadir', '#recycle', '$recycle.bin', '__macosx', 'lost+found', 'system volume information')
+_WALKED = 20  # directories of a hidden folder that are searched for an image
+NESTED = 'folder inside a class folder'
+# What Hugging Face's datasets take for parts of a data set, https://huggingface.co/docs/datasets/repository_structure
+PARTS = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid', 'dev'),
+    'test': ('test', 'testing', 'eval', 'evaluation'),
+}
+_PART = re.compile(f'({"|".join(name for names in PARTS.values() for name in names)})[-_ ]?[0-9]*', re.IGNORECASE)
 
 
 class LeftOut(NamedTuple):
@@ -50,10 +66,7 @@ class Folder:
     @property
     def left_out(self) -> str:
         """What was not read and why, in a line; '' if everything was."""
-        kinds = {}
-        for what, first, count in self.not_read + [LeftOut('class folder without an image', p, 1) for p in self.empty]:
-            kinds.setdefault(what, [first, 0])[1] += count
-        return '; '.join(f'{count} x {what}, the first is {first}' for what, (first, count) in kinds.items())
+        return as_line(self.not_read + [LeftOut('class folder without an image', p, 1) for p in self.empty])
 
     def where(self, i: int) -> str:
         """The path of image `i`."""
@@ -85,14 +98,38 @@ class Folder:
             raise InputError(f'{self.where(i)}: {error.strerror}; check that it can be read') from None
 
 
-def class_folders(path) -> list[str]:
-    """Sorted names of the directories in `path`, hidden ones left out."""
+def as_line(left_out: list[LeftOut]) -> str:
+    """What is `left_out`, in a line; '' for nothing."""
+    kinds = {}
+    for what, first, count in left_out:
+        kinds.setdefault(what, [first, 0])[1] += count
+    return '; '.join(f'{count} x {what}, the first is {first}' for what, (first, count) in kinds.items())
+
+
+def class_folders(path: str | os.PathLike) -> list[str]:
+    """Sorted names of the directories in `path` and of links to directories, without hidden ones and trash."""
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+        return sorted(e.name for e in entries if not _is_aside(e.name) and e.is_dir())
 
 
-def _scan(folder, inside):
-    """Sorted image names (bytes) of a directory, and a list of `LeftOut`; hidden files and directories are in neither.
+def _is_aside(name):
+    return name.startswith('.') or name.lower() in _TRASH
+
+
+def _is_image(name):
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('._')  # which macOS writes beside each file
+
+
+def _aside(entry):
+    """What a hidden entry or trash is called among what is left out; '' if it holds no image that anybody could miss."""
+    if _is_image(entry.name) and not entry.is_dir():
+        return 'hidden file'
+    inside = itertools.islice(os.walk(entry.path), _WALKED) if entry.is_dir(follow_symlinks=False) else ()
+    return 'hidden or trash folder' * any(_is_image(name) for *_, names in inside for name in names)
+
+
+def scan(folder: str | os.PathLike, inside: bool) -> tuple[list[bytes], list[LeftOut]]:
+    """Sorted image names of a directory, and what is left out.
 
     With `inside` the directory is a class folder, where images are expected; else it is that of the class folders.
     """
@@ -100,14 +137,18 @@ def _scan(folder, inside):
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name.lower()
-            if name.startswith('.') or not inside and entry.is_dir():
+            if _is_aside(name):
+                if what := _aside(entry):
+                    others[what].append(entry.name)
+                continue
+            if not inside and entry.is_dir():
                 continue
             if not inside:
                 others['file beside the class folders'].append(entry.name)
             elif name.endswith(IMAGE_SUFFIXES):
                 found.append(os.fsencode(entry.name))
             elif entry.is_dir():
-                others['folder inside a class folder'].append(entry.name)
+                others[NESTED].append(entry.name)
             else:
                 others[f'file {os.path.splitext(name)[1] or "without an ending"}'].append(entry.name)
     return sorted(found), [LeftOut(what, os.path.join(folder, min(names)), len(names)) for what, names in others.items()]
@@ -119,10 +160,17 @@ def open_folder(path, train_path, class_names: list[str] | None = None) -> Folde
     A class's label is its place in `class_names`, or else among the sorted directories of `train_path`, from
     0: a class that the validation images lack must not shift the labels of the others.
     """
-    listed = class_names if class_names is not None else class_folders(train_path)
+    trained = [*map(normal, class_folders(train_path))]
+    listed = class_names if class_names is not None else sorted({*trained})
     number = {name: label for label, name in enumerate(listed)}
-    folders, files, counts, not_read = class_folders(path), [], [], _scan(path, False)[1]
-    unknown = [name for name in folders if name not in number]
+    folders, files, counts, not_read = class_folders(path), [], [], scan(path, False)[1]
+    if class_names is None and (parts := [name for name in trained if _PART.fullmatch(name)]) == trained and parts:
+        raise InputError(
+            f'{train_path} holds {" and ".join(parts[:3])}: these are names of parts of a data set, not of classes; put the '
+            'images into one folder for each class, <class>/*.jpg, or where the parts are given train/<class>/*.jpg and '
+            'validation/<class>/*.jpg'
+        )
+    unknown = [name for name in folders if normal(name) not in number]
     if unknown:
         source = 'labels.txt' if class_names is not None else train_path
         raise InputError(
@@ -131,14 +179,17 @@ def open_folder(path, train_path, class_names: list[str] | None = None) -> Folde
             f'name the same classes in both{" or remove labels.txt" if class_names else ""}'
         )
     for folder in folders:
-        found, others = _scan(os.path.join(path, folder), True)
+        found, others = scan(os.path.join(path, folder), True)
         files += found
         counts.append(len(found))
         not_read += others
     if not files:
         there = ''.join(f', but {count} x {what} ({first})' for what, first, count in not_read[:1])
-        raise InputError(f'no image in {path}/<class>/ ({", ".join(IMAGE_SUFFIXES)}){there}; give the right directory')
-    label_base = int(listed[0] == 'background' and all(number.get(name) != 0 for name in class_folders(train_path)))
+        raise InputError(
+            f'no image in {path}/<class>/ ({", ".join(IMAGE_SUFFIXES)}){there}; '
+            + ('give the right directory' if folders else 'put the images into one folder for each class')
+        )
+    label_base = int(listed[0] == 'background' and all(number.get(name) != 0 for name in trained))
     folder = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
-    label = np.array([number[name] for name in folders], np.int64)[folder]
+    label = np.array([number[normal(name)] for name in folders], np.int64)[folder]
     return Folder(path, label, folder, np.array(files, 'S'), folders, listed, not_read, label_base)

@@ -30,16 +30,13 @@ _AGAIN = 'copy or make the shard again'
 
 def list_shards(data_dir, aliases) -> list[str]:
     """Sorted paths of what may be shards of a split: named `<alias>*.mindrecord*` or in `alias`/."""
-    found = []
-    for alias in aliases:
-        below = os.path.join(data_dir, alias)
-        inside = sorted(os.listdir(below)) if os.path.isdir(below) else []
-        found += [os.path.join(below, n) for n in inside if _NUMBERED.fullmatch(n)]
-        found += [
-            os.path.join(data_dir, n)
-            for n in sorted(os.listdir(data_dir))
-            if re.match(re.escape(alias) + '(?![a-z])', n) and _NUMBERED.fullmatch(n)
-        ]
+    found, begins = [], re.compile(f'({"|".join(aliases)})(?![a-z])', re.IGNORECASE)
+    for name in sorted(os.listdir(data_dir)):
+        path = os.path.join(data_dir, name)
+        if name.lower() in aliases and os.path.isdir(path):
+            found += [os.path.join(path, n) for n in sorted(os.listdir(path)) if _NUMBERED.fullmatch(n)]
+        elif begins.match(name) and _NUMBERED.fullmatch(name):
+            found.append(path)
     return found
 
 

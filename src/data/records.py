@@ -11,7 +11,7 @@ import numpy as np
 
 from src.data import foreign, imagenet, labels, tfrecord
 from src.data.archives import ARCHIVES, open_archive
-from src.data.folder import Folder, class_folders, open_folder
+from src.data.folder import PARTS, Folder, class_folders, open_folder, scan
 from src.data.index import Index
 from src.data.mindrecord import find_mindrecords, index_mindrecords, list_shards
 from src.data.shards import NUMBERS, find_shards, first_names, list_directory
@@ -19,7 +19,7 @@ from src.data.tfrecord import index_shards
 from src.errors import InputError
 
 FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
-SPLITS = {'train': ('train',), 'validation': ('validation', 'val')}  # and the names that files may use
+SPLITS = {split: PARTS[split] for split in ('train', 'validation')}  # and the names that files may use, in any case
 _TFRECORD = re.compile(f'({"|".join(SPLITS)}){NUMBERS}')
 
 
@@ -78,13 +78,12 @@ def find_format(data_dir: str | Path, dataset_format: str = 'auto') -> str:
         found.setdefault('tfrecord', name)
     for name in set(ARCHIVES.values()) & set(names):
         found.setdefault('archives', name)
-    for aliases in SPLITS.values():
+    for split, aliases in SPLITS.items():
         for path in list_shards(data_dir, aliases):
             found.setdefault('mindrecord', os.path.relpath(path, data_dir))
-        for alias in aliases:
-            folder = os.path.join(data_dir, alias)
-            if os.path.isdir(folder) and class_folders(folder):
-                found.setdefault('folder', os.path.join(alias, class_folders(folder)[0]))
+        for folder in split_folders(data_dir, split):
+            if class_folders(folder):
+                found.setdefault('folder', os.path.join(os.path.basename(folder), class_folders(folder)[0]))
     if len(found) > 1:
         both = ' and '.join(f'{layout} ({name})' for layout, name in found.items())
         raise InputError(f'data directory {data_dir!r} holds {both}; give dataset_format')
@@ -101,6 +100,12 @@ def _near_miss(data_dir, names):
     """A remedy that fits the `names` which are in the directory."""
     if found := foreign.first_in(data_dir, names):
         return found
+    for folder in (data_dir, *(folder for split in SPLITS for folder in split_folders(data_dir, split))):
+        if images := scan(folder, True)[0]:
+            return (
+                f'{os.path.join(folder, os.fsdecode(images[0]))} is in no class folder; put the images into one folder for '
+                'each class, train/<class>/*.jpg and validation/<class>/*.jpg'
+            )
     for name in names:
         path = os.path.join(data_dir, name)
         shard = re.search('([0-9]+)-of-([0-9]+)', name)
@@ -121,17 +126,24 @@ def splits(data_dir: str | Path, dataset_format: str) -> list[str]:
     there = {
         'tfrecord': lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
         'mindrecord': lambda split: list_shards(data_dir, SPLITS[split]),
-        'folder': lambda split: any(os.path.isdir(os.path.join(data_dir, n)) for n in SPLITS[split]),
+        'folder': lambda split: bool(split_folders(data_dir, split)),
         'archives': lambda split: ARCHIVES[split] in names,
     }
     return [split for split in SPLITS if there[dataset_format](split)]
 
 
+def split_folders(data_dir, split: str) -> list[str]:
+    """The directories in `data_dir` that may have a split's class folders, in the order of `SPLITS`."""
+    names = {name: SPLITS[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in SPLITS[split]}
+    return [p for p in (os.path.join(data_dir, n) for n in sorted(names, key=names.get)) if os.path.isdir(p)]
+
+
 def split_folder(data_dir, split: str) -> str:
     """The directory of a split's class folders; InputError if it is missing or there are two."""
-    found = [p for p in (os.path.join(data_dir, n) for n in SPLITS[split]) if os.path.isdir(p)]
+    found = split_folders(data_dir, split)
     if len(found) != 1:
-        what = 'both ' + ' and '.join(SPLITS[split]) if found else f'no {" or ".join(SPLITS[split])} folder'
+        names = ' and '.join(map(os.path.basename, found))
+        what = f'both {names}' if found else f'no {split} folder ({", ".join(SPLITS[split][1:])})'
         raise InputError(
             f'data directory {data_dir!r} has {what}, only {first_names(_listing(data_dir))}; '
             f'give one directory {split}/<class>/*.jpg'

@@ -1,9 +1,9 @@
 """List a folder of photos as training and validation photos: python -m src.data.split PHOTOS LIST [--seed N]
 
 PHOTOS holds one folder for each class, and a fifth of each class is kept for validation. The seed decides which; copies of
-the same file stay on one side. A PHOTOS with `train` and `validation` (or `val`) is listed as it is. Files that are no image
-or cannot be decoded are named and left out. LIST is a CSV file with the columns part, class and path, which
-`python -m src.data.convert --list LIST` takes. The photos stay where they are.
+the same file stay on one side. A PHOTOS with `train` and `validation` (or `val`, `valid`, `dev`) is listed as it is. Files
+that are no image or cannot be decoded are named and left out. LIST is a CSV file with the columns part, class and path,
+which `python -m src.data.convert --list LIST` takes. The photos stay where they are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from src.data.classes import refuse_empty_folders
 from src.data.findings import UNREADABLE
 from src.data.folder import Folder, class_folders, open_folder
 from src.data.index import Index
+from src.data.labels import normal
 from src.data.parts import Folders, examine_all
 from src.data.pool import cores, interruptible
-from src.data.records import SPLITS, open_records, splits
+from src.data.records import SPLITS, open_records, split_folders, splits
 from src.errors import InputError, Parser, counted, entry_point
 
 SHARE = 0.2  # of a class's photos that are for validation
@@ -46,7 +47,7 @@ def open_photos(photos: str | Path) -> dict[str, Folder]:
     InputError if there are no photos, or class folders without one.
     """
     try:
-        there = {part for part, names in SPLITS.items() for name in names if _has_folders(os.path.join(photos, name))}
+        there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
         if there == {'validation'} or there == {'train'} and len(class_folders(photos)) == 1:
             raise InputError(
                 f'{photos} has only a {min(there)} part; give the directory with the class folders, or one with both '
@@ -63,10 +64,6 @@ def open_photos(photos: str | Path) -> dict[str, Folder]:
     if len(next(iter(found.values())).class_names) < 2:
         raise InputError(f'{photos} has one class folder; a classifier needs two or more')
     return found
-
-
-def _has_folders(path):
-    return os.path.isdir(path) and bool(class_folders(path))
 
 
 def split(
@@ -189,6 +186,7 @@ def open_list(path: str | Path) -> dict[str, Folder]:
     for number, row in enumerate(rows[1:], 2):
         if len(row) != 3 or row[0] not in SPLITS or not all(row):
             raise InputError(f'list {path} record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
+    rows[1:] = [[part, normal(name), path] for part, name, path in rows[1:]]
     names = sorted({row[1] for row in rows[1:]})
     number = {name: k for k, name in enumerate(names)}
     above = os.path.dirname(os.path.abspath(path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -94,11 +94,14 @@ def parse(argv: list[str] | None):
 def main(argv: list[str] | None = None):
     """Run the command line `argv` (default: that of the process)."""
     args = parse(argv)
-    paths, count = all_images(args.sources)
+    left_out = []
+    paths, count = all_images(args.sources, left_out.append)
     runtime.start()
     model = open_model(args.model, args.labels)
     check_top(args.top, model.num_classes, model.num_classes)
     batch_size = _batch_size(model, args, count)
+    for line in left_out:
+        _say(line)
     blank = np.zeros((batch_size, model.size, model.size, 3), np.uint8)
     values, _ = model.probabilities(blank)  # the first call compiles, which is not to count as time of the images
     check_top(args.top, values.shape[1], model.num_classes)
@@ -115,14 +118,19 @@ def main(argv: list[str] | None = None):
         print(shown.summary(), file=sys.stderr if args.json else sys.stdout)
 
 
-def all_images(sources: list[str]) -> tuple[Iterable[str], int | None]:
-    """The images that `sources` name and their number, None with standard input. InputError if a source has none."""
+def all_images(sources: list[str], say: Callable[[str], None]) -> tuple[Iterable[str], int | None]:
+    """The images that `sources` name and their number, None with standard input. `say` gets lines on what is left out of
+    directories. InputError if a source has no image."""
     if STANDARD_INPUT in sources:
         if len(sources) > 1:
             raise InputError('- (standard input) stands alone; write the other images to it, too')
-        return standard_input(), None
-    paths = [path for source in sources for path in find_images(source)]
+        return standard_input(_say), None
+    paths = [path for source in sources for path in find_images(source, say)]
     return paths, len(paths)
+
+
+def _say(line):
+    print(line, file=sys.stderr)
 
 
 def _batch_size(model, args, count):

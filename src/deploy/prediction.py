@@ -54,6 +54,7 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
 .row {{ display: flex; justify-content: space-between; gap: 8px; padding: 1px 4px;
   background: linear-gradient(#cfe3f7, #cfe3f7) no-repeat 0 / var(--share) 100% }}
 .row:first-of-type {{ font-weight: 600 }}
+.row span {{ white-space: pre-wrap }}
 .row span + span {{ white-space: nowrap }}
 </style></head><body>
 <h1>{title}</h1>

@@ -42,6 +42,7 @@ figure img {{ display: block; height: 150px; max-width: 100%; margin: 0 auto 6px
 figcaption b {{ color: #222 }} figcaption div {{ margin-top: 2px }} figcaption .file {{ font-size: 12px; color: #777 }}
 .plot {{ overflow-x: auto; width: fit-content; max-width: 100%; padding: 6px }} .plot img {{ display: block }}
 .table {{ overflow-x: auto }} table {{ border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }}
+td, figcaption b {{ white-space: pre-wrap }}
 th, td {{ border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }}
 .n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; overflow-wrap: normal }}
 th {{ background: #f0f2f5 }} summary {{ cursor: pointer; margin: .6em 0 }}

@@ -24,6 +24,7 @@ from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
 from src.programs import ROOT, print_table, run
+from src.training.plan import default_batch_size
 from src.training.report import NAME as PAGE
 from src.training.runs import Run
 from src.weights import checkpoint
@@ -197,9 +198,9 @@ def main():
         run('src.data.check', data, good=(0, 1))  # 1: with problems, which it lists
     where = ['--data_dir', data, '--log_dir', training, '--restore_path', weights]
     going_on = [] if config.resume or config.overwrite else ['--resume', 'auto']
-    batch = min(config.batch_size, len(parts['train']))
+    batch = min(config.batch_size or default_batch_size(1), len(parts['train']))
     length = epochs_for(len(parts['train']), batch, config, options)
-    run('train.py', *recipe, *where, *going_on, *network, *length, '--batch_size', batch, *options)
+    run('train.py', *recipe, *where, *going_on, *network, *length, *options, '--batch_size', batch)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
     rows = evaluate_and_export(trained_checkpoint(training), output, config.batch_size, shown)
     names = held.class_names

@@ -42,11 +42,11 @@ class Offsets(NamedTuple):
     possible: list[int]  # several where labels and names leave it open; then images tell
     assumed: int | None = None  # where images do not tell either
 
-    def clear(self, hits: Sequence[float]) -> bool:
-        """Whether the `hits`, images that the weights recognise with each of `possible`, show which is right: a right one
-        makes most images right, a wrong one hardly any, and weights that recognise nothing differ by chance only."""
+    def clear(self, hits: Sequence[float], deviations: float) -> bool:
+        """Whether the `hits`, images that the weights recognise with each of `possible`, differ by three and by so many
+        standard deviations of a difference by chance. A right one has most images for it, a wrong one hardly any."""
         second, first = sorted(hits)[-2:]
-        return first - second >= 3 and (first - second) ** 2 >= 3 * (first + second)
+        return first - second >= 3 and (first - second) ** 2 >= deviations**2 * (first + second)
 
     def settled(self, hits: Sequence[float], images: int) -> tuple[int, str]:
         """(the right one of `possible`, a line on why or '') by the `hits` among so many `images`. InputError if it stays
@@ -54,8 +54,9 @@ class Offsets(NamedTuple):
         if len(self.possible) == 1:
             return self.possible[0], ''
         shown = ', '.join(f'{_MEANING[offset]} makes {n:.0f} of {images} right' for offset, n in zip(self.possible, hits))
-        if self.clear(hits):
-            chosen = self.possible[int(np.argmax(hits))]
+        chosen = self.possible[int(np.argmax(hits))]
+        # Weights that recognise little give no reason to doubt what they record.
+        if self.clear(hits, ENOUGH) and (self.assumed in (None, chosen) or 2 * max(hits) >= images):
             return chosen, f'label k is class {_MEANING[chosen]} (the labels leave it open; {shown})'
         if self.assumed is None:
             raise InputError(
@@ -70,6 +71,7 @@ class Offsets(NamedTuple):
 
 
 _MEANING = {0: 'k', 1: 'k - 1', -1: 'k + 1'}
+ENOUGH, SURE = 1.7, 3  # standard deviations for a choice after all images, and to look at no more of them
 
 
 def possible_offsets(

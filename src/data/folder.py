@@ -116,6 +116,11 @@ def _is_aside(name):
     return name.startswith('.') or name.lower() in _TRASH
 
 
+def is_part(name: str) -> bool:
+    """Whether a folder's `name` is that of a part of a data set, such as train, Valid or test1."""
+    return bool(_PART.fullmatch(name))
+
+
 def _is_image(name):
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('._')  # which macOS writes beside each file
 
@@ -164,7 +169,7 @@ def open_folder(path, train_path, class_names: list[str] | None = None) -> Folde
     listed = class_names if class_names is not None else sorted({*trained})
     number = {name: label for label, name in enumerate(listed)}
     folders, files, counts, not_read = class_folders(path), [], [], scan(path, False)[1]
-    if class_names is None and (parts := [name for name in trained if _PART.fullmatch(name)]) == trained and parts:
+    if class_names is None and (parts := [name for name in trained if is_part(name)]) == trained and parts:
         raise InputError(
             f'{train_path} holds {" and ".join(parts[:3])}: these are names of parts of a data set, not of classes; put the '
             'images into one folder for each class, <class>/*.jpg, or where the parts are given train/<class>/*.jpg and '

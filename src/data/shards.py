@@ -32,7 +32,9 @@ def list_directory(data_dir: str, remedy: str) -> list[str]:
     try:
         names = sorted(os.listdir(data_dir))
     except OSError as error:
-        raise InputError(f'data directory {data_dir!r}: {error.strerror}; {remedy}') from None
+        what = foreign.kind(data_dir) if os.path.isfile(data_dir) else ''
+        problem = f' is {what}' if what else f': {error.strerror}; {remedy}'
+        raise InputError(f'data directory {data_dir!r}{problem}') from None
     if not names:
         raise InputError(f'data directory {data_dir!r} is empty; {remedy}')
     return names

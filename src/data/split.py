@@ -21,7 +21,7 @@ import numpy as np
 from src import files
 from src.data.classes import refuse_empty_folders
 from src.data.findings import UNREADABLE
-from src.data.folder import Folder, class_folders, open_folder
+from src.data.folder import Folder, class_folders, is_part, open_folder
 from src.data.index import Index
 from src.data.labels import normal
 from src.data.parts import Folders, examine_all
@@ -48,7 +48,7 @@ def open_photos(photos: str | Path) -> dict[str, Folder]:
     """
     try:
         there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
-        if there == {'validation'} or there == {'train'} and len(class_folders(photos)) == 1:
+        if there == {'validation'} or there == {'train'} and all(map(is_part, class_folders(photos))):
             raise InputError(
                 f'{photos} has only a {min(there)} part; give the directory with the class folders, or one with both '
                 'train and validation'
@@ -80,6 +80,12 @@ def split(
     found = open_photos(photos)
     parts = [Folders(part, records) for part, records in found.items()]
     entries, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
+    used = {os.path.basename(records.path) for records in found.values()}
+    left_out += [
+        f'{os.path.join(photos, name)}: no part of a training'
+        for name in class_folders(photos)
+        if '' not in found and name not in used
+    ]
     results = examine_all(parts, cores(workers), progress)
     unreadable = {
         (number, k): detail

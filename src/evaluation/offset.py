@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 
 from src import collective
-from src.data.classes import Offsets
+from src.data.classes import SURE, Offsets
 from src.evaluation.evaluation import Evaluation
 from src.weights import checkpoint
 
@@ -37,7 +37,7 @@ def settle(
         counts = np.stack(found).ravel()
         counts = (collective.summed(counts) if evaluation.world > 1 else counts).reshape(-1, 2)
         hits, images = hits + counts[:, 0], images + int(counts[0, 1])
-        if offsets.clear(hits):
+        if offsets.clear(hits, SURE):
             break
     evaluation.offset, why = offsets.settled(hits, images)
     log(why)

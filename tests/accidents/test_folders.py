@@ -34,7 +34,6 @@ def images(directory, *names):
         ['Train/cat.0.jpg', 'Test/1.jpg', 'Valid/2.jpg'],
         ['training/a.jpg', 'testing/b.jpg'],
         ['train/cat.0.jpg', 'train/cat.1.jpg'],
-        ['train/cat/0.jpg', 'train/dog/0.jpg', 'test/1.jpg'],
     ],
 )
 def test_parts_are_no_classes(names, tmp_path):
@@ -51,6 +50,15 @@ def test_images_in_no_class_folder(name, tmp_path):
     photos = images(tmp_path / 'photos', name, 'test1/1.jpg')
     run = cli('check', photos)
     fails(run, f'{photos / name} is in no class folder; put the images into one folder for each class, train/<class>/*.jpg')
+
+
+def test_a_test_part_is_no_validation_part(tmp_path):
+    photos = images(tmp_path, *(f'{name}/{k}.jpg' for name in ('train/cat', 'train/dog') for k in range(3)), 'test/1.jpg')
+    fails(cli('split', photos, tmp_path / 'list.csv'), 'has only a train part; give the directory with the class folders')
+    assert len(split(photos / 'train', workers=1)[0]) == 6
+    images(photos, 'valid/cat/1.jpg', 'valid/dog/1.jpg')
+    entries, left_out = split(photos, workers=1)
+    assert len(entries) == 8 and left_out == [f'{photos}/test: no part of a training']
 
 
 def test_finetuning_refuses_parts(tmp_path, monkeypatch, capsys):

@@ -100,6 +100,8 @@ def test_other_files_are_named(kind, name, tmp_path):
 
 
 def test_commands_name_them(tmp_path):
+    (tmp_path / 'photos.tar').write_bytes(OTHERS['tar'][0])
+    fails(cli('check', tmp_path / 'photos.tar'), 'photos.tar', 'is a tar archive', 'unpack it')
     shard(tmp_path / 'a', gzip.compress(SHARD))
     run = cli('convert', '--src', tmp_path / 'a', '--dst', tmp_path / 'b', '--format', 'mindrecord', '--shards', 1)
     fails(run, 'train-00000-of-00001', 'compressed with gzip')

@@ -4,45 +4,83 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from src import processes
+HOST = os.uname().nodename[:32]
+# Ends the names of our temporary directories, and of no other program's: only such a name may be removed.
+SUFFIX = '.inceptionv4-tmp'
+DAY = 86400  # seconds after which a temporary directory of another host is abandoned
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
 
-    The path is in a directory `.<name>.<process id>.<random>` beside `path`, which only this user may enter. So nobody
-    else can take the name, and a library may write further files beside it. In `with replacing(a), replacing(b)` the file
-    `b` gets its name first. OSError if it cannot be written.
+    The path is in a `temporary_directory` beside `path`. So nobody else can take the name, and a library may write further
+    files beside it. In `with replacing(a), replacing(b)` the file `b` gets its name first. What killed processes left
+    beside `path` is removed. OSError if it cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
-    directory = tempfile.mkdtemp(prefix=f'.{path.name[:40]}.{os.getpid()}.', dir=path.parent)
-    try:
-        temporary = Path(directory, path.name)
+    remove_abandoned(path.parent)
+    with temporary_directory(temporary_name(path)) as directory:
+        temporary = directory / path.name
         yield temporary
         move(temporary, path)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name for a `temporary_directory` beside `path`, different at each call."""
+    return path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.{HOST}{SUFFIX}')
+
+
+@contextlib.contextmanager
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Make the directory `path`, a `temporary_name`, which only this user may enter; remove it at the end of the block.
+
+    In between it is locked, by which `remove_abandoned` knows that its process lives: the system ends a lock with its
+    process, and process numbers tell nothing where containers share a directory. OSError if it cannot be made.
+    """
+    while True:
+        path.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked: once more
+            held = os.open(path, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if path.exists():
+                break
+            os.close(held)
+    try:
+        yield path
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
 
 
-def remove_abandoned(directory: str | Path, pattern: str = '.*') -> None:
-    """Remove what killed processes left in `directory`: of the names that fit `pattern` those that end, as in `replacing`,
-    in .<process id>.<random>, if there is no such process. One with our own number is of an earlier process that had it:
-    call this before this process writes anything there."""
-    for path in Path(directory).glob(pattern):
-        named = re.fullmatch(r'.+\.(\d+)\.\w+', path.name)
-        if named and (int(named[1]) == os.getpid() or not processes.lives(int(named[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+def remove_abandoned(directory: str | Path) -> None:
+    """Remove each `temporary_directory` in `directory` whose process has ended. Of a process of another host that cannot be
+    seen; its directories are removed when nothing was put into them for a day."""
+    for path in Path(directory).glob(f'.*{SUFFIX}'):
+        if not re.fullmatch(rf'\..+\.[0-9a-f]{{8}}\..+{SUFFIX}', path.name):
+            continue
+        with contextlib.suppress(OSError):  # no directory, or a link; locked by a living process; or somebody was faster
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.name.endswith(f'.{HOST}{SUFFIX}') or time.time() - os.fstat(held).st_mtime > DAY:
+                    shutil.rmtree(path)
+            finally:
+                os.close(held)
 
 
 def move(temporary: str | Path, path: str | Path) -> None:

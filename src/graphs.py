@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import time
 import weakref
@@ -21,7 +20,9 @@ from src.errors import InputError
 from src.waiting import waiting
 
 LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network's training has 5 MB, without any weights
-WORK = 'inceptionv4-graphs.'  # beginning of the name of a process's own directory, below the one for temporary files
+# MindSpore's own name for a graph in its cache, `{}` its number: rank_0/graph_cache/compile_cache_{}.mindir. No other path
+# that a file names is written to.
+NAME = re.compile(r'(?:[\w-]+/)*[\w-]*compile_cache_\{\}\.mindir')
 # Options that no graph depends on. A training that goes on differs in some of them from its start.
 INERT = (
     'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
@@ -84,15 +85,16 @@ class Graphs:
         """(name for MindSpore, graph) of the file `path`; None if there is none or it is damaged, which removes it."""
         try:
             digest, _, rest = path.read_bytes().partition(b'\n')
-            if hashlib.sha256(rest).hexdigest().encode() != digest:
+            name, _, graph = rest.partition(b'\n')
+            name = name.decode(errors='replace')
+            if hashlib.sha256(rest).hexdigest().encode() != digest or not NAME.fullmatch(name):
                 self.say(f'warning: {path} is damaged and is removed; the graph is compiled anew')
                 path.unlink(missing_ok=True)
                 return None
             os.utime(path)  # the oldest by use go first
         except OSError:
             return None
-        name, _, graph = rest.partition(b'\n')
-        return name.decode(), graph
+        return name, graph
 
     def _write(self, path, name, graph):
         """Put a graph into the cache; whether that could be done."""
@@ -113,22 +115,19 @@ OFF = Graphs(say=lambda line: None)
 def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None] = print) -> Graphs:
     """The `Graphs` of this process; `option` is the value of `compile_cache`, `run` the `runtime.Runtime`.
 
-    InputError if the directory `option` cannot be made; if that of `auto` cannot, a line to `say`.
+    InputError if the directory `option` cannot be used, see `_problem`; if that of `auto` cannot, a line to `say`.
     """
     if option == 'off' or option == 'auto' and run.device_target != 'CPU':
         return Graphs(say=say)
-    base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    directory = Path(base, 'inceptionv4-mindspore') if option == 'auto' else Path(option).absolute()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-        files.remove_abandoned(directory)  # another machine may lose a graph that it is just writing, and says so
-        files.remove_abandoned(tempfile.gettempdir(), f'{WORK}*')
-    except OSError as error:
-        problem = f'compile_cache {directory}: cannot be written ({error.strerror})'
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    base = base if os.path.isabs(base) else '~/.cache'
+    place = os.path.expanduser(f'{base}/inceptionv4-mindspore' if option == 'auto' else option)
+    directory = Path(place).absolute()
+    problem = 'this user has no home directory; set HOME' if place.startswith('~') else _problem(directory)
+    if problem:
+        problem = f'compile_cache {place}: {problem}'
         if option != 'auto':
-            raise InputError(f'{problem}; use another directory or off') from None
+            raise InputError(f'{problem}; use another directory or off')
         say(f'warning: {problem}; graphs are compiled at every start')
         return Graphs(say=say)
     options = {name: value for name, value in config.items() if name not in INERT}
@@ -136,11 +135,27 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
     return Graphs(directory, [options, ranks, graph_key.sources(), graph_key.versions(run.device_target)], say)
 
 
+def _problem(directory):
+    """Why no graphs can be kept in `directory`, which is made if it is missing; None if they can."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        status = directory.stat()
+    except OSError as error:
+        return f'cannot be written ({error.strerror})'
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        return f'a graph is a program, and others may write there (owner {status.st_uid}, mode {status.st_mode & 0o777:o})'
+    for place in (directory, tempfile.gettempdir()):
+        files.remove_abandoned(place)  # of processes that were killed
+    return None
+
+
 def trim(directory: Path, limit: int | None = None) -> None:
     """Remove the graphs that were used longest ago until `limit` bytes (`LIMIT`) are left. A graph in use is not needed any
     more: it was read as a whole."""
     entries = []
-    for path in directory.glob('*.graph'):
+    for path in directory.glob('[0-9a-f]' * 64 + '.graph'):  # other programs' files may have this ending
         with contextlib.suppress(FileNotFoundError):  # another process does the same
             status = path.stat()
             entries.append((status.st_mtime, status.st_size, path))
@@ -168,7 +183,9 @@ class _Window:
 
     def __enter__(self):
         if _Window.directory is None:
-            _Window.directory = Path(tempfile.mkdtemp(prefix=f'{WORK}{os.getpid()}.'))
+            _Window.directory = files.temporary_name(Path(tempfile.gettempdir(), 'graphs'))
+        self.held = files.temporary_directory(_Window.directory)
+        self.held.__enter__()
         self.placed = None
         if self.found:
             self.placed = _Window.directory / self.found[0].format(_Window.number)
@@ -193,7 +210,7 @@ class _Window:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if kind is None:
             self._look()
-        shutil.rmtree(_Window.directory, ignore_errors=True)
+        self.held.__exit__(None, None, None)
 
     def _look(self):
         there = list(_Window.directory.glob('**/*compile_cache_*.mindir'))

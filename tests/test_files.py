@@ -5,6 +5,9 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -88,17 +91,30 @@ def test_a_link_that_waits_is_not_followed(writer, guess, tmp_path):
     assert (tmp_path / 'victim').read_text() == 'precious'
 
 
-def test_name_tells_the_process(tmp_path):
+def test_what_is_being_written_is_kept(tmp_path):
+    """Also by a cleaning in between, of this process or of another one."""
     with files.replacing(tmp_path / 'inceptionv4-1_2.ckpt') as temporary:
         (directory,) = tmp_path.iterdir()
-        assert directory.name.startswith(f'.inceptionv4-1_2.ckpt.{os.getpid()}.') and temporary.parent == directory
+        assert directory.name.startswith('.inceptionv4-1_2.ckpt.') and temporary.parent == directory
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         temporary.write_text('x')
         files.remove_abandoned(tmp_path)
-        assert not list(tmp_path.iterdir())
-        temporary.parent.mkdir()
-        temporary.write_text('x')
+        subprocess.run(
+            [sys.executable, '-c', 'import sys; from src import files; files.remove_abandoned(sys.argv[1])', tmp_path]
+        )
     assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_2.ckpt']
+
+
+@pytest.mark.parametrize('days, there', [(0, True), (0.9, True), (1.1, False)])
+def test_of_another_host(days, there, tmp_path, monkeypatch):
+    """Its processes cannot be seen, so what it writes is left alone for a day."""
+    monkeypatch.setattr(files, 'HOST', 'another')
+    left = files.temporary_name(tmp_path / 'inceptionv4-1_2.ckpt')
+    monkeypatch.undo()
+    left.mkdir()
+    os.utime(left, (time.time() - 86400 * days,) * 2)
+    files.remove_abandoned(tmp_path)
+    assert left.exists() == there
 
 
 @pytest.mark.parametrize('name', ['name', 'ü' * 120, 'x' * 255])

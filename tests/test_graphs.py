@@ -1,9 +1,12 @@
 """The cache of compiled graphs gives the graph that is asked for, or none."""
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import mindspore as ms
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src import config, graph_key, graphs, runtime
+from src import config, files, graph_key, graphs, runtime
 from src.errors import InputError
 from src.weights import checkpoint
 
@@ -94,6 +97,22 @@ def test_damage_is_found(cache, said, directory):
 
 
 @pytest.mark.compiles
+@pytest.mark.parametrize('name', ['{}/victim', '../{}/victim', '{}/compile_cache_{{}}.mindir'])
+def test_a_graph_is_written_nowhere_else(name, cache, said, directory, tmp_path):
+    """Whatever path its file names, and although the checksum fits."""
+    place = os.path.relpath(tmp_path, tempfile.gettempdir()) if name.startswith('..') else tmp_path
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    run(cache, Scaled(3.0))
+    (entry,) = directory.iterdir()
+    rest = name.format(place).encode() + b'\n' + entry.read_bytes().split(b'\n', 2)[2]
+    entry.write_bytes(hashlib.sha256(rest).hexdigest().encode() + b'\n' + rest)
+    before = set(tmp_path.rglob('*'))
+    assert (run(cache, Scaled(3.0)) == INPUT.asnumpy() * 3).all() and 'compiled' in said[-1]
+    assert victim.read_text() == 'precious' and set(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.compiles
 def test_an_error_keeps_nothing(cache, directory):
     with pytest.raises(ZeroDivisionError), cache.compiling(cell := Scaled(4.0), [INPUT], 'graph'):
         cell(INPUT)
@@ -134,26 +153,22 @@ def test_two_processes_at_once(directory):
 def test_bound(directory):
     """The graphs that were used longest ago go."""
     for age, name in enumerate('abcd'):
-        path = directory / f'{name}.graph'
+        path = directory / f'{name * 64}.graph'
         path.write_bytes(bytes(100))
         graphs.os.utime(path, (time.time() - age, time.time() - age))
     graphs.trim(directory, 250)
-    assert {path.name for path in directory.iterdir()} == {'a.graph', 'b.graph'}
+    assert {path.name[62:] for path in directory.iterdir()} == {'aa.graph', 'bb.graph'}
 
 
 def test_next_start_removes_what_killed_processes_left(directory, tmp_path, monkeypatch):
-    """And nothing of living ones, or of others."""
+    """And nothing of others."""
     monkeypatch.setattr(graphs.tempfile, 'tempdir', str(tmp_path))
-    paths = [
-        where / f'{name}{pid}.a1b2'
-        for pid in (1 << 22, graphs.os.getppid())  # the first is more than any pid
-        for where, name in ((directory, '.0a1f.graph.'), (tmp_path, graphs.WORK))
-    ]
-    for path in [*paths, tmp_path / 'other']:
+    left = [files.temporary_name(where / 'graph') for where in (directory, tmp_path)]
+    for path in [*left, tmp_path / 'other']:
         path.mkdir()
         (path / 'part').touch()
     graphs.open_cache(str(directory), {}, runtime.Runtime('CPU', 0, 0, 1, 'O0', False))
-    assert [path.exists() for path in paths] == [False, False, True, True] and (tmp_path / 'other/part').exists()
+    assert not any(path.exists() for path in left) and (tmp_path / 'other/part').exists()
 
 
 def test_option(tmp_path, monkeypatch, said):

@@ -1,6 +1,5 @@
 """Log lines, checkpoints and evaluations on their schedule, also where steps come in sinks (no graph is compiled)."""
 
-import os
 import re
 import threading
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src import files
 from src.data.bad_records import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
@@ -372,17 +370,6 @@ def test_training_that_is_replaced_goes_with_the_first_new_checkpoint(monitor, t
     run.step()
     assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_10.ckpt']
     assert checkpoint.load(saved.path)[1]['step'] == 10
-
-
-@pytest.mark.parametrize('owner, there', [(1, True), (os.getpid(), False), (None, False)], ids=['living', 'own', 'dead'])
-def test_only_what_dead_processes_left_is_removed(tmp_path, owner, there):
-    """A name with this process's own number is of an earlier one: it has not saved yet."""
-    left = [tmp_path / f'.{name}.{owner or 99999999}.x4_k' for name in ('inceptionv4-0_4.ckpt', 'config.yaml')]
-    others = [tmp_path / name for name in ('.lock', '.x.y.z', 'a.99999999.x4_k')]
-    for path in [*left, *others]:
-        path.mkdir()
-    files.remove_abandoned(tmp_path)
-    assert [path.exists() for path in [*left, *others]] == [there, there, True, True, True]
 
 
 def test_failed_save_leaves_nothing(monitor, tmp_path, monkeypatch):

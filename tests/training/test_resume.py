@@ -20,7 +20,7 @@ import pytest
 
 import train
 from src import config as configuration
-from src import lock, processes
+from src import files, lock, processes
 from src.data import demo_images, mindrecord, tfrecord
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
@@ -402,7 +402,7 @@ def test_replaced_training_stays_until_the_first_new_checkpoint(old):
 def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
     """Its files, the unfinished one of the save that it is making included, stay."""
     monkeypatch.setattr(resume, 'WAIT', 0)
-    unfinished = old.path.with_name('.inceptionv4-1_4.ckpt.99999999.x4_k')
+    unfinished = files.temporary_name(old.path)
     unfinished.mkdir()
     command = 'import sys, time; from src import lock; f = lock.hold(sys.argv[1]); print(1, flush=True); time.sleep(60)'
     first = subprocess.Popen([sys.executable, '-c', command, str(old.path.parent)], cwd=ROOT, stdout=subprocess.PIPE)

@@ -1,30 +1,14 @@
 """Checkpoint files, beside what the tests of trainings show."""
 
 import re
-import subprocess
-import time
 
 import numpy as np
 import pytest
 
-from src import files, processes
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.training import resume
 from src.weights import checkpoint
-
-
-def test_what_a_zombie_left_is_removed(tmp_path):
-    """A process that has ended, but was not waited for, saves nothing any more."""
-    ended = subprocess.Popen(['true'])
-    try:
-        while (processes.state(ended.pid) or 'Z')[0] != 'Z':
-            time.sleep(0.01)
-        (tmp_path / f'.inceptionv4-0_4.ckpt.{ended.pid}.x4_k').mkdir()
-        files.remove_abandoned(tmp_path)
-    finally:
-        ended.wait()
-    assert not list(tmp_path.iterdir())
 
 
 def _file(tmp_path, classes=7, **options):

@@ -1,0 +1,137 @@
+"""Files of the user and of other users: what the programs remove, write over, follow or trust."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import export
+import train
+from src.inceptionv4 import InceptionV4
+from src.weights import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def line_of(main, capsys, *arguments):
+    """The one line with which the program ends for bad input."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+def start_training(capsys, directory, *options):
+    """Everything that a training does before it looks for its data, which are not there; its lines."""
+    arguments = ['--data_dir', 'nowhere', '--log_dir', directory, '--device_target', 'CPU', *options]
+    with pytest.raises(SystemExit) as stopped:
+        train.main([str(a) for a in arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr()
+
+
+@pytest.mark.parametrize('where', ['log', 'cache'])
+def test_files_that_only_look_temporary_stay(where, tmp_path, capsys):
+    """Neither a directory of mail, nor editors' files, nor a graph of another program is ours."""
+    (tmp_path / where).mkdir()
+    names = [
+        '.mail.20251231.bak',
+        '.x.99999999.swp',
+        '.notes.1.a1b2',
+        '.inceptionv4-1_2.ckpt.4194304.k',
+        'mine.graph',
+        '.a.tmp',
+    ]
+    for name in names:
+        (tmp_path / where / name).mkdir()
+        (tmp_path / where / name / 'letter').write_text('precious')
+    (tmp_path / where / '.file.99999999.bak').write_text('precious')
+    start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache')
+    assert all((tmp_path / where / name / 'letter').exists() for name in names)
+    assert (tmp_path / where / '.file.99999999.bak').exists()
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    network = InceptionV4(5, block_counts=(1, 1, 1), image_size=75)
+    about = {'num_classes': 5, 'block_counts': [1, 1, 1], 'image_size': 75}
+    return checkpoint.save(tmp_path_factory.mktemp('weights'), network, step=1, epoch=1, config=about)
+
+
+@pytest.mark.compiles
+def test_what_a_killed_export_left_is_removed_by_the_next_one(weights, tmp_path):
+    """And not while it is running."""
+    command = [sys.executable, ROOT / 'export.py', '--ckpt_path', weights, '--file_name', tmp_path / 'm']
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (left := list(tmp_path.glob('.m.mindir.*'))):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        export.main(['--aipp', str(tmp_path / 'first')])
+        assert left[0].exists()
+    finally:
+        process.kill()
+        process.wait()
+    assert left[0].exists()
+    export.main(['--aipp', str(tmp_path / 'second')])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 'second']
+
+
+@pytest.mark.parametrize('kind', ['link', 'hard link', 'dangling', 'pipe', 'content'])
+def test_lock_that_leads_elsewhere(kind, tmp_path, capsys):
+    """Its target is neither emptied nor made."""
+    victim, place = tmp_path / 'victim', tmp_path / 'log/.lock'
+    place.parent.mkdir()
+    victim.write_text('precious')
+    {
+        'link': lambda: place.symlink_to(victim),
+        'hard link': lambda: place.hardlink_to(victim) if hasattr(place, 'hardlink_to') else os.link(victim, place),
+        'dangling': lambda: place.symlink_to(tmp_path / 'new'),
+        'pipe': lambda: os.mkfifo(place),
+        'content': lambda: place.write_text('precious'),
+    }[kind]()
+    error = start_training(capsys, place.parent).err
+    assert re.match(rf'error: {place}: (cannot be written|holds something else) .*choose another directory\n$', error)
+    assert victim.read_text() == 'precious' and not (tmp_path / 'new').exists()
+    if kind == 'content':
+        assert place.read_text() == 'precious'
+
+
+@pytest.mark.parametrize('mode', [0o775, 0o757, 0o1777])
+def test_cache_that_others_may_write_to(mode, tmp_path, capsys, monkeypatch):
+    """A graph is a program: somebody else's is not run."""
+    cache = tmp_path / 'user/inceptionv4-mindspore'
+    cache.mkdir(parents=True)
+    cache.chmod(mode)
+    error = start_training(capsys, tmp_path / 'log', '--compile_cache', cache).err
+    assert error.startswith(f'error: compile_cache {cache}: ') and f'{mode & 0o777:o}' in error and error.count('\n') == 1
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user'))
+    found = start_training(capsys, tmp_path / 'log')
+    assert len(re.findall('^warning: compile_cache .*compiled at every start$', found.out, re.M)) == 1
+    assert 'nowhere' in found.err and not list(cache.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a directory away')
+def test_cache_of_another_user(tmp_path, capsys):
+    (tmp_path / 'cache').mkdir(mode=0o700)
+    os.chown(tmp_path / 'cache', 12345, -1)
+    assert 'owner 12345' in start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache').err
+
+
+@pytest.mark.parametrize('option', [(), ('--compile_cache', '~/graphs')])
+def test_user_without_a_home(option, tmp_path, capsys, monkeypatch):
+    """`docker run --user`: no directory called ~, one line."""
+    monkeypatch.delenv('HOME', raising=False)
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(os, 'getuid', lambda: 54321)
+    monkeypatch.chdir(tmp_path)
+    found = start_training(capsys, tmp_path / 'log', *option)
+    assert (found.out + found.err).count('no home directory') == 1 and 'Traceback' not in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ['log']

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names of files in JSON."""
+"""Files that are written whole or not at all, and names of files in JSON and CSV."""
 
 from __future__ import annotations
 
@@ -116,3 +116,18 @@ def as_json(value: object, indent: int | None = None) -> str:
         return '\\' * lone + json.dumps(match[0])[1:-1]
 
     return re.sub('[^\0-\x7f]', escaped, json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+# What a spreadsheet takes for a formula, and runs, in a cell of a CSV file; also the full-width signs. Behind any ', so that
+# `from_cell` finds out what `as_cell` was given.
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+
+
+def as_cell(text: str) -> str:
+    """`text` for a cell of a CSV file: with a ' in front, which makes it text, where a spreadsheet would run it."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` made this of; any other cell as it is."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -171,7 +171,7 @@ def write_list(entries: list[Entry], path: str | Path) -> None:
     try:
         with files.replacing(path) as temporary:
             with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-                csv.writer(file).writerows([COLUMNS, *entries])
+                csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, entry) for entry in entries)])
     except OSError as error:
         raise InputError(f'list {path}: {error.strerror}; give a file that can be written') from None
 
@@ -180,7 +180,7 @@ def open_list(path: str | Path) -> dict[str, Folder]:
     """{part: its photos} of a list; labels count the sorted class names from 0. InputError if the file is no list."""
     try:
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            rows = list(csv.reader(file))
+            rows = [[*map(files.from_cell, row)] for row in csv.reader(file)]
     except OSError as error:
         raise InputError(f'list {path}: {error.strerror}; make one with python -m src.data.split') from None
     except (csv.Error, ValueError) as error:

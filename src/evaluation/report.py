@@ -134,7 +134,7 @@ def write_table(path: Path, outcomes: Outcomes, records: Index | Folder, labels:
             rows.writerow(header)
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
                 numbers = [f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place, marked[i]]
-                rows.writerow([records.name(i), labels[label], labels[predicted], *numbers])
+                rows.writerow([*map(files.as_cell, (records.name(i), labels[label], labels[predicted])), *numbers])
 
 
 def _image(i, outcomes, records, labels):

@@ -65,7 +65,7 @@ def claim(output: Path, made_from: dict) -> None:
 def options_of(weights: Path, config: dict) -> list[str]:
     """Command line of the options that `config` leaves at their defaults and the file `weights` records. InputError if it
     cannot be read."""
-    recorded, defaults = read_weights(weights)[1]['config'], configuration.load([])
+    recorded, defaults = read_weights(weights)[1].get('config', {}), configuration.load([])
     chosen = [name for name in OF_WEIGHTS if name in recorded and config[name] == defaults[name]]
     return [word for name in chosen for word in (f'--{name}', re.sub(r'[\[\] ]', '', str(recorded[name])).lower())]
 

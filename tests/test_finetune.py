@@ -127,7 +127,7 @@ def attempt(weights, tmp_path, capsys, monkeypatch):
         (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
         (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: cannot be read'),
         (['PHOTOS', 'PHOTOS', 'OUT'], 'Is a directory'),
-        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: not a MindSpore checkpoint'),
+        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: text, not weights'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
     ],
 )

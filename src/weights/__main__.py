@@ -16,7 +16,7 @@ from mindspore import Tensor
 from src.config import REFERENCE_BATCH
 from src.data.preprocess import Preprocessing, recorded_preprocessing
 from src.errors import InputError, Parser, entry_point
-from src.weights import checkpoint, safetensors_file, tf_file
+from src.weights import checkpoint, misfit, safetensors_file, tf_file
 from src.weights.convert import convert
 from src.weights.names import names_in, to_tf_slim
 from src.weights.network import empty_network
@@ -39,11 +39,13 @@ def import_weights(path: str, out: str, drop_background: bool = False, slots: bo
 
     InputError if the file holds no InceptionV4 or is this project's; OSError if `out` cannot be written.
     """
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, averages=not slots)  # a training goes on with the weights themselves
     if OURS in tensors:
         raise InputError(f"{path}: has this project's names already; use it as it is")
     try:
         found = convert(tensors, drop_background, slots)
+        if 'num_classes' not in found.config:
+            raise InputError(misfit.NO_CLASSIFIER)
         lowest, highest = check_forward(found.parameters, found.config)
     except InputError as error:
         raise InputError(f'{path}: {error}') from None

@@ -170,8 +170,8 @@ def _step(name):
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     """Checkpoint at `path`: ({name: ndarray}, info); info has those values of `INFO` that were saved.
 
-    InputError if it cannot be read, or if its content does not fit its checksum. Checkpoints of other programs have no
-    checksum.
+    InputError if it cannot be read, if its content does not fit its checksum, or if a weight is not finite. Checkpoints of
+    other programs have no checksum.
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such checkpoint')
@@ -195,6 +195,8 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError(
             f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); use another one or copy it again'
         ) from None
+    if problem := misfit.not_finite(parameters):
+        raise InputError(f'{path}: {problem}')
     return parameters, info
 
 
@@ -204,7 +206,7 @@ def with_classes(info: dict, parameters: dict[str, np.ndarray], path: str | Path
     config = dict(info.get('config', {}))
     if 'num_classes' not in config:
         if 'logits.bias' not in parameters:
-            raise InputError(f'{path}: parameter logits.bias is missing; name a checkpoint with its classifier')
+            raise InputError(f'{path}: {misfit.NO_CLASSIFIER}')
         config['num_classes'] = parameters['logits.bias'].size
     return {**info, 'config': config}
 

@@ -9,7 +9,7 @@ import numpy as np
 from src.data import imagenet
 from src.data.preprocess import Preprocessing
 from src.errors import InputError
-from src.weights import rmsprop
+from src.weights import misfit, rmsprop
 from src.weights.names import fit, names_in, transposed
 from src.weights.network import empty_network
 
@@ -64,18 +64,24 @@ def convert(tensors: dict[str, np.ndarray | None], drop_background: bool = False
         slots: take RMSProp's state and the global step of a TensorFlow training too, so that it can go on.
 
     Raises:
-        InputError: these are no InceptionV4's weights, or not all of them.
+        InputError: these are no InceptionV4's weights, or not all of them but the classifier, or not finite.
     """
     layout = _layout(tensors)
     model = _model(tensors, layout)
     config = _config(model, layout)
     used = {name: value for name, value in model.items() if config['aux_logits'] or '/AuxLogits/' not in name}
     network = empty_network(config)
-    shapes = {name: p.shape for name, p in network.parameters_dict().items()}
+    shapes = {
+        name: p.shape
+        for name, p in network.parameters_dict().items()
+        if 'num_classes' in config or not name.startswith('logits.')
+    }
     names = names_in(layout.name, shapes)
     parameters, left = fit(used, names, shapes, hwio=layout.name == 'tf_slim')
     if left:
         raise InputError(f'{next(iter(left))} has no place in InceptionV4 ({len(left)} such tensors)')
+    if problem := misfit.not_finite({names[name]: value for name, value in parameters.items()}):
+        raise InputError(problem)
     sources = {foreign: name for name, foreign in names.items() if foreign in used}
     notes, step = [], 0
     if slots:
@@ -89,11 +95,12 @@ def convert(tensors: dict[str, np.ndarray | None], drop_background: bool = False
             'class 0, the background, is dropped: class k is now ImageNet class k of 0..999, '
             "label k + 1 of TF-slim's records (label_offset 1)"
         )
-    else:
+    elif 'num_classes' in config:
         notes += _class_notes(config, layout)
     # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
-    known = layout.name != 'tf_slim' or drop_background or config['num_classes'] != len(imagenet.classes())
-    class_names = imagenet.class_names(config['num_classes']) if known else None
+    classes = config.get('num_classes')
+    known = layout.name != 'tf_slim' or drop_background or classes != len(imagenet.classes())
+    class_names = imagenet.class_names(classes) if known else None
     report = [
         (name, np.shape(value), sources.get(name, ''), _remark(name, tensors, model, sources))
         for name, value in tensors.items()
@@ -132,8 +139,6 @@ def _model(tensors, layout):
 def _config(model, layout):
     """The options that describe the network of the tensors `model`; InputError if it is another network."""
     bias = model.get(names_in(layout.name, ['logits.bias'])['logits.bias'])
-    if bias is None:
-        raise InputError("the classifier is missing; these are another network's weights, or a part of them")
     kernels = [value for value in model.values() if value.ndim == 4]
     shapes = [(transposed(value) if layout.name == 'tf_slim' else value).shape for value in kernels]
     # Kernels (output and input channels, height, width) of which blocks A and C have two each and block B has one.
@@ -141,9 +146,9 @@ def _config(model, layout):
     if min(blocks) < 1 or max(blocks) > 25:
         raise InputError(f"{blocks} blocks A, B and C were found; these are another network's weights")
     return {
-        'num_classes': bias.size,
+        **({} if bias is None else {'num_classes': bias.size}),  # weights without a classifier are for fine-tuning
         'block_counts': blocks,
-        'aux_logits': AUX_KERNEL in model and model[AUX_KERNEL].shape[:2] == (5, 5),
+        'aux_logits': bias is not None and AUX_KERNEL in model and model[AUX_KERNEL].shape[:2] == (5, 5),
         'bn_scale': any(name.endswith(('gamma', 'bn.weight')) for name in model),
         'image_size': IMAGE_SIZE,
     }
@@ -151,9 +156,9 @@ def _config(model, layout):
 
 def _drop_background(parameters, config):
     """Take the first class away from `parameters` and `config`, in place."""
-    if config['num_classes'] != imagenet.BACKGROUND_CLASSES:
+    if config.get('num_classes') != imagenet.BACKGROUND_CLASSES:
         raise InputError(
-            f'--drop_background: the file has {config["num_classes"]} classes, and only with '
+            f'--drop_background: the file has {config.get("num_classes", "no")} classes, and only with '
             f'{imagenet.BACKGROUND_CLASSES} the first is the background'
         )
     config['num_classes'] -= 1

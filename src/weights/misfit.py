@@ -7,6 +7,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
+NO_CLASSIFIER = (
+    'the classifier is missing (logits.weight, logits.bias); a training may start from it (--restore_path), but it '
+    'cannot be evaluated, exported or imported'
+)
+STATE = ('moment', 'mean_square')  # beginnings of the names of an optimizer's state
+
+
+def not_finite(parameters: dict[str, np.ndarray]) -> str:
+    """Which of the weights among `parameters` have values that are not finite, and what to do; '' if none has."""
+    found = [
+        name
+        for name, value in parameters.items()
+        if value.dtype.kind == 'f' and not name.startswith(STATE) and not np.isfinite(value).all()
+    ]
+    return found and (
+        f'{found[0]} has values that are not finite (NaN or infinite){_more(found)}: its training had diverged; use an '
+        'earlier checkpoint, or other weights'
+    )
+
 
 def first_of(names: list[str], shown: int = 6) -> str:
     """All of `names` up to `shown`, of more their number and the first three."""
@@ -50,6 +69,8 @@ def _cause(parameters, missing, others, theirs, ours):
         return (
             f'the file has {counts} Inception blocks, the network {",".join(map(str, ours))}; give --block_counts {counts}'
         )
+    if missing and all(name.startswith('logits.') for name in missing):
+        return NO_CLASSIFIER
     if any(name.startswith('aux_logits.') for name in missing):
         return 'the file has no auxiliary classifier; give --aux_logits false'
     if 'logits.bias' in others:

@@ -130,7 +130,8 @@ def fit(
             value = transposed(found) if hwio else found
             if value.shape != tuple(shape):
                 findings.append(f'{foreign} has the shape {found.shape}, {name} needs {tuple(shape)}')
-            result[name] = np.ascontiguousarray(value, np.float32)
+            with np.errstate(over='ignore'):  # infinite then, which the caller finds
+                result[name] = np.ascontiguousarray(value, np.float32)
     if findings:
         raise InputError('; '.join(findings[:5]) + (f'; and {len(findings) - 5} more' if len(findings) > 5 else ''))
     return result, left

@@ -9,6 +9,7 @@ with protocol buffers as values. V1, a single file, has the tensors themselves i
 import math
 import mmap
 import os
+import re
 import struct
 
 import numpy as np
@@ -128,7 +129,7 @@ def _read_v2(prefix, table):
 def prefix_of(path):
     """What TensorFlow calls the checkpoint of which `path` is the prefix or one of the V2 files, else None."""
     path = str(path)
-    prefix = path[:-6] if path.endswith('.index') else path.rpartition('.data-')[0] or path
+    prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
     return prefix if os.path.isfile(f'{prefix}.index') else None
 
 

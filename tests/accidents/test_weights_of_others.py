@@ -1,0 +1,301 @@
+"""Weights as people have them: wrapped, nested, beside their averages, without a classifier, not finite, or no weights."""
+
+import argparse
+import pickle
+import re
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+import eval as eval_entry
+import export
+import train
+from src.deploy import predict
+from src.inceptionv4 import InceptionV4
+from src.training import resume
+from src.weights import checkpoint, safetensors_file, tf_file
+from src.weights.__main__ import main as weights_entry
+from src.weights.names import names_in, to_tf_slim
+from src.weights.network import empty_network
+from src.weights.read import read_weights
+from tests.conftest import SMALL
+
+CONFIG = {'num_classes': 10, 'block_counts': [1, 1, 1], 'bn_scale': True, 'image_size': 75}
+CLASSIFIER = ('last_linear.weight', 'last_linear.bias')
+
+
+@pytest.fixture(scope='module')
+def ours():
+    """{our name: value} of a small network."""
+    r = np.random.default_rng(5)
+    shapes = {name: p.shape for name, p in empty_network(CONFIG).parameters_dict().items()}
+    return {name: r.uniform(0.01, 0.02, shape).astype('f4') for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def timm(ours):
+    return {foreign: ours[name] for name, foreign in names_in('timm', ours).items()}
+
+
+class Storage:
+    def __init__(self, array):
+        self.array = array
+
+
+@pytest.fixture
+def torch_save(tmp_path, monkeypatch):
+    """Writes as `torch.save` does, ndarrays in place of tensors: the instructions of PyTorch 2's own files."""
+
+    def module(name, **content):
+        made = types.ModuleType(name)
+        for key, value in content.items():
+            value.__module__, value.__qualname__ = name, key
+            setattr(made, key, value)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    module('torch', FloatStorage=type('FloatStorage', (), {}), ByteStorage=type('ByteStorage', (), {}))
+    for name in ('timm', 'timm.models'):
+        module(name)
+    module('torch._utils', _rebuild_tensor_v2=lambda *_: None, _rebuild_parameter=lambda *_: None)
+    module('timm.models.inception_v4', InceptionV4=type('InceptionV4', (), {}))
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, Storage):
+                self.storages.append(value.array)
+                kind = sys.modules['torch'].ByteStorage if value.array.dtype == 'u1' else sys.modules['torch'].FloatStorage
+                return 'storage', kind, str(len(self.storages) - 1), 'cpu', value.array.size
+            return None
+
+        def reducer_override(self, value):
+            if isinstance(value, np.ndarray):
+                strides = tuple(step // value.itemsize for step in value.strides)
+                arguments = Storage(value), 0, value.shape, strides, False, OrderedDict()
+                return sys.modules['torch._utils']._rebuild_tensor_v2, arguments
+            return NotImplemented
+
+    def save(content, name='weights.pth'):
+        path = tmp_path / name
+        with zipfile.ZipFile(path, 'w') as archive:
+            with archive.open('weights/data.pkl', 'w') as file:
+                pickler = Pickler(file, 2)
+                pickler.storages = []
+                pickler.dump(content)
+            for number, array in enumerate(pickler.storages):
+                archive.writestr(f'weights/data/{number}', array.tobytes())
+        return path
+
+    return save
+
+
+def whole(tensors):
+    """The model itself, as `torch.save(model)` writes it."""
+    kind = sys.modules['timm.models.inception_v4'].InceptionV4
+    root = kind()
+    for name, value in tensors.items():
+        *path, leaf = name.split('.')
+        here = root
+        for part in (*path, None):
+            for attribute in ('_modules', '_parameters', '_buffers'):
+                here.__dict__.setdefault(attribute, OrderedDict())
+            if part:
+                here = here._modules.setdefault(part, kind())
+        (here._buffers if 'running' in leaf else here._parameters)[leaf] = value
+    return root
+
+
+def same(path, expected):
+    parameters, info = read_weights(path)
+    assert set(parameters) == set(expected) and all(np.array_equal(parameters[name], expected[name]) for name in expected)
+    return info
+
+
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module.', 'model.', 'timm_model.', 'module._orig_mod.', 'net.backbone.'])
+def test_prefixes(prefix, ours, timm, tmp_path, capsys):
+    safetensors_file.write(tmp_path / 'x.safetensors', {prefix + name: value for name, value in timm.items()})
+    config = same(tmp_path / 'x.safetensors', ours)['config']
+    assert config['num_classes'] == 10 and config['block_counts'] == [1, 1, 1] and not capsys.readouterr().err
+
+
+def test_parts_that_are_wrapped(ours, timm, tmp_path):
+    names = {
+        name: name.replace('features.', 'features._orig_mod.').replace('conv.', '_fsdp_wrapped_module.conv.')
+        for name in timm
+    }
+    safetensors_file.write(tmp_path / 'x.safetensors', {names[name]: value for name, value in timm.items()})
+    same(tmp_path / 'x.safetensors', ours)
+
+
+@pytest.mark.parametrize('program', ['tf_slim', 'mindcv', 'this'])
+def test_prefixes_of_other_programs(program, ours, tmp_path):
+    if program == 'tf_slim':
+        path = tmp_path / 'model.ckpt-1'
+        tf_file.write(path, {f'tower_0/{name}': value for name, value in to_tf_slim(ours).items()})
+    else:
+        path, names = tmp_path / 'x.ckpt', {name: name for name in ours} if program == 'this' else names_in('mindcv', ours)
+        values = [{'name': f'network.{foreign}', 'data': Tensor(ours[name])} for name, foreign in names.items()]
+        ms.save_checkpoint(values, str(path))
+    same(path, ours)
+
+
+@pytest.mark.parametrize('keys', [('model',), ('state_dict',), ('ema',), ('model_ema',), ('checkpoint', 'net'), ()])
+def test_nested(keys, ours, timm, torch_save, capsys):
+    """Also beside what only a training needs: arguments, a state of the optimizer, random states."""
+    content = {f'module.{name}': value for name, value in timm.items()}
+    for key in reversed(keys):
+        content = {'epoch': 3, 'args': argparse.Namespace(lr=0.1), key: content, 'rng': np.zeros(8, 'u1')}
+        content['optimizer'] = {
+            'state': {0: {'momentum_buffer': timm['features.0.conv.weight']}},
+            'param_groups': [{'lr': 1.0}],
+        }
+    same(torch_save(content), ours)
+    assert not capsys.readouterr().err
+
+
+def test_a_whole_model(ours, timm, torch_save):
+    """Its tensors are found without running anything of it."""
+    same(torch_save(whole(timm)), ours)
+
+
+@pytest.mark.parametrize('average', ['state_dict_ema', 'model_ema', 'ema_state_dict', 'swa_model'])
+def test_averages_are_preferred(average, ours, timm, torch_save, capsys):
+    averages = {name: 2 * value for name, value in timm.items()}
+    path = torch_save({'state_dict': {f'module.{name}': value for name, value in timm.items()}, average: averages})
+    same(path, {name: 2 * value for name, value in ours.items()})
+    note = f'note: {path}: of several sets of weights {average} is taken, not state_dict.module\n'
+    assert capsys.readouterr().err == note
+
+
+def test_averages_without_statistics(ours, timm, tmp_path, capsys):
+    """MindCV averages what is trained, not batch norm's statistics. TensorFlow keeps averages beside the variables."""
+    mindcv, trained = names_in('mindcv', ours), [name for name in ours if 'moving' not in name]
+    values = {**{mindcv[name]: ours[name] for name in ours}, **{f'ema.{mindcv[name]}': 2 * ours[name] for name in trained}}
+    values.update({f'moments.{mindcv[name]}': 9 * ours[name] for name in trained})
+    ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in values.items()], str(tmp_path / 'x.ckpt'))
+    expected = {**ours, **{name: 2 * ours[name] for name in trained}}
+    same(tmp_path / 'x.ckpt', expected)
+    assert 'several sets of weights ema is taken, not the one without a prefix' in capsys.readouterr().err
+    slim, wanted = to_tf_slim(ours), to_tf_slim(expected)
+    means = {f'{name}/ExponentialMovingAverage': wanted[name] for name in slim if 'moving' not in name}
+    tf_file.write(tmp_path / 'slim', {**slim, **means})
+    same(tmp_path / 'slim', expected)
+    assert 'ExponentialMovingAverage is taken' in capsys.readouterr().err
+
+
+def one_line(main, capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1, error
+    return error
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('x.ckpt', b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'Git LFS.*git lfs pull'),
+        ('x.pth', b'<!DOCTYPE html>\n<html><title>Sign in</title></html>', r'a web page \(HTML or XML\)'),
+        ('x.safetensors', b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", 'a web page'),
+        ('x.h5', b'\x89HDF\r\n\x1a\n' + bytes(99), 'HDF5, as Keras writes it'),
+        ('inception_v4_2016_09_09.tar.gz', b'\x1f\x8b\x08\0' + bytes(99), 'a compressed archive; unpack it'),
+        ('x.tar', b'inception_v4.ckpt'.ljust(257, b'\0') + b'ustar\x0000' + bytes(249), 'a tar archive; unpack it'),
+        ('x.pkl', pickle.dumps({'w': 1}), 'a pickle of Python'),
+        ('checkpoint', b'model_checkpoint_path: "model.ckpt-5"\n', "TensorFlow's list of checkpoints"),
+        ('x.npy', b'\x93NUMPY\x01\0v\0' + bytes(99), 'an array of NumPy'),
+        ('x.json', b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', 'text, not weights'),
+        ('x.ckpt', b'404: Not Found', 'text, not weights'),
+        ('x.ckpt', b'', 'empty; download or copy'),
+        ('model.ckpt.meta', b'\x0a\xf2\x80\x01' + bytes(range(99)), 'the graph of a TensorFlow checkpoint, without weights'),
+        ('model.ckpt.data-00000-of-00001', bytes(999), r'whose \.index is missing beside it'),
+        ('model.ckpt.index', None, 'all files of the checkpoint must lie together'),
+        ('net.onnx', b'\x08\x07\x12\x09MindSpore' + bytes(99), 'an exported model; name the checkpoint'),
+        ('saved_model.pb', b'\x08\x01\x12\xff' + bytes(99), 'an exported model'),
+        ('x.zip', {'inception_v4.ckpt': b'x'}, 'a ZIP archive of inception_v4.ckpt; unpack it'),
+        ('x.keras', {'config.json': b'{}', 'model.weights.h5': b'x'}, 'a ZIP archive of config.json, model.weights.h5'),
+    ],
+)
+def test_what_holds_no_weights(name, content, message, ours, tmp_path, capsys):
+    path = tmp_path / name
+    if isinstance(content, dict):
+        with zipfile.ZipFile(path, 'w') as archive:
+            for inside, data in content.items():
+                archive.writestr(inside, data)
+    elif content is None:
+        tf_file.write(tmp_path / 'model.ckpt', {'a': np.zeros(3)})
+        (tmp_path / 'model.ckpt.data-00000-of-00001').unlink()
+    else:
+        path.write_bytes(content)
+    error = one_line(export.main, capsys, '--ckpt_path', path, '--file_name', tmp_path / 'net')
+    assert re.match(rf'error: {re.escape(str(tmp_path))}/.*{message}', error), error
+
+
+def test_graph_beside_its_checkpoint_is_enough(ours, tmp_path):
+    tf_file.write(tmp_path / 'model.ckpt', to_tf_slim(ours))
+    (tmp_path / 'model.ckpt.meta').write_bytes(b'\x0a\xf2\x80\x01')
+    same(tmp_path / 'model.ckpt.meta', ours)
+
+
+def programs(path, data, tmp_path):
+    """(main, arguments) of every program that reads weights."""
+    (tmp_path / 'x.png').write_bytes(b'')
+    yield export.main, ('--ckpt_path', path, '--file_name', tmp_path / 'net')
+    yield eval_entry.main, ('--ckpt_path', path, '--data_dir', data, *SMALL)
+    yield predict.main, (tmp_path / 'x.png', '--model', path)
+    yield weights_entry, ('import', path, '--out', tmp_path / 'out.ckpt')
+
+
+@pytest.mark.parametrize('kind', ['timm', 'tf_slim', 'this'])
+def test_without_a_classifier(kind, ours, timm, data, tmp_path, capsys):
+    """Enough for a training to start from; everything else says what is missing."""
+    headless = {name: value for name, value in ours.items() if not name.startswith('logits.')}
+    path = tmp_path / 'weights'
+    if kind == 'timm':
+        safetensors_file.write(path, {name: value for name, value in timm.items() if name not in CLASSIFIER})
+    elif kind == 'tf_slim':
+        tf_file.write(path, to_tf_slim(headless))
+    else:
+        checkpoint.write(path, headless, {'step': 1, 'epoch': 1, 'config': CONFIG})
+    network = InceptionV4(7, block_counts=(1, 1, 1), bn_scale=True)
+    assert 'all but logits.weight, logits.bias' in resume.restore(network, str(path))
+    name = 'mixed_7a.branch_1.conv2d_0b_1x7.conv.weight'
+    assert np.array_equal(network.parameters_dict()[name].asnumpy(), ours[name])
+    for main, arguments in [*programs(path, data, tmp_path)][: 3 if kind == 'this' else 4]:
+        assert 'the classifier is missing' in one_line(main, capsys, *arguments)
+    assert not (tmp_path / 'out.ckpt').exists()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('kind', ['this', 'averages', 'timm', 'float64'])
+def test_values_that_are_not_finite(kind, value, ours, timm, data, tmp_path, monkeypatch, capsys):
+    """The tensor is named by every program, a training that would start from it included."""
+    monkeypatch.chdir(tmp_path)
+    name = 'mixed_6a.branch_0.conv2d_1a_3x3.conv.weight'
+    bad = ours[name].copy()
+    bad.flat[7] = value
+    path = tmp_path / ('x.safetensors' if kind == 'timm' else 'x.ckpt')
+    if kind == 'timm':
+        name = names_in('timm', ours)[name]
+        safetensors_file.write(path, {**timm, name: bad})
+    elif kind == 'float64':  # finite, but not in float32
+        name = names_in('mindcv', ours)[name]
+        values = {foreign: ours[own] for own, foreign in names_in('mindcv', ours).items()}
+        values[name] = np.full(bad.shape, 1e300)
+        ms.save_checkpoint([{'name': n, 'data': Tensor(v)} for n, v in values.items()], str(path))
+    else:
+        name = name if kind == 'this' else f'ema.{name}'
+        averages = {f'ema.{own}': v for own, v in ours.items()} if kind == 'averages' else {}
+        state = {'moment.logits.bias': np.full(10, np.nan)}  # an optimizer's state is no weight
+        checkpoint.write(path, {**ours, **averages, **state, name: bad}, {'step': 1, 'epoch': 1, 'config': CONFIG})
+    message = f'error: {path}: {name} has values that are not finite (NaN or infinite)'
+    start = (
+        train.main,
+        ('--data_dir', data, *SMALL, '--bn_scale', 'true', '--restore_path', path, '--log_dir', tmp_path / 'log'),
+    )
+    for main, arguments in [start, *programs(path, data, tmp_path)][: 4 if kind in ('this', 'averages') else 5]:
+        assert one_line(main, capsys, *arguments).startswith(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 from src.data.preprocess import recorded_preprocessing
@@ -22,15 +23,23 @@ def check_target(path: str | Path) -> dict:
     need_utf8(path)
     record = path.with_suffix('.json')
     try:
-        old = json.loads(record.read_text(encoding='utf-8'))
-        described = {**old.pop('other_files'), old['file']: old}
-        return {name: value for name, value in described.items() if name != path.name and (path.parent / name).is_file()}
+        described = _by_suffix(record)
+        there = {path.with_suffix(suffix): about for suffix, about in described.items() if suffix != path.suffix}
+        return {other.name: about for other, about in there.items() if other.is_file()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f'{record}: would be replaced, but was not written by export.py; choose another --file_name or move it'
         ) from None
+
+
+def _by_suffix(record):
+    """{suffix: description} of the model files that the JSON file `record` describes: they have its name, although they were
+    renamed together. OSError, ValueError, KeyError, TypeError, AttributeError or RecursionError if it is another file."""
+    about = json.loads(record.read_text(encoding='utf-8'))
+    described = {**about.pop('other_files'), about['file']: about}
+    return {Path(name).suffix: value for name, value in described.items()}
 
 
 def of_signature(signature: Signature, outputs: list) -> dict:
@@ -58,17 +67,28 @@ def of_signature(signature: Signature, outputs: list) -> dict:
 
 def read(path: str | Path) -> dict:
     """What export.py wrote about the model file `path`; `preprocessing` is a `Preprocessing`. InputError if there is
-    nothing about it."""
+    nothing about it, or if it is about another file by its checksum; the first versions wrote none, which a line says."""
     record = Path(path).with_suffix('.json')
     try:
-        found = json.loads(record.read_text(encoding='utf-8'))
-        found = {**found['other_files'], found['file']: found}[Path(path).name]
-        return {**found, 'preprocessing': recorded_preprocessing(found['preprocessing'])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        about = _by_suffix(record)[Path(path).suffix]
+        names, count = about['classes'], about['num_classes']
+        if not isinstance(count, int) or not all(isinstance(name, str) for name in names or ()):
+            raise ValueError
+        _ = about['input']['type'], about['input']['shape'], OUTPUT_NAMES[about['output']['kind']]
+        preprocessing = recorded_preprocessing(about['preprocessing'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
             'export.py wrote it, export again'
         ) from None
+    if 'sha256' not in about:
+        print(f'note: {record} has no checksum of {Path(path).name}, which may be another file or damaged', file=sys.stderr)
+    elif about['sha256'] != sha256(path):
+        raise InputError(
+            f'{path}: not the file that {record.name} describes: its SHA-256 is another, so it is of another export or '
+            'damaged; copy both together again, or export again'
+        )
+    return {**about, 'preprocessing': preprocessing}
 
 
 def sha256(path: str | Path) -> str:

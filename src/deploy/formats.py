@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
 import os
 from pathlib import Path
 from typing import Callable
@@ -13,6 +14,7 @@ import mindspore.onnx
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.data.protobuf import read_values
 from src.deploy.graph import as_function
 from src.errors import InputError
 
@@ -121,18 +123,37 @@ def plain_name(path: Path):
         os.close(directory)
 
 
-def load_mindir(path: str | Path) -> Run:
-    """The MINDIR file as a function: ndarray -> tuple of ndarrays. InputError if it cannot be loaded."""
+def load_mindir(path: str | Path, shape: list | None = None) -> Run:
+    """The MINDIR file as a function: ndarray -> tuple of ndarrays. InputError if it cannot be loaded, or if its input has
+    another `shape` than is given (None in it: any number)."""
     try:
+        found = mindir_shape(path)
         graph = nn.GraphCell(ms.load(str(path)))
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is wrong with the file
         raise InputError(_damaged(path, 'a MINDIR file', error)) from None
+    _check_shape(path, found, shape)
     return as_function(graph)
 
 
-def load_onnx(path: str | Path) -> Run:
-    """The ONNX file in ONNX Runtime, on the CPU, as a function: ndarray -> tuple of ndarrays. InputError if it cannot be
-    loaded."""
+def mindir_shape(path: str | Path) -> list[int]:
+    """Shape of the first input of a MINDIR file, a protocol buffer; MindSpore takes any other shape without a word."""
+    with open(path, 'rb') as file:
+        part = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    for field in (7, 5, 2):  # ModelProto.graph, its input, that one's tensor, whose dimensions are field 1
+        part = next(value for number, value in read_values(part) if number == field)
+    return [value for number, value in read_values(part) if number == 1]
+
+
+def _check_shape(path, found, shape):
+    """InputError if `shape` is given and not `found`, where text or a number that was negative stands for any number."""
+    found = [size if isinstance(size, int) and 0 < size < 1 << 63 else None for size in found]
+    if shape not in (None, found):
+        raise InputError(f'{path}: its input has the shape {found}, its JSON file says {shape!s:.80}; export it again')
+
+
+def load_onnx(path: str | Path, shape: list | None = None) -> Run:
+    """The ONNX file in ONNX Runtime, on the CPU, as a function: ndarray -> tuple of ndarrays. InputError as of
+    `load_mindir`."""
     need_onnx()
     import onnxruntime
 
@@ -140,8 +161,9 @@ def load_onnx(path: str | Path) -> Run:
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:  # classes of its own, one for each kind of damage
         raise InputError(_damaged(path, 'an ONNX file', error)) from None
-    name = session.get_inputs()[0].name
-    return lambda images: tuple(session.run(None, {name: images}))
+    taken = session.get_inputs()[0]
+    _check_shape(path, taken.shape, shape)
+    return lambda images: tuple(session.run(None, {taken.name: images}))
 
 
 def parameter_types(path: str | Path) -> set[str]:

@@ -68,8 +68,9 @@ def _open_exported(path, labels_path):
         raise InputError(f'{path}: no such model')
     need_utf8(path)
     about = description.read(path)
-    run, preprocessing, output = LOADERS[path.suffix](path), about['preprocessing'], about['output']['kind']
+    run = LOADERS[path.suffix](path, about['input']['shape'])
     batch_size, *shape = about['input']['shape']
+    preprocessing, output = about['preprocessing'], about['output']['kind']
 
     def probabilities(images):
         outputs = run(images if about['input']['type'] == 'uint8' else host_scale(images, preprocessing))

@@ -18,7 +18,7 @@ from src import files, runtime
 from src.data import imagenet
 from src.data.folder import open_folder
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.deploy import export, formats, graph, int8_weights, predictor, quantization, verification
+from src.deploy import description, export, formats, graph, int8_weights, predict, predictor, quantization, verification
 from src.deploy.aipp import write_aipp
 from src.deploy.class_names import class_names, recorded_names
 from src.deploy.quantization import Quantization, Sample, compare, quantized, spread
@@ -512,11 +512,94 @@ def test_models_that_cannot_be_opened(name, content, message, tmp_path):
 
 @pytest.mark.parametrize('kind', ['mindir', 'onnx'])
 def test_damaged_files(kind, exported, tmp_path):
-    (tmp_path / 'net.json').write_bytes((exported / 'net.json').read_bytes())
+    (tmp_path / 'net.json').write_text(re.sub(r'"sha256": "\w+",', '', (exported / 'net.json').read_text()))
     for content in (b'', b'text' * 99, (exported / f'net.{kind}').read_bytes()[:100000]):
         (tmp_path / f'net.{kind}').write_bytes(content)
         with pytest.raises(InputError, match=f'net.{kind}: not a.*export it again'):
             predictor.open_model(tmp_path / f'net.{kind}')
+
+
+def predict_one(model, capsys):
+    """(status, stdout, stderr) of predicting an image with the file `model`."""
+    image, status = model.with_name('x.png'), 0
+    Image.new('RGB', (90, 90)).save(image)
+    try:
+        predict.main([str(image), '--model', str(model), '--json'])
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, *capsys.readouterr()
+
+
+def copied(exported, directory, name='net'):
+    for path in exported.iterdir():
+        shutil.copyfile(path, directory / f'{name}{path.suffix}')
+
+
+@pytest.mark.parametrize('kind', ['mindir', 'onnx'])
+def test_another_model_beside_the_description(kind, small, exported, tmp_path, capsys):
+    """Its classes would have the names of others; and so would a damaged one that still loads."""
+    copied(exported, tmp_path)
+    model = tmp_path / f'net.{kind}'
+    whole = model.read_bytes()
+    damaged = whole[:-300_000] + bytes(100_000) + whole[-200_000:]
+    arguments = ['--ckpt_path', small[0], '--file_name', tmp_path / 'dog', '--file_format', kind.upper(), '--batch_size', 1]
+    entry.main([str(a) for a in arguments])
+    capsys.readouterr()
+    for content in (damaged, (tmp_path / f'dog.{kind}').read_bytes()):
+        model.write_bytes(content)
+        status, _, error = predict_one(model, capsys)
+        assert status == 2 and error.count('\n') == 1, error
+        assert error.startswith(f'error: {model}: not the file that net.json describes: its SHA-256 is another')
+    model.write_bytes(whole)
+    assert predict_one(model, capsys)[0] == 0
+
+
+def test_renamed_together(exported, tmp_path, capsys):
+    """Model and description stay a pair; a further export under the new name keeps what is known of the others."""
+    copied(exported, tmp_path, 'renamed')
+    for kind in ('mindir', 'onnx'):
+        status, out, error = predict_one(tmp_path / f'renamed.{kind}', capsys)
+        assert status == 0 and json.loads(out)['top'][0]['label'] in NAMES, error
+    assert list(description.check_target(tmp_path / 'renamed.onnx')) == ['renamed.mindir']
+
+
+@pytest.mark.parametrize('kind', ['mindir', 'onnx'])
+def test_older_description_without_a_checksum(kind, exported, tmp_path, capsys):
+    copied(exported, tmp_path)
+    (tmp_path / 'net.json').write_text(re.sub(r'"sha256": "\w+",', '', (tmp_path / 'net.json').read_text()))
+    status, out, error = predict_one(tmp_path / f'net.{kind}', capsys)
+    assert status == 0 and f'note: {tmp_path}/net.json has no checksum of net.{kind}' in error and NAMES[0][:5] in out
+
+
+@pytest.mark.parametrize('kind', ['mindir', 'onnx'])
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('shape', [None, 3, 100000, 100000]),
+        ('shape', [1 << 40, 3, 75, 75]),
+        ('shape', [None, 3, 80, 80]),
+        ('shape', [None, 3, -75, -75]),
+        ('shape', [None, 3, '75', '75']),
+        ('shape', []),
+        ('shape', 7),
+        ('num_classes', '10'),
+        ('num_classes', None),
+        ('classes', [1] * 10),
+        ('classes', 7),
+        ('kind', 'top9'),
+        ('input', None),
+    ],
+)
+def test_absurd_description(kind, key, value, exported, tmp_path, capsys):
+    """One line, and no memory is asked for (28 GB, once)."""
+    copied(exported, tmp_path)
+    about = json.loads((tmp_path / 'net.json').read_text())
+    about = about['other_files']['net.mindir'] | {'other_files': {}} if kind == 'mindir' else about
+    part = about['input'] if key == 'shape' else about['output'] if key == 'kind' else about
+    part[key] = value
+    (tmp_path / 'net.json').write_text(json.dumps(about))
+    status, _, error = predict_one(tmp_path / f'net.{kind}', capsys)
+    assert status == 2 and error.startswith('error: ') and error.count('\n') == 1 and 'export' in error, error
 
 
 # ---- 8-bit integers

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from src.errors import InputError
+from src.processes import children
 
 TICK = os.sysconf('SC_CLK_TCK')
+SHORTEST = 0.2  # CPU seconds that tell who does the work
 IDLE = 0.1  # of the busiest thread's CPU seconds: a thread with less was not one of those that share the work
 
 
@@ -31,7 +33,7 @@ def environment():
 
 
 class Threads:
-    """What the threads of the process `pid` did while it was timed: a context for each timed call.
+    """What the threads of the process `pid` and of its children did while it was timed: a context for each timed call.
 
     Attributes:
         used: CPU seconds of all threads over wall-clock seconds.
@@ -46,30 +48,29 @@ class Threads:
         before, start = self._read(), time.perf_counter()
         yield
         self.wall += time.perf_counter() - start
-        self.seconds.update(self._read())
-        self.seconds.subtract(before)
+        self.seconds.update({thread: value - before.get(thread, 0) for thread, value in self._read().items()})
 
     def _read(self):
         """{thread: CPU seconds so far}"""
         found = {}
-        for thread in os.listdir(f'/proc/{self.pid}/task'):
+        for path in (path for pid in (self.pid, *children(self.pid)) for path in Path(f'/proc/{pid}/task').glob('*/stat')):
             with contextlib.suppress(OSError):  # it has ended
-                fields = Path(f'/proc/{self.pid}/task/{thread}/stat').read_text().rpartition(')')[2].split()
-                found[thread] = (int(fields[11]) + int(fields[12])) / TICK
+                fields = path.read_text().rpartition(')')[2].split()
+                found[path] = (int(fields[11]) + int(fields[12])) / TICK
         return found
 
     @property
     def used(self):
         return sum(self.seconds.values()) / self.wall
 
-    def require(self, name):
-        """InputError if the process had fewer cores than this one, or fewer threads than that have worked: its figure would
-        not be comparable with the others'."""
-        allowed = len(os.sched_getaffinity(self.pid))
+    def require(self, name, wanted=None):
+        """InputError if the process had fewer cores than this one, or fewer threads than `wanted` (as many as cores) have
+        worked: its figure would not be comparable with the others'. Nothing where the work was too short to tell."""
+        allowed, wanted = len(os.sched_getaffinity(self.pid)), wanted or cores()
         busy = sum(value > IDLE * max(self.seconds.values()) for value in self.seconds.values())
-        if min(allowed, busy) < cores():
+        if min(allowed, busy) < wanted and sum(self.seconds.values()) > SHORTEST:
             raise InputError(
-                f'{name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores; '
+                f'{name} had {min(allowed, busy)} of {wanted} cores: {busy} threads did its work, on {allowed} cores; '
                 'look at OMP_NUM_THREADS and its affinity'
             )
 

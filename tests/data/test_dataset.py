@@ -174,6 +174,6 @@ def test_benchmark_runs():
     root = str(Path(__file__).resolve().parents[2])
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r'^(\S.+?)  +(\d+) +\d+ +\d+ +\d+ +[\d.]+ +[\d.]+ +([\d.]+)$', result.stdout, re.MULTILINE)
+    rows = re.findall(r'^(\S.+?)  +(\d+) +\d+ +\d+ +\d+ +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)$', result.stdout, re.MULTILINE)
     assert len(rows) == 7 and all(int(speed) > 0 for _, speed, _ in rows) and 'tf.data left out' in result.stdout
     assert float(rows[0][2]) < 0.03 < float(rows[3][2])  # MB an image: uint8, float32

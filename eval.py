@@ -20,7 +20,7 @@ from src.weights.read import read_weights
 
 @entry_point
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+    argv = configuration.named(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir', 'ckpt_path')
     config = configuration.load(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')

@@ -45,7 +45,7 @@ TrainingSet = namedtuple('TrainingSet', 'records fingerprint offset num_classes'
 
 @entry_point
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+    argv = configuration.named(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir')
     config = configuration.load(argv)
     if config.mode == 'evaluate':
         job = start(config)
@@ -223,7 +223,10 @@ def build_callbacks(config, job, data, monitor, step, training):
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
         evaluation = build_evaluation(config, job, data)
-        evaluate = partial(evaluation.of_training, step, monitor.asked_to_stop)
+
+        def evaluate():
+            return evaluation.of_training(step, monitor.asked_to_stop, monitor.step)
+
         every = config.epochs_between_evals * plan.steps_per_epoch
         at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
         callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None, at_end))

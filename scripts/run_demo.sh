@@ -1,5 +1,5 @@
-#!/usr/bin/env bash
-# usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N]; installs what it needs, draws its data, and trains in some minutes
+#!/bin/sh
+# usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N] [--option value ...]; installs what it needs; --help says more
 MORE_REQUIREMENTS=requirements-report.txt
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+. "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 exec "$PYTHON" -m src.demo "$@"

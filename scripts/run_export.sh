@@ -1,4 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # usage: bash scripts/run_export.sh --ckpt_path CKPT [--option value ...]; default_config.yaml lists the options
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+case "$*" in *ONNX*) MORE_REQUIREMENTS=requirements-export.txt ;; esac
+. "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 exec "$PYTHON" "$ROOT/export.py" "$@"

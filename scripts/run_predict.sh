@@ -1,4 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # usage: bash scripts/run_predict.sh IMAGE_OR_DIR|PATTERN|LIST.txt|- ... --model FILE [--option value ...]; --help lists the options
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+case "$*" in *.onnx*) MORE_REQUIREMENTS=requirements-export.txt ;; esac
+. "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 exec "$PYTHON" -m src.deploy.predict "$@"

@@ -1,8 +1,8 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # usage: bash scripts/run_tests.sh [--fast | --slow] [pytest arguments]; --fast: those that compile no graph, --slow: all.
 # Installs what the tests need into ROOT/.venv
 set -e
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+. "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 if ! "$PYTHON" -c 'import pytest, xdist, ruff, matplotlib' 2>/dev/null; then
     [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv $VENV_OPTIONS "$ROOT/.venv"
     PYTHON="$ROOT/.venv/bin/python"

@@ -31,6 +31,57 @@ IDLE = (
     ('mode', 'train', 'epochs_between_evals report'),
 )
 
+# Ours: what MindSpore's model zoo, MindCV, ModelArts, timm, torchvision, Ultralytics and Keras call it. Only for messages.
+OTHER_NAMES = {
+    'data_dir': 'data data_path data_root data_url dataset dataset_dir dataset_path imagenet root train_dir',
+    'dataset_format': 'ds_type dataset_type data_format',
+    'image_size': 'image_height image_width img_size imgsz input_size height width resolution size train_crop_size',
+    'min_object_covered': 'scale',
+    'num_workers': 'j num_parallel_workers thread_num threads work_nums workers',
+    'seed': 'manual_seed random_seed',
+    'num_classes': 'class_num classes n_classes nb_classes nc num_class',
+    'dropout_keep_prob': 'drop drop_rate dropout dropout_rate keep_prob',
+    'bn_decay': 'bn_momentum',
+    'aux_loss_weight': 'aux_factor aux_weight',
+    'batch_size': 'b bs batch per_batch_size train_batch_size val_batch_size',
+    'max_epochs': 'e epoch epoch_num epoch_size epochs n_epochs num_epochs total_epochs',
+    'max_train_steps': 'max_steps num_steps steps total_steps train_steps',
+    'optimizer': 'opt optim',
+    'lr': 'base_lr init_lr initial_lr learning_rate lr0 lr_init lr_max',
+    'lr_schedule': 'lr_scheduler lr_policy sched scheduler schedule',
+    'eta_min': 'end_lr lr_end lr_min lrf min_lr',
+    'lr_decay_rate': 'decay_rate gamma lr_gamma lr_factor',
+    'lr_decay_epochs': 'decay_epochs lr_step_size step_size',
+    'warmup_epochs': 'lr_warmup_epochs warmup warmup_epoch',
+    'rmsprop_decay': 'alpha decay opt_alpha rho',
+    'rmsprop_epsilon': 'eps epsilon opt_eps',
+    'use_nesterov': 'nesterov',
+    'weight_decay': 'l2 wd',
+    'label_smoothing': 'label_smooth label_smooth_factor smooth_factor smoothing',
+    'loss_scale': 'dynamic_loss_scale loss_scale_type',
+    'clip_norm': 'clip_grad clip_grad_norm clip_value grad_clip max_grad_norm',
+    'ema_decay': 'ema model_ema model_ema_decay',
+    'freeze': 'freeze_layer freeze_layers',
+    'epochs_between_evals': 'eval_freq eval_interval val_interval val_period',
+    'ckpt_path': 'checkpoint checkpoint_file checkpoint_path ckpt ckpt_file load_path model_path weights',
+    'restore_path': 'init_checkpoint initial_checkpoint pre_ckpt_path pre_trained pretrained pretrain_path weights',
+    'resume': 'auto_resume resume_ckpt resume_from resume_path',
+    'device_target': 'accelerator device platform run_platform target',
+    'device_id': 'gpu gpu_id npu',
+    'rank_size': 'device_num group_size nproc_per_node rank_num world_size',
+    'bash scripts/run_distribute_train.sh': 'dist distribute distributed is_distributed run_distribute',
+    'amp_level': 'amp apex dtype fp16 half mixed_precision precision use_fp16',
+    'iterations_per_loop': 'data_sink_steps dataset_sink_mode ds_sink_mode sink_size',
+    'display_every': 'log_every log_freq log_interval print_freq per_print_times',
+    'log_dir': 'ckpt_save_dir experiment logdir out_dir output_dir output_path project save_dir save_path train_url',
+    'tensorboard': 'log_tb summary tb',
+    'save_checkpoint_steps': 'save_checkpoint_epochs save_freq save_interval save_period',
+    'keep_checkpoint_max': 'checkpoint_hist max_to_keep',
+    'file_format': 'export_format format',
+    'file_name': 'output_file',
+    'config_path': 'c cfg config config_file',
+}
+
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Up to 3 names of `known` that resemble or contain `name`, best first."""
@@ -38,7 +89,10 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def _unknown(name, known, prefix='', origin=''):
-    names = ' or '.join(prefix + other for other in nearest(name, known))
+    plain = name.lower().replace('-', '_')
+    others = [ours for ours, names in OTHER_NAMES.items() if plain in names.split() and (ours in known or ' ' in ours)]
+    found = [plain] if plain in known else others or nearest(name, known)
+    names = ' or '.join(other if ' ' in other else prefix + other for other in found)
     return InputError(
         f'unknown option {prefix}{name:.80}{origin}; ' + (f'did you mean {names}?' if names else '--help lists the options')
     )
@@ -72,6 +126,16 @@ def _from_command_line(argv, options):
             if value.startswith('--'):
                 raise InputError(f'option --{name} needs a value: --{name} value')
         yield name, value, 'on the command line'
+
+
+def named(argv: list[str], *names: str) -> list[str]:
+    """`argv` with names of options before its first arguments where these have none: they are the values of the last of
+    `names`, as MindSpore's model zoo calls its scripts."""
+    count = next((number for number, word in enumerate(argv) if word.startswith('-')), len(argv))
+    if not 0 < count <= len(names):
+        return argv
+    pairs = zip(names[-count:], argv)
+    return [word for name, value in pairs for word in (f'--{name}', value)] + argv[count:]
 
 
 def _print_help(options: dict[str, Option]):

@@ -7,7 +7,9 @@ those of recipes/finetune.yaml. The same command again goes on where it ended.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -24,15 +26,16 @@ from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
 from src.programs import ROOT, print_table, run
+from src.training import metrics
 from src.training.plan import default_batch_size
 from src.training.report import NAME as PAGE
-from src.training.runs import Run
+from src.training.runs import Run, number
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
 
 USAGE = 'bash scripts/run_finetune.sh PHOTOS WEIGHTS [OUTPUT] [--option value ...]'
 STAMP = 'finetune.json'  # what a directory OUTPUT is made from; a directory without it is somebody else's
-SET_HERE = ('data_dir', 'dataset_format', 'log_dir', 'restore_path', 'mode')  # options
+SET_HERE = ('data_dir', 'dataset_format', 'log_dir', 'restore_path', 'mode', 'report')  # options
 OF_WEIGHTS = ('block_counts', 'bn_scale', 'image_size')  # options that are as WEIGHTS record them, unless they are given
 LENGTH = ('max_epochs', 'T_max', 'max_train_steps')  # options; where none of them is given, epochs by the number of photos
 STEPS = 200  # that a training has at least: three epochs of a hundred photos are too few
@@ -104,26 +107,44 @@ def is_newer(result: Path, source: Path) -> bool:
     return result.exists() and result.stat().st_mtime >= source.stat().st_mtime
 
 
-def evaluation_of(trained: Path) -> dict | None:
-    """The figures of the checkpoint `trained` in evaluation.json beside it; None if they are not there, or older."""
-    path = trained.with_name('evaluation.json')
-    found = json.loads(path.read_text()) if is_newer(path, trained) else []
-    return next((result for result in found if result['checkpoint'] == str(trained)), None)
+def evaluation_of(training: Path, step: int) -> dict | None:
+    """The figures of the checkpoint of `step` that the training has recorded, or else eval.py beside it; None if neither."""
+    found = []
+    with contextlib.suppress(OSError):
+        found += metrics.read(training / metrics.NAME)[0]
+    with contextlib.suppress(OSError, ValueError, TypeError):  # missing, damaged, or something else
+        found += json.loads((training / 'evaluation.json').read_text())
+    with_step = [one for one in found if isinstance(one, dict) and one.get('step') == step]
+    return next((one for one in with_step if not math.isnan(number(one, 'top1') + number(one, 'images'))), None)
 
 
-def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: list[str]) -> list[tuple[str, object]]:
-    """Evaluate and export the checkpoint `trained`, and predict the photos `shown`, as far as it is not done. Rows of the
-    table."""
-    model, page, report = output / 'inceptionv4', output / 'predictions.html', output / 'report/index.html'
-    missing = _missing(plots.require)
-    if not evaluation_of(trained):
-        options = [] if missing else ['--report', report.parent]
+def reported_step(report: Path) -> int | None:
+    """The step of the checkpoint that the report in the directory `report` is about; None if there is no whole report."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads((report / 'report.json').read_text())['step'] if (report / 'index.html').exists() else None
+
+
+def evaluate(trained: Path, output: Path, batch_size: int) -> list[tuple[str, object]]:
+    """Evaluate the checkpoint `trained` unless its training has left its figures and the report on it. Rows of the table."""
+    step, report, missing = checkpoint.load(trained)[1]['step'], output / 'report', _missing(plots.require)
+    result = evaluation_of(trained.parent, step)
+    if not result or not missing and reported_step(report) != step:
+        options = [] if missing else ['--report', report]
         run('eval.py', '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', batch_size, *options)
-    result = evaluation_of(trained)
-    rows = [
+        result = evaluation_of(trained.parent, step)
+    if not result:
+        raise InputError(f'{trained.parent}: eval.py could not leave evaluation.json there; see above')
+    top5 = '' if result.get('top5') is None else f', {result["top5"]:.1f} %'
+    return [
         ('checkpoint', trained),
-        ('top-1, top-5', f'{result["top1"]:.1f} %, {result["top5"]:.1f} % of {result["images"]} validation photos'),
+        ('top-1, top-5' if top5 else 'top-1', f'{result["top1"]:.1f} %{top5} of {result["images"]} validation photos'),
+        ('report', missing or report / 'index.html'),
     ]
+
+
+def export_and_predict(trained: Path, output: Path, shown: list[str]) -> list[tuple[str, object]]:
+    """Export the checkpoint `trained`, and predict the photos `shown`, as far as it is not done. Rows of the table."""
+    model, page, rows = output / 'inceptionv4', output / 'predictions.html', []
     for file_format in ('MINDIR', 'ONNX'):
         path = model.with_suffix(f'.{file_format.lower()}')
         if file_format == 'ONNX' and (reason := _missing(need_onnx)):
@@ -134,9 +155,7 @@ def evaluate_and_export(trained: Path, output: Path, batch_size: int, shown: lis
         rows.append((file_format, path))
     if not is_newer(page, model.with_suffix('.mindir')):
         run('src.deploy.predict', *shown, '--model', model.with_suffix('.mindir'), '--top', 3, '--html', page)
-    rows.append(('predictions', page))
-    rows.append(('report', report if report.exists() else missing))
-    return rows
+    return [*rows, ('predictions', page)]
 
 
 def _missing(need):
@@ -200,9 +219,10 @@ def main():
     going_on = [] if config.resume or config.overwrite else ['--resume', 'auto']
     batch = min(config.batch_size or default_batch_size(1), len(parts['train']))
     length = epochs_for(len(parts['train']), batch, config, options)
-    run('train.py', *recipe, *where, *going_on, *network, *length, *options, '--batch_size', batch)
+    report = [] if _missing(plots.require) else ['--report', output / 'report']
+    run('train.py', *recipe, *where, *going_on, *report, *network, *length, *options, '--batch_size', batch)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
-    rows = evaluate_and_export(trained_checkpoint(training), output, config.batch_size, shown)
+    trained = trained_checkpoint(training)
     names = held.class_names
     print_table(
         [
@@ -213,7 +233,8 @@ def main():
                 f'{len(parts["train"])} to train with, {len(held)} to validate with, listed in {output / "split.csv"}',
             ),
             ('training', ', '.join([*_speed(training), f'log in {training / config.log_name}'])),
-            *rows,
+            *evaluate(trained, output, config.batch_size),
+            *export_and_predict(trained, output, shown),
             *([('curves', training / PAGE)] if (training / PAGE).exists() else []),
             ('wall time', f'{time.time() - start:.0f} s'),
         ]

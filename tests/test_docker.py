@@ -32,7 +32,11 @@ def commands():
 
 
 @pytest.mark.parametrize(
-    'name, requirements', [('Dockerfile.ascend', 'requirements-ascend.txt'), ('Dockerfile.cpu', 'requirements.txt')]
+    'name, requirements',
+    [
+        ('Dockerfile.ascend', ['requirements-ascend.txt', 'requirements-report.txt']),
+        ('Dockerfile.cpu', ['requirements-report.txt', 'requirements-export.txt']),
+    ],
 )
 def test_files_are_there(name, requirements):
     found = instructions(name)
@@ -41,10 +45,10 @@ def test_files_are_there(name, requirements):
     ignored = list((ROOT / '.dockerignore').read_text().split())
     for source in sources:
         assert (ROOT / source).exists() and not any(fnmatch.fnmatch(source, pattern) for pattern in ignored if source != '.')
-    assert ('RUN', f'python3 -m pip install --no-cache-dir -r {requirements}') in found
+    assert ('RUN', f'python3 -m pip install --no-cache-dir -r {" -r ".join(requirements)}') in found
     # What a requirements file includes has to be there when pip reads it.
     before = [rest for what, rest in found[: found.index(('COPY', '. .'))] if what == 'COPY']
-    assert {requirements, 'requirements.txt'} <= set(' '.join(before).split())
+    assert {*requirements, 'requirements.txt'} <= set(' '.join(before).split())
     assert ('CMD', '["bash"]') in found
 
 

@@ -59,7 +59,13 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
         ('curves', 'training/training.html'),
     ]:
         assert re.search(rf'^{name} +{output / file}$', out, re.M) and (output / file).stat().st_size, out
-    assert re.search(r'^top-1, top-5 +[\d.]+ %, 100.0 % of 2 validation photos$', out, re.M)
+    # Two classes have no top-5; the best was evaluated by the training, and there is one report; one checkpoint is kept.
+    assert re.search(r'^top-1 +[\d.]+ % of 2 validation photos$', out, re.M) and not re.search('top-?5 .*100', out)
+    assert re.search(r'^ +1 +1.0 +[\d.]+ +- ', out, re.M) and 'eval.py' not in out
+    assert [*output.rglob('report.json')] == [output / 'report/report.json']
+    assert len([*output.rglob('inceptionv4-*_*.ckpt')]) == 1
+    page = (output / 'predictions.html').read_text()
+    assert str(photos) not in page and 'деревья/' in page
     described = json.loads((output / 'inceptionv4.json').read_text())
     assert described['classes'] == ['sea & sky', 'деревья'] and described['input']['shape'][2:] == [75, 75]
     config = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]['config']
@@ -68,7 +74,8 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert sum(map(len, parts.values())) == 12 and len(parts['validation']) == 2
     assert {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()} == before
 
-    # The same again does nothing twice.
+    # The same again does nothing twice, whatever eval.py may have left.
+    (output / 'training/evaluation.json').touch()
     changed = {
         path: path.stat().st_mtime_ns for path in output.rglob('*') if path.suffix in ('.ckpt', '.html', '.onnx', '.csv')
     }
@@ -165,19 +172,37 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
 
     def record(program, *arguments):
         started.append((program, arguments[3] if program == 'export.py' else ''))
-        if program == 'eval.py':
-            write(trained)
 
-    def write(path):  # as eval.py does
-        result = {'checkpoint': str(path), 'top1': 50, 'top5': 100, 'images': 2}
-        (tmp_path / 'training/evaluation.json').write_text(json.dumps([result]))
-
-    write('another.ckpt')
     monkeypatch.setattr(finetune, 'run', record)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    rows = dict(finetune.evaluate_and_export(trained, tmp_path, 4, []))
+    rows = dict(finetune.export_and_predict(trained, tmp_path, []))
     assert 'ONNX needs the package onnx; pip install' in rows['ONNX']
-    assert started == [('eval.py', ''), ('export.py', 'MINDIR'), ('src.deploy.predict', '')]
+    assert started == [('export.py', 'MINDIR'), ('src.deploy.predict', '')]
+
+
+@pytest.mark.parametrize(
+    'left', [None, '', '[{"step"', 'null', '{}', '[1, {"step": 1}]', '[{"step": 0, "top1": 9, "images": 2}]']
+)
+def test_evaluation_json_is_old_or_empty(left, weights, tmp_path, monkeypatch):
+    """Where the training has recorded no figures of its checkpoint, eval.py is asked."""
+    path, started = tmp_path / 'training/evaluation.json', []
+    path.parent.mkdir()
+    trained = weights.rename(path.with_name(weights.name))
+
+    def as_eval_does(*arguments):
+        started.append(arguments[0])
+        path.write_text(json.dumps([{'checkpoint': str(trained), 'step': 1, 'top1': 50.0, 'top5': None, 'images': 2}]))
+        (tmp_path / 'report').mkdir(exist_ok=True)
+        (tmp_path / 'report/report.json').write_text('{"step": 1}')
+        (tmp_path / 'report/index.html').touch()
+
+    if left is not None:
+        path.write_text(left)
+    monkeypatch.setattr(finetune, 'run', as_eval_does)
+    for _ in range(2):
+        assert dict(finetune.evaluate(trained, tmp_path, 4))['top-1'] == '50.0 % of 2 validation photos'
+    assert started == ['eval.py']
+    trained.rename(weights)
 
 
 PROGRAM = """

@@ -6,6 +6,7 @@ python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--ba
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src import runtime
+from src.data import imagenet
 from src.deploy import decoding
 from src.deploy.prediction import Prediction, as_json, as_text, write_page
 from src.deploy.predictor import Predictor, open_model
@@ -33,6 +35,7 @@ def predict(
     Threads decode the next batches while one is in the network.
     """
     load = partial(decoding.load, size=model.size, preprocessing=model.preprocessing, with_thumbnail=thumbnails)
+    labels = {*(model.class_names or ())}
     with contextlib.closing(decoding.batches(paths, batch_size, load)) as batches:
         for batch in batches:
             good = [one.image for one in batch if one.error is None]
@@ -40,7 +43,8 @@ def predict(
             rows = iter(zip(*model.probabilities(np.resize(good, (batch_size, *good[0].shape))))) if good else iter(())
             for path, _, error, thumbnail in batch:
                 best = None if error else _best(*next(rows), model.class_names, top)
-                yield Prediction(path, best, error, thumbnail)
+                folder = imagenet.words(os.path.basename(os.path.dirname(os.path.abspath(path))))
+                yield Prediction(path, best, error, thumbnail, folder if folder in labels else None)
 
 
 def _best(probabilities, classes, names, top):

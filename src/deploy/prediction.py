@@ -20,6 +20,7 @@ class Prediction(NamedTuple):
     top: list[tuple[int, str, float]] | None  # class number, label, probability, best first; None with an `error`
     error: str | None
     thumbnail: bytes | None  # JPEG, if one was asked for
+    folder: str | None = None  # label of the class whose name the image's folder has
 
 
 def as_text(prediction: Prediction) -> str:
@@ -55,6 +56,7 @@ figcaption {{ font-size: 12px; color: #666; overflow-wrap: anywhere; margin-bott
   background: linear-gradient(#cfe3f7, #cfe3f7) no-repeat 0 / var(--share) 100% }}
 .row:first-of-type {{ font-weight: 600 }}
 .row span {{ white-space: pre-wrap }}
+.wrong {{ border: 2px solid #c2410c }} .wrong p {{ color: #c2410c; margin: 0 0 6px }}
 .row span + span {{ white-space: nowrap }}
 </style></head><body>
 <h1>{title}</h1>
@@ -76,7 +78,10 @@ def write_page(path: str | Path, predictions: Iterable[Prediction], title: str, 
 
 
 def _figure(prediction):
-    caption = f'<figcaption>{html.escape(prediction.path.removeprefix(f"{os.getcwd()}/"))}</figcaption>'
+    name = prediction.path.removeprefix(f'{os.getcwd()}/')
+    if os.path.isabs(name):  # the page may go elsewhere
+        name = os.path.join(*Path(name).parts[-2:])
+    caption = f'<figcaption>{html.escape(name)}</figcaption>'
     if prediction.error:
         return f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n'
     image = base64.b64encode(prediction.thumbnail).decode()
@@ -85,4 +90,7 @@ def _figure(prediction):
         f'<span>{100 * p:.1f} %</span></div>'
         for _, label, p in prediction.top
     )
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{image}">{caption}{rows}</figure>\n'
+    begin = '<figure>'
+    if prediction.folder not in (None, prediction.top[0][1]):
+        begin, caption = '<figure class="wrong">', f'{caption}<p>wrong: its folder is {html.escape(prediction.folder)}</p>'
+    return f'{begin}<img alt="" src="data:image/jpeg;base64,{image}">{caption}{rows}</figure>\n'

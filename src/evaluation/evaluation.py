@@ -22,7 +22,7 @@ from src.data.order import EvaluationOrder
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_records
 from src.errors import InputError
-from src.evaluation.outcomes import Outcomes, Rows
+from src.evaluation.outcomes import FEW, Outcomes, Rows
 from src.evaluation.step import EvaluationStep
 from src.graphs import OFF, Graphs
 from src.inceptionv4 import set_precision
@@ -31,7 +31,8 @@ from src.weights import checkpoint
 from src.weights.network import empty_network
 from src.weights.read import main_file, read_weights
 
-Result = namedtuple('Result', 'top1 top5 loss images')  # accuracies in per cent
+# Accuracies in per cent; top5 is None among FEW classes, where it says nothing.
+Result = namedtuple('Result', 'top1 top5 loss images')
 STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of batch norm's moving averages
 
 
@@ -167,7 +168,7 @@ class Evaluation:
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
-        self.rows, self.best, self.known = None, None, known or {}
+        self.rows, self.best, self.known = None, None, known or {}  # `best` is one of the dicts of `of_checkpoints`
         self.batches = partial(
             dataset.evaluation_dataset,
             records,
@@ -180,18 +181,25 @@ class Evaluation:
         )
         self.data = self.batches(offset=offset)
 
-    def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
-        """`Result` of the weights of a `TrainStep`; None if `asked_to_stop()` became true on a rank."""
+    def of_training(
+        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: int = 0
+    ) -> Result | None:
+        """`Result` of the weights of a `TrainStep` after `done` steps; None if `asked_to_stop()` became true on a rank."""
         take_weights(self.step.network, train_step, self.world)
-        self.rows = self._new_rows()
-        return evaluate(self.step, self.data, self.images, self.world, asked_to_stop, self.rows, self.graphs)
+        return self._evaluate({'step': done}, asked_to_stop)
 
-    def _new_rows(self):
-        return Rows(self.images, self.order) if self.step.per_image else None
+    def _evaluate(self, about, asked_to_stop=lambda: False):
+        """`Result` of the network; the best by top-1 and then by loss stays in `best`, with `about`, and its `rows`."""
+        rows = Rows(self.images, self.order) if self.step.per_image else None
+        result = evaluate(self.step, self.data, self.images, self.world, asked_to_stop, rows, self.graphs)
+        if result:
+            result = result._replace(top5=result.top5 if self.num_classes > FEW else None)
+            if self.best is None or (result.top1, -result.loss) > (self.best['top1'], -self.best['loss']):
+                self.best, self.rows = {**about, **result._asdict()}, rows
+        return result
 
     def outcomes(self) -> Outcomes:
-        """`Outcomes` of all ranks' images in the last evaluation of a training, or for the best by top-1 of the checkpoints,
-        the first of equals. To be called by every rank."""
+        """`Outcomes` of all ranks' images in the best evaluation. To be called by every rank."""
         values = self.rows.values
         # Each image's row is zero on all ranks but one.
         return Outcomes.of_rows(collective.summed(values) if self.world > 1 else values)
@@ -201,7 +209,7 @@ class Evaluation:
         passed over with a warning. InputError if none is left.
 
         Returns:
-            list of dict: checkpoint, step, epoch, top1, top5, loss, images.
+            list of dict: checkpoint, step, epoch, and those of `Result`.
         """
         write(HEADER)
         results = []
@@ -215,13 +223,10 @@ class Evaluation:
                     raise InputError(str(error)) from None
                 write(f'warning: passed over: {error}')
                 continue
-            rows = self._new_rows()
-            result = evaluate(self.step, self.data, self.images, self.world, lambda: False, rows, self.graphs)
-            done, epoch = info.get('step', 0), info.get('epoch', 0)
-            write(row(result, done, epoch, when))
-            results.append({'checkpoint': str(path), 'step': done, 'epoch': epoch, **result._asdict()})
-            if self.best is None or result.top1 > self.best['top1']:
-                self.best, self.rows = results[-1], rows
+            about = {'checkpoint': str(path), 'step': info.get('step', 0), 'epoch': info.get('epoch', 0)}
+            result = self._evaluate(about)
+            write(row(result, about['step'], about['epoch'], when))
+            results.append({**about, **result._asdict()})
         write(f'{self.images} validation images, each evaluated once')
         return results
 
@@ -233,7 +238,8 @@ def row(result: Result, step: int, epoch: float, when: float | None = None) -> s
     """A line of the original's table below `HEADER`; `when` in seconds since 1970, now if None."""
     utc = datetime.timezone.utc
     time = datetime.datetime.fromtimestamp(when, utc) if when else datetime.datetime.now(utc)
-    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {result.top5:>7.2f} {result.loss:>8.4f}  {time:%Y-%m-%d %H:%M:%S}'
+    top5 = '-' if result.top5 is None else f'{result.top5:.2f}'
+    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {top5:>7} {result.loss:>8.4f}  {time:%Y-%m-%d %H:%M:%S}'
 
 
 def write_json(results: list[dict], path: Path) -> None:

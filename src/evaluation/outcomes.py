@@ -8,6 +8,7 @@ import numpy as np
 
 BINS = 15  # of the confidence, as Guo et al. 2017 (https://arxiv.org/abs/1706.04599) have them
 Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean
+FEW = 5  # classes among which top-5 says nothing
 INTERVALS = '95 % confidence intervals: Wilson score interval for top-1 and top-5, normal approximation for the mean loss'
 
 

@@ -11,6 +11,7 @@ from src.data.image import thumbnail
 from src.data.index import Index
 from src.errors import InputError, counted
 from src.evaluation import plots
+from src.evaluation.outcomes import FEW
 
 PAIRS = 20  # rows of the table of confusions
 OPEN = 30  # rows of the table of classes that are not folded away; classes of a matrix that can still be read
@@ -65,12 +66,16 @@ def parts(title: str, figures: dict, groups: dict[str, dict], records: Index | F
     yield PAGE.format(title=f'Evaluation: {text(title)}')
     yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(names)} classes.</p>\n<div class="grid">'
     yield from cards(figures, len(names))
-    yield f'</div>\n<p class="small">{figures["intervals"]}.</p>\n'
+    intervals = figures['intervals'].replace(' and top-5', '' if len(names) <= FEW else ' and top-5')
+    yield f'</div>\n<p class="small">{intervals}.</p>\n'
     yield from confusions(figures, names)
     for group, (heading, explanation) in GROUPS.items():
         count, first = groups[group]['count'], groups[group]['first']
-        which = f'There are {count}; the first {len(first)} are shown' if count > len(first) else f'All {count} are shown'
-        yield f'<h2>{heading}</h2>\n<p class="small">{explanation} {which if count else "There are none"}.</p>\n'
+        if not count:
+            yield f'<h2>{heading}</h2>\n<p class="small">There are none.</p>\n'
+            continue
+        which = f'There are {count}; the first {len(first)} are shown' if count > len(first) else f'{count} in all'
+        yield f'<h2>{heading}</h2>\n<p class="small">{explanation} {which}.</p>\n'
         yield '<div class="grid">\n'
         yield from (figure(image, records) for image in first)
         yield '</div>\n'
@@ -94,7 +99,7 @@ def cards(figures: dict, classes: int) -> Iterator[str]:
     """The main figures; top-5 only where it says something."""
     for name, key, unit in (('top-1', 'top1', ' %'), ('top-5', 'top5', ' %'), ('mean loss', 'loss', '')):
         value, low, high = (figures[key][end] for end in ('value', 'low', 'high'))
-        if key == 'top5' and classes <= 5:
+        if key == 'top5' and classes <= FEW:
             continue
         digits = 1 if unit else 3
         main = 'not finite' if value is None else f'{value:.{digits}f}{unit}'

@@ -50,8 +50,8 @@ def class_labels(records: Index | Folder, offset: int, num_classes: int, recorde
 
 
 def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Callable[[str], None]) -> Callable[[int], None]:
-    """What a training calls with its last step after the last evaluation, on every rank: the report goes to `directory` or,
-    if that is '', to `report` in `log_directory`. A report that fails does not make the training fail.
+    """What a training calls with its last step after the last evaluation, on every rank: the report on its best evaluation
+    goes to `directory` or, if that is '', to `report` in `log_directory`. One that fails does not make the training fail.
 
     InputError if a `directory` was given and no report can be written there.
     """
@@ -59,9 +59,9 @@ def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Cal
         prepare(directory)
     path = Path(directory or log_directory / 'report')
 
-    def write_after(step):
+    def write_after(_):
         try:
-            write(path, evaluation, f'training after step {step}', {'step': step}, log)
+            write(path, evaluation, f'training after step {evaluation.best["step"]}', evaluation.best, log)
         except InputError as error:
             log(f'no report on the evaluation: {error}')
 

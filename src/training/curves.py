@@ -22,6 +22,7 @@ class Series(NamedTuple):
     field: str
     style: str  # of matplotlib
     name: str = ''
+    caption: str = ''  # joins the plot's where the line is drawn
 
 
 class Plot(NamedTuple):
@@ -40,23 +41,24 @@ PLOTS = (
     Plot(
         'Loss',
         'loss',
-        'Line: training, mean since the line before. Circles: evaluation.',
-        (Series('step', 'mean_loss', '-', 'training'), Series('evaluation', 'loss', 'o', 'evaluation')),
+        '',
+        (
+            Series('step', 'mean_loss', '-', 'training', 'Training: mean since the line before in the log.'),
+            Series('evaluation', 'loss', 'o', 'evaluation', 'Circles: evaluation.'),
+        ),
         logarithmic=True,
     ),
     Plot(
         'Accuracy',
         '%',
-        'On the validation images. Solid: top-1. Dotted: top-5.',
-        (Series('evaluation', 'top1', 'o-', 'top-1'), Series('evaluation', 'top5', 'o:', 'top-5')),
+        'On the validation images.',
+        (
+            Series('evaluation', 'top1', 'o-', 'top-1', 'Circles: top-1.'),
+            Series('evaluation', 'top5', 's:', 'top-5', 'Squares: top-5.'),
+        ),
     ),
     Plot('Learning rate', 'learning rate', 'Of the step at each line.', (Series('step', 'lr', '-'),)),
-    Plot(
-        'Speed',
-        'images per second',
-        'Of all devices, without compilation, checkpoints and evaluations.',
-        (Series('step', 'images_per_second', '-'),),
-    ),
+    Plot('Speed', 'images per second', 'Of all devices, while they train.', (Series('step', 'images_per_second', '-'),)),
     Plot(
         'Wait for data',
         '% of the time',
@@ -75,10 +77,10 @@ PLOTS = (
 )
 
 
-def draw(plot: Plot, runs: list[Run]) -> bytes | None:
-    """`plot` with the lines of all `runs`; None if none of them has the values."""
+def draw(plot: Plot, runs: list[Run]) -> tuple[bytes | None, str]:
+    """(`plot` with the lines of all `runs`, a caption of what is in it); (None, '') if none of them has the values."""
     figure = new_figure(*SIZE)
-    axes, values = figure.subplots(), []
+    axes, values, captions = figure.subplots(), [], {plot.caption: None}
     for place, run in enumerate(runs):
         for order, series in enumerate(plot.series):
             found = run.of_kind(series.kind) if series.field != 'top5' or run.top5 else []
@@ -87,19 +89,21 @@ def draw(plot: Plot, runs: list[Run]) -> bytes | None:
             if points:
                 values += [value for _, value in points]
                 colour = _colour(place if len(runs) > 1 else order)
-                style = series.style if len(points) > 1 else 'o'
+                captions[series.caption] = None
+                style = series.style if len(points) > 1 or series.style != '-' else 'o'
                 axes.plot(*zip(*points), style, color=colour, linewidth=1.3, markersize=3.5, label=series.name)
         for event in run.events():
             _mark(axes, event, event.epoch)
     if not values:
-        return None
+        return None, ''
     if plot.logarithmic and 0 < SPREAD * min(values) < max(values):
         axes.set_yscale('log')
     elif not plot.logarithmic:
         axes.set_ylim(0, max(1.08 * max(values), plot.least) or 1)
     axes.set(xlabel='epoch', ylabel=plot.unit)
     axes.set_xlim(left=0)  # the same in all plots, also where there is a single evaluation
-    return _finished(figure, axes, legend=len(runs) == 1 and len(plot.series) > 1)
+    legend = len(runs) == 1 and len(axes.get_legend_handles_labels()[0]) > 1
+    return _finished(figure, axes, legend), ' '.join(filter(None, captions))
 
 
 def draw_progress(runs: list[Run]) -> bytes | None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from src.data import dataset, features
 from src.data.preprocess import Preprocessing, scale
 from src.errors import InputError
-from src.evaluation.evaluation import Evaluation, Result, evaluate, take_weights
+from src.evaluation.evaluation import Evaluation, Result, take_weights
 from src.evaluation.step import EvaluationStep
 from src.inceptionv4 import InceptionV4
 from src.training.step import NetworkWithLoss
@@ -148,14 +148,15 @@ class FeatureEvaluation(Evaluation):
 
     known = False
 
-    def of_training(self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False) -> Result | None:
-        """`Result` of the classifier of a `TrainStep`; None if `asked_to_stop()` became true."""
+    def of_training(
+        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: int = 0
+    ) -> Result | None:
+        """`Result` of the classifier of a `TrainStep` after `done` steps; None if `asked_to_stop()` became true."""
         if not self.known and not self._compute(train_step, asked_to_stop):
             return None
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
-        self.rows = self._new_rows()
-        return evaluate(self.step, self.data, self.images, 1, asked_to_stop, self.rows, self.graphs)
+        return self._evaluate({'step': done}, asked_to_stop)
 
     def _compute(self, train_step, asked_to_stop):
         """Replace the images by features, and the step by one that takes them; False if asked to stop."""

@@ -142,15 +142,15 @@ def all_curves(runs: list[Run]) -> Iterator[str]:
     ]
     if marks:
         yield f'<p class="small">Vertical lines: {" ".join(marks)}</p>\n'
-    drawn = [(plot.title, plot.caption, curves.draw(plot, runs)) for plot in curves.PLOTS]
-    drawn.append(('Progress', 'Epochs over time, with pauses, checkpoints and evaluations.', curves.draw_progress(runs)))
+    drawn = [(plot.title, *curves.draw(plot, runs)) for plot in curves.PLOTS]
+    drawn.append(('Progress', curves.draw_progress(runs), 'Epochs over all the time since the start.'))
     yield '<div class="curves">\n'
-    for title, caption, png in drawn:
+    for title, png, caption in drawn:
         if png:
             source = f'data:image/png;base64,{base64.b64encode(png).decode()}'
             yield f'<figure><b>{title}</b><img alt="{title}" src="{source}"><figcaption>{caption}</figcaption></figure>\n'
     yield '</div>\n'
-    if missing := [title.lower() for title, _, png in drawn if not png]:
+    if missing := [title.lower() for title, png, _ in drawn if not png]:
         yield f'<p class="small">Without a curve, as nothing is recorded: {", ".join(missing)}.</p>\n'
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from src.errors import InputError, counted
+from src.evaluation.outcomes import FEW
 from src.training import metrics
 from src.training.pace import straggler
 
@@ -52,7 +53,7 @@ class Run:
         per_epoch = number(self.start, 'steps_per_epoch')
         self.per_epoch = per_epoch if per_epoch > 0 else math.nan
         self.config = self._config()
-        self.top5 = not number(self.config, 'num_classes') <= 5  # says nothing among so few
+        self.top5 = not number(self.config, 'num_classes') <= FEW  # says nothing among so few
 
     def of_kind(self, kind: str) -> list[dict]:
         """The records of a kind."""

@@ -184,6 +184,20 @@ def test_top_of_a_file_that_gives_the_five_best(images, model, capsys):
     assert capsys.readouterr().err == 'error: top 7: the model gives 6 classes; take fewer\n' and not brightness.calls
 
 
+def test_page_marks_what_is_wrong_by_the_folder(tmp_path, capsys):
+    """Where an image lies in a folder that is called as a class. No path of this machine stands on the page."""
+    for folder, level in (('high', 240), ('low', 240), ('other', 20)):
+        (tmp_path / 'photos' / folder).mkdir(parents=True)
+        Image.new('RGB', (90, 90), (level,) * 3).save(tmp_path / 'photos' / folder / 'a.png')
+    run(capsys, tmp_path / 'photos', '--html', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    captions = [
+        '<figcaption>high/a.png</figcaption><div',
+        '<figcaption>low/a.png</figcaption><p>wrong: its folder is low</p>',
+    ]
+    assert all(caption in page for caption in captions) and page.count('"wrong"') == 1 and str(tmp_path) not in page
+
+
 def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypatch):
     """Without a page to make, the end of the reader is the end."""
 

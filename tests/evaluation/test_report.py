@@ -126,6 +126,7 @@ def test_a_perfect_network(tmp_path):
     report.write_files(tmp_path, 'net', one, Records(1), ['a', 'b'], {})
     text = ''.join(Page((tmp_path / 'index.html').read_text()).texts)
     assert text.count('There are none.') == 3 and '1 image, each evaluated once' in text
+    assert 'confident learning' not in text and 'top-5' not in text  # nothing is explained that is not there
     assert json.loads((tmp_path / 'report.json').read_text())['loss']['low'] is None
 
 
@@ -160,7 +161,7 @@ def without_matplotlib(monkeypatch):
 def test_without_matplotlib(tmp_path, monkeypatch):
     """An error before the evaluation where a report was asked for; else one line at the end of the training."""
     without_matplotlib(monkeypatch)
-    evaluation, lines = SimpleNamespace(rank=0, outcomes=lambda: HAND), []
+    evaluation, lines = SimpleNamespace(rank=0, outcomes=lambda: HAND, best={'step': 20}), []
     with pytest.raises(InputError, match='matplotlib.*pip install -r requirements-report.txt'):
         report.at_end(str(tmp_path), tmp_path, evaluation, lines.append)
     report.at_end('', tmp_path, evaluation, lines.append)(20)

@@ -110,6 +110,18 @@ def test_several_runs_beside_each_other(tmp_path):
 
 
 @needs_matplotlib
+def test_captions_of_what_is_in_the_plots(tmp_path):
+    """A page without evaluations explains no circles; among few classes there is no top-5."""
+    made_run(tmp_path / 'a', stop=5)
+    page = page_of(tmp_path / 'a')
+    assert 'Training: mean since' in page and not re.search('[Cc]ircles|[Ss]quares|evaluations', page)
+    made_run(tmp_path / 'b', num_classes=5)
+    assert 'Circles: top-1.<' in page_of(tmp_path / 'b') and 'Circles: evaluation.<' in page_of(tmp_path / 'b')
+    made_run(tmp_path / 'c')
+    assert 'Circles: top-1. Squares: top-5.<' in page_of(tmp_path / 'c')
+
+
+@needs_matplotlib
 def test_evaluated_after_the_training(tmp_path):
     """By eval.py, where the training has evaluated nothing itself; not what is left of an earlier one in the place."""
     made_run(tmp_path / 'a', stop=5)

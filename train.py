@@ -223,10 +223,7 @@ def build_callbacks(config, job, data, monitor, step, training):
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
         evaluation = build_evaluation(config, job, data)
-
-        def evaluate():
-            return evaluation.of_training(step, monitor.asked_to_stop, monitor.step)
-
+        evaluate = partial(evaluation.of_training, step, monitor.asked_to_stop, lambda: monitor.step)
         every = config.epochs_between_evals * plan.steps_per_epoch
         at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
         callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None, at_end))

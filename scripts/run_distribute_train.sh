@@ -10,4 +10,4 @@ esac
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 TABLE=$1
 shift
-exec "$PYTHON" -m src.cluster.launch "$TABLE" "$ROOT/train.py" "$@"
+exec "$PYTHON" "$ROOT/scripts/module.py" src.cluster.launch "$TABLE" "$ROOT/train.py" "$@"

@@ -9,7 +9,7 @@ case "${1:--}:${2:--}" in
 *.json:* | *:-*)
     TABLE=$1
     shift
-    exec "$PYTHON" -m src.cluster.launch "$TABLE" "$ROOT/eval.py" "$@"
+    exec "$PYTHON" "$ROOT/scripts/module.py" src.cluster.launch "$TABLE" "$ROOT/eval.py" "$@"
     ;;
 esac
 exec "$PYTHON" "$ROOT/eval.py" "$@"

@@ -20,8 +20,7 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
     start = [program] if program.endswith('.py') else ['-m', program]
     words = [str(argument) for argument in arguments]
     print(f'\n$ {shlex.join(["python", *start, *words])}', flush=True)
-    if program.endswith('.py'):
-        start = [str(ROOT / program)]
+    start = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
     child = subprocess.Popen([sys.executable, *start, *words])
     # After Ctrl-C the program gets the signal twice; trainings take the second one as the same request.
     earlier = {

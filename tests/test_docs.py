@@ -214,6 +214,8 @@ def parse_only(parser, *args, real=errors.Parser.parse_args, **kwargs):
 
 def check_options(program, arguments, place, monkeypatch):
     """The options of a script or module exist, and their values are good."""
+    if program.endswith('scripts/module.py'):
+        program, *arguments = arguments
     if program == 'src.cluster.launch':
         args, arguments = launch._arguments(arguments)
         program = args.script

@@ -176,7 +176,7 @@ def test_report_on_the_best_checkpoint(trained, data, tmp_path, capsys):
     without = json.loads((directory / 'evaluation.json').read_text())
     eval_entry.main([*given, '--report', str(tmp_path / 'a/report')])
     assert json.loads((directory / 'evaluation.json').read_text()) == without  # bit for bit
-    best = max(without, key=lambda result: result['top1'])
+    best = max(without, key=lambda result: (result['top1'], -result['loss']))
     figures = json.loads((tmp_path / 'a/report/report.json').read_text())
     assert figures['checkpoint'] == best['checkpoint'] and f'report: {tmp_path}/a/report/' in capsys.readouterr().out
     assert [figures[name]['value'] for name in ('top1', 'top5')] == [best['top1'], best['top5']]

@@ -233,7 +233,9 @@ def test_a_signal_goes_to_the_program(number, tmp_path):
     assert (child.communicate(timeout=20)[0], child.returncode) == ('saved\n', 77)
 
 
-def test_status_of_a_program(capfd):
+def test_status_of_a_program(capfd, tmp_path, monkeypatch):
+    (tmp_path / 'src.py').touch()  # of another project, in the present directory
+    monkeypatch.chdir(tmp_path)
     assert programs.run('src.data.check', '--help') == 0
     assert programs.run('src.data.check', '/nowhere', good=(0, 2)) == 2
     with pytest.raises(SystemExit) as stopped:

@@ -182,11 +182,11 @@ class Evaluation:
         self.data = self.batches(offset=offset)
 
     def of_training(
-        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: int = 0
+        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
     ) -> Result | None:
-        """`Result` of the weights of a `TrainStep` after `done` steps; None if `asked_to_stop()` became true on a rank."""
+        """`Result` of the weights of a `TrainStep` after `done()` steps; None if `asked_to_stop()` became true on a rank."""
         take_weights(self.step.network, train_step, self.world)
-        return self._evaluate({'step': done}, asked_to_stop)
+        return self._evaluate({'step': done()}, asked_to_stop)
 
     def _evaluate(self, about, asked_to_stop=lambda: False):
         """`Result` of the network; the best by top-1 and then by loss stays in `best`, with `about`, and its `rows`."""

@@ -43,7 +43,7 @@ PLOTS = (
         'loss',
         '',
         (
-            Series('step', 'mean_loss', '-', 'training', 'Training: mean since the line before in the log.'),
+            Series('step', 'mean_loss', '-', 'training', 'Training: mean since the previous log line.'),
             Series('evaluation', 'loss', 'o', 'evaluation', 'Circles: evaluation.'),
         ),
         logarithmic=True,

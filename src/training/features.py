@@ -149,14 +149,14 @@ class FeatureEvaluation(Evaluation):
     known = False
 
     def of_training(
-        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: int = 0
+        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
     ) -> Result | None:
-        """`Result` of the classifier of a `TrainStep` after `done` steps; None if `asked_to_stop()` became true."""
+        """`Result` of the classifier of a `TrainStep` after `done()` steps; None if `asked_to_stop()` became true."""
         if not self.known and not self._compute(train_step, asked_to_stop):
             return None
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
-        return self._evaluate({'step': done}, asked_to_stop)
+        return self._evaluate({'step': done()}, asked_to_stop)
 
     def _compute(self, train_step, asked_to_stop):
         """Replace the images by features, and the step by one that takes them; False if asked to stop."""

@@ -67,7 +67,8 @@ def _top1(run):
 
 def parts(runs: list[Run]) -> Iterator[str]:
     """The page, piece by piece."""
-    title = runs[0].name if len(runs) == 1 else counted(len(runs), 'run')
+    # Not the whole path: the page may go elsewhere.
+    title = '/'.join(Path(runs[0].name).parts[-2:]) if len(runs) == 1 else counted(len(runs), 'run')
     yield PAGE.format(title=f'Training: {text(title)}') + STYLE
     if len(runs) == 1:
         yield '<div class="grid">\n'

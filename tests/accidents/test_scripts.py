@@ -21,19 +21,19 @@ RECORDER = '#!/bin/sh\nprintf "<%s>" "$@"\necho\n'
 # Of each script its arguments, and those of the interpreter that it starts; ROOT is the project.
 CALLS = {
     'run_standalone_train.sh --lr 1': 'ROOT/train.py --lr 1',
-    'run_distribute_train.sh t.json --lr 1': '-m src.cluster.launch t.json ROOT/train.py --lr 1',
-    'run_distribute_train.sh t.json /data': '-m src.cluster.launch t.json ROOT/train.py /data',
+    'run_distribute_train.sh t.json --lr 1': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/train.py --lr 1',
+    'run_distribute_train.sh t.json /data': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/train.py /data',
     'run_eval.sh --report "a b"': 'ROOT/eval.py --report "a b"',
-    'run_eval.sh 2 --lr 1': '-m src.cluster.launch 2 ROOT/eval.py --lr 1',
-    'run_eval.sh t.json --lr 1': '-m src.cluster.launch t.json ROOT/eval.py --lr 1',
-    'run_eval.sh t.json /data c.ckpt': '-m src.cluster.launch t.json ROOT/eval.py /data c.ckpt',
+    'run_eval.sh 2 --lr 1': 'ROOT/scripts/module.py src.cluster.launch 2 ROOT/eval.py --lr 1',
+    'run_eval.sh t.json --lr 1': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/eval.py --lr 1',
+    'run_eval.sh t.json /data c.ckpt': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/eval.py /data c.ckpt',
     'run_eval.sh 0 /data c.ckpt': 'ROOT/eval.py 0 /data c.ckpt',
     'run_eval.sh': 'ROOT/eval.py',
     'run_export.sh --file_format ONNX': 'ROOT/export.py --file_format ONNX',
-    'run_predict.sh a.jpg --model n.onnx': '-m src.deploy.predict a.jpg --model n.onnx',
-    'run_finetune.sh photos "my weights"': '-m src.finetune photos "my weights"',
-    'run_demo.sh out': '-m src.demo out',
-    'run_acceptance.sh 2': '-m src.acceptance 2',
+    'run_predict.sh a.jpg --model n.onnx': 'ROOT/scripts/module.py src.deploy.predict a.jpg --model n.onnx',
+    'run_finetune.sh photos "my weights"': 'ROOT/scripts/module.py src.finetune photos "my weights"',
+    'run_demo.sh out': 'ROOT/scripts/module.py src.demo out',
+    'run_acceptance.sh 2': 'ROOT/scripts/module.py src.acceptance 2',
 }
 
 
@@ -74,10 +74,10 @@ def test_a_project_in_a_path_with_spaces(start, tmp_path):
     """Linked twice: a link in bin/ to one of the project's scripts, in a project that is a link itself."""
     (tmp_path / 'my project').symlink_to(ROOT)
     (tmp_path / 'demo').symlink_to('my project/scripts/run_demo.sh')
-    assert start(['./demo', 'a b'], tmp_path) == ['-m', 'src.demo', 'a b']
+    assert start(['./demo', 'a b'], tmp_path) == [f'{ROOT}/scripts/module.py', 'src.demo', 'a b']
 
 
-PIP = 'import sys\nprint("pip", *(w.rsplit("/", 1)[-1] for w in sys.argv[1:]))\nsys.exit(OUTCOME)\n'
+PIP = 'import os, sys\nprint("pip", *(w.rsplit("/", 1)[-1] for w in sys.argv[1:]))\nsys.exit("FAIL" in os.environ)\n'
 INSTALLED = ('mindspore', 'numpy', 'easydict', 'pyyaml', 'tqdm', 'matplotlib', 'tensorboardX')
 
 
@@ -85,12 +85,11 @@ INSTALLED = ('mindspore', 'numpy', 'easydict', 'pyyaml', 'tqdm', 'matplotlib', '
 def project(tmp_path_factory):
     """A project whose .venv has all requirements, but for ONNX; function: calls a script there, (status, lines, stderr)."""
     root = tmp_path_factory.mktemp('my project')
-    for path in [*(ROOT / 'scripts').iterdir(), *ROOT.glob('requirements*.txt')]:
+    for path in [*(ROOT / 'scripts').glob('*.sh'), *ROOT.glob('requirements*.txt')]:
         copy = root / path.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    for program in ('src/finetune.py', 'src/deploy/predict.py', 'export.py', 'eval.py'):
-        (root / program).parent.mkdir(parents=True, exist_ok=True)
+    for program in ('scripts/module.py', 'export.py', 'eval.py'):
         (root / program).write_text('print("started")')
     (root / 'bin').mkdir()
     (root / 'bin/python3').write_text('#!/bin/sh\nexit 1\n')
@@ -104,9 +103,9 @@ def project(tmp_path_factory):
         (about / 'RECORD').write_text('x,,\n')
         (packages / f'{name.replace("pyyaml", "yaml")}.py').touch()
     (packages / 'pip').mkdir()
+    (packages / 'pip/__main__.py').write_text(PIP)
 
-    def call(script, *arguments, path=root / 'bin', works=True, **environ):
-        (packages / 'pip/__main__.py').write_text(PIP.replace('OUTCOME', str(int(not works))))
+    def call(script, *arguments, path=root / 'bin', **environ):
         environ = {'PATH': f'{path}:/usr/bin:/bin', 'NPU_DEVICES': '/nowhere/davinci*', 'HOME': '/nowhere', **environ}
         command = ['sh', root / 'scripts' / script, *arguments]
         done = subprocess.run(command, cwd='/', env=environ, capture_output=True, text=True)
@@ -147,7 +146,7 @@ def test_which_environments_are_changed(project, tmp_path):
 
 
 def test_without_a_network_the_rest_is_done(project):
-    status, lines, err = project('run_predict.sh', 'photo.jpg', '--model', 'net.onnx', works=False)
+    status, lines, err = project('run_predict.sh', 'photo.jpg', '--model', 'net.onnx', FAIL='1')
     assert (status, lines[-1]) == (0, 'started') and err.startswith('warning: not installed') and err.count('\n') == 1
 
 
@@ -158,10 +157,13 @@ def test_docker_image_has_what_the_demo_and_a_fine_tuning_need():
     assert {'matplotlib', 'onnx', 'onnxruntime', '-r requirements.txt'} <= set(named.splitlines())
 
 
-def test_help_of_the_demo_is_its_own(start):
-    done = subprocess.run(
-        ['sh', ROOT / 'scripts/run_demo.sh', '--help'], env={**os.environ, 'PYTHON': sys.executable}, **TEXT
-    )
+def test_help_of_the_demo_is_its_own(tmp_path):
+    """Also in a directory with a `src` and a `config.py` of its own."""
+    (tmp_path / 'src').mkdir()
+    for name in ('src/__init__.py', 'config.py', 'random.py'):
+        (tmp_path / name).write_text('raise SystemExit("imported")')
+    environ = {**os.environ, 'PYTHON': sys.executable}
+    done = subprocess.run(['sh', ROOT / 'scripts/run_demo.sh', '--help'], cwd=tmp_path, env=environ, **TEXT)
     assert done.returncode == 0 and done.stdout.startswith('usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N]')
     assert '--rmsprop_decay' not in done.stdout and done.stderr == ''
 

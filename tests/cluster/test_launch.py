@@ -554,7 +554,7 @@ def test_script(tmp_path):
     )
     assert got.stdout.splitlines() == [
         str(root),
-        '-m',
+        f'{root}/scripts/module.py',
         'src.cluster.launch',
         'my table.json',
         f'{root}/train.py',

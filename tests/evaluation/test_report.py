@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from src.errors import InputError
-from src.evaluation import page, report
+from src.evaluation import evaluation, page, report
 from src.evaluation.outcomes import Outcomes
 from tests.evaluation.test_outcomes import HAND, random_rows
 
@@ -166,6 +166,31 @@ def test_without_matplotlib(tmp_path, monkeypatch):
         report.at_end(str(tmp_path), tmp_path, evaluation, lines.append)
     report.at_end('', tmp_path, evaluation, lines.append)(20)
     assert len(lines) == 1 and 'pip install -r requirements-report.txt' in lines[0] and not list(tmp_path.iterdir())
+
+
+def test_report_of_a_training_is_on_its_best_evaluation(tmp_path, monkeypatch):
+    """Not on the last one: it is the best checkpoint that is kept. Of equals by top-1 the smaller loss counts."""
+    pytest.importorskip('matplotlib', reason='the plots of a report need matplotlib (requirements-report.txt)')
+    made, step, lines = object.__new__(evaluation.Evaluation), [0], []
+    made.__dict__ = {
+        'records': Records(5),
+        **{'offset': 0, 'num_classes': 3, 'images': 5, 'rank': 0, 'world': 1, 'graphs': None, 'data': None, 'order': ()},
+        **{'best': None, 'rows': None, 'step': SimpleNamespace(network=None, per_image=True)},
+    }
+    losses = {10: (40.0, 2.0), 20: (60.0, 3.0), 30: (60.0, 1.0), 40: (50.0, 0.5)}
+
+    def evaluated(*arguments):
+        arguments[5].values[:, 0] = step[0]
+        return evaluation.Result(losses[step[0]][0], 100.0, losses[step[0]][1], 5)
+
+    monkeypatch.setattr(evaluation, 'take_weights', lambda *_: None)
+    monkeypatch.setattr(evaluation, 'evaluate', evaluated)
+    monkeypatch.setattr(Outcomes, 'of_rows', staticmethod(lambda values: lines.append(values[0, 0]) or HAND))
+    for step[0] in losses:
+        assert made.of_training(None, done=lambda: step[0]).top5 is None  # three classes
+    report.at_end('', tmp_path, made, lines.append)(40)
+    assert json.loads((tmp_path / 'report/report.json').read_text())['step'] == lines[0] == 30
+    assert 'training after step 30' in (tmp_path / 'report/index.html').read_text()
 
 
 def test_directory_that_cannot_be_written(tmp_path):

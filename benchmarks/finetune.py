@@ -23,7 +23,7 @@ from src.errors import InputError, Parser, entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / 'recipes/finetune.yaml'
-ROW = re.compile(r' +\d+ +(\d+)\.0 +([\d.]+) +[\d.]+ +([\d.]+)  \d{4}-')  # epoch, top-1 and loss of an evaluation
+ROW = re.compile(r' +\d+ +(\d+)\.0 +([\d.]+) +\S+ +([\d.]+)  \d{4}-')  # epoch, top-1 and loss of an evaluation
 
 
 def copy_without_duplicates(source, target, most):

@@ -11,7 +11,7 @@ import train
 from src.errors import entry_point
 from src.training.monitor import TrainingMonitor
 
-ROW = r' +(\d+) +[\d.]+ +([\d.]+) +[\d.]+ +([\d.]+)  \d{4}-'  # step, top-1 and loss of an evaluation
+ROW = r' +(\d+) +[\d.]+ +([\d.]+) +\S+ +([\d.]+)  \d{4}-'  # step, top-1 and loss of an evaluation
 # Timed steps, their wall-clock and CPU seconds; then the row.
 EVALUATED = re.compile(r'timed: (\d+) steps, ([\d.]+) s, ([\d.]+) CPU s\n' + ROW)
 

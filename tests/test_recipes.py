@@ -16,7 +16,7 @@ timed: 89 steps, 178.000 s, 89.000 CPU s
 time to the first step, compilation included: 30.0 s
      step   epoch    top1    top5     loss  checkpoint_time(UTC)
 timed: 178 steps, 534.000 s, 178.000 CPU s
-      180     2.0   45.25  100.00   1.2500  2026-01-01 00:05:00
+      180     2.0   45.25       -   1.2500  2026-01-01 00:05:00
 """
 
 

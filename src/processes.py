@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import multiprocessing.util
 import os
 import signal
 import time
+from collections.abc import Callable
 
 # Seconds after a first signal in which another one counts as the same request: a batch system signals a process and then
 # its whole process group, and a launcher passes its signal on. The launcher and a training both use it.
 ECHO = 2.0
+PATIENCE = 2  # seconds for children to end at the exit of their parent
 
 
 def state(pid: int) -> tuple[str, int] | None:
@@ -58,11 +62,34 @@ def kill_descendants() -> set[int]:
     return killed
 
 
-def states(parent: int) -> dict[int, str]:
-    """{pid: state} of the children of a process, zombies included; see `state`."""
-    return {pid: letter for pid, (letter, above) in _all().items() if above == parent}
-
-
 def children(parent: int) -> list[int]:
     """Pids of the living children of a process."""
-    return [pid for pid, letter in states(parent).items() if letter != 'Z']
+    return [pid for pid, (letter, above) in _all().items() if above == parent and letter != 'Z']
+
+
+def ending_with_this(number: int) -> Callable[[], None]:
+    """For a new child to call first: it then gets the signal `number` when this process ends, however that may be."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def prepare():
+        prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def end_children_at_exit() -> None:
+    """At the exit of this process, end the children of `multiprocessing` that its other libraries have left. Its own exit
+    would wait for them for ever: CANN's compilers may have SIGTERM blocked."""
+    multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits
+
+
+def _end_children():
+    found, end = multiprocessing.active_children(), time.monotonic() + PATIENCE
+    for child in found:
+        child.terminate()
+    for child in found:
+        child.join(max(0, end - time.monotonic()))
+        if child.is_alive():
+            child.kill()

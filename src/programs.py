@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from src import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -15,17 +17,19 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
     """Run an entry point (`train.py`) or a module (`src.data.check`) and return its exit status, one of `good`. With any
     other status this process ends, too, with the same. The output goes to the screen.
 
-    SIGINT and SIGTERM go on to the program, which may have something to save. (`subprocess.run` would kill it.)
+    SIGINT, SIGTERM and SIGHUP go on to the program, which may have something to save. (`subprocess.run` would kill it.) If
+    this process is killed, the program gets SIGTERM.
     """
     start = [program] if program.endswith('.py') else ['-m', program]
     words = [str(argument) for argument in arguments]
     print(f'\n$ {shlex.join(["python", *start, *words])}', flush=True)
     start = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
-    child = subprocess.Popen([sys.executable, *start, *words])
+    child = subprocess.Popen([sys.executable, *start, *words], preexec_fn=processes.ending_with_this(signal.SIGTERM))
     # After Ctrl-C the program gets the signal twice; trainings take the second one as the same request.
     earlier = {
         number: signal.signal(number, lambda number, _: child.send_signal(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # nohup
     }
     try:
         status = child.wait()

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
-from src import beat, environment
+from src import beat, environment, processes
 from src.errors import InputError
 from src.graphs import OFF, Graphs
 
@@ -68,6 +68,7 @@ def start(
     # What can be refused comes first: MindSpore's own errors are late and long.
     _refuse_variables()
     beat.answer()
+    processes.end_children_at_exit()
     target = _find_device(device_target)
     # A single rank of the launcher joins too: the scheduler waits for it, and its device is the rank table's.
     launched = _launched(rank_size) > 1 or 'LOCAL_RANKS' in os.environ

@@ -52,13 +52,12 @@ class Supervisor:
         self.processes, self.logs, self.screen = {}, {}, None
         self.failures = []  # (name, status) in the order in which they ended
         self.stopped = Stopped()
-        self.libc = ctypes.CDLL(None)
 
     def run(self) -> Outcome:
         """Start the jobs and wait for them. The launcher's exit status is 0, that of the rank that failed first (128 + its
         signal if one ended it), or 128 + the signal that this process got. InputError if a job cannot be started."""
         self.signals.catch()
-        self.libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
         try:
             try:
                 self._start()
@@ -70,13 +69,6 @@ class Supervisor:
             self._show(final=True)
 
     def _start(self):
-        launcher = os.getpid()
-
-        def die_with_launcher():
-            self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-            if os.getppid() != launcher:
-                os._exit(1)
-
         for name, argv, env in self.jobs:
             path = os.path.join(self.directory, name, 'train.log')
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -89,7 +81,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_launcher,
+                preexec_fn=processes.ending_with_this(signal.SIGKILL),
             )
         # A thread waits for each process: they report in the order in which the processes end.
         for name, process in self.processes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import multiprocessing
@@ -13,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from src.errors import InputError
+from src.processes import ending_with_this
 
 _call = None
 
@@ -24,13 +24,11 @@ def cores(option: int | None = None) -> int:
     return option or len(os.sched_getaffinity(0))
 
 
-def _start(function, shared, parent):
+def _start(function, shared, prepare):
     global _call
     _call = function, shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves no process behind
-    if os.getppid() != parent:
-        os._exit(1)
+    prepare()  # a killed parent leaves no process behind
 
 
 def _run(task):
@@ -49,7 +47,10 @@ def spread(function, shared, tasks: list[tuple], workers: int):
             yield function(shared, *task)
         return
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), multiprocessing.get_context('fork'), _start, (function, shared, os.getpid())
+        min(workers, len(tasks)),
+        multiprocessing.get_context('fork'),
+        _start,
+        (function, shared, ending_with_this(signal.SIGKILL)),
     )
     try:
         left = iter(tasks)

@@ -64,8 +64,9 @@ def train(config, interruption):
         job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log
     )
     if plan.start >= plan.stop:
-        done = f'{plan.start} of {plan.stop} steps are done'
-        return job.log(f'nothing is left to train: {done}; a larger --max_epochs goes on')
+        job.log(f'nothing is left to train: {plan.start} of {plan.stop} steps are done; a larger --max_epochs goes on')
+        if plan.evaluated >= plan.stop:
+            return
     network = build_network(config, job, restore_path='' if plan.start else config.restore_path)
     rates = rates_of(plan, config)
     step = build_step(config, job, network, rates)
@@ -73,7 +74,6 @@ def train(config, interruption):
         resume.load(step, state, plan.start, config.resume_override)
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
         collective.share(step.get_parameters())
-
     about = {**runtime.facts(job.run), 'training': training, 'resumed': str(state.path) if state else None}
     del state  # half a gigabyte
     record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about)

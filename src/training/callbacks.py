@@ -32,9 +32,13 @@ class Every(Callback):
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
+        self.when_due()
+
+    def when_due(self) -> None:
+        """Act if it is due."""
         step = self.monitor.step
         # Not `step % every`: a sink may step over the multiple.
-        if step // self.every > self.last // self.every or step >= self.monitor.plan.stop:
+        if step // self.every > self.last // self.every or step >= self.monitor.plan.stop > self.last:
             self.last = step
             self.act()
             self.monitor.start_clock()
@@ -69,7 +73,9 @@ class Checkpoints(Every):
     ):
         super().__init__(monitor, every)
         self.directory, self.cell, self.info, self.keep, self.replaced = directory, cell, info, keep, replaced
-        self.path, self.saved, self.missed, self.spare, self.lock = None, monitor.plan.start, False, spare, threading.Lock()
+        resumed = checkpoint.numbered(directory, monitor.plan.start, monitor.plan.position(monitor.plan.start)[0])
+        self.path = resumed if resumed.exists() else None
+        self.saved, self.missed, self.spare, self.lock = monitor.plan.start, False, spare, threading.Lock()
         self.written = checkpoint.written_by(directory, info['training']) if 'training' in info else []
         self.begun, self.seconds, self.writer = time.monotonic(), 0.0, None  # of the last save
         monitor.settle = self.settle
@@ -180,6 +186,7 @@ class Evaluations(Every):
     ):
         super().__init__(monitor, every)
         self.evaluate, self.checkpoints, self.report = evaluate, checkpoints, report
+        self.last = monitor.plan.evaluated  # the end of an earlier run may have cut short one that was due since
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""

@@ -8,6 +8,7 @@ import mindspore.dataset as ds
 from mindspore.train import Callback, Model
 
 from src.errors import counted
+from src.training.callbacks import Every
 from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan
 from src.training.step import TrainStep
@@ -35,13 +36,16 @@ def fit(
     """
     sink = iterations_per_loop is not None
     try:
+        for callback in callbacks:
+            if isinstance(callback, Every):
+                callback.when_due()  # what an earlier run has left to do
         for image_size, count, length in parts(monitor.plan, iterations_per_loop, monitor.log):
+            if monitor.stopping:
+                break
             stop = monitor.step + count * length
             data = batches(start=monitor.step, stop=stop, image_size=image_size)
             epochs, sink_size = (count, length) if sink else (1, -1)
             Model(step).train(epochs, data, [*callbacks, watch], dataset_sink_mode=sink, sink_size=sink_size)
-            if monitor.stopping:
-                break
     except Exception as error:
         if (end := watch.after(error)) is None:
             raise
@@ -51,7 +55,8 @@ def fit(
     if monitor.stopping:
         raise monitor.error_of_stop()
     speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
-    monitor.log(f'trained {counted(monitor.plan.steps, "step")}{speed}; checkpoints in {monitor.directory}')
+    if monitor.plan.steps > 0:  # else only an evaluation was left
+        monitor.log(f'trained {counted(monitor.plan.steps, "step")}{speed}; checkpoints in {monitor.directory}')
 
 
 def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None]) -> Iterator[tuple[int, int, int]]:

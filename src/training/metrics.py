@@ -126,6 +126,16 @@ def read(path: str | Path) -> tuple[list[dict], int]:
     return records, damaged
 
 
+def last_evaluation(directory: Path, start: int) -> int:
+    """The step of the last evaluation that is recorded in `directory` up to the step `start`, 0 if there was none; `start`
+    itself where nothing is recorded."""
+    try:
+        records, _ = read(directory / NAME)
+    except OSError:
+        return start
+    return max((one['step'] for one in records if one['kind'] == 'evaluation' and one['step'] <= start), default=0)
+
+
 def _parse(line):
     """The record in a line, or None."""
     try:

@@ -24,7 +24,8 @@ def default_batch_size(world: int) -> int:
 class Plan:
     """Which steps a training does, `start` to `stop`, counted from 0 over all its runs.
 
-    `batch_size` is the images per device and step, `world` the number of devices, `sizes` what `make_stages` takes.
+    `batch_size` is the images per device and step, `world` the number of devices, `evaluated` the step of
+    the last evaluation by an earlier run, `sizes` what `make_stages` takes.
     """
 
     batch_size: int
@@ -33,6 +34,7 @@ class Plan:
     stop: int
     start: int = 0
     sizes: tuple[int, ...] = (299,)
+    evaluated: int = 0
 
     @property
     def stages(self) -> list[Stage]:

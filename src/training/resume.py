@@ -83,23 +83,23 @@ def find_start(
         the recorded one if there is one, so that it stays when the training becomes longer.
     """
     state = on_rank_0(run, _found_and_checked, option, directory, config, data, override, log)
-    start, training, decay = 0, 0, 0.0
+    start, training, decay, evaluated = 0, 0, 0.0, 0
     if run.rank == 0:
         training, decay = secrets.randbits(40), batch_norm_decay(plan.stop)
     if state:
         info = state.info
         decay = info['config'].get('bn_decay', decay)
-        start = plan.step_at(info['epoch'], info['position'])
-        training = int(info.get('training', '0'), 16) or training
+        start, training = plan.step_at(info['epoch'], info['position']), int(info.get('training', '0'), 16) or training
+        evaluated = metrics.last_evaluation(directory, start) if config['mode'] == 'train_and_evaluate' else start
         log(
             f'{state.path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, '
             f'here step {start} of {plan.stop} on {plan.world} device(s)'
         )
-    start, training, decay = agreed([start, training, round(decay * DECAY_UNITS)], run.world)
+    start, training, decay, evaluated = agreed([start, training, round(decay * DECAY_UNITS), evaluated], run.world)
     if config['bn_decay'] == 'auto':
         config = EasyDict(config, bn_decay=decay / DECAY_UNITS)
         log(f'bn_decay {config.bn_decay:g} (auto)')
-    return state, dataclasses.replace(plan, start=start), f'{training:x}', config
+    return state, dataclasses.replace(plan, start=start, evaluated=evaluated), f'{training:x}', config
 
 
 def _found_and_checked(option, directory, config, data, override, log):

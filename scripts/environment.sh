@@ -6,7 +6,6 @@
 ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE:-$0}")")")
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export GLOG_v="${GLOG_v:-3}" # MindSpore's warnings are for its developers; GLOG_v=2 shows them
-export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}" # NumPy's threads would catch signals (src/training/interruption.py)
 
 # On NPUs Python 3.11 is best, 3.9 to 3.12 work. MindSpore stays at 2.8.0: 2.10 breaks with NumPy 2 in its own data set code, and
 # needs protobuf 7, which CANN 8.5 cannot have (it needs 3.20).

@@ -1,149 +1,160 @@
-"""SIGTERM, SIGINT and the death of a data worker: a training saves before it ends."""
+"""SIGTERM, SIGHUP, Ctrl-C and the death of a data worker: a training saves before it ends."""
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing.process
 import os
 import signal
-import sys
+import struct
 import threading
 import time
-from multiprocessing.popen_fork import Popen
 
-from tqdm import tqdm
+from src import processes
 
-from src.processes import ECHO, states
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SA_SIGINFO, SA_ONSTACK, SA_FLAGS = 4, 0x08000000, 136  # of sigaction(2); the last is where its struct has the flags
+SS_DISABLE = 2  # of sigaltstack(2)
 
 
 class Interruption:
-    """A context in which SIGTERM and SIGINT ask the training to stop instead of ending the process.
+    """A context in which SIGTERM, SIGHUP and SIGINT ask the training to stop instead of ending the process. SIGHUP stays
+    ignored where it is (nohup).
 
-    The first signal sets `number`, and `name` to what it means. A second one, more than `ECHO` seconds later, ends the
-    process at once with the status 128 + number, and so does one that comes before `can_save` is set.
+    The first signal sets `number`, and `name` to what it means. The same signal again, `processes.ECHO` seconds later or
+    after, ends the process at once with the status 128 + number, and so does any before `can_save` is set.
 
-    MindSpore also sends this process a SIGTERM when one of its data workers has died. That never counts as a second
-    signal. As the first, it is told from a person's by the dead worker; `number` is then the signal that ended the worker.
+    No signal is blocked: a forkserver, such as CANN's, would unblock it. MindSpore and CANN replace handlers, so `hold` sets
+    ours again before each step. Python calls a handler only when the main thread is back from C++, where it may wait for
+    data or for a device. So `look`, which is the handler, is also called by the thread of `watch.Watch`; Python's wake-up
+    pipe has the numbers of the signals that have come.
 
-    Python would run a signal handler only after the graph of a step has returned, and MindSpore (2.8) turns a SIGINT
-    within a graph into SIGTERM. So the signals are blocked, here and in all threads made from now on, and a thread waits
-    for them. A signal may still reach an older thread, such as those of NumPy's OpenBLAS unless OPENBLAS_NUM_THREADS is 1;
-    it then comes through Python's wake-up pipe.
+    MindSpore (2.8) makes two signals of its own, each a SIGTERM from this process to itself: from Ctrl-C within a graph, and
+    when a data worker has died. The latter is known by the dead worker; `number` is then the signal that ended it, and
+    it never counts as a second one.
     """
 
     _active = None
     _hooked = False
 
     def __enter__(self):
-        self.number, self.name, self.told, self.can_save, self.lock = 0, '', None, False, threading.Lock()
-        self.ended, self.poll = {}, Popen.poll
-        Popen.poll = self._noting_ends()
+        self.number, self.name, self.can_save, self.first, self.lock = 0, '', False, {}, threading.Lock()
+        self.libc, self.stack = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 16)
         self.source, self.sink = os.pipe()
-        os.set_blocking(self.sink, False)
-        self.handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        self.wakeup = signal.set_wakeup_fd(self.sink, warn_on_full_buffer=False)
-        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for end in (self.source, self.sink):
+            os.set_blocking(end, False)
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self.earlier = {n: old for n, old in handlers.items() if n != signal.SIGHUP or old != signal.SIG_IGN}
+        self.wakeup = signal.set_wakeup_fd(-1)
+        self.hold()
         Interruption._active = self
         if not Interruption._hooked:
             Interruption._hooked = True
             os.register_at_fork(after_in_child=_leave_to_the_parent)
-        for watch in (self._watch_blocked, self._watch_pipe):
-            threading.Thread(target=watch, daemon=True).start()
         return self
 
     def __exit__(self, *_):
         Interruption._active = None
-        Popen.poll = self.poll
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
-        signal.set_wakeup_fd(self.wakeup)
-        for number, handler in self.handlers.items():
+        for number, handler in self.earlier.items():
             signal.signal(number, handler)
-        os.write(self.sink, b'\0')  # ends its thread
-        os.close(self.sink)
-
-    def _noting_ends(self):
-        """A `Popen.poll` for `multiprocessing` that keeps exit codes, as MindSpore may ask for a dead worker's before us."""
-
-        def poll(process, flag=os.WNOHANG):
-            code = self.poll(process, flag)
-            if code is not None:
-                self.ended[process.pid] = code
-            return code
-
-        return poll
-
-    def _watch_blocked(self):
-        while Interruption._active is self:
-            found = signal.sigtimedwait(SIGNALS, 0.2)
-            if found:
-                self._received(found.si_signo, found.si_pid == os.getpid() or found.si_pid in states(os.getpid()))
-
-    def _watch_pipe(self):
-        while (received := os.read(self.source, 1)) not in (b'', b'\0'):
-            if received[0] in SIGNALS:
-                self._received(received[0])
-        os.close(self.source)
-
-    def _received(self, number, ours=False):
-        """Take a signal; `ours` if this process or one of its children sent it."""
+        signal.set_wakeup_fd(self.wakeup)
+        self.libc.sigaltstack(struct.pack('@PiN', 0, SS_DISABLE, 0), None)
         with self.lock:
-            first = self.told is None
-            if ours and self.number or not first and time.monotonic() < self.told + ECHO:
-                return
-            if not ours:
-                self.told = time.monotonic()
-            if self.number and first:  # it ends already, because of a worker
-                return
-            worker = None if self.number else _dead_worker(self.ended, 1 if ours else 0)
-            number, name = worker or (number, signal.Signals(number).name)
-            if self.number or not self.can_save:
-                why = 'again' if self.number else 'before the first step'
-                print(f'{name} {why}: stopped at once', file=sys.stderr, flush=True)
-                os._exit(128 + number)
-            self.number, self.name = number, name
-            line = f'{name}: stops after this step and saves; a second signal, {ECHO:g} s later or after, stops at once'
-            tqdm.write(line, sys.stderr)  # above the progress bar
-            sys.stderr.flush()
+            os.close(self.source)
+            os.close(self.sink)
+            self.source = None
+
+    def hold(self):
+        """Set the handlers again, in the main thread; takes 30 us.
+
+        SIGTERM's runs on a stack of its own, on which the kernel leaves who sent the signal: see `_from_here`.
+        """
+        for number in self.earlier:
+            signal.signal(number, self.look)
+        signal.set_wakeup_fd(self.sink, warn_on_full_buffer=False)
+        self.libc.sigaltstack(struct.pack('@PiN', ctypes.addressof(self.stack), 0, len(self.stack)), None)
+        action = ctypes.create_string_buffer(256)  # struct sigaction
+        self.libc.sigaction(signal.SIGTERM, None, action)
+        flags = struct.unpack_from('i', action, SA_FLAGS)[0] | SA_SIGINFO | SA_ONSTACK
+        struct.pack_into('i', action, SA_FLAGS, flags)
+        self.libc.sigaction(signal.SIGTERM, action, None)
+
+    def look(self, *_):
+        """Take the signals that have come since the last time."""
+        if self.lock.acquire(blocking=False):  # else another thread is at it, or this handler has interrupted it
+            try:
+                for number in self._read():
+                    self._take(number)
+            finally:
+                self.lock.release()
+
+    def _read(self):
+        with contextlib.suppress(BlockingIOError):  # none has come
+            return [number for number in os.read(self.source, 64) if number in self.earlier] if self.source else []
+        return []
+
+    def _take(self, number):
+        again, name = False, signal.Signals(number).name
+        worker = _dead_worker() if number == signal.SIGTERM and self._from_here() else None
+        if worker:
+            number, name = worker
+        else:
+            # MindSpore sends it to ranks, too, when they have lost each other; Ctrl-C reaches their launcher instead.
+            if number == signal.SIGTERM and self._from_here() and os.environ.get('RANK_SIZE', '1') == '1':
+                number, name = signal.SIGINT, 'SIGINT'
+            now = time.monotonic()
+            again = now >= self.first.setdefault(number, now) + processes.ECHO
+        if again or not (self.can_save or self.number):
+            why = 'again' if again else 'before the first step'
+            with contextlib.suppress(OSError):  # and not by `print`, in which this handler may have interrupted the thread
+                os.write(2, f'{name} {why}: stopped at once\n'.encode())
+            os._exit(128 + number)
+        if not self.number:
+            self.name, self.number = name, number
+
+    def _from_here(self):
+        """Whether this process itself sent the last SIGTERM: the beginning of siginfo_t (sigaction(2)) in 64-bit Linux,
+        number, errno, code (SI_USER), padding, pid and user."""
+        return struct.pack('6i', signal.SIGTERM, 0, 0, 0, os.getpid(), os.getuid()) in self.stack.raw
 
 
-def _dead_worker(ended, seconds):
-    """(signal number, what happened) if within `seconds` a data worker is found that has died, but not of one of `SIGNALS`;
-    else None. `ended`: {process id: exit code as of `multiprocessing`} of workers that MindSpore has waited for."""
-    until = time.monotonic() + seconds
-    while True:
-        for pid, code in {**ended, **_zombies()}.items():
-            if code == -signal.SIGKILL:
-                return signal.SIGKILL, (
-                    f'a data worker (pid {pid}) was killed, probably for lack of memory (fewer --num_workers need less)'
-                )
-            if code < 0 and -code not in SIGNALS:
-                return -code, f'a data worker (pid {pid}) died of {signal.Signals(-code).name}'
-            if code > 0:
-                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {code}'
-        if time.monotonic() >= until:
-            return None
-        time.sleep(0.05)
+def data_workers() -> list[int]:
+    """Pids of MindSpore's data workers and of the process that cleans up after them, also of dead ones that it has not
+    waited for. Other children, such as CANN's compilers, have other names."""
+    # `multiprocessing.active_children` would wait for dead ones, and how they ended would be lost.
+    found = [
+        getattr(child._popen, 'pid', None) for child in list(multiprocessing.process._children) if child.name[:3] == 'Map'
+    ]
+    return sorted(filter(None, found))
 
 
-def _zombies():
-    """{process id: exit code} of the children that have ended and were not waited for yet; MindSpore will do that."""
-    found = {}
-    for pid in (pid for pid, letter in states(os.getpid()).items() if letter == 'Z'):
+def _dead_worker():
+    """(signal number, what happened) of a data worker that has died, None if there is none. One that was told to end says
+    no more than that: the whole process group was."""
+    for pid in data_workers():
         with contextlib.suppress(ChildProcessError):
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if end:
-                found[pid] = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-    return found
+            if end is None or end.si_code == os.CLD_EXITED and end.si_status == 0:
+                continue
+            if end.si_code == os.CLD_EXITED:
+                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {end.si_status}'
+            if end.si_status == signal.SIGKILL:
+                why = 'probably for lack of memory (fewer --num_workers need less)'
+                return signal.SIGKILL, f'a data worker (pid {pid}) was killed, {why}'
+            name = signal.Signals(end.si_status).name
+            return end.si_status, name if end.si_status in SIGNALS else f'a data worker (pid {pid}) died of {name}'
+    return None
 
 
 def _leave_to_the_parent():
-    """In a forked data worker: ignore Ctrl-C, which reaches the whole process group and concerns the parent; let SIGTERM
-    end the worker, as MindSpore ends its workers by it, and so does the death of the parent, which workers do not always
-    notice."""
+    """In a forked data worker: ignore Ctrl-C and a closed terminal, which reach the whole process group and concern the
+    parent; let SIGTERM end the worker, as MindSpore ends its workers by it, and so does the death of the parent, which
+    workers do not always notice."""
     if Interruption._active:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, Interruption._active.mask)
         Interruption._active = None

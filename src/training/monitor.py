@@ -91,6 +91,8 @@ class TrainingMonitor(LossMonitor):
     def on_train_step_begin(self, run_context):
         """Called before a step, or a sink of steps."""
         self.fetched = time.perf_counter() - self.clock
+        if self.interruption:
+            self.interruption.hold()
         self.moving.acquire()
         self.changed = time.monotonic()
 

@@ -10,9 +10,9 @@ import time
 from mindspore.train import Callback
 
 from src.errors import InputError, TrainingError, input_error, report
-from src.processes import states
+from src.processes import ECHO, state
 from src.training.callbacks import Checkpoints
-from src.training.interruption import Interruption
+from src.training.interruption import Interruption, data_workers
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
 
@@ -30,8 +30,8 @@ STATES = {
 
 
 class Watch(Callback):
-    """Looks at the training from a thread of its own, as the main thread may be waiting for data or for a device. The last
-    of the callbacks.
+    """Looks at the training from a thread of its own, as the main thread may be waiting in C++ for data or for a device,
+    where it neither sees a signal nor could save. The last of the callbacks.
 
     When the weights may be saved: `monitor.moving` is locked from the beginning of a step to the check of its outputs.
     Between two steps the weights are those of `monitor.step`, and whoever holds the lock keeps them so. Within a step they
@@ -116,10 +116,14 @@ class Watch(Callback):
 
     def _run(self):
         while not self.closed.wait(LOOK):
+            self.interruption.look()
             now, moving = time.monotonic(), self.monitor.moving.locked()
             if self.interruption.number:
                 if not self.asked:
                     self.asked = now
+                    again = f'; the same signal again, {ECHO:g} s later or after, stops at once'
+                    again *= bool(self.interruption.first)  # it came from outside
+                    self.monitor.log(f'{self.interruption.name}: stops after this step and saves{again}')
                     self._wake()
                 if not moving and now > max(self.asked, self.monitor.changed) + PATIENCE:
                     self._leave()
@@ -160,13 +164,13 @@ class Watch(Callback):
     def _speak(self, now, moving):
         if self.waiting:
             what, since = 'data', self.waiting
-        elif self.sink and moving and self.shortest and set(states(os.getpid()).values()) & set('TtD'):
+        elif self.sink and moving and self.shortest and {*_workers().values()} & set('TtD'):
             what, since = 'step', max(self.monitor.changed, self.monitor.changed + 2 * self.shortest - SILENCE)
         else:
             return
         if now - since > self.silence:
             self.silence *= 2
-            workers = [f'{pid} {STATES.get(state, state).format(pid)}' for pid, state in sorted(states(os.getpid()).items())]
+            workers = [f'{pid} {STATES.get(letter, letter).format(pid)}' for pid, letter in _workers().items()]
             self.monitor.log(
                 f'no {what} for {now - since:.0f} s; '
                 + (f'the processes that load them: {", ".join(workers)}' if workers else 'this process loads them itself')
@@ -174,9 +178,14 @@ class Watch(Callback):
 
     def _wake(self):
         """Wake data workers that are stopped, as the training waits for them."""
-        for pid in (pid for pid, state in states(os.getpid()).items() if state == 'T'):
+        for pid in (pid for pid, letter in _workers().items() if letter == 'T'):
             self.monitor.log(f'process {pid} was stopped and is woken')
             os.kill(pid, signal.SIGCONT)
+
+
+def _workers():
+    """{pid: state} of the data workers."""
+    return {pid: found[0] for pid in data_workers() if (found := state(pid))}
 
 
 def _exit(error):

@@ -385,7 +385,7 @@ SAVES = (
 )
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_reaches_the_ranks_once(tmp_path, number):
     run = Launch(tmp_path, SAVES)
     run.wait_for('ready0', 'ready1')

@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import signal
 import struct
 import sys
 import termios
@@ -16,7 +15,6 @@ import pytest
 
 from src.log import Log
 from src.training.bar import Bar
-from src.training.interruption import Interruption
 from src.training.plan import Plan
 
 PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=120, sizes=(75,))
@@ -119,17 +117,6 @@ def test_lines_do_not_break_the_bar(terminal, monkeypatch, capsys):
     Log()('step: 10')
     bar.close()
     assert capsys.readouterr().out == 'step: 10\n' and terminal.getvalue().count('8%') >= 2
-
-
-def test_a_signal_does_not_break_the_bar(terminal, monkeypatch):
-    monkeypatch.setattr(sys, 'stderr', terminal.stream)
-    bar = Bar(PLAN, 0)
-    bar.done(10, 1.2, None)
-    with Interruption() as interruption:
-        interruption.can_save = True
-        interruption._received(signal.SIGINT)
-    bar.close()
-    assert re.search(r'\rSIGINT: stops after this step and saves; [^\r]*at once\r\n', terminal.getvalue())
 
 
 def test_monitor_without_a_bar():

@@ -217,7 +217,8 @@ def test_bad_records_of_a_sink_through_two_epochs(monitor):
 def test_signal_stops_all_ranks_at_one_step(monitor, tmp_path, asked):
     """Whichever rank is asked, all stop after the same step, because they ask each other after every one."""
     others = []
-    monitor.any_rank, monitor.interruption = lambda flag: flag or bool(others), SimpleNamespace(number=0, can_save=False)
+    monitor.any_rank = lambda flag: flag or bool(others)
+    monitor.interruption = SimpleNamespace(number=0, can_save=False, hold=lambda: None)
     evaluations = []
     run = Run(
         [

@@ -43,12 +43,18 @@ def callbacks(directory, asked, log=print, rank=0, sink=False):
     return monitor, saved, Watch(monitor, saved, asked, rank, sink)
 
 
+def nobody(**given):
+    """An `Interruption` without signals."""
+    fields = {'number': 0, 'name': '', 'can_save': False, 'first': {}, 'hold': lambda: None, 'look': lambda: None}
+    return SimpleNamespace(**{**fields, **given})
+
+
 # After an error.
 
 
 @pytest.fixture
 def training(tmp_path):
-    lines, asked = [], SimpleNamespace(number=0, name='', can_save=False)
+    lines, asked = [], nobody()
     made = SimpleNamespace(lines=lines, asked=asked, directory=tmp_path)
     made.monitor, made.saved, made.watch = callbacks(tmp_path, asked, lines.append)
     made.run = Run([made.monitor, made.saved, made.watch])
@@ -130,7 +136,7 @@ def test_error_of_a_data_worker_that_died(training):
 
 def test_another_rank_saves_what_the_first_did_not(tmp_path):
     """Into the first one's directory, whose checkpoint of the same step it leaves alone."""
-    asked = SimpleNamespace(number=0, name='', can_save=False)
+    asked = nobody()
     for step, there in ((1, False), (2, True)):
         monitor, _, watch = callbacks(tmp_path / str(step), asked, rank=1)
         run = Run([monitor, watch])
@@ -163,13 +169,23 @@ class Hanging:
     def __init__(self, directory, body, sink=False):
         self.directory = directory
         code = f"""
-import os, signal, subprocess, sys, time
+import multiprocessing, os, signal, subprocess, sys, threading, time
 from src.training import watch
 from src.errors import InputError
 from src.training.interruption import Interruption
 from tests.training.test_callbacks import Run
 from tests.training.test_watch import callbacks
 watch.SILENCE, watch.PATIENCE = 1, 1.5
+def worker():
+    # Pid of a data worker; when it dies, this process tells itself, as MindSpore's signal handler does.
+    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=[60], name='MapWorker0', daemon=True)
+    child.start()
+    def tell():
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print('told itself', flush=True)
+    threading.Thread(target=tell, daemon=True).start()
+    return child.pid
 with Interruption() as interruption:
     monitor, saved, looking = callbacks({str(directory)!r}, interruption, sink={sink})
     run = Run([monitor, saved, looking])
@@ -230,9 +246,9 @@ def test_no_data_worker_outlives_the_process(hanging):
 
 def test_no_data_and_then_a_signal(hanging):
     """Says which process is to blame, wakes it, and saves the last whole step though no further one comes."""
-    stalled = hanging("""child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    child.send_signal(signal.SIGSTOP)
-    print(child.pid)""")
+    stalled = hanging("""subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # not one
+    os.kill(child := worker(), signal.SIGSTOP)
+    print(child)""")
     child = stalled.text.split()[-2]
     stalled.read_until(
         rf'no data for 1 s; the processes that load them: {child} is stopped \(kill -CONT {child} wakes it\)\n'
@@ -248,47 +264,29 @@ def test_no_data_and_then_a_signal(hanging):
 
 
 def test_second_signals(hanging):
-    """In a step, which must end first: an echo, and what MindSpore and data workers send, changes nothing."""
-    busy = hanging("run.call('on_train_step_begin')")
+    """In a step, which must end first: an echo, another signal, and MindSpore's about a dead data worker change nothing."""
+    busy = hanging("""run.call('on_train_step_begin')
+    print(worker(), flush=True)""")
+    worker = int(busy.text.split()[-2])
     busy.process.terminate()
     time.sleep(0.3)
     busy.process.terminate()
-    time.sleep(interruption.ECHO + 1)  # beyond the patience of the watch, too
-    assert busy.process.poll() is None and names(busy.directory) == ['inceptionv4-0_2.ckpt']
-    busy.process.send_signal(signal.SIGINT)
-    assert busy.end() == 130
-    assert 'SIGTERM: stops after this step and saves; a second signal, 2 s later or after, stops at once\n' in busy.text
-    assert busy.text.endswith('SIGINT again: stopped at once\n')
-
-
-def test_signals_of_mindspore_are_no_second_ones(hanging):
-    """It sends itself one for every data worker that has died; here two, one of them from the worker."""
-    busy = hanging("""run.call('on_train_step_begin')
-    child = os.fork()
-    if child == 0:
-        time.sleep(4.5)
-        os.kill(os.getppid(), signal.SIGTERM)
-        os._exit(0)
-    print('hangs', flush=True)
-    time.sleep(2.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.waitpid(child, 0)
-    print('both came', flush=True)""")
-    busy.process.terminate()
-    busy.read_until('both came')
+    time.sleep(interruption.processes.ECHO + 1)  # beyond the patience of the watch, too
+    busy.process.send_signal(signal.SIGHUP)
+    os.kill(worker, signal.SIGKILL)  # the process then sends itself SIGTERM
+    busy.read_until('told itself\n')
     time.sleep(0.5)
-    assert busy.process.poll() is None
+    assert busy.process.poll() is None and names(busy.directory) == ['inceptionv4-0_2.ckpt']
     busy.process.terminate()
-    assert busy.end() == 143 and busy.text.endswith('SIGTERM again: stopped at once\n')
+    assert busy.end() == 143
+    assert 'SIGTERM: stops after this step and saves; the same signal again, 2 s later or after, stops' in busy.text
+    assert busy.text.endswith('SIGTERM again: stopped at once\n')
 
 
 def test_death_of_a_data_worker_is_named(hanging):
     """And a signal of the person's that follows is the first, not the second."""
     busy = hanging("""run.call('on_train_step_begin')
-    child = subprocess.Popen(['sleep', '60'])
-    child.kill()
-    time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGTERM)""")
+    os.kill(worker(), signal.SIGKILL)""")
     busy.read_until(
         r'a data worker \(pid \d+\) was killed, probably for lack of memory \(fewer --num_workers need less\): stops'
     )
@@ -300,34 +298,30 @@ def test_death_of_a_data_worker_is_named(hanging):
 @pytest.mark.parametrize(
     'ending, number, name',
     [
-        ('os.kill(os.getpid(), 9)', 9, 'was killed, probably for lack of memory'),
-        ('os.kill(os.getpid(), 11)', 11, 'of SIGSEGV'),
-        ('os._exit(3)', 9, 'ended with the status 3'),
-        ('os.kill(os.getpid(), 15)', None, ''),
-        ('os._exit(0)', None, ''),
+        (partial(signal.raise_signal, signal.SIGKILL), 9, 'was killed, probably for lack of memory'),
+        (partial(signal.raise_signal, signal.SIGXCPU), 24, 'of SIGXCPU'),
+        (partial(os._exit, 3), 9, 'ended with the status 3'),
+        (partial(signal.raise_signal, signal.SIGTERM), 15, 'SIGTERM'),
+        (partial(os._exit, 0), None, ''),
     ],
 )
 def test_how_a_data_worker_died(ending, number, name):
-    """Where the whole process group was told to end, it is no news that workers did."""
-    child = subprocess.Popen([sys.executable, '-c', f'import os; {ending}'])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    found = interruption._dead_worker({}, 0)
-    assert interruption._dead_worker({child.pid: child.wait()}, 0) == found
-    assert (found or [None])[0] == number and (number is None or f'(pid {child.pid})' in found[1] and name in found[1])
-
-
-def test_worker_that_was_waited_for_is_known():
-    with interruption.Interruption() as asked:
-        child = multiprocessing.get_context('fork').Process(target=os._exit, args=[3])
+    """Where the whole process group was told to end, it is no news that workers did; another child is not looked at."""
+    for process_name in ('Process-1', 'MapWorker0'):
+        child = multiprocessing.get_context('fork').Process(target=ending, name=process_name)
         child.start()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        found = interruption._dead_worker()
         child.join()
-        assert asked.ended == {child.pid: 3}
+        if process_name == 'Process-1':
+            assert found is None
+    assert (found or [None])[0] == number and (number is None or name in found[1])
 
 
 @pytest.mark.parametrize('rank, stopping, saved', [(0, True, True), (1, False, True), (1, True, False)])
 def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, stopping, saved):
     """Rank 0, if all have agreed on the step; else whoever is between two steps, as the others may be inside one."""
-    asked = SimpleNamespace(number=0, name='SIGTERM', can_save=False)
+    asked = nobody(name='SIGTERM')
     monitor, _, watch = callbacks(tmp_path, asked, rank=rank)
     watch.close()
     run = Run([monitor, watch])
@@ -366,8 +360,7 @@ def test_error_in_a_sink_is_told_at_once(hanging):
 def test_worker_that_stands_still_in_a_sink_is_named(hanging):
     sink = hanging(
         """run.call('on_train_step_begin')
-    child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    child.send_signal(signal.SIGSTOP)""",
+    os.kill(worker(), signal.SIGSTOP)""",
         sink=True,
     )
     sink.read_until(r'no step for \d+ s; the processes that load them: \d+ is stopped \(kill -CONT \d+ wakes it\)\n')
@@ -375,7 +368,7 @@ def test_worker_that_stands_still_in_a_sink_is_named(hanging):
 
 def test_state_that_is_saved_is_a_whole_one(tmp_path, monkeypatch):
     """Asked at any moment while steps change one weight after the other: every weight is that of the step's end."""
-    asked, ended = SimpleNamespace(number=15, name='SIGTERM', can_save=False), []
+    asked, ended = nobody(number=15, name='SIGTERM'), []
     monitor, saved, watch = callbacks(tmp_path, asked)
     watch.close()
     monkeypatch.setattr('src.training.watch._exit', ended.append)
@@ -413,7 +406,7 @@ def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch):
     seen = []
     with Watchdog(1) as watchdog:
         monkeypatch.setenv(beat.FILE, watchdog.path)
-        monitor, saved, watch = callbacks(tmp_path, None)
+        monitor, saved, watch = callbacks(tmp_path, nobody())
 
         def look(*_):
             watchdog.look(['0'])

@@ -295,13 +295,20 @@ def test_death_of_a_data_worker_is_named(hanging):
     assert busy.process.poll() is None
 
 
+def die(number):
+    """Of the signal, whatever handler another test has left."""
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
 @pytest.mark.parametrize(
     'ending, number, name',
     [
-        (partial(signal.raise_signal, signal.SIGKILL), 9, 'was killed, probably for lack of memory'),
-        (partial(signal.raise_signal, signal.SIGXCPU), 24, 'of SIGXCPU'),
+        (partial(die, signal.SIGKILL), 9, 'was killed, probably for lack of memory'),
+        (partial(die, signal.SIGXCPU), 24, 'of SIGXCPU'),
         (partial(os._exit, 3), 9, 'ended with the status 3'),
-        (partial(signal.raise_signal, signal.SIGTERM), 15, 'SIGTERM'),
+        (partial(die, signal.SIGTERM), 15, 'SIGTERM'),
         (partial(os._exit, 0), None, ''),
     ],
 )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from src.data import mindrecord, tfrecord
 from src.data.crc import masked_crc
 from src.data.findings import examine
-from src.data.pool import spread
+from src.data.pool import at, spread
 from src.data.records import SPLITS
 from src.data.shards import NUMBERS, find_shards
 from src.errors import InputError
@@ -84,6 +84,7 @@ def survey(paths: list[tuple[str, str]], number: int):
     """Of the shard `paths[number]` (split, path): `number`, the `rows` of a `Shard` for its sound records, and
     (where, problem) of the others."""
     path = paths[number][1]
+    at(path)
     rows, damage = [], []
     name = os.path.basename(path)
     try:
@@ -105,6 +106,7 @@ def examine_records(parts: list, number: int, start: int, stop: int):
     of 16 bytes for each, zeros where there is no image."""
     part, found, digests = parts[number], [], bytearray()
     for k in range(start, stop):
+        at(part.where(k))
         try:
             encoded, broken, name = part.read(k)
         except (OSError, InputError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import errno
 import itertools
 import os
 import re
+import stat
 import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from src.data.labels import normal
 from src.errors import InputError
 
 SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millisecond each, on a network's file system
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
+UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpx', '.jxl', '.jxr')
 
 
 # Of file managers and archives: trash, thumbnails and what belongs to a file system; as hidden ones, no folders of images.
@@ -89,13 +92,27 @@ class Folder:
         sizes = np.array([self.size(i) for i in np.linspace(0, len(self) - 1, min(len(self), SIZES), dtype=int)], np.int64)
         return zlib.crc32(sizes.tobytes(), zlib.crc32(names))
 
+    def place(self, i: int) -> tuple[str, int, None]:
+        """Path of image `i`, and that it is the whole file: from byte 0, as many as there are."""
+        return self.where(i), 0, None
+
     def read(self, i: int) -> bytes:
         """The bytes of image `i`; InputError if it cannot be read."""
         try:
-            with open(self.where(i), 'rb') as file:
-                return file.read()
+            return read_file(self.where(i))
         except OSError as error:
             raise InputError(f'{self.where(i)}: {error.strerror}; check that it can be read') from None
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a regular file. OSError for any other, of which the end might never come."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, 'no regular file')
+        try:
+            return file.read()
+        except MemoryError:
+            raise OSError(errno.ENOMEM, 'larger than the memory') from None
 
 
 def as_line(left_out: list[LeftOut]) -> str:
@@ -150,10 +167,14 @@ def scan(folder: str | os.PathLike, inside: bool) -> tuple[list[bytes], list[Lef
                 continue
             if not inside:
                 others['file beside the class folders'].append(entry.name)
-            elif name.endswith(IMAGE_SUFFIXES):
-                found.append(os.fsencode(entry.name))
             elif entry.is_dir():
                 others[NESTED].append(entry.name)
+            elif not entry.is_file():
+                others['pipe, socket, device or link to nothing'].append(entry.name)
+            elif name.endswith(IMAGE_SUFFIXES):
+                found.append(os.fsencode(entry.name))
+            elif name.endswith(UNSUPPORTED_SUFFIXES):
+                others[f'file {os.path.splitext(name)[1]} (not supported: convert it to JPEG)'].append(entry.name)
             else:
                 others[f'file {os.path.splitext(name)[1] or "without an ending"}'].append(entry.name)
     return sorted(found), [LeftOut(what, os.path.join(folder, min(names)), len(names)) for what, names in others.items()]

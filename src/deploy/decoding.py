@@ -11,6 +11,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from src.data.folder import read_file
 from src.data.image import thumbnail
 from src.data.pool import cores
 from src.data.preprocess import Preprocessing, evaluation_image
@@ -32,8 +33,7 @@ class Loaded(NamedTuple):
 def load(path: str, size: int, preprocessing: Preprocessing, with_thumbnail: bool = False) -> Loaded:
     """The image `path` as the evaluation crops and resizes it to `size`, turned upright."""
     try:
-        with open(path, 'rb') as file:
-            encoded = file.read()
+        encoded = read_file(path)
         image = evaluation_image(encoded, size, preprocessing, upright=True)
         return Loaded(path, image, None, thumbnail(encoded, THUMBNAIL, upright=True) if with_thumbnail else None)
     except (OSError, ValueError) as error:

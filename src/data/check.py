@@ -1,10 +1,10 @@
 """Read and decode every record of a data set: python -m src.data.check DIR [--json] [--workers N]
 
 Exit status 0 for a data set without problems, 1 with problems (listed), 2 if there is nothing to check.
-Greyscale and EXIF-rotated images are notes, no problems: training turns those of folders upright and takes those in
-shards as they are stored, as the original did. Damage that decoders ignore is only found with libjpeg-turbo 3 (see
-requirements.txt): it noticed 64 random bytes in 83 % of 1,000 images, a tail of zeros in all, and nothing in 3,034 sound
-images.
+Greyscale, EXIF-rotated and transparent images are notes, no problems: training turns those of folders upright, with
+white behind what is transparent, and takes those in shards as they are stored, as the original did. Damage that decoders
+ignore is only found with libjpeg-turbo 3 (see requirements.txt): it noticed 64 random bytes in 83 % of 1,000 images, a
+tail of zeros in all, and nothing in 3,034 sound images.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ KINDS = {
     'label': 'label does not fit',
     'undecodable': 'cannot be decoded',
     'truncated': 'truncated image',
+    'unsupported': 'format that is not supported',
     'corrupt': 'damaged data',
     'png_in_jpeg': 'PNG in place of JPEG',
     'other_format': 'neither JPEG nor PNG',
@@ -46,9 +47,10 @@ KINDS = {
     'misnamed': 'other format than the name says',
     'greyscale': 'greyscale',
     'exif_rotated': 'EXIF-rotated',
+    'transparent': 'transparent',
     'exif_broken': 'broken EXIF',
 }
-NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'exif_broken')
+NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'transparent', 'exif_broken')
 _SHOWN = 10
 
 

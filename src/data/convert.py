@@ -3,11 +3,12 @@
 Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and
 `.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its images shuffled over
 all of them by the seed. The bytes of the images stay as they are, without --fix. Only images of folders that EXIF
-says are not upright are turned and encoded again, because shards are read as they are. Labels stay, too, with one
-exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet does, whose label 0
-is a background class; labels.txt has the names. ImageNet's archives (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
-and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them; their labels are TF-slim's, whatever the format. The
-images of a list of src.data.split are taken as those of folders. A repeated command keeps the shards that are finished.
+says are not upright are turned, transparent ones put on white, and both encoded again, because shards are read as they
+are. Labels stay, too, with one exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's
+ImageNet does, whose label 0 is a background class; labels.txt has the names. ImageNet's archives
+(ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them;
+their labels are TF-slim's, whatever the format. The images of a list of src.data.split are taken as those of folders. A
+repeated command keeps the shards that are finished.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from tqdm import tqdm
 
 from src.data import labels, mindrecord, stamp, tfrecord
 from src.data.archives import ARCHIVES
-from src.data.findings import TO_FIX, UNREADABLE, examine
-from src.data.image import rgb_jpeg
-from src.data.pool import cores, interruptible, spread
+from src.data.findings import for_shard
+from src.data.image import ImageError
+from src.data.pool import at, cores, interruptible, spread
 from src.data.records import FORMATS, SPLITS, find_format
 from src.data.shards import MOST, shard_name
 from src.data.split import open_parts
@@ -59,17 +60,14 @@ def _write(job, split, number):
 
     def examples():
         for i in map(int, order):
-            encoded, file = records.read(i), records.name(i)
-            found = examine(encoded)
-            unreadable = [found[kind] for kind in UNREADABLE if kind in found]
-            if unreadable:
-                entry['unreadable'].append(f'{records.where(i)}: {unreadable[0]}')
+            at(records.where(i))
+            try:
+                encoded, file, unfit, turned = for_shard(records.read(i), records.name(i), records.upright, job.fix)
+            except ImageError as error:
+                entry['unreadable'].append(f'{records.where(i)}: {error}')
                 continue
-            unfit, turned = any(kind in found for kind in TO_FIX), records.upright and 'exif_rotated' in found
             entry['to_fix'] += unfit
             entry['turned'] += turned
-            if unfit and job.fix or turned:
-                encoded, file = rgb_jpeg(encoded, records.upright), os.path.splitext(file)[0] + '.jpg'
             yield encoded, int(records.label[i]) + job.shift, file
 
     partial = os.path.join(job.dst, _PARTIAL, name)
@@ -121,7 +119,7 @@ def convert(
     names, shift = _class_names(records, source, layout)
     job = _Job(dst, layout, shards, fix, seed, records, shift)
     settings = {
-        'version': 1 + (source == 'folder'),
+        'version': 1 + 2 * (source == 'folder'),
         'format': layout,
         'shards': shards,
         'seed': seed,
@@ -241,7 +239,7 @@ def main():
     if fixed:
         print(f'{counted(fixed, "image")}, CMYK or no JPEG' + (', re-encoded' if args.fix else ': see --fix'))
     if turned := sum(entry.get('turned', 0) for entry in done.values()):
-        print(f'{counted(turned, "image")} turned upright as their EXIF orientation says, re-encoded')
+        print(f'{counted(turned, "image")} turned upright or put on white, re-encoded')
     if lost:
         print(f'{counted(lost, "image")} left out, listed above')
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 
 from src.data import jpeg
-from src.data.image import BROKEN, open_image, orientation, pixels, quiet
+from src.data.image import (
+    BROKEN,
+    ImageError,
+    UnsupportedError,
+    is_transparent,
+    open_image,
+    orientation,
+    pixels,
+    quiet,
+    rgb_jpeg,
+)
 
+_LOSSLESS = 3  # of `jpeg.frame`
 TINY, HUGE = 32, 20e6  # pixels a side, pixels in all
-UNREADABLE = ('undecodable', 'truncated')
+UNREADABLE = ('undecodable', 'truncated', 'unsupported')
 TO_FIX = ('cmyk', 'png_in_jpeg', 'other_format')  # greyscale JPEG needs none: every JPEG decoder reads it
 _HARMLESS = ('unknown JFIF revision', 'Unknown Adobe color transform', 'Invalid SOS parameters', 'bad ICC marker')
 _EXPECTED = {'.png': 'PNG', '.bmp': 'BMP', '.gif': 'GIF', '.webp': 'WEBP'}
@@ -27,11 +39,16 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
         found = _unusual(opened, name)
         warning = jpeg.warning(encoded)
         if opened.format in ('JPEG', 'MPO') and warning != '':
-            opened.draft(None, (1, 1))
+            if (jpeg.frame(encoded) or (0,))[0] != _LOSSLESS:  # which has no smaller size
+                opened.draft(None, (1, 1))
             with quiet():
                 opened.load()
         elif warning is None:
             pixels(opened)
+            if is_transparent(opened):
+                found['transparent'] = opened.mode
+    except UnsupportedError as error:
+        return {'unsupported': str(error)}
     except BROKEN as error:
         detail = re.sub(r'^cannot be decoded \((.*)\)$', r'\1', str(error) or type(error).__name__, flags=re.DOTALL)
         found['truncated' if 'truncated' in detail.lower() else 'undecodable'] = detail if encoded else 'no bytes'
@@ -47,6 +64,37 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
     except BROKEN as error:
         found['exif_broken'] = str(error) or type(error).__name__
     return found
+
+
+def looks_whole(first: bytes, last: bytes, length: int) -> bool:
+    """Whether the `first` and `last` bytes of an encoded image of `length` bytes are those of a whole one. False also where
+    they do not tell, as with bytes behind the end."""
+    if first.startswith(b'\xff\xd8'):
+        return jpeg.starts_well(first) and last.endswith(b'\xff\xd9')
+    if first.startswith(b'\x89PNG\r\n\x1a\n'):
+        header = zlib.crc32(first[12:29]).to_bytes(4, 'big')
+        return first[29:33] == header and last.endswith(b'IEND\xaeB`\x82')
+    if first.startswith(b'RIFF') and first[8:12] == b'WEBP':
+        return int.from_bytes(first[4:8], 'little') + 8 <= length
+    if first.startswith(b'BM'):
+        return int.from_bytes(first[2:6], 'little') == length
+    return first.startswith((b'GIF87a', b'GIF89a')) and last.endswith(b'\0;')
+
+
+def for_shard(encoded: bytes, name: str, upright: bool, fix: bool) -> tuple[bytes, str, bool, bool]:
+    """An image as a shard takes it: (encoded, file name, whether there is something `TO_FIX`, whether it was changed to
+    be `upright` as in `EncodedImage`). What is to be fixed is encoded again only with `fix`. ImageError on what cannot be
+    decoded.
+    """
+    found = examine(encoded)
+    for kind in UNREADABLE:
+        if kind in found:
+            raise ImageError(found[kind])
+    unfit = any(kind in found for kind in TO_FIX)
+    changed = upright and ('exif_rotated' in found or 'transparent' in found)
+    if unfit and fix or changed:
+        encoded, name = rgb_jpeg(encoded, upright), os.path.splitext(name)[0] + '.jpg'
+    return encoded, name, unfit, changed
 
 
 def _unusual(opened, name):

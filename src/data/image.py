@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from src.data import jpeg
 
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # not EPS and the like, which run programs
+# Sound files that are called .jpg now and then, by how they begin.
+_UNSUPPORTED = {
+    'AVIF': rb'....ftyp.{0,56}avi[fs]',
+    'HEIC': rb'....ftyp.{0,56}(hei|hev|mif1|msf1)',
+    'JPEG 2000': rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51',
+    'JPEG XL': rb'\0\0\0\x0cJXL |\xff\x0a',
+    'JPEG XR': rb'II\xbc',
+    'SVG': rb'\s*(<\?xml.{0,500})?<svg',
+    'Photoshop': rb'8BPS',
+}
+MOST_PIXELS = 1 << 29  # of an image: 1.6 GB as RGB; from 2^31 bytes on MindSpore's resize cannot count them
+_TOO_LARGE = f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)'
+_MOST_TEXT = 1 << 28  # bytes of a PNG's texts and colour profile, unpacked
 BROKEN = (  # hostile bytes get nearly any exception out of Pillow
     ArithmeticError,
     AttributeError,
@@ -27,8 +41,15 @@ BROKEN = (  # hostile bytes get nearly any exception out of Pillow
     ValueError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+
+
+class ImageError(ValueError):
+    """An image that cannot be decoded, and why."""
+
+
+class UnsupportedError(ImageError):
+    """A sound file of a format that is not read."""
 
 
 @contextlib.contextmanager
@@ -39,84 +60,151 @@ def quiet():
         yield
 
 
+@contextlib.contextmanager
+def one_image():
+    """What goes wrong within is this image's failure and becomes an `ImageError`, want of memory included."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(_TOO_LARGE) from None
+    except MemoryError:
+        raise ImageError('cannot be decoded (it needs more memory than there is)') from None
+    except BROKEN as error:
+        raise ImageError(f'cannot be decoded ({error})') from None
+
+
 class EncodedImage:
-    """An encoded image of any format that Pillow reads (JPEG, PNG, BMP, ...). Only its header is read before `decode`.
+    """An encoded image of any format that Pillow reads (JPEG, PNG, BMP, ...), of a JPEG only the header before `decode`.
 
     Args:
         encoded (bytes): the file.
-        upright (bool): turn it as its EXIF orientation says.
+        upright (bool): as people see it: turned as its EXIF orientation says, with white behind what is transparent.
 
     Attributes:
         height, width (int): pixels, of the upright image if `upright`.
 
-    ValueError if there is no image in it.
+    ImageError if there is no image in it, or only a part of one.
     """
 
     def __init__(self, encoded: bytes, upright: bool = False):
-        self.encoded = encoded
+        self.encoded, self.upright = encoded, upright
         self._stored = jpeg.size(encoded)  # height and width before turning
-        self._opened = None if self._stored else open_image(encoded)
-        if self._opened:
-            self._stored = self._opened.size[::-1]
+        if self._stored and self._stored[0] * self._stored[1] > MOST_PIXELS:
+            raise ImageError(_TOO_LARGE)
+        self._opened = None if self._stored and _check_whole(encoded) else open_image(encoded)
+        self._stored = self._stored or self._opened.size[::-1]
         self.turn = orientation(encoded, self._opened) if upright else 1
         self.height, self.width = self._stored[::-1] if self.turn > 4 else self._stored
 
     def decode(self, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """The part `box` (top, left, height, width), the whole image for None, as RGB uint8 (height, width, 3).
 
-        ValueError on what cannot be decoded, files that are cut off included.
+        ImageError on what cannot be decoded.
         """
         box = _stored_box(box or (0, 0, self.height, self.width), self.height, self.width, self.turn)
-        part = None if self._opened else jpeg.decode(self.encoded, box)
-        return turned(self._by_pillow(box) if part is None else part, self.turn)
+        with one_image():
+            part = None if self._opened else jpeg.decode(self.encoded, box)
+            return turned(self._by_pillow(box) if part is None else part, self.turn)
 
     def _by_pillow(self, box):
         opened = self._opened or open_image(self.encoded)
         if opened.size[::-1] != self._stored:
-            raise ValueError(f'cannot be decoded (its header gives two sizes, {opened.size} and {self._stored[::-1]})')
+            raise ImageError(f'cannot be decoded (its header gives two sizes, {opened.size} and {self._stored[::-1]})')
         # Pillow's draft mode at full size: libjpeg's fast DCT, which is what TensorFlow decodes with by default. It rounds
         # down, so with the accurate one red and blue would be more than a grey level above what the original saw. (It also
         # repeats the colours of 4:2:0 images instead of interpolating them, unlike TensorFlow and libturbojpeg.)
         if opened.format == 'JPEG':
             opened.decoderconfig = (1, 1)
         top, left, height, width = box
-        return pixels(opened)[top : top + height, left : left + width]
+        return pixels(opened, self.upright)[top : top + height, left : left + width]
 
 
 def open_image(encoded: bytes):
-    """Header of an encoded image as a lazy PIL image; ValueError if there is none."""
-    try:
-        with quiet():
+    """Header of an encoded image as a lazy PIL image; ImageError if there is none, or if a JPEG or PNG is not whole."""
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above it and refuses twice as many
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
+    _check_whole(encoded)
+    with quiet(), one_image():
+        try:
             return Image.open(io.BytesIO(encoded), formats=_FORMATS)
-    except Image.UnidentifiedImageError:  # whose own message is the address of an object
-        raise ValueError('not an image' if encoded else 'not an image: no bytes') from None
-    except BROKEN as error:
-        raise ValueError(f'cannot be decoded ({error})') from None
+        except Image.UnidentifiedImageError:  # whose own message is the address of an object
+            raise _unidentified(encoded) from None
 
 
-def pixels(opened) -> np.ndarray:
+def _unidentified(encoded):
+    """The `ImageError` for what is no image of `_FORMATS`."""
+    what = [name for name, start in _UNSUPPORTED.items() if re.match(start, encoded[:600], re.DOTALL)]
+    if encoded.startswith(b'\xff\xd8') and (found := jpeg.frame(encoded)) and found[1] != 8:
+        what = [f'JPEG of {found[1]} bits a sample']
+    if what:
+        return UnsupportedError(f'{what[0]}, which is not supported; convert it to an ordinary JPEG')
+    return ImageError('not an image' if encoded else 'not an image: no bytes')
+
+
+def _check_whole(encoded):
+    """True, or ImageError for a JPEG without an end and a PNG of which a byte is missing or wrong: decoders ignore both."""
+    if encoded.startswith(b'\xff\xd8'):
+        if not jpeg.is_whole(encoded):
+            raise ImageError('cannot be decoded (truncated: the end of the image is missing)')
+    elif encoded.startswith(b'\x89PNG\r\n\x1a\n'):
+        view, position, name = memoryview(encoded), 8, b''
+        while name != b'IEND':
+            length, name = struct.unpack('>I4s', encoded[position : position + 8].ljust(8, b'\xff'))
+            end = position + 8 + length
+            if end + 4 > len(encoded):
+                raise ImageError(f'cannot be decoded (truncated at byte {position}, or damaged there)')
+            if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], 'big'):
+                raise ImageError(f'cannot be decoded (wrong checksum of its bytes {position} to {end})')
+            position = end + 4
+    return True
+
+
+def pixels(opened, white: bool = False) -> np.ndarray:
     """A PIL image as RGB uint8 (height, width, 3); of 16 bits a sample the upper 8 count, as in TensorFlow.
 
-    ValueError on what cannot be decoded, files that are cut off included.
+    With `white` that is behind what is transparent, otherwise transparency is left out, as in TensorFlow. ImageError on what
+    cannot be decoded, files that are cut off included.
     """
-    try:
-        with quiet():
-            if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
-                return (np.asarray(opened) >> 8).clip(0, 255).astype(np.uint8)[..., None].repeat(3, 2)
-            if opened.mode in ('I', 'F'):
-                raise ValueError('32 bits a sample, of which none says what is white')
-            return np.asarray(opened.convert('RGB'))
-    except BROKEN as error:
-        raise ValueError(f'cannot be decoded ({error})') from None
+    with quiet(), one_image():
+        if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
+            grey = np.asarray(opened)
+            levels = (grey >> 8).clip(0, 255).astype(np.uint8)
+            if white and 'transparency' in opened.info:
+                levels[grey == opened.info['transparency']] = 255
+            return levels[..., None].repeat(3, 2)
+        if opened.mode in ('I', 'F'):
+            raise ImageError('cannot be decoded (32 bits a sample, of which none says what is white)')
+        if white and _has_alpha(opened):
+            opened = opened.convert('RGBA')
+            opened = Image.alpha_composite(Image.new('RGBA', opened.size, 'white'), opened)
+        return np.asarray(opened.convert('RGB'))
+
+
+def _has_alpha(opened):
+    return opened.mode.endswith(('A', 'a')) or 'transparency' in opened.info
+
+
+def is_transparent(opened) -> bool:
+    """Whether any pixel of a decoded PIL image is."""
+    if opened.mode.startswith('I'):
+        return 'transparency' in opened.info
+    return _has_alpha(opened) and opened.convert('RGBA').getextrema()[3][0] < 255
 
 
 def orientation(encoded: bytes, opened=None) -> int:
-    """EXIF orientation, 1 to 8, of an encoded image; of other formats than JPEG only the PIL image `opened` tells it."""
+    """EXIF orientation, 1 to 8, of an encoded image; of other formats than JPEG only the PIL image `opened` tells it.
+
+    ImageError if `opened` cannot be decoded: Pillow decodes a PNG to find its EXIF, and fails only once.
+    """
     if encoded.startswith(b'\xff\xd8'):
         return jpeg.orientation(encoded)
+    with quiet(), one_image():
+        opened.load()
     try:
         with quiet():
-            found = opened.getexif().get(0x0112, 1) if opened else 1
+            found = opened.getexif().get(0x0112, 1)
     except BROKEN:
         return 1
     return found if found in range(1, 9) else 1
@@ -139,22 +227,24 @@ def _stored_box(box, height, width, turn):
 
 
 def rgb_jpeg(encoded: bytes, upright: bool = False) -> bytes:
-    """The image as an RGB JPEG of quality 95 without EXIF, its pixels as they are stored or turned `upright`.
+    """The image as an RGB JPEG of quality 95 without EXIF, its pixels as they are stored or `upright` as in `EncodedImage`.
 
-    ValueError if it cannot be decoded.
+    ImageError if it cannot be decoded.
     """
     opened, file = open_image(encoded), io.BytesIO()
     turn = orientation(encoded, opened) if upright else 1
-    Image.fromarray(turned(pixels(opened), turn)).save(file, 'JPEG', quality=95)
+    with one_image():
+        Image.fromarray(turned(pixels(opened, upright), turn)).save(file, 'JPEG', quality=95)
     return file.getvalue()
 
 
 def thumbnail(encoded: bytes, side: int, upright: bool = False) -> bytes:
-    """The image as a JPEG of at most `side` x `side` pixels, `upright` as its EXIF orientation says.
+    """The image as a JPEG of at most `side` x `side` pixels, `upright` as in `EncodedImage`.
 
-    ValueError if it cannot be decoded.
+    ImageError if it cannot be decoded.
     """
-    image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
-    image.thumbnail((side, side))
-    image.save(file, 'JPEG', quality=85)
-    return file.getvalue()
+    with one_image():
+        image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
+        image.thumbnail((side, side))
+        image.save(file, 'JPEG', quality=85)
+        return file.getvalue()

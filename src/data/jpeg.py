@@ -11,6 +11,7 @@ import ctypes
 import functools
 import glob
 import os
+import re
 import struct
 import threading
 from importlib.util import find_spec
@@ -19,11 +20,29 @@ import numpy as np
 
 _DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
 _CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
-_SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT = 4, 5, 6, 8, 10  # TJPARAM
+_SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT, _LOSSLESS = 4, 5, 6, 8, 10, 15  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
-MOST_PIXELS = 1 << 27  # beyond it Pillow decides, which refuses images made to exhaust the memory
+_SCAN, _END = 0xDA, b'\xff\xd9'  # markers: start of pixels, end of the image
+_MARKER = re.compile(rb'\xff[\x01-\xcf\xd8-\xfe]')  # any that ends a scan: FF 00 and D0 to D7 belong to the pixels
 OFFICIAL = '/opt/libjpeg-turbo/lib64/libturbojpeg.so.0'  # of libjpeg-turbo's own packages and of a build by its defaults
 _thread = threading.local()
+
+
+def _segments(encoded):
+    """Yield (marker, start, end) of the segments in front of the pixels of a JPEG, and of the one that starts them.
+
+    `start` and `end` are those of the data behind a segment's length.
+    """
+    position, last = 2, len(encoded) - 4
+    while position <= last and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker == 0xFF:  # any number of FF may stand in front of a marker
+            position += 1
+            continue
+        start, position = position + 4, position + 2 + (encoded[position + 2] << 8 | encoded[position + 3])
+        yield marker, start, position
+        if marker == _SCAN:
+            break
 
 
 def orientation(encoded: bytes) -> int:
@@ -31,15 +50,38 @@ def orientation(encoded: bytes) -> int:
 
     Only the lengths of the segments in front of the pixels are looked at: 5 microseconds, where Pillow takes 60.
     """
-    position, end = 2, min(len(encoded) - 4, 1 << 18)
-    while position < end and encoded[position] == 0xFF:
-        marker, length = encoded[position + 1], encoded[position + 2] << 8 | encoded[position + 3]
-        if marker == 0xE1 and encoded.startswith(b'Exif\0\0', position + 4):
-            return _orientation(encoded[position + 10 : position + 2 + length])
-        if marker == 0xDA:  # start of the pixels
-            break
-        position += 1 if marker == 0xFF else 2 + length  # any number of FF may stand in front of a marker
+    for marker, start, end in _segments(encoded):
+        if marker == 0xE1 and encoded.startswith(b'Exif\0\0', start):
+            return _orientation(encoded[start + 6 : end])
     return 1
+
+
+def frame(encoded: bytes) -> tuple[int, int] | None:
+    """(kind, bits a sample) of a JPEG, the kind by its number in the standard: 0 to 2 are the usual ones, 3 is lossless;
+    None where the header has neither."""
+    for marker, start, _ in _segments(encoded):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start < len(encoded):
+            return marker - 0xC0, encoded[start]
+    return None
+
+
+def is_whole(encoded: bytes) -> bool:
+    """Whether a JPEG has the end of its image: nearly all end with it, in others it is looked for behind the pixels, where a
+    telephone may have put a video."""
+    if encoded.endswith(_END):
+        return True
+    end = [end for marker, _, end in _segments(encoded) if marker == _SCAN]
+    while end and (found := _MARKER.search(encoded, end[0])):
+        if found[0] == _END:
+            return True
+        end = [found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], 'big')]
+    return False
+
+
+def starts_well(first: bytes) -> bool:
+    """Whether the segments in the `first` bytes of a JPEG follow each other to its pixels or to the end of these bytes."""
+    segments = list(_segments(first))
+    return bool(segments) and (segments[-1][0] == _SCAN and frame(first) is not None or segments[-1][2] + 4 > len(first))
 
 
 def _orientation(tiff):
@@ -100,18 +142,12 @@ def describe() -> str:
 
 
 def size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a whole JPEG; None for anything else, for what `decode` cannot do, and without the
+    """Height and width in the header of a JPEG; None for anything else, for what `decode` cannot do, and without the
     library."""
-    # Rows below a crop are not looked at, so a file cut off there would pass: only the start of a scan after the last
-    # end of an image tells it.
-    if (
-        library() is None
-        or not encoded.startswith(b'\xff\xd8')
-        or (not encoded.endswith(b'\xff\xd9') and encoded.rfind(b'\xff\xd9') <= encoded.rfind(b'\xff\xda'))
-    ):
+    if library() is None or not encoded.startswith(b'\xff\xd8'):
         return None
     height, width, mcu = _read_header(encoded)
-    return None if mcu is None or width * height > MOST_PIXELS else (height, width)
+    return None if mcu is None else (height, width)
 
 
 def _read_header(encoded):
@@ -125,7 +161,8 @@ def _read_header(encoded):
     if lib.tj3SetCroppingRegion(handle, _Region()) or lib.tj3DecompressHeader(handle, encoded, len(encoded)):
         _forget()
         return 0, 0, None
-    return lib.tj3Get(handle, _HEIGHT), lib.tj3Get(handle, _WIDTH), _MCU_WIDTH.get(lib.tj3Get(handle, _SUBSAMPLING))
+    mcu = None if lib.tj3Get(handle, _LOSSLESS) else _MCU_WIDTH.get(lib.tj3Get(handle, _SUBSAMPLING))
+    return lib.tj3Get(handle, _HEIGHT), lib.tj3Get(handle, _WIDTH), mcu
 
 
 def _forget():
@@ -161,10 +198,15 @@ def warning(encoded: bytes) -> str | None:
         return None
     handle = lib.tj3Init(_DECOMPRESS)
     try:
-        if lib.tj3DecompressHeader(handle, encoded, len(encoded)) or lib.tj3SetScalingFactor(handle, _Factor(1, 8)):
+        if lib.tj3DecompressHeader(handle, encoded, len(encoded)):
             return None
-        form = _CMYK if lib.tj3Get(handle, _COLOURS) in _FOUR_INKS else _RGB
-        pixels = np.empty((-(-lib.tj3Get(handle, _HEIGHT) // 8), -(-lib.tj3Get(handle, _WIDTH) // 8), 4), np.uint8)
+        # A lossless JPEG is written in full whatever the scale, over the end of a smaller buffer.
+        scale = 1 if lib.tj3Get(handle, _LOSSLESS) else 8
+        if lib.tj3SetScalingFactor(handle, _Factor(1, scale)):
+            return None
+        form, channels = (_CMYK, 4) if lib.tj3Get(handle, _COLOURS) in _FOUR_INKS else (_RGB, 3)
+        height, width = (-(-lib.tj3Get(handle, side) // scale) for side in (_HEIGHT, _WIDTH))
+        pixels = np.empty((height, width, channels), np.uint8)
         if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, form):
             return ''
         return None if lib.tj3GetErrorCode(handle) else lib.tj3GetErrorStr(handle).decode(errors='replace')

@@ -17,7 +17,7 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from PIL import Image
 
-from src.data.image import EncodedImage
+from src.data.image import EncodedImage, one_image
 from src.errors import InputError
 
 # What belongs to a set of weights: `mean` and `std` of R, G, B in pixel levels (network input = (pixel - mean) / std);
@@ -29,6 +29,7 @@ PREPROCESSING = Preprocessing((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear')
 AREA = (0.05, 1.0)  # of the image, from which a crop's size is drawn
 ASPECT = (0.75, 1.33)  # width / height
 ATTEMPTS = 100
+THIN = 8  # height / width, or width / height, above which only the middle counts where the shorter side is resized
 BRIGHTNESS = 32 / 255
 SATURATION = (0.5, 1.5)
 NO_AUGMENTATION = (0.0, 1.0)  # brightness, saturation
@@ -114,34 +115,45 @@ def _resizer(size):  # MindSpore takes a tenth of a millisecond to check the arg
     return vision.Resize((size, size), Inter.BILINEAR)
 
 
+@one_image()
 def training_image(encoded: bytes, size: int, rng, min_object_covered: float = 0.1, upright: bool = False) -> np.ndarray:
     """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3); `upright` as in `EncodedImage`.
 
-    ValueError on what cannot be decoded.
+    ImageError on what cannot be decoded.
     """
     image = EncodedImage(encoded, upright)
     box = random_crop(rng, image.height, image.width, min_object_covered)
     return resize(image.decode(box), size)
 
 
+@one_image()
 def evaluation_image(
     encoded: bytes, size: int, preprocessing: Preprocessing = PREPROCESSING, upright: bool = False
 ) -> np.ndarray:
     """Central crop, resized to `size`: bytes -> uint8 (size, size, 3); `upright` as in `EncodedImage`.
 
     With `preprocessing.square` as torchvision and MindCV do it: the shorter side to size / central_fraction, then the middle
-    of that. ValueError on what cannot be decoded.
+    of that. ImageError on what cannot be decoded.
     """
     _, _, fraction, interpolation, square = preprocessing
     image = EncodedImage(encoded, upright)
     if not square:
         crop = image.decode(central_crop(image.height, image.width, fraction))
         return _resized(crop, size, size, interpolation)
-    shorter = min(image.height, image.width)
-    height, width = (int(size / fraction) * length // shorter for length in (image.height, image.width))
-    resized = _resized(image.decode(), height, width, interpolation)
+    box = _middle(image.height, image.width)
+    shorter = min(box[2:])
+    height, width = (int(size / fraction) * length // shorter for length in box[2:])
+    resized = _resized(image.decode(box), height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]
+
+
+def _middle(height, width):
+    """Top, left, height, width of what can count in the middle square. (All of 1 x 20,000 pixels, resized, took 6 GB.)"""
+    most = THIN * min(height, width)
+    # As even or odd as the whole, so that the middle stays where it is.
+    h, w = (length if length <= most else most + (length - most) % 2 for length in (height, width))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _resized(image, height, width, interpolation):

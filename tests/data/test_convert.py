@@ -174,7 +174,7 @@ def test_fix(odd, tmp_path, layout):
             'train, 13 images in 2 shards',
             '3 images left out',
             '4 images, CMYK or no JPEG, re-encoded',
-            '1 image turned upright as their EXIF orientation says, re-encoded',
+            '1 image turned upright or put on white, re-encoded',
         )
     ), run.stdout
     assert run.stderr.count('left out: ') == 3 and 'empty.jpg: no bytes' in run.stderr

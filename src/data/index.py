@@ -37,15 +37,19 @@ class Index:
     def __len__(self):
         return len(self.label)
 
+    def place(self, i: int) -> tuple[str, int, int]:
+        """Path of the shard, first byte and number of bytes of the encoded image of record `i`."""
+        return self.paths[self.shard[i]], int(self.offset[i]), int(self.length[i])
+
     def read(self, i: int) -> bytes:
         """The encoded image of record `i`; InputError if it cannot be read."""
         # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
         # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
-        path, length = self.paths[self.shard[i]], int(self.length[i])
+        path, offset, length = self.place(i)
         try:
             file = os.open(path, os.O_RDONLY)
             try:
-                data = os.pread(file, length, int(self.offset[i]))
+                data = os.pread(file, length, offset)
             finally:
                 os.close(file)
         except OSError as error:

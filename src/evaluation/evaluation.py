@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from src import collective, files
 from src.data import dataset
+from src.data.bad_records import refuse_damaged
 from src.data.classes import Offsets, check_labels, match_names, possible_offsets
 from src.data.folder import Folder
 from src.data.index import Index
@@ -165,6 +166,7 @@ class Evaluation:
     ):
         self.records, self.offset, self.num_classes = records, offset, options['num_classes']
         self.images, self.rank, self.world, self.graphs = len(records), run.rank, run.world, run.graphs
+        refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])

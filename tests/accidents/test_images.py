@@ -1,0 +1,341 @@
+"""Images that crash a decoder, are damaged, transparent, huge, thin or of a format that is not read."""
+
+import ctypes
+import io
+import os
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+import train
+from src.data import jpeg as decoder
+from src.data.bad_records import BadRecords
+from src.data.check import check
+from src.data.image import EncodedImage
+from src.data.loading import LoadTraining
+from src.data.preprocess import Preprocessing, evaluation_image, training_image
+from src.data.records import open_records
+from src.deploy import decoding
+from src.errors import InputError
+from tests.conftest import SMALL
+from tests.data.samples import cli, fails, jpeg, write_folder
+
+needs_library = pytest.mark.skipif(
+    not decoder.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)'
+)
+SQUARE = Preprocessing((127.5,) * 3, (127.5,) * 3, 0.875, 'bicubic', True)
+COLOURS = np.array(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).resize((400, 300), 2))
+
+
+def encoded(image, form='PNG', **options):
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    return file.getvalue()
+
+
+def turbo(bits=8, **parameters):
+    """A JPEG of COLOURS that Pillow cannot write: of 12 or 16 bits, arithmetic, lossless, YCCK."""
+    lib, out, count = decoder.library(), ctypes.c_void_p(), ctypes.c_size_t()
+    numbers = {'quality': 3, 'subsampling': 4, 'colours': 8, 'progressive': 12, 'arithmetic': 14, 'lossless': 15}
+    four = parameters.get('colours', 0) > 2
+    pixels = np.dstack([COLOURS, COLOURS[..., :1]]) if four else COLOURS
+    pixels = np.ascontiguousarray(pixels.astype(np.uint8 if bits == 8 else np.uint16) << bits - 8)
+    handle, compress = lib.tj3Init(0), getattr(lib, f'tj3Compress{bits}')
+    for name, value in {'quality': 95, 'subsampling': 0, **parameters}.items():
+        lib.tj3Set(handle, numbers[name], value)
+    compress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_void_p]
+    failed = compress(handle, pixels.ctypes.data, 400, 0, 300, 11 if four else 0, ctypes.byref(out), ctypes.byref(count))
+    lib.tj3Destroy(handle)
+    assert not failed
+    return ctypes.string_at(out.value, count.value)
+
+
+@needs_library
+def test_unusual_jpegs(tmp_path):
+    """A lossless one was written over the end of a buffer: split, check and convert ended with SIGSEGV."""
+    kinds = {
+        'lossless': turbo(lossless=1),
+        'arithmetic': turbo(arithmetic=1),
+        'arithmetic_progressive': turbo(arithmetic=1, progressive=1, subsampling=2),
+        'cmyk': turbo(colours=3),
+        'ycck': turbo(colours=4, subsampling=2),
+        'bits_12': turbo(12),
+        'lossless_12': turbo(12, lossless=1),
+        'lossless_16': turbo(16, lossless=1),
+    }
+    for name, data in kinds.items():
+        folder = tmp_path / 'photos/train' / ('bits' if '1' in name else 'odd')
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{name}.jpg').write_bytes(data)
+    assert np.array_equal(EncodedImage(kinds['lossless']).decode(), COLOURS)
+    assert np.array_equal(EncodedImage(kinds['lossless'], True).decode((10, 20, 30, 40)), COLOURS[10:40, 20:60])
+    run = cli('check', tmp_path / 'photos')
+    assert run.returncode == 1 and 'problem: CMYK: 2\n' in run.stdout, run.stdout + run.stderr
+    assert 'problem: format that is not supported: 3\n' in run.stdout and run.stdout.endswith('\n5 problems\n')
+    assert 'bits_12.jpg: JPEG of 12 bits a sample, which is not supported' in run.stdout
+    run = cli(
+        'convert', '--src', tmp_path / 'photos', '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1, '--fix'
+    )
+    assert run.returncode == 0 and 'train, 5 images in 1 shard' in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize('number', [9, 11])
+@pytest.mark.parametrize('workers', [1, 2])
+def test_file_at_which_a_worker_dies_is_named(tmp_path, number, workers):
+    """Whatever kills it, and with a single worker too."""
+    write_folder(tmp_path / 'photos', 'train', ['a', 'b'], 3)
+    (tmp_path / 'photos/train/b/deadly.png').write_bytes(encoded(COLOURS) + b'deadly')
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import os\nfrom PIL import Image\noriginal = Image.open\n'
+        f'Image.open = lambda file, *a, **k: os.kill(os.getpid(), {number}) if file.getvalue().endswith(b"deadly") '
+        'else original(file, *a, **k)\n'
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    place = str(tmp_path / 'photos/train/b/deadly.png')
+    name = {9: 'SIGKILL', 11: 'SIGSEGV'}[number]
+    call = ['check', tmp_path / 'photos', '--workers', workers]
+    fails(cli(*call, env=environment), place, f'killed by {name}', *['--workers'] * (number == 9))
+    if workers == 2:
+        call = ['convert', '--src', tmp_path / 'photos', '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 2]
+        fails(cli(*call, env=environment), place, f'killed by {name}')
+
+
+def damaged_pngs():
+    """60 PNGs with one wrong bit and 20 with zeros for an end, small and large."""
+    rng = np.random.default_rng(1)
+    for data in (encoded(COLOURS), encoded(COLOURS[:20, :24])):
+        for _ in range(30):
+            bad = bytearray(data)
+            bad[int(rng.integers(8, len(data)))] ^= 1 << int(rng.integers(8))
+            yield bytes(bad)
+        for _ in range(10):
+            count = int(rng.integers(20, len(data) - 50))
+            yield data[:-count] + bytes(count)
+
+
+def test_damaged_pngs(tmp_path):
+    """Their first error was swallowed in the search for their orientation, and the checksums were not compared."""
+    write_folder(tmp_path, 'train', ['a', 'b'], 2)
+    bad = list(damaged_pngs())
+    for k, data in enumerate(bad):
+        (tmp_path / 'train/b' / f'bad_{k:02d}.png').write_bytes(data)
+    (tmp_path / 'train/b/sound.png').write_bytes(encoded(COLOURS))
+    rng = np.random.default_rng(0)
+    for k, data in enumerate(bad):
+        for call, arguments in (
+            (lambda *options: EncodedImage(*options).decode(), (data, True)),
+            (evaluation_image, (data, 75)),
+            (training_image, (data, 75, rng)),
+            (training_image, (data, 75, rng, 0.1, True)),
+        ):
+            with pytest.raises(ValueError, match='cannot be decoded|not an image'):
+                call(*arguments)
+        assert decoding.load(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE).error
+    records = open_records(tmp_path, 'train', 'folder')
+    counted = BadRecords(1, len(records), 1)
+    load = LoadTraining(records, 0, 75, 1, 0.8, 0.1, bad=counted)
+    load(np.zeros(len(records), int), np.arange(len(records)))
+    assert counted.count(0) == len(bad) == 80
+    found = check(tmp_path, 2)['findings']
+    assert len(found['undecodable']) + len(found['truncated']) == 80
+    run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
+    fails(run, '80 images cannot be decoded')
+
+
+@pytest.mark.parametrize('form', ['PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'JPEG'])
+def test_truncated(form, tmp_path):
+    """Cut anywhere, every path says so; a JPEG also where zeros stand for its end."""
+    data, rng = encoded(COLOURS, form), np.random.default_rng(0)
+    for _ in range(40):
+        count = int(rng.integers(len(data) // 50, len(data) - 10))
+        for tail in (b'', bytes(count)) if form == 'JPEG' else (b'',):
+            (tmp_path / 'x').write_bytes(data[:-count] + tail)
+            for upright in (False, True):
+                with pytest.raises(ValueError, match='cannot be decoded|not an image'):
+                    evaluation_image(data[:-count] + tail, 75, upright=upright)
+            assert decoding.load(str(tmp_path / 'x'), 75, SQUARE).error
+
+
+def test_jpegs_with_something_behind_the_end():
+    """As telephones put a film there, in which any marker may stand."""
+    for progressive in (False, True):
+        data = encoded(COLOURS, 'JPEG', progressive=progressive)
+        for behind in (b'\xff\xda' + bytes(100), b'\0' * 99, b'film' * 99 + b'\xff\xd8\xff\xda'):
+            assert np.array_equal(EncodedImage(data + behind).decode(), EncodedImage(data).decode())
+        for cut in (data[:-2] + bytes(40), data[: len(data) // 2] + b'\xff\xda' + bytes(40)):
+            with pytest.raises(ValueError, match='cannot be decoded .truncated'):
+                EncodedImage(cut).decode()
+
+
+def transparent():
+    """{file name: image} whose left half is transparent, the colours below it black; its right half is grey, 90."""
+    grey = np.zeros((64, 64), np.uint8)
+    grey[:, 32:] = 90
+    alpha = (grey > 0).astype(np.uint8) * 255
+    palette = Image.fromarray(grey // 90, 'P')
+    palette.putpalette([0, 0, 0, 90, 90, 90])
+    rgba = Image.fromarray(np.dstack([grey, grey, grey, alpha]))
+    return {
+        'rgba.png': encoded(rgba),
+        'la.png': encoded(Image.fromarray(np.dstack([grey, alpha]), 'LA')),
+        'palette.png': encoded(palette, transparency=0),
+        'grey.png': encoded(grey, transparency=0),
+        'rgb.png': encoded(np.dstack([grey] * 3), transparency=(0, 0, 0)),
+        'sixteen.png': encoded(Image.fromarray(grey.astype(np.uint16) * 256), transparency=0),
+        'rgba.webp': encoded(rgba, 'WEBP', lossless=True, exact=True),
+        'palette.gif': encoded(palette, 'GIF', transparency=0),
+    }
+
+
+@pytest.mark.parametrize('name', transparent())
+def test_transparent(name):
+    data = transparent()[name]
+    for upright, left in ((True, 255), (False, 0)):
+        found = EncodedImage(data, upright).decode()
+        assert (found[:, :32] == left).all() and (found[:, 32:] == 90).all()
+        assert (evaluation_image(data, 75, upright=upright)[:, :30] == left).all()
+
+
+def test_transparent_in_check_and_convert(tmp_path):
+    """Counted, and in the shards that are made of a folder they are as the folder gives them."""
+    write_folder(tmp_path, 'train', ['a'], 3)
+    (tmp_path / 'train/a/opaque.png').write_bytes(encoded(Image.fromarray(COLOURS).convert('RGBA')))
+    for name, data in transparent().items():
+        (tmp_path / 'train/a' / name).write_bytes(data)
+    run = cli('check', tmp_path)
+    assert run.returncode == 0 and 'note: transparent: 8\n' in run.stdout and 'opaque.png' not in run.stdout, run.stdout
+    run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
+    assert run.returncode == 0 and '8 images turned upright or put on white' in run.stdout, run.stdout + run.stderr
+    folder, shards = open_records(tmp_path, 'train', 'folder'), open_records(tmp_path / 'dst', 'train')
+    means = [
+        sorted(EncodedImage(records.read(i), records.upright).decode().mean() for i in range(12))
+        for records in (folder, shards)
+    ]
+    assert np.abs(np.subtract(*means)).max() < 1
+
+
+def test_huge(tmp_path):
+    """Above 179 million pixels Pillow speaks of an attack; of a JPEG little more is decoded than is needed."""
+    data = encoded(Image.new('L', (14000, 13000), 90), 'JPEG')
+    (tmp_path / 'train/a').mkdir(parents=True)
+    (tmp_path / 'train/a/huge.jpg').write_bytes(data)
+    image = EncodedImage(data, upright=True)
+    assert (image.height, image.width) == (13000, 14000) and (image.decode((9000, 9000, 75, 75)) == 90).all()
+    assert set(check(tmp_path, 1)['findings']) == {'huge', 'greyscale'}
+    assert EncodedImage(encoded(Image.new('1', (14000, 13000)), compress_level=1)).height == 13000
+    with pytest.raises(ValueError, match='cannot be decoded .more than 512 x 2.20 pixels'):
+        EncodedImage(encoded(Image.new('1', (40000, 20000)), compress_level=1))
+
+
+def test_png_with_much_text(tmp_path):
+    """More than a megabyte of it, or of a colour profile, unpacked."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt('XML:com.adobe.xmp', 'x' * 3_000_000, zip=True)
+    text.add_text('Comment', 'y' * 2_000_000)
+    for options in ({'pnginfo': text}, {'icc_profile': bytes(range(256)) * 20_000}):
+        data = encoded(COLOURS, **options)
+        assert np.array_equal(EncodedImage(data, upright=True).decode(), COLOURS)
+        (tmp_path / 'train/a').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'train/a/text.png').write_bytes(data)
+        assert check(tmp_path, 1)['problems'] == 0
+
+
+@pytest.mark.parametrize('size', [(1, 20000), (20000, 1), (5, 2000), (2001, 4)])
+def test_thin(size, monkeypatch):
+    """Only what is kept is resized, and it is what it was."""
+    sizes, original = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, 'resize', lambda self, size, *a, **k: sizes.append(size) or original(self, size, *a, **k)
+    )
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found = evaluation_image(encoded(image), 64, SQUARE).astype(int)
+    assert found.shape == (64, 64, 3) and len(sizes) == 1 and sizes[0][0] * sizes[0][1] < 1e6
+    assert evaluation_image(encoded(image), 64, SQUARE._replace(interpolation='bilinear')).shape == (64, 64, 3)
+    if min(size) > 1:  # little enough to resize all of it
+        height, width = (73 * length // min(size) for length in size)
+        top, left = round((height - 64) / 2), round((width - 64) / 2)
+        whole = np.asarray(original(Image.fromarray(image), (width, height), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(found - whole[top : top + 64, left : left + 64]).max() <= 2
+
+
+def test_want_of_memory_is_one_image_s(tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    (tmp_path / 'a.png').write_bytes(encoded(COLOURS))
+    monkeypatch.setattr(Image.Image, 'resize', no_memory)
+    assert 'more memory than there is' in decoding.load(str(tmp_path / 'a.png'), 75, SQUARE).error
+
+
+HEIC = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(200)
+
+
+def test_other_formats_are_named(tmp_path):
+    others = {
+        'HEIC': HEIC,
+        'AVIF': b'\0\0\0\x1cftypmif1\0\0\0\0mif1avif' + bytes(200),
+        'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n' + bytes(200),
+        'JPEG XL': b'\xff\x0a' + bytes(200),
+    }
+    folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
+    for name, data in others.items():
+        (folder / f'{name}.jpg').write_bytes(data)
+        error = decoding.load(str(folder / f'{name}.jpg'), 75, SQUARE).error
+        assert error == f'{name}, which is not supported; convert it to an ordinary JPEG'
+    (folder / 'c.heic').write_bytes(HEIC)
+    (folder / 'd.jfif').write_bytes(jpeg(1))
+    (folder / 'e.JPE').write_bytes(jpeg(2))
+    assert len(open_records(tmp_path, 'train', 'folder')) == 10
+    run = cli('check', tmp_path)
+    assert 'problem: format that is not supported: 4\n' in run.stdout and 'cannot be decoded' not in run.stdout, run.stdout
+    assert 'c.heic: 1 x file .heic (not supported: convert it to JPEG), not read' in run.stdout
+    (tmp_path / 'only/train/x').mkdir(parents=True)
+    (tmp_path / 'only/train/x/y.heic').write_bytes(HEIC)
+    with pytest.raises(InputError, match=r'but 1 x file \.heic .not supported: convert it to JPEG'):
+        open_records(tmp_path / 'only', 'train', 'folder')
+
+
+def test_no_regular_files(tmp_path, monkeypatch):
+    """A pipe was read for ever."""
+    folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
+    os.mkfifo(folder / 'pipe.jpg')
+    (folder / 'link.jpg').symlink_to(folder / 'pipe.jpg')
+    (folder / 'zero.jpg').symlink_to('/dev/zero')
+    (folder / 'gone.jpg').symlink_to('nothing')
+    (folder / 'good.jpg').symlink_to(folder / 'b_0.jpg')
+    with monkeypatch.context() as there, socket.socket(socket.AF_UNIX) as listener:
+        there.chdir(folder)  # as such a path must be short
+        listener.bind('socket.jpg')
+    assert len(open_records(tmp_path, 'train', 'folder')) == 5
+    run = cli('check', tmp_path, timeout=60)
+    assert run.returncode == 1 and '5 x pipe, socket, device or link to nothing, not read' in run.stdout, run.stdout
+    for name in ('pipe.jpg', 'zero.jpg', 'socket.jpg'):
+        assert decoding.load(str(folder / name), 75, SQUARE).error
+
+
+def test_damaged_validation_images_are_named_before_the_first_step(tmp_path, capsys, monkeypatch):
+    """All of them in one line, not one after each epoch."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / 'photos', 'train', ['a', 'b'], 4)
+    folder = write_folder(tmp_path / 'photos', 'validation', ['a', 'b'], 20) / 'validation'
+    sound = (folder / 'a/a_0.jpg').read_bytes()
+    odd = {
+        'a/cut.jpg': sound[:-100],
+        'a/zeros.jpg': sound[:-100] + bytes(100),
+        'b/start.jpg': sound[:30] + bytes(60) + sound[90:],
+        'b/cut.png': encoded(COLOURS)[:-9],
+        'b/cut.webp': encoded(COLOURS, 'WEBP')[:-9],
+        'b/empty.gif': b'',
+    }
+    for name, data in odd.items():
+        (folder / name).write_bytes(data)
+    for name, data in {'film.jpg': sound + b'film', 'x.png': encoded(COLOURS), 'x.gif': encoded(COLOURS, 'GIF')}.items():
+        (folder / 'a' / name).write_bytes(data)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(['--data_dir', 'photos', *SMALL, '--num_classes', '2', '--mode', 'train_and_evaluate'])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and err.count('\n') == 1 and 'step:' not in out
+    assert '6 validation images cannot be read or decoded: ' in err and all(name in err for name in odd), err
+    assert 'film.jpg' not in err

@@ -62,7 +62,7 @@ def quiet():
 
 @contextlib.contextmanager
 def one_image():
-    """What goes wrong within is this image's failure and becomes an `ImageError`, want of memory included."""
+    """Any failure within is that of this image and becomes an `ImageError`, also when it runs out of memory."""
     try:
         yield
     except ImageError:

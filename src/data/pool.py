@@ -30,7 +30,8 @@ def cores(option: int | None = None) -> int:
 
 def at(where: str) -> None:
     """Note what this worker is about to deal with, to be named should that kill it."""
-    _place[:] = os.fsencode(where)[: _PLACE - 1].ljust(_PLACE, b'\0')
+    if _place is not None:
+        _place[:] = os.fsencode(where)[: _PLACE - 1].ljust(_PLACE, b'\0')
 
 
 class _Worker:
@@ -79,8 +80,8 @@ def _serve(function, shared, tasks, place, prepare):
 def _death(where, number):
     """The message on a worker that ended by the signal `number`, or with the status -`number`, at `where`."""
     how = f'was killed by {signal.Signals(number).name}' if number > 0 else f'ended with status {-number}'
-    memory = 'there was too little memory: give fewer --workers; or else ' if number == signal.SIGKILL else ''
-    return f'a worker process {how} at {where or "its start"}; {memory}remove or replace that file'
+    memory, remedy = (' (out of memory?)', 'give fewer --workers, or ') if number == signal.SIGKILL else ('', '')
+    return f'a worker process {how} at {where or "its start"}{memory}; {remedy}remove or replace that file'
 
 
 def spread(function, shared, tasks: list[tuple], workers: int):

@@ -27,9 +27,9 @@ def open_records(data_dir: str | Path, split: str, dataset_format: str = 'auto',
     """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
 
     Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names, or as in
-    labels.txt), `read(i)` (the encoded image, bytes), `where(i)` (for messages), `name(i)` (a file name), `size(i)` (bytes)
-    and `class_names` (list by stored label, or None; ImageNet's where there is no labels.txt and TFRecords have its WordNet
-    ids). They can be pickled and used in forked processes.
+    labels.txt), `read(i)` (the encoded image, bytes), `where(i)` (for messages), `name(i)` (a file name), `size(i)` (bytes),
+    `place(i)` (path, first byte, number of bytes) and `class_names` (list by stored label, or None; ImageNet's where there
+    is no labels.txt and TFRecords have its WordNet ids). They can be pickled and used in forked processes.
 
     InputError tells what is missing or damaged, and where.
     """

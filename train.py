@@ -151,7 +151,7 @@ def build_step(config, job, network, rates):
     with_loss = NetworkWithLoss(network, config.label_smoothing, aux_loss_weight, augment_dtype)
     # float32 on the CPU needs no loss scale.
     loss_scale = None if config.loss_scale == 'dynamic' and in_float32 and on_cpu else config.loss_scale
-    return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay)
+    return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay, config.drop_overflow_update)
 
 
 def build_batches(config, job, data, bad, start, stop, image_size, copies=0):

@@ -87,6 +87,7 @@ VARIANTS = {
     'norm': partial(ours, loss_scale=None),
     'norm, clipping': partial(ours, loss_scale=None, clip_norm=2.0),
     'norm, clipping, loss scale': partial(ours, loss_scale='dynamic', clip_norm=2.0),
+    'the same without a branch': partial(ours, loss_scale='dynamic', clip_norm=2.0, drop_overflow_update='select'),
     'momentum, optimizer alone': partial(ours, optimizer='momentum', alone=True),
     'momentum, norm': partial(ours, optimizer='momentum', loss_scale=None),
 }

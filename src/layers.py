@@ -46,6 +46,9 @@ class ConvBN(nn.Cell):
 
     `bn_decay` is the share that the moving averages keep each step; with 1 training computes with them, too, as an
     evaluation does. Without `bn_scale` gamma stays 1, as in TF-slim.
+
+    In O3 the graph for an NPU has nothing between batch norm and ReLU, nor between their gradients, not even a cast: batch
+    norm takes and gives float16, and its parameters in float32. O2 has casts on both sides of batch norm.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):

@@ -32,8 +32,9 @@ class Runtime(NamedTuple):
     graphs: Graphs = OFF  # through which graphs are compiled
 
 
-# MB of gradients that are all-reduced at once, while the backward pass still runs; by default MindSpore all-reduces all
-# 171 MB at its end.
+# MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
+# MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
+# the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
 
 # MindSpore (2.7 to 2.10) finds a cached graph by the script files alone: with another learning rate or image size it runs
@@ -149,15 +150,15 @@ def _set_device(target, device_id, amp_level, jit_level):
 
 
 def _join_ranks():
-    """Connect the ranks and let MindSpore average their gradients. Gives (rank, number of ranks)."""
+    """Connect the ranks and let MindSpore sum their gradients. Gives (rank, number of ranks)."""
     init()
     rank, world = get_rank(), get_group_size()
-    # gradients_mean is off by default, which would make the learning rate depend on the number of ranks;
+    # The mean would be a multiplication of each gradient more: `TrainStep.unscale` divides by the number of ranks.
     # `collective.share` says why parameter_broadcast is off.
     if world > 1:
         ms.set_auto_parallel_context(
             parallel_mode=ms.ParallelMode.DATA_PARALLEL,
-            gradients_mean=True,
+            gradients_mean=False,
             device_num=world,
             parameter_broadcast=False,
             comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},

@@ -1,5 +1,6 @@
-"""Compile the evaluation step with outputs of each image, and the training step of 8 ranks, as for the NPU `chip`, and write
-their IR to a directory, in this order: `python tests/ascend.py CHIP DIRECTORY`.
+"""Compile as for the NPU `chip` the evaluation step with outputs of each image and, for 8 ranks, what a sink runs on the
+device: the training step with its data queue, with a branch on overflow and without. Write their IR to a directory, in this
+order: `python tests/ascend.py CHIP DIRECTORY`.
 
 MindSpore's Python decides everything as for that chip. Below it is the CPU, which has no kernels for an NPU's operations:
 the compilation then ends with an error, after the IR was written.
@@ -8,14 +9,15 @@ the compilation then ends with an error, after the IR was written.
 import os
 import sys
 
-chip, directory = sys.argv[1:]
-os.environ |= {'MS_DEV_SAVE_GRAPHS': '1', 'MS_DEV_SAVE_GRAPHS_PATH': directory, 'MS_DEV_DUMP_IR_PASSES': 'validate'}
+if __name__ == '__main__':  # before MindSpore is imported
+    os.environ |= {'MS_DEV_SAVE_GRAPHS': '1', 'MS_DEV_SAVE_GRAPHS_PATH': sys.argv[2], 'MS_DEV_DUMP_IR_PASSES': 'validate'}
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import MSContext
 from mindspore.ops import constexpr
+from mindspore.train.dataset_helper import _DataWrapper
 
 from src.evaluation.evaluation import make_step
 from src.inceptionv4 import InceptionV4, set_precision
@@ -24,28 +26,46 @@ from src.training.optimizer import make_optimizer
 
 BATCH, SIZE = 2, 75
 NETWORK = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': SIZE, 'aux_logits': True}
+BATCHES = ([ms.uint8, ms.float32, ms.float32, ms.int32], [[BATCH, 3, SIZE, SIZE], [BATCH, 2], [BATCH, 1536], [BATCH]])
 
 
-def main():
-    MSContext.get_ascend_soc_version = lambda self: chip
-    training._on_cpu = constexpr(lambda: False)
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_auto_parallel_context(
-        parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0, gradients_mean=True
-    )
-    image, label = np.zeros((BATCH, 3, SIZE, SIZE), np.uint8), np.zeros(BATCH, np.int32)
-    make_step(NETWORK, 'O3', per_image=True).set_train(False).compile(Tensor(image), Tensor(label))
+def pretend(chip, setattr=setattr):
+    """Make MindSpore believe that it has the NPU `chip`. 2.8 asks for its name, 2.9 and 2.10 for what it supports."""
+    setattr(MSContext, 'get_ascend_soc_version', lambda self: chip)
+
+    def supports(self, feature):
+        first = feature == 'amp_loss_scale_train_classic_target'  # other features are those of the later chips
+        return chip == 'ascend910' if first else chip in ('ascend910b', 'ascend910_93')
+
+    if hasattr(MSContext, 'ascend_soc_supports_feature'):
+        setattr(MSContext, 'ascend_soc_supports_feature', supports)
+
+
+def training_step(drop_overflow_update):
+    """The `TrainStep` as train.py makes it for an NPU, with auxiliary classifier and clipping; with a branch averages."""
     network = set_precision(InceptionV4(**NETWORK), 'O3')
     optimizer = make_optimizer('rmsprop', network, np.full(100, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
     with_loss = training.NetworkWithLoss(network, 0.1, 0.4, ms.float16)
-    step = training.TrainStep(with_loss, optimizer, 'dynamic', clip_norm=2.0).set_train()
-    batch = image, np.ones((BATCH, 2), np.float32), np.ones((BATCH, 1536), np.float32), label
-    try:
-        step.compile(*map(Tensor, batch))
-    except RuntimeError as error:
-        if chip != 'ascend910' or 'NPU' not in str(error):
-            raise
+    ema_decay = 0.9 if drop_overflow_update == 'branch' else 0.0
+    return training.TrainStep(with_loss, optimizer, 'dynamic', 2.0, ema_decay, drop_overflow_update)
+
+
+def main(chip):
+    pretend(chip)
+    training._on_cpu = constexpr(lambda: False)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0)
+    image, label = np.zeros((BATCH, 3, SIZE, SIZE), np.uint8), np.zeros(BATCH, np.int32)
+    make_step(NETWORK, 'O3', per_image=True).set_train(False).compile(Tensor(image), Tensor(label))
+    for drop_overflow_update in ('branch', 'select'):
+        sink = _DataWrapper(training_step(drop_overflow_update), *BATCHES, 'queue').set_train()
+        sink.add_flags(sink_mode=True)
+        try:
+            sink.compile()
+        except RuntimeError as error:
+            if not any(operation in str(error) for operation in ('GetNext', 'NPU')):
+                raise
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1])

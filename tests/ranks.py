@@ -9,7 +9,6 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.train import Model
 
 from src import collective, runtime
 from src.data import dataset
@@ -20,7 +19,7 @@ from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
 
-GLOBAL_BATCH, STEPS = 8, 3
+GLOBAL_BATCH, STEPS, CLIP = 8, 3, 1.0
 
 
 def main(data_dir, source, out, rank_size):
@@ -39,7 +38,7 @@ def main(data_dir, source, out, rank_size):
         optimizer = make_optimizer(
             'rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
         )
-        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0).set_train()
+        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
         if run.world > 1:
             collective.share(step.get_parameters())
         train = dataset.training_dataset(
@@ -54,7 +53,7 @@ def main(data_dir, source, out, rank_size):
             rank=run.rank,
             world=run.world,
         )
-        Model(step).train(1, train, dataset_sink_mode=False)
+        result['norms'] = [float(step(*batch)[1].asnumpy()) for batch in train.create_tuple_iterator(num_epochs=1)]
         result['weights'] = out + '.npz'
         if run.rank == 0:
             np.savez(result['weights'], **{p.name: p.asnumpy() for p in step.get_parameters()})

@@ -121,6 +121,39 @@ def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
     assert passed == [True] * 4 + [False] and 'losses at steps' in results[-1]['expected']
 
 
+def test_branch_is_tried_first(tmp_path, monkeypatch):
+    """An NPU refuses the branch on overflow: the check passes without it and names the option; what follows does without."""
+    one, tried = steps.Steps.__new__(steps.Steps), []
+    one.drop_overflow_update = 'branch'
+
+    def refused():
+        tried.append(one.drop_overflow_update)
+        if one.drop_overflow_update == 'branch':
+            raise RuntimeError('\nGE does not support control flow\n- C++ call stack')
+        return {'text': 'fine'}
+
+    one.overflow = one.sinks = refused
+    results = []
+    assert run('overflow', lambda: one.either('overflow'), '', results.append)
+    assert run('sinks', lambda: one.either('sinks'), '', results.append)
+    assert tried == ['branch', 'select', 'select']
+    figures = [result['figures'] for result in results[1::2]]
+    assert [found['text'] for found in figures] == ['fine, drop_overflow_update select'] * 2
+    message = 'train with --drop_overflow_update select; with a branch on overflow: GE does not support control flow'
+    assert [found.get('warning') for found in figures] == [message, None]
+    one.overflow = one.either  # fails without it, too
+    assert not run('overflow', lambda: one.either('overflow'), '', results.append)
+
+
+@pytest.mark.parametrize('chip, named', [('ascend910', False), ('ascend910b', True)])
+def test_remedy_is_one_that_the_chip_has(chip, named, monkeypatch):
+    """The first Ascend 910 has no other jit_level than O2."""
+    monkeypatch.setattr(device.runtime, 'chip', lambda: chip)
+    args = argparse.Namespace(device_target='Ascend', device_id=0, output='.', figures=None)
+    remedies = [remedy for _, _, remedy in device.checks(device.Device(args))]
+    assert any('--jit_level O0' in remedy for remedy in remedies) == named
+
+
 def test_process_that_dies(tmp_path, monkeypatch):
     """The check that had begun has failed, with the end of the log."""
     program = tmp_path / 'python'

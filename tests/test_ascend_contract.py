@@ -12,15 +12,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
-from mindspore._c_expression import MSContext
 from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4
 from src.training.optimizer import make_optimizer
 from src.training.step import TrainStep
+from tests.ascend import BATCH, SIZE, pretend
 
 CHIPS = ('ascend910', 'ascend910b', 'ascend910_93')
 GRADIENTS = 104  # of the network with one block of each kind and the auxiliary classifier
+CONVOLUTIONS = 50
+VALUES = 254  # and gammas and moving averages of batch norm
 
 # Every operation of the step, and the name below `mindspore.ops` whose documentation says that Ascend has it. `gradient:`
 # marks those that MindSpore makes out of it in the backward pass, `part:` those that it makes out of it in any case.
@@ -82,6 +84,7 @@ OPERATIONS = {
     'Equal': 'equal',
     'ReduceAll': 'all',
     'Select': 'select',
+    'BroadcastTo': 'broadcast_to',
     'Assign': 'assign',
     'AssignAdd': 'assign_add',
     'Gather': 'gather',
@@ -90,31 +93,37 @@ OPERATIONS = {
     'NPUClearFloatStatusV2': 'auto_generate.NPUClearFloatStatusV2',
     'NPUGetFloatStatusV2': 'auto_generate.NPUGetFloatStatusV2',
     'TensorMove': 'part: assign',  # a copy of what is read before the parameter is assigned to
+    'GetNext': 'GetNext',  # a batch of the queue to the device
 }
-STRUCTURE = {'UpdateState', 'Load', 'MakeTuple', 'TupleGetItem', 'Depend', 'Partial', 'Switch'}  # computes nothing
+STRUCTURE = {'UpdateState', 'Load', 'MakeTuple', 'TupleGetItem', 'Depend', 'Partial'}  # computes nothing
 
-Node = namedtuple('Node', 'operation arguments takes gives')
+Node = namedtuple('Node', 'operation arguments takes gives source')  # source: the operation that gives its first argument
 
 
 def parse(path):
     """Nodes of an IR file, and for each of its graphs the type that it returns."""
-    nodes, returned, lines = [], [], Path(path).read_text(errors='replace').splitlines()
+    nodes, returned, sources, lines = [], [], {}, Path(path).read_text(errors='replace').splitlines()
     for line, types in zip(lines, lines[1:]):
-        found = re.match(r'  (?:%\d+\(.*?\) = (?:PrimFunc_)?)?(\w+)\((.*)', line)
+        found = re.match(r'  (?:(%\d+)\(.*?\) = (?:PrimFunc_)?)?(\w+)\((.*)', line)
         if found and types.startswith('      : '):
+            number, operation, arguments = found.groups()
             takes, _, gives = types[8:].partition(') -> (')
-            nodes.append(Node(found[1], found[2], takes, gives))
-            if found[1] == 'Return':
+            source = sources.get(re.match(r'%?\w*', arguments)[0])
+            sources[number] = source if operation == 'TupleGetItem' else operation
+            nodes.append(Node(operation, arguments, takes, gives, source))
+            if operation == 'Return':
                 returned.append(takes)
+                sources = {}
     return [node for node in nodes if node.operation not in STRUCTURE | {'Return'}], returned
 
 
 @pytest.fixture(scope='module')
 def compiled(compiles, tmp_path_factory):
-    """The IR of the training step for a chip, or of the `evaluation` step, as `parse` gives it; compiled once each."""
+    """The IR of a graph for a chip, as `parse` gives it: `evaluation`, or the step of a sink with a `branch` on overflow, or
+    without one (`select`). Compiled once each."""
     found = {}
 
-    def get(chip, evaluation=False):
+    def get(chip, graph='branch'):
         if chip not in found:
             directory = tmp_path_factory.mktemp(chip)
             done = subprocess.run(
@@ -127,16 +136,16 @@ def compiled(compiles, tmp_path_factory):
             )
             assert done.returncode == 0, done.stderr[-3000:]
             paths = sorted(directory.glob('*validate*.ir'), key=lambda path: path.stat().st_mtime_ns)
-            assert len(paths) == 2
+            assert len(paths) == 3
             found[chip] = [*map(parse, paths)]
-        return found[chip][not evaluation]
+        return found[chip][('evaluation', 'branch', 'select').index(graph)]
 
     return get
 
 
 @pytest.mark.parametrize('chip', CHIPS)
 def test_whole_network_constructs(chip, monkeypatch):
-    monkeypatch.setattr(MSContext, 'get_ascend_soc_version', lambda self: chip)
+    pretend(chip, monkeypatch.setattr)
     with no_init_parameters():
         assert len(InceptionV4(aux_logits=True).trainable_params()) > 300
 
@@ -148,15 +157,16 @@ each_chip = pytest.mark.parametrize(
 
 @each_chip
 def test_operations_are_those_of_ascend(chip, compiled):
-    nodes, _ = compiled(chip)
-    assert not {node.operation for node in nodes} - OPERATIONS.keys()
-    assert {'Conv2DBackpropInput', 'ApplyRMSProp', 'AllReduce', 'OneHot', 'AvgPool'} <= {node.operation for node in nodes}
+    for graph in ('branch', 'select'):
+        found = {node.operation for node in compiled(chip, graph)[0]}
+        assert not found - OPERATIONS.keys() - {'Switch'}
+        assert {'GetNext', 'Conv2DBackpropInput', 'ApplyRMSProp', 'AllReduce', 'OneHot', 'AvgPool'} <= found
 
 
 @each_chip
 def test_operations_of_an_evaluation_are_those_of_ascend(chip, compiled):
     """With the outputs of each image."""
-    nodes, returned = compiled(chip, evaluation=True)
+    nodes, returned = compiled(chip, 'evaluation')
     assert not {node.operation for node in nodes} - OPERATIONS.keys()
     assert {'Conv2D', 'BatchNorm', 'Softmax', 'Argmax', 'OneHot'} <= {node.operation for node in nodes}
     assert len(returned) == 1 and 'TupleShape((4), (2, 6))' in returned[0]
@@ -170,10 +180,24 @@ def test_operations_are_documented_for_ascend(documented):
 
 @each_chip
 def test_branches_return_plain_tensors(chip, compiled):
-    """The graph engine of the first 910 refuses a branch that returns a parameter."""
-    _, returned = compiled(chip)
+    """The graph engine refuses a branch that returns a parameter."""
+    nodes, returned = compiled(chip)
+    assert [node.operation for node in nodes].count('Switch') == 1
     assert len(returned) == 3  # the step, and its two branches: with an overflow and without
     assert returned[1:] == ['(<Tensor[Float32], ()>)'] * 2 and 'Ref[' not in returned[0]
+
+
+@each_chip
+def test_without_the_branch_every_value_is_selected(chip, compiled):
+    """One graph; each weight, mean square and moment is set to its old value or the new one by the same condition."""
+    nodes, returned = compiled(chip, 'select')
+    assert len(returned) == 1 and 'Ref[' not in returned[0]
+    counts = Counter(node.operation for node in nodes)
+    assert not counts['Switch'] and counts['ApplyRMSProp'] == GRADIENTS
+    selected = [node for node in nodes if node.operation == 'Select' and re.search(r'Float32\], \(\d', node.takes)]
+    assert len(selected) == 3 * GRADIENTS and {node.source for node in selected} == {'BroadcastTo'}
+    assert len({node.arguments.split(',')[0] for node in nodes if node.operation == 'BroadcastTo'}) == 1
+    assert 0 <= counts['Assign'] - 3 * GRADIENTS < 10
 
 
 @each_chip
@@ -187,6 +211,22 @@ def test_nothing_lies_across_three_channels(chip, compiled):
         axes = [int(n) for n in re.findall(r'I64\((-?\d+)\)', node.arguments.partition('Bool')[0])] or range(len(shape))
         assert 3 not in [shape[axis] for axis in axes], node
     assert not [node for node in nodes if node.operation == 'Transpose']
+
+
+@each_chip
+def test_nothing_stands_between_batch_norm_and_relu(chip, compiled):
+    """Forward and backward, so that the graph engine can make one kernel of the two."""
+    nodes = [node for node in compiled(chip)[0] if node.operation in ('ReLU', 'BatchNormGrad')]
+    assert len(nodes) == 2 * CONVOLUTIONS
+    assert {node.source for node in nodes} == {'BatchNorm', 'ReluGrad'}
+    assert all('Tensor[Float16]' in node.takes.partition('>')[0] for node in nodes)
+
+
+@each_chip
+def test_augmentation_passes_over_the_image_six_times(chip, compiled):
+    """To float16, difference from the largest channel, factor, difference, two cuts; the rest is on one channel."""
+    gives = [node.gives for node in compiled(chip)[0] if 'GetNext' not in node.operation]
+    assert sum(text.startswith(f'<Tensor[Float16], ({BATCH}, 3, {SIZE}, {SIZE})') for text in gives) == 6
 
 
 @each_chip
@@ -209,7 +249,7 @@ def test_overflow_is_told_as_the_chip_tells_it(chip, compiled):
     ],
 )
 def test_mode_of_overflow(chip, mode, saturates, monkeypatch):
-    monkeypatch.setattr(MSContext, 'get_ascend_soc_version', lambda self: chip)
+    pretend(chip, monkeypatch.setattr)
     if mode:
         monkeypatch.setenv('MS_ASCEND_CHECK_OVERFLOW_MODE', mode)
     else:
@@ -221,9 +261,11 @@ def test_mode_of_overflow(chip, mode, saturates, monkeypatch):
 
 @each_chip
 def test_two_small_operations_a_gradient(chip, compiled):
-    """Beside those of the network, of the all-reduce (its mean is one) and of the optimizer (decay is two of a weight)."""
+    """Its part of the norm, and one multiplication by all factors at once: mean over the ranks, loss scale and clipping. The
+    optimizer's decay is two of a weight, a moving average three of a value."""
     counts = Counter(node.operation for node in compiled(chip)[0])
     assert counts['L2Loss'] == counts['ApplyRMSProp'] == GRADIENTS
     weights = 52
-    assert counts['Mul'] - 2 * GRADIENTS - weights < 20 and counts['AddN'] - weights < 15
-    assert counts['Assign'] + counts['AssignAdd'] < 10
+    assert counts['Mul'] - GRADIENTS - weights - VALUES < 15 and counts['AddN'] - weights < 15
+    assert counts['Sub'] - VALUES < 10 and counts['Add'] - VALUES < 10
+    assert counts['Assign'] + counts['AssignAdd'] - VALUES < 10

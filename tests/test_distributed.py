@@ -16,6 +16,7 @@ import pytest
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
 from tests.conftest import SMALL
+from tests.ranks import CLIP, STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,8 +49,11 @@ def results(compiles, data, tmp_path_factory):
 
 
 def test_two_ranks_train_like_one(results):
-    """2 ranks x batch 4 and 1 rank x batch 8, batch norm in inference mode, three steps: the weights within 1e-5, and
-    the momentum, which is the rate times the gradients so far, within 1e-3 of its norm over the whole network."""
+    """2 ranks x batch 4 and 1 rank x batch 8, batch norm in inference mode, three steps, gradients clipped: the same norm,
+    that of the mean; the weights within 1e-5, and the momentum, which is the rate times the gradients so far, within 1e-3 of
+    its norm over the whole network."""
+    norms = results(1)['norms']
+    assert len(norms) == STEPS and min(norms) > CLIP and results(2)['norms'] == pytest.approx(norms, rel=1e-4)
     one, two = (dict(np.load(results(world)['weights'])) for world in (1, 2))
     assert one.keys() == two.keys()
     moments = [name for name in one if name.startswith('moment.')]

@@ -54,6 +54,25 @@ class Steps:
         self.run, self.output = run, output
         self.records, self.validation = (open_records(data, split) for split in ('train', 'validation'))
         self.precision = 'float32' if run.amp_level == 'O0' else 'float16'
+        self.drop_overflow_update = 'branch'
+
+    def either(self, name):
+        """The check `name` with the branch on overflow and, if that fails, without it; says which one works."""
+        warning = {}
+        try:
+            figures = getattr(self, name)()
+        except Skipped:
+            raise
+        except Exception as error:
+            if self.drop_overflow_update == 'select':
+                raise
+            self.drop_overflow_update, first = 'select', f'{error}'.strip().split('\n')[0][:150]
+            figures = getattr(self, name)()
+            warning = {'warning': f'train with --drop_overflow_update select; with a branch on overflow: {first}'}
+        return {**figures, **warning, 'text': f'{figures["text"]}, drop_overflow_update {self.drop_overflow_update}'}
+
+    def _step(self, state=None, options=SMALL):
+        return make_step(self.run, options, state, self.drop_overflow_update)
 
     def _data(self, start, stop):
         return training_data(self.records, SMALL, BATCH, start, stop)
@@ -67,20 +86,13 @@ class Steps:
 
     def overflow(self):
         """Three steps whose gradients overflow change nothing but counters; then the loss scale recovers."""
-        self.step = make_step(self.run, SMALL, {'scale_sense': np.float32(HUGE_SCALE[self.precision])})
+        self.step = self._step({'scale_sense': np.float32(HUGE_SCALE[self.precision])})
         before, runs = copies(self.step), []
         for batch in self._data(0, 3).create_tuple_iterator(num_epochs=1):
             runs.append(int(self.step.set_train()(*batch)[3].asnumpy()))
         equal(runs, [1, 2, 3], 'steps in a row without an update')
         after = copies(self.step)
-        counted = {
-            'global_step',
-            'overflows',
-            'overflow_run',
-            'scale_sense',
-            'last_overflow_iterator_step',
-            'current_iterator_step',
-        }
+        counted = 'global_step overflows overflow_run scale_sense last_overflow_iterator_step current_iterator_step'.split()
         changed = [
             name
             for name, value in before.items()
@@ -122,7 +134,7 @@ class Steps:
         """The same losses and the same changes of all state in sinks."""
         if not self.run.sink:
             raise Skipped(f'a {self.run.device_target} has no sinks')
-        step = make_step(self.run, SMALL, self.state)
+        step = self._step(self.state)
         recorder = train(self.run, step, self._data(0, STEPS), STEPS // SINK, SINK, Recorder())
         worst = self._same_losses(recorder)
         change = within(
@@ -142,7 +154,7 @@ class Steps:
         """Steps that overflow are skipped inside a sink, too, where the graph branches on the device."""
         if not self.run.sink:
             raise Skipped(f'a {self.run.device_target} has no sinks')
-        step = make_step(self.run, SMALL, {**self.state, 'scale_sense': np.float32(HUGE_SCALE[self.precision])})
+        step = self._step({**self.state, 'scale_sense': np.float32(HUGE_SCALE[self.precision])})
         recorder = train(self.run, step, self._data(0, 3), 1, 3, Recorder())
         equal(recorder.outputs[3].overflow_run, 3, 'steps in a row without an update')
         after = copies(step)
@@ -156,7 +168,7 @@ class Steps:
 
     def evaluation_between(self):
         """An evaluation between sinks does not change the training."""
-        self.step = make_step(self.run, SMALL, self.state)
+        self.step = self._step(self.state)
         data = dataset.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
         evaluation_step, results = evaluation.make_step(SMALL, self.run.amp_level), []
 
@@ -197,7 +209,7 @@ class Steps:
     def resumption(self):
         """A step made anew goes on from the checkpoint with the same losses."""
         parameters, _ = checkpoint.load(self.path)
-        self.step = make_step(self.run, SMALL)
+        self.step = self._step()
         resume.load(self.step, resume.State(self.path, parameters, {}), int(parameters['global_step'].item()))
         worst = self._same_losses(train(self.run, self.step, self._data(8, 11), 1, 3, Recorder(8)))
         return {
@@ -209,7 +221,7 @@ class Steps:
     def speed(self):
         """Images per second, and the part of the time that the device waits for data."""
         options, batch_size, length = ({}, 128, SINK) if self.run.sink else (SMALL, BATCH, 2)
-        step = make_step(self.run, options) if self.run.sink else self.step
+        step = self._step(options=options) if self.run.sink else self.step
         real, fixed = 5 * length, 3 * length
         workers = dataset.workers(0)
         decoded = training_data(self.records, options, batch_size, 0, real, num_workers=workers)

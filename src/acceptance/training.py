@@ -28,7 +28,9 @@ def recorded(options: dict) -> dict:
     return {**load([]), **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}}
 
 
-def make_step(run: Runtime, options: dict, state: dict[str, np.ndarray] | None = None) -> TrainStep:
+def make_step(
+    run: Runtime, options: dict, state: dict[str, np.ndarray] | None = None, drop_overflow_update: str = 'branch'
+) -> TrainStep:
     """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
     `state` are values for its parameters, or for some of them."""
     network = set_precision(InceptionV4(**options), run.amp_level)
@@ -41,7 +43,7 @@ def make_step(run: Runtime, options: dict, state: dict[str, np.ndarray] | None =
         on_cpu=run.device_target == 'CPU',
     )
     with_loss = NetworkWithLoss(network, 0.1, None, ms.float32 if run.amp_level == 'O0' else ms.float16)
-    step = TrainStep(with_loss, optimizer, 'dynamic', ema_decay=0.9)
+    step = TrainStep(with_loss, optimizer, 'dynamic', 0.0, 0.9, drop_overflow_update)
     if state:
         checkpoint.load_into(step, state, 'acceptance', [name for name in step.parameters_dict() if name not in state])
     return step

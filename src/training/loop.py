@@ -62,8 +62,9 @@ def fit(
 def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None]) -> Iterator[tuple[int, int, int]]:
     """Yield (image size, number of sinks, steps in each) of the parts of `plan`, each of which needs a data set and a graph
     of its own: without sinks its stages, of the first what is left of it. Each is announced by a line to `log`."""
-    for number, (size, start, stop) in enumerate(stages := plan.stages, 1):
-        steps = stop - max(start, plan.start)
+    stages = [(size, start, stop, stop - max(start, plan.start)) for size, start, stop in plan.stages]
+    length = sink_length([steps for *_, steps in stages if steps > 0], iterations_per_loop or 1)
+    for number, (size, start, stop, steps) in enumerate(stages, 1):
         if steps <= 0:
             continue
         if len(stages) > 1:
@@ -72,28 +73,35 @@ def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None
                 f'stage {number} of {len(stages)}: images of {size} x {size} pixels, epochs {first:g} to {last:g}, '
                 f'steps {start + 1} to {stop}; the graph is compiled anew'
             )
-        sunk = sinks(steps, iterations_per_loop) if iterations_per_loop else [(steps, 1)]
+        sunk = sinks(steps, length) if iterations_per_loop else [(steps, 1)]
         if len(sunk) > 1:
             log(
                 f'{steps} steps in sinks of {sunk[0][1]}, at the end one of {sunk[1][1]}, for which the graph is compiled '
                 'once more'
             )
-        for count, length in sunk:
-            yield size, count, length
+        for count, length_here in sunk:
+            yield size, count, length_here
 
 
-def sinks(steps: int, iterations_per_loop: int) -> list[tuple[int, int]]:
-    """[(number of sinks, steps in each)] that are `steps` steps in all.
+def sink_length(steps: list[int], iterations_per_loop: int) -> int:
+    """The steps in a sink, for stages of `steps` steps: the largest number from a tenth of `iterations_per_loop` up to it
+    that divides them all; if there is none, `iterations_per_loop`, and each stage ends with what is left over.
 
-    Sinks of one length, if a length from half of `iterations_per_loop` divides the steps. Otherwise whole ones and then
-    the rest in one, for which the graph is compiled again. None has a single step, as MindSpore runs that in another,
-    slower way.
+    The rule is one length in a process, wherever the steps allow it. MindSpore keeps the length of the loop on the device in
+    one variable for all graphs of a process (`npu_runconfig/iterations_per_loop`), set when a graph with sinks is compiled:
+    a graph must not run after one with another length was compiled. Here each part compiles its own, and no earlier one
+    runs again. Whether an NPU takes the second value was not seen: the acceptance check's `shorter last sink` tries it.
+    Sinks of a tenth cost less than the minutes of a second compilation.
     """
-    longest = min(iterations_per_loop, steps)
-    for length in range(longest, max(longest // 2, 1), -1):
-        if steps % length == 0:
-            return [(steps // length, length)]
-    whole, rest = divmod(steps, longest)
-    if rest == 1:
-        whole, rest = whole - 1, longest + 1
-    return [(count, length) for count, length in ((whole, longest), (1, rest)) if count and length]
+    longest = min(iterations_per_loop, max(steps, default=1))
+    divisors = range(longest, max(longest // 10 - 1, 1), -1)
+    return next((length for length in divisors if not any(count % length for count in steps)), longest)
+
+
+def sinks(steps: int, length: int) -> list[tuple[int, int]]:
+    """[(number of sinks, steps in each)] that are `steps` steps in all: sinks of `length`, and what is left in one. None has
+    a single step, as MindSpore runs that in another, slower way, unless there is only one step."""
+    whole, rest = divmod(steps, length)
+    if rest == 1 and whole:
+        whole, rest = whole - 1, length + 1
+    return [(count, length) for count, length in ((whole, length), (1, rest)) if count and length]

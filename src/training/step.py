@@ -73,6 +73,8 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         clip_norm (float): gradients whose norm, over all of them together, is larger are scaled down to it; 0: never.
         ema_decay (float): share of the moving averages `ema.<name>` of the network's parameters that is kept per step;
             0: no averages.
+        drop_overflow_update (str): `branch`: the graph branches on overflow; `select`: it does not, every step updates, and
+            on overflow each parameter gets its old value back: the same values bit for bit, from a graph without branches.
 
     MindSpore's `Model` has no such step on the CPU, and of a sink it reports only the last overflow. So everything that
     must be known of every step is a parameter here.
@@ -86,6 +88,7 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         loss_scale: str | float | None = 'dynamic',
         clip_norm: float = 0.0,
         ema_decay: float = 0.0,
+        drop_overflow_update: str = 'branch',
     ):
         super().__init__(network_with_loss, optimizer, loss_scale_update(1.0 if loss_scale is None else loss_scale))
         self.scales_loss = loss_scale is not None
@@ -94,12 +97,17 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
             self.ascend_910b_target and self._ascend_check_overflow_mode == 'SATURATION_MODE'
         )
         self.clip_norm = clip_norm
+        # `grad_reducer` sums over the ranks; `unscale` divides by their number.
+        self.ranks = self.degree if self.reducer_flag else 1
         self.values = ParameterTuple(network_with_loss.get_parameters())
         self.averages = self.values.clone(checkpoint.AVERAGE[:-1], init='same') if ema_decay else None
         self.new_share = Tensor(1 - ema_decay, ms.float32)
         self.overflows = Parameter(Tensor(0, ms.int32), 'overflows', requires_grad=False)
         self.overflow_run = Parameter(Tensor(0, ms.int32), 'overflow_run', requires_grad=False)
         self.map = ops.HyperMap()
+        self.branches = drop_overflow_update == 'branch'
+        state = [p for p in optimizer.get_parameters() if p is not optimizer.global_step]
+        self.updated = ParameterTuple([*state, *(self.averages or ())])
 
     def construct(self, *batch):
         scale, status = self.scale_sense * 1, False  # of this step, not as updated below
@@ -110,12 +118,15 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         else:  # the same operations; as above, the network would be in the graph twice until MindSpore finds it is the same
             loss, gradients = ops.value_and_grad(self.network, None, self.weights, sens_param=True)(*batch, scale)
         gradients = self.grad_reducer(gradients)  # which carries what is not finite to all ranks
-        norm = ops.sqrt(square_sum(gradients)) / scale
-        unscaled = self.unscale(gradients, norm, scale)
+        divisor = scale * self.ranks
+        norm = ops.sqrt(square_sum(gradients)) / divisor
+        unscaled = self.unscale(gradients, norm, divisor)
         if not self.scales_loss:
             return ops.depend(loss, self.update(unscaled)), norm, self.overflows * 1, self.overflow_run * 1, scale
         overflow = self.process_loss_scale(self.has_overflow(status, gradients, norm))
-        if overflow:
+        if not self.branches:
+            loss = ops.depend(loss, self.update_or_restore(unscaled, overflow))
+        elif overflow:
             loss = ops.depend(loss, ops.assign_add(self.optimizer.global_step, 1))
         else:
             loss = ops.depend(loss, self.update(unscaled))
@@ -125,11 +136,12 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         ops.assign(self.overflow_run, run)
         return loss, norm, overflows, run, scale
 
-    def unscale(self, gradients, norm, scale):
-        """`gradients` divided by the loss scale and, where their `norm` is larger than `clip_norm`, scaled down to it."""
-        if not self.scales_loss and not self.clip_norm:
+    def unscale(self, gradients, norm, divisor):
+        """`gradients` divided by loss scale and number of ranks, the `divisor`, and, where their `norm` is larger than
+        `clip_norm`, scaled down to it: one multiplication each."""
+        if not self.scales_loss and not self.clip_norm and self.ranks == 1:
             return gradients
-        factor = 1 / scale
+        factor = 1 / divisor
         if self.clip_norm:
             factor = factor * self.clip_norm / ops.maximum(norm, self.clip_norm)
         return self.map(ops.partial(_times, factor), gradients)
@@ -146,6 +158,22 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         if self.averages is not None:
             done = ops.depend(done, self.map(ops.partial(update_ema, self.new_share), self.averages, self.values))
         return done
+
+    def update_or_restore(self, gradients, overflow):
+        """`update`, and on `overflow` the values from before it again, except the optimizer's count of steps."""
+        before = self.map(_copy, self.updated)
+        # After the copies, and after the flag of overflow was read, which must not see what becomes of such gradients.
+        done = self.update(ops.depend(gradients, (overflow, before)))
+        return self.map(ops.partial(_restore, ops.depend(overflow, done)), self.updated, before)
+
+
+def _copy(parameter):
+    return parameter * 1
+
+
+def _restore(overflow, parameter, before):
+    # Of one shape, as the graph engine would make them: a CPU takes ten times the memory for others.
+    return ops.assign(parameter, ops.select(ops.broadcast_to(overflow, parameter.shape), before, parameter))
 
 
 def _times(factor, gradient):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from src.config import differences, load
 from src.training import scaling
+from src.training.plan import default_batch_size
 from src.training.scaling import all_reduce_seconds, estimate, recipe
 from src.training.stages import relative_computing
 
@@ -99,7 +101,7 @@ def test_bad_options(arguments, message, capsys):
     assert stopped.value.code == 2 and message in error and error.startswith('error: ') and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('name', ['original', 'paper', 'fast'])
+@pytest.mark.parametrize('name', ['original', 'paper', 'fast', 'throughput'])
 def test_costs_of_recipes(name, capsys):
     """Each recipe says what the calculator says of it."""
     path = ROOT / f'recipes/{name}.yaml'
@@ -112,6 +114,14 @@ def test_costs_of_recipes(name, capsys):
         scaling.main(['--devices', str(devices), '--config_path', str(path)])
         last = capsys.readouterr().out.splitlines()[-1]
         assert last == f"training    {cost[1]} million images in {hours} h; computing: {cost[2]} of the original's"
+
+
+def test_rate_for_throughput():
+    """Twice the images of a step of the original's 8 x 64, twice its rate."""
+    config, original = (load(['--config_path', str(ROOT / f'recipes/{name}.yaml')]) for name in ('throughput', 'original'))
+    assert config.batch_size == 2 * default_batch_size(8) and config.lr == 2 * original.lr
+    differing = {name for name, *_ in differences(original, config)}
+    assert differing == {'batch_size', 'lr', 'warmup_epochs'}
 
 
 def test_smaller_images():

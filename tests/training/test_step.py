@@ -1,10 +1,14 @@
 """The training step's guards: overflow, dynamic loss scale, clipping, moving average of the weights. One graph for all."""
 
+import json
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+import train
 from src.errors import InputError
 from src.evaluation.evaluation import take_weights
 from src.inceptionv4 import InceptionV4
@@ -12,9 +16,11 @@ from src.training.optimizer import make_optimizer
 from src.training.rmsprop import in_whole_vectors
 from src.training.step import NetworkWithLoss, TrainStep, l2_term, loss_scale_update, on_host, square_sum
 from src.weights import checkpoint
+from tests.conftest import SMALL
 
 WEIGHT = 'mixed_5b.branch_0.conv2d_0a_1x1.conv.weight'
 DECAY = 0.75
+LOSS_SCALE = '2.04e16'  # the squares of a norm above 905 overflow: four or so of the eight steps of the test of it
 CLIP = 500.0  # between the norms that the test of it makes
 
 
@@ -220,6 +226,43 @@ def test_momentum_and_nesterov(nesterov):
         )
     # Once MindSpore's own kernel is right here, NesterovMomentum can go.
     assert np.allclose(found[1][0][0], found[0][0][0], atol=1e-6) is not nesterov
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize('name, nesterov', [('momentum', False), ('momentum', True), ('rmsprop', False)])
+def test_selecting_equals_branching(name, nesterov):
+    """Bit for bit, all outputs and all state, in steps with overflow and without, clipped, with moving averages."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    found = []
+    for drop_overflow_update in ('branch', 'select'):
+        cell, rng = Parts(), np.random.default_rng(0)
+        rates = np.linspace(0.1, 0.02, 6, dtype=np.float32)
+        optimizer = make_optimizer(name, cell, rates, weight_decay=0.0, momentum=0.9, use_nesterov=nesterov, on_cpu=True)
+        step = TrainStep(cell, optimizer, 'dynamic', 5.0, DECAY, drop_overflow_update).set_train()
+        outputs = [
+            on_host(step(Tensor(rng.standard_normal(64).astype(np.float32) * np.float32(factor))))
+            for factor in (1, 1e37, 1e37, 1, 1e37, 1)
+        ]
+        assert [o.overflows for o in outputs] == [0, 1, 2, 2, 3, 3] and outputs[5].norm > 5
+        found.append(([repr(o) for o in outputs], {p.name: p.asnumpy().tobytes() for p in step.get_parameters()}))
+    assert found[0] == found[1] and len(found[0][1]) > 15
+
+
+@pytest.mark.compiles
+def test_training_without_the_branch(data, tmp_path, monkeypatch):
+    """train.py with each of the two: the same lines and the same checkpoint, of steps some of which overflowed."""
+    monkeypatch.chdir(tmp_path)
+    lines, states = [], []
+    for drop_overflow_update in ('branch', 'select'):
+        options = ['--data_dir', str(data), *SMALL, '--max_train_steps', '8', '--display_every', '1', '--log_dir']
+        options += [drop_overflow_update, '--drop_overflow_update', drop_overflow_update, '--loss_scale', LOSS_SCALE]
+        train.main([*options, '--lr', '0.0001', '--seed', '2'])  # so small that the norms stay what they are
+        records = map(json.loads, Path(f'results/1p/0/{drop_overflow_update}/metrics.jsonl').read_text().splitlines())
+        lines.append([(one['loss'], one['overflows']) for one in records if one['kind'] == 'step'])
+        (path,) = Path(f'results/1p/0/{drop_overflow_update}').glob('*-*_8.ckpt')
+        states.append({name: value.tobytes() for name, value in checkpoint.load(path)[0].items()})
+    assert len(lines[0]) == 8 and lines[0] == lines[1] and states[0] == states[1]
+    assert 0 < lines[0][-1][1] < 8
 
 
 @pytest.mark.parametrize('option', ['off', '0', '-1', 'nan', 'inf', '1e39'])

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OF_ONE_DEVICE = [
     'environment',
     'device',
+    'two ranks',
+    'all-reduce',
     'construction',
     'forward',
     'augmentation',
@@ -34,8 +36,11 @@ OF_ONE_DEVICE = [
     'state in a checkpoint',
     'shorter last sink',
     'resumption',
-    'speed',
     'weights for export',
+    'compilation',
+    'compiled graph, SIGTERM',
+    'Ctrl-C',
+    'speed, batch 8',
 ]
 OF_RANKS = [
     'ranks',
@@ -79,7 +84,10 @@ def test_rehearsal(ranks, tmp_path):
         assert len(re.findall(rf'^{re.escape(name)} +(ok|skipped) +[\d.]+ s  ', shown, re.MULTILINE)) == 2
     assert results['overflow']['figures']['skipped'] >= 3
     assert results['resumption']['figures']['loss'] == results['shorter last sink']['figures']['loss'] == 0
-    assert 0 <= results['speed']['figures']['data_wait'] <= 1 < results['speed']['figures']['images_per_second']
+    speed = results['speed, batch 8']['figures']
+    assert 0 <= speed['data_wait'] <= 1 < speed['images_per_second'] and speed['milliseconds'] > 1
+    assert len(speed['worker_threads']) == speed['workers'] or speed['workers'] == 1
+    assert 0 < results['compiled graph, SIGTERM']['figures']['seconds'] < results['compilation']['figures']['seconds']
     assert results['device']['figures']['mindspore'] and results['environment']['figures']['cores']
 
 
@@ -100,7 +108,7 @@ def test_failed_check_ends_it(tmp_path):
         shown,
         re.MULTILINE,
     )
-    assert 'augmentation' not in shown and 'NOT passed: 3 ok, 0 skipped, 1 failed' in shown
+    assert 'augmentation' not in shown and 'NOT passed: 5 ok, 0 skipped, 1 failed' in shown
 
 
 @pytest.mark.slow
@@ -114,7 +122,7 @@ def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
 
     take = evaluation.take_weights
     monkeypatch.setattr(evaluation, 'take_weights', leaving)
-    one = device.Device(argparse.Namespace(device_target='CPU', device_id=0, output=tmp_path, figures=None))
+    one = device.Device(argparse.Namespace(device_target='CPU', device_id=0, output=tmp_path, figures=None, jit_level=''))
     results = []
     names = ['device', 'records', 'overflow', 'steps without sinks', 'evaluation between sinks']
     passed = [run(*check, results.append) for check in device.checks(one) if check[0] in names]

@@ -2,8 +2,8 @@
 
     python -m src.acceptance [RANK_TABLE] [--device_target auto|Ascend|CPU] [--device_id N] [--output DIR]
 
-RANK_TABLE: file of one server, or a number of devices; without it only one device is checked. On a CPU it is a rehearsal
-with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
+RANK_TABLE: file of one server, or a number of ranks; without it two ranks start, and all else is checked on one device. On a CPU it is a
+rehearsal with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from src import environment, files
 from src.acceptance import exports, programs
 from src.acceptance.launches import Launches
 from src.acceptance.report import Failed, line, run, warning
+from src.acceptance.trainings import Trainings
 from src.cluster import rank_table
 from src.data import jpeg
 from src.errors import InputError, Parser, entry_point
@@ -50,9 +51,15 @@ def check_environment(target: str) -> dict:
         'cores': cores,
         'decoder': decoder,
     }
+    warnings = []
     if decoder == 'Pillow':
-        figures['warning'] = 'JPEGs are decoded by Pillow, slower: install libturbojpeg 3 (docs/input_pipeline.md)'
-    return figures
+        warnings.append('JPEGs are decoded by Pillow, slower: install libturbojpeg 3 (docs/input_pipeline.md)')
+    if sys.version_info >= (3, 12, 9):
+        warnings.append(
+            "this Python's multiprocessing keeps signals blocked in CANN's compilers, which may keep a process from ending; "
+            'Python 3.11 is recommended'
+        )
+    return figures | ({'warning': '; '.join(warnings)} if warnings else {})
 
 
 class Session:
@@ -83,13 +90,44 @@ class Session:
             'environment', partial(check_environment, self.args.device_target), 'python -m src.environment', self.tell
         ):
             return False
-        arguments = ['--device_target', self.args.device_target, '--device_id', str(self.args.device_id)]
-        arguments += ['--output', str(self.output)]
-        arguments += ['--figures', self.args.figures] if self.args.figures else []
-        if not programs.on_device(arguments, self.output / 'device.log', self.tell):
+        if not self._on_device('device', self.args.device_target):
             return False
         device = next(result['figures'] for result in self.results if result['name'] == 'device')
-        return self._ranks(device['device_target']) and self._export(device)
+        target = device['device_target']
+        if not (self._two_ranks(target) and self._on_device('steps', target)):
+            return False
+        works = [result.get('figures', {}).get('drop_overflow_update') for result in self.results]
+        overflow = ['--drop_overflow_update', 'select' if 'select' in works else 'branch']
+        trainings = Trainings(target, self.args.device_id, self.output / 'data', self.output, overflow)
+        return (
+            all(
+                run(name, check, f'{remedy}; the logs in {self.output}', self.tell)
+                for name, check, remedy in (
+                    ('compilation', trainings.compiled, 'docs/ascend.md, "When it goes wrong"'),
+                    ('compiled graph, SIGTERM', trainings.cached, '--compile_cache off; src/training/interruption.py'),
+                    ('Ctrl-C', trainings.interrupted, 'src/training/interruption.py'),
+                )
+            )
+            and self._on_device('speed', target, *overflow)
+            # On the first generation nothing else than O2 is known to work.
+            and (device['chip'] in ('', 'ascend910') or self._on_device('speed', target, *overflow, '--jit_level', 'O0'))
+            and self._ranks(target)
+            and self._export(device)
+        )
+
+    def _on_device(self, checks, target, *options):
+        """Run the `checks` of src/acceptance/device.py in a process of their own, which has the device for itself."""
+        arguments = ['--device_target', target, '--device_id', str(self.args.device_id), '--output', str(self.output)]
+        arguments += ['--figures', self.args.figures] if self.args.figures else []
+        return programs.on_device([*arguments, '--only', checks, *options], self.output / f'{checks}.log', self.tell)
+
+    def _two_ranks(self, target):
+        """The first thing to know of a server: whether ranks start at all."""
+        if target == 'Ascend' and len(environment.npus()) < 2:
+            text = 'one NPU here'
+            self.tell({'name': 'two ranks', 'result': 'skipped', 'seconds': 0.0, 'figures': {'text': text}})
+            return True
+        return Launches('2', target, self.output / 'data', self.output).together(self.tell, '--first', name='two ranks')
 
     def _ranks(self, target):
         if not self.args.rank_table:

@@ -1,6 +1,7 @@
 """The checks of one device, in a process that src/acceptance/programs.py starts."""
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from mindspore.nn.utils import no_init_parameters
 from src import runtime
 from src.acceptance import reference
 from src.acceptance.report import Teller, equal, run, within
+from src.acceptance.speed import SIZES, measure
 from src.acceptance.steps import Steps
 from src.acceptance.training import recorded
 from src.data import demo_images, preprocess
@@ -21,7 +23,7 @@ from src.deploy.verification import BOUNDS
 from src.inceptionv4 import InceptionV4, set_precision
 from src.weights import checkpoint
 
-PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log'
+PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log, steps.log or speed.log'
 FORWARD = (
     'MindSpore and CANN must belong together (docs/ascend.md, "Versions"); src/runtime.py sets what the chip may '
     'compute with less precision than float32'
@@ -44,7 +46,7 @@ class Device:
 
     def start(self):
         """MindSpore takes the device."""
-        self.run = runtime.start(self.args.device_target, self.args.device_id)
+        self.run = runtime.start(self.args.device_target, self.args.device_id, jit_level=self.args.jit_level or 'O2')
         on_npu = self.run.device_target == 'Ascend'
         self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
         self.size = 'whole' if on_npu else 'small'
@@ -114,6 +116,15 @@ class Device:
         return {'text': str(path)}
 
 
+def speeds(device: Device) -> list[tuple]:
+    """[(name, check, remedy)]; `device.args.device_target` is "Ascend" or "CPU"."""
+    level, data, overflow = device.args.jit_level, device.output / 'data', device.args.drop_overflow_update
+    return [
+        (f'speed, batch {size}{level and f", {level}"}', lambda size=size: measure(device.run, data, size, overflow), PLACE)
+        for size in SIZES[device.args.device_target]
+    ]
+
+
 def checks(device: Device) -> Iterator[tuple]:
     """(name, check, remedy) in the order in which they are made; the checks of `Steps` need `device.records` before."""
 
@@ -148,7 +159,6 @@ def checks(device: Device) -> Iterator[tuple]:
         ('state in a checkpoint', of_steps('checkpoint'), f'{state}; unset MS_ENABLE_CKPT_D2H_ASYNC'),
         ('shorter last sink', of_steps('shorter_sink'), f'{state}; --iterations_per_loop may divide the steps'),
         ('resumption', of_steps('resumption'), f'{state}; src/training/resume.py'),
-        ('speed', of_steps('speed'), PLACE),
         ('weights for export', device.weights, 'a disk with some 200 MB free: --output DIR'),
     ]
 
@@ -161,9 +171,17 @@ def main():
     parser.add_argument('--output')
     parser.add_argument('--figures')
     parser.add_argument('--events', type=int)
+    parser.add_argument('--only', choices=('device', 'steps', 'speed'), help='the checks of this process')
+    parser.add_argument('--jit_level', default='', help='other than the default, for the speed')
+    parser.add_argument('--drop_overflow_update', default='branch', help='for the speed')
     args = parser.parse_args()
-    tell = Teller(args.events)
-    sys.exit(0 if all(run(*check, tell) for check in checks(Device(args))) else 1)
+    tell, device = Teller(args.events), Device(args)
+    if args.only == 'device':
+        chosen = itertools.islice(checks(device), 1)
+    else:
+        device.start()
+        chosen = speeds(device) if args.only == 'speed' else itertools.islice(checks(device), 1, None)
+    sys.exit(0 if all(run(*check, tell) for check in chosen) else 1)
 
 
 if __name__ == '__main__':

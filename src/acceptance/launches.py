@@ -20,6 +20,12 @@ OPTIONS = (
     '--num_classes 10 --block_counts 1,1,1 --image_size 75 --batch_size 4 --num_workers 1 --display_every 1 '
     '--iterations_per_loop 4 --save_checkpoint_steps 4 --keep_checkpoint_max 3 --lr 0.002 --lr_schedule constant'
 )
+# Why ranks do not start. The first end in `init()`, the others when they connect.
+CAUSES = (
+    'unset RANK_TABLE_FILE, RANK_TABLE and MINDSPORE_HCCL_CONFIG_PATH, with which MindSpore 2.8 refuses to start; python -m '
+    'src.environment says what else is missing; hccn_tool -i 0 -ip -g shows the address that HCCL needs of each NPU; '
+    'docs/ascend.md, "When it goes wrong"'
+)
 
 
 class Launches:
@@ -45,18 +51,18 @@ class Launches:
             cwd=self.output,
         )
 
-    def together(self, tell: Callable[[dict], None]) -> bool:
+    def together(self, tell: Callable[[dict], None], *options: str, name: str = 'ranks') -> bool:
         """Run src/acceptance/ranks.py on all ranks and `tell` its results; True unless a check failed."""
-        results, log = self.output / 'ranks.jsonl', self.output / 'ranks.log'
+        results, log = self.output / f'{name}.jsonl', self.output / f'{name}.log'
         results.unlink(missing_ok=True)
-        options = ['--data_dir', self.data, '--results', results]
-        with self._launch(ROOT / 'src/acceptance/ranks.py', options, 'ranks.log') as process:
+        options = ['--data_dir', self.data, '--results', results, *options]
+        with self._launch(ROOT / 'src/acceptance/ranks.py', options, log.name) as process:
             status = self._wait(process)
         found = [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
         for result in found:
             tell(result)
         if status and not (found and found[-1].get('result') == 'FAILED'):
-            last = found[-1] if found else {'name': 'ranks'}
+            last = found[-1] if found else {'name': name}
             tell(
                 {
                     'name': last['name'],
@@ -64,7 +70,7 @@ class Launches:
                     'seconds': 0.0,
                     'expected': 'all ranks to end well',
                     'found': f'status {status}: {tail(log)}',
-                    'remedy': f'{log}, and docs/ascend.md, "When it goes wrong"',
+                    'remedy': f'{log}; {CAUSES}',
                 }
             )
         return not status

@@ -11,7 +11,9 @@ import numpy as np
 from mindspore import nn
 
 from src import collective, runtime
-from src.acceptance.report import Failed, Teller, run
+from src.acceptance.launches import CAUSES
+from src.acceptance.report import Failed, Teller, equal, run
+from src.acceptance.speed import SIZES, measure
 from src.acceptance.training import SMALL, Recorder, make_step, train, training_data
 from src.data.records import open_records
 from src.evaluation import evaluation
@@ -45,6 +47,8 @@ class Ranks:
         self.run = runtime.start(
             self.args.device_target, rank_size=self.args.rank_size, seed=1 + int(os.environ.get('RANK_ID', '0'))
         )
+        known = self.run.rank, self.run.world
+        equal(known, (int(os.environ['RANK_ID']), self.args.rank_size), 'rank and number of ranks')
         return {'text': runtime.describe(self.run, self.args.device_target), 'ranks': self.run.world}
 
     def stopping(self):
@@ -101,17 +105,23 @@ def main():
     parser.add_argument('--rank_size', type=int)
     parser.add_argument('--data_dir')
     parser.add_argument('--results')
+    parser.add_argument('--first', action='store_true', help='only whether two ranks start and know each other')
     args = parser.parse_args()
     ranks = Ranks(args)
     tell = Teller(args.results) if os.environ.get('RANK_ID', '0') == '0' else lambda result: None
-    checks = (
-        ('ranks', ranks.start, COLLECTIVE),
-        ('stop agreed on', ranks.stopping, COLLECTIVE),
+    name = 'two ranks' if args.first else 'ranks'
+    checks = [
+        (name, ranks.start, CAUSES),
+        ('all-reduce' if args.first else 'stop agreed on', ranks.stopping, COLLECTIVE),
         ("rank 0's values", ranks.sharing, COLLECTIVE),
         ('weights of all ranks', ranks.training, COLLECTIVE),
         ('network evaluated', ranks.statistics, COLLECTIVE),
-    )
-    sys.exit(0 if all(run(*check, tell) for check in checks) else 1)
+        *(
+            (f'speed of all, batch {size}', lambda size=size: measure(ranks.run, args.data_dir, size), COLLECTIVE)
+            for size in (SIZES['Ascend'] if args.device_target == 'Ascend' else ())
+        ),
+    ]
+    sys.exit(0 if all(run(*check, tell) for check in checks[: 2 if args.first else None]) else 1)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Checks of the training step on one device: overflow, sinks, evaluation and checkpoints between them, resumption, speed.
+"""Checks of the training step on one device: overflow, sinks, evaluation and checkpoints between them, resumption.
 
 A small network, which every device compiles in seconds, trains 20 steps without sinks. Every later check starts from the
 same state and must get the same losses.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mindspore.dataset as ds
 import numpy as np
 
 from src.acceptance.report import Failed, Skipped, equal, within
@@ -29,7 +28,7 @@ from src.evaluation import evaluation
 from src.evaluation.evaluation import STATISTICS
 from src.runtime import Runtime
 from src.training import resume
-from src.training.step import TrainStep, on_host
+from src.training.step import on_host
 from src.weights import checkpoint
 
 STEPS, SINK = 20, 10
@@ -69,7 +68,8 @@ class Steps:
             self.drop_overflow_update, first = 'select', f'{error}'.strip().split('\n')[0][:150]
             figures = getattr(self, name)()
             warning = {'warning': f'train with --drop_overflow_update select; with a branch on overflow: {first}'}
-        return {**figures, **warning, 'text': f'{figures["text"]}, drop_overflow_update {self.drop_overflow_update}'}
+        figures['text'] += f', drop_overflow_update {self.drop_overflow_update}'
+        return {**figures, **warning, 'drop_overflow_update': self.drop_overflow_update}
 
     def _step(self, state=None, options=SMALL):
         return make_step(self.run, options, state, self.drop_overflow_update)
@@ -217,33 +217,3 @@ class Steps:
             'loss': worst,
             'bound': LOSS_BOUND[self.precision],
         }
-
-    def speed(self):
-        """Images per second, and the part of the time that the device waits for data."""
-        options, batch_size, length = ({}, 128, SINK) if self.run.sink else (SMALL, BATCH, 2)
-        step = self._step(options=options) if self.run.sink else self.step
-        real, fixed = 5 * length, 3 * length
-        workers = dataset.workers(0)
-        decoded = training_data(self.records, options, batch_size, 0, real, num_workers=workers)
-        return speed(self.run, step, decoded, fixed, length, batch_size, workers)
-
-
-def speed(run: Runtime, step: TrainStep, decoded, fixed: int, length: int, batch_size: int, workers: int) -> dict:
-    """Time 5 sinks of `decoded`, batches made by `workers` processes, and then `fixed` steps with one batch that is ready:
-    the difference is the time that the device waits for data. Gives the figures of the check."""
-    batch = next(decoded.create_tuple_iterator(num_epochs=1, output_numpy=True))
-    names = ['image', 'draws', 'dropout_mask', 'label']
-    ready = ds.NumpySlicesDataset(tuple(value[None] for value in batch), names, shuffle=False).repeat(fixed)
-    times = train(run, step, decoded.concat(ready), 5 + fixed // length, length, Recorder()).times
-    # Not timed: the first sink, with the compilation; the second, with batches decoded meanwhile; the sixth, of both kinds.
-    with_data, alone = times[5 * length] - times[2 * length], times[8 * length] - times[6 * length]
-    images = 3 * length * batch_size / with_data
-    wait = max(0.0, 1 - alone / 2 * 3 / with_data)
-    text = f'{images:.1f} images/s at batch {batch_size}, {100 * wait:.0f} % of the time waits for data ({workers} decoding)'
-    figures = {'text': text, 'images_per_second': images, 'data_wait': wait, 'batch_size': batch_size, 'workers': workers}
-    if wait > 0.1:
-        figures['warning'] = (
-            'more than 10 % of the time waits for data: more cores or --num_workers, and libturbojpeg 3 '
-            'if Pillow decodes (docs/scaling.md)'
-        )
-    return figures

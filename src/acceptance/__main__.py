@@ -2,8 +2,8 @@
 
     python -m src.acceptance [RANK_TABLE] [--device_target auto|Ascend|CPU] [--device_id N] [--output DIR]
 
-RANK_TABLE: file of one server, or a number of ranks; without it two ranks start, and all else is checked on one device. On a CPU it is a
-rehearsal with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
+RANK_TABLE: file of one server, or a number of ranks; without it two ranks start, and all else is checked on one device. On a
+CPU it is a rehearsal with a small network. Exit status: 0, 1 if a check failed, 2 for unusable arguments.
 """
 
 from __future__ import annotations

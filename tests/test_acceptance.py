@@ -86,7 +86,7 @@ def test_rehearsal(ranks, tmp_path):
     assert results['resumption']['figures']['loss'] == results['shorter last sink']['figures']['loss'] == 0
     speed = results['speed, batch 8']['figures']
     assert 0 <= speed['data_wait'] <= 1 < speed['images_per_second'] and speed['milliseconds'] > 1
-    assert len(speed['worker_threads']) == speed['workers'] or speed['workers'] == 1
+    assert len(speed['worker_threads']) >= speed['workers'] or speed['workers'] == 1
     assert 0 < results['compiled graph, SIGTERM']['figures']['seconds'] < results['compilation']['figures']['seconds']
     assert results['device']['figures']['mindspore'] and results['environment']['figures']['cores']
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 import weakref
@@ -23,6 +25,7 @@ LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network'
 # MindSpore's own name for a graph in its cache, `{}` its number: rank_0/graph_cache/compile_cache_{}.mindir. No other path
 # that a file names is written to.
 NAME = re.compile(r'(?:[\w-]+/)*[\w-]*compile_cache_\{\}\.mindir')
+ROOM = 32 << 20  # bytes to be free where MindSpore writes a graph: on a full disk it keeps the beginning of one as a whole
 # Options that no graph depends on. A training that goes on differs in some of them from its start.
 INERT = (
     'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
@@ -72,7 +75,12 @@ class Graphs:
         found = path and self._read(path)
         what = f'loading the {name} from the compile cache' if found else f'compiling the {name}'
         self.say(what)
-        with waiting(self.say, what), _Window(found) if path else contextlib.nullcontext() as window:
+        with waiting(self.say, what), contextlib.ExitStack() as stack:
+            window = None
+            try:
+                window = path and stack.enter_context(_Window(found))
+            except OSError as error:
+                self.say(f'warning: {tempfile.tempdir}: {error.strerror}; the {name} is compiled without the compile cache')
             yield
         kept = window is not None and window.made is not None and self._write(path, *window.made)
         came = window is not None and window.hit
@@ -182,16 +190,19 @@ class _Window:
         self.found, self.made, self.hit = found, None, False
 
     def __enter__(self):
+        if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
+            raise OSError(errno.ENOSPC, f'no room for a graph ({ROOM >> 20} MB)')
         if _Window.directory is None:
             _Window.directory = files.temporary_name(Path(tempfile.gettempdir(), 'graphs'))
-        self.held = files.temporary_directory(_Window.directory)
-        self.held.__enter__()
         self.placed = None
-        if self.found:
-            self.placed = _Window.directory / self.found[0].format(_Window.number)
-            self.placed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.placed.write_bytes(self.found[1])
-            self.before = self.placed.stat()
+        with contextlib.ExitStack() as held:
+            held.enter_context(files.temporary_directory(_Window.directory))
+            if self.found:
+                self.placed = _Window.directory / self.found[0].format(_Window.number)
+                self.placed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.placed.write_bytes(self.found[1])
+                self.before = self.placed.stat()
+            self.held = held.pop_all()
         ours = {
             'MS_COMPILER_CACHE_ENABLE': '1',
             'MS_COMPILER_CACHE_PATH': str(_Window.directory),
@@ -210,7 +221,7 @@ class _Window:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if kind is None:
             self._look()
-        self.held.__exit__(None, None, None)
+        self.held.close()
 
     def _look(self):
         there = list(_Window.directory.glob('**/*compile_cache_*.mindir'))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import fcntl
+import mmap
 import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from src.data.findings import looks_whole
 from src.data.folder import Folder
@@ -31,34 +34,40 @@ class BadRecords:
 
     def __init__(self, max_fraction: float, per_epoch: int, epochs: int):
         self.max_fraction, self.per_epoch = max_fraction, per_epoch
-        self._counts = multiprocessing.Array('q', epochs)  # shared with the workers by fork
-        self._first = multiprocessing.Array('c', 1000)
-        self._failure, self._failed = multiprocessing.RawArray('c', 2000), multiprocessing.RawValue('b')
+        # Shared with the workers by fork. Not by `multiprocessing.Array`, which a full /dev/shm refuses.
+        self._file = os.memfd_create('bad records')
+        os.truncate(self._file, 8 * epochs + 3000)
+        self._memory = mmap.mmap(self._file, 8 * epochs + 3000)
+        self._counts = np.frombuffer(self._memory, np.int64, epochs)
+        self._first, self._failure = (np.frombuffer(self._memory, 'S1000', 1, 8 * epochs + at) for at in (0, 1000))
 
     def add(self, epoch: int, where: str):
         """Count a record of `epoch` (from 0); `where` says which and why."""
-        with self._counts.get_lock():
+        fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
+        try:
             self._counts[epoch] += 1
-            self._first.value = self._first.value or where.encode()[:999]
+            self._first[0] = self._first[0] or where.encode(errors='backslashreplace')
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def fail(self, error: Exception):
         """Note the error that ends a worker."""
-        self._failure.value = str(error if isinstance(error, InputError) else repr(error)).encode()[:1999]
-        self._failed.value = 1
+        text = str(error if isinstance(error, InputError) else repr(error))
+        self._failure[0] = text.encode(errors='backslashreplace')
 
     def count(self, epoch: int) -> int:
         """How many records were bad in `epoch` (from 0)."""
-        return self._counts.get_obj()[epoch]  # without the lock, which a worker that was killed may hold
+        return int(self._counts[epoch])
 
     @property
     def first(self) -> str:
         """Place and damage of the first bad record."""
-        return self._first.get_obj().value.decode(errors='replace')
+        return self._first[0].decode(errors='replace')
 
     @property
     def failure(self) -> str:
         """The error that ended a worker, or ''."""
-        return self._failure.value.decode(errors='replace') if self._failed.value else ''
+        return self._failure[0].decode(errors='replace')
 
     def problem(self, epochs: list[int]) -> str:
         """Why a training that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""

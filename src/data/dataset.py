@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import mindspore.dataset as ds
@@ -35,10 +36,22 @@ def workers(option: int, ranks_here: int = 1) -> int:
 def _pipeline(order, names, load, columns, batch_size, num_workers):
     if num_workers > 1 and (left := sysvipc.remove_orphans()):
         print(f'removed {left / 1e6:.1f} MB of shared memory that killed data workers had left', flush=True)
+    if num_workers > 1 and (problem := _no_processes()):
+        print(f'warning: {problem}; this process decodes by itself, which is slower (docker: --shm-size)', flush=True)
+        num_workers = 1
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1).batch(batch_size, drop_remainder=True)
     # A worker makes whole batches: one image a call costs the main process four times as much.
     return data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
+
+
+def _no_processes():
+    """Why there can be no data workers, or ''."""
+    try:
+        multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore speaks with its workers
+        return ''
+    except OSError as error:
+        return f'/dev/shm: {error.strerror}'
 
 
 def training_dataset(

@@ -21,7 +21,8 @@ class Log:
         try:
             if path:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, 'a', encoding='utf-8') if path else None
+            # Names of files may be any bytes; they look as on the screen, see `errors.entry_point`.
+            self.file = open(path, 'a', encoding='utf-8', errors='backslashreplace') if path else None
         except OSError as error:
             message = f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir'
             raise unwritable(message, error) from None

@@ -16,6 +16,7 @@ import re
 import sqlite3
 import struct
 
+from src import files
 from src.data import foreign
 from src.data.index import Index, index_files
 from src.data.shards import IMAGE, LABEL, NUMBERS, column, find_shards
@@ -181,6 +182,8 @@ def write_shard(path: str, examples, sizes: list[int]) -> None:
 
     `sizes` are the likely bytes of the images: pages are made to fit. InputError if MindSpore cannot write.
     """
+    if files.printable(os.path.realpath(path)) != os.path.realpath(path):
+        raise InputError(f'{path}: MindSpore writes no MindRecord where a name is not UTF-8; give another directory')
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
 
@@ -197,8 +200,7 @@ def write_shard(path: str, examples, sizes: list[int]) -> None:
         writer.add_index(['label'])
         batch = []
         for encoded, label, name in examples:
-            name = name.encode('utf-8', 'replace').decode()
-            batch.append({'data': encoded, 'label': int(label), 'file_name': name})
+            batch.append({'data': encoded, 'label': int(label), 'file_name': files.printable(name)})
             if len(batch) == 32:
                 writer.write_raw_data(batch)
                 batch = []

@@ -42,6 +42,8 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     option `report` names. Returns what `Evaluation.of_checkpoints` does.
     """
     paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
+    if line := checkpoint.disagreement(paths):
+        log(line)
     newest, parameters, info = read_newest(paths)
     config = configuration.load(argv, info['config'])
     if config.report and run.rank == 0:

@@ -16,7 +16,7 @@ from src.data.bad_records import BadRecords
 from src.data.classes import assumption, count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import fingerprint, open_records
-from src.errors import entry_point
+from src.errors import entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.graphs import open_cache
@@ -74,12 +74,13 @@ def train(config, interruption):
         resume.load(step, state, plan.start, config.resume_override)
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
         collective.share(step.get_parameters())
+
     about = {**runtime.facts(job.run), 'training': training, 'resumed': str(state.path) if state else None}
     del state  # half a gigabyte
-    record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about)
+    record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about, job.log)
     bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
     monitor = build_monitor(config, job, plan, network, rates, bad, interruption, record)
-    saving, callbacks = build_callbacks(config, job, data, monitor, step, training)
+    saving, callbacks = build_callbacks(config, job, data, monitor, step, training, about['resumed'])
     watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
     batches = partial(build_batches, config, job, data, bad)
     if config.cache_features:
@@ -87,7 +88,7 @@ def train(config, interruption):
     with record.until_end(lambda: monitor.step):
         fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
     if job.run.rank == 0:
-        training_report.at_end(job.directory, job.log)
+        training_report.at_end(saving.follow(), job.log)
 
 
 def start(config):
@@ -117,6 +118,7 @@ def open_training_set(config, job):
     num_classes, source = count_classes(config.num_classes, records, offset)
     batch_size = config.batch_size or default_batch_size(job.run.world)
     config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
+    config.amp_level = job.run.amp_level
     sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
     length = config.max_epochs, config.max_train_steps
     plan = make_plan(len(records), batch_size, job.run.world, *length, config.data_dir, sizes)
@@ -124,7 +126,9 @@ def open_training_set(config, job):
         f'{len(records)} training images, labels from {offset}{assumed}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
     )
-    return TrainingSet(records, fingerprint(records), offset, num_classes), config, plan
+    same = {'the training records': fingerprint(records), **configuration.result_options(config)}
+    collective.require_same(same, job.run.rank, job.run.world)
+    return TrainingSet(records, same['the training records'], offset, num_classes), config, plan
 
 
 def build_network(config, job, restore_path):
@@ -197,7 +201,7 @@ def build_monitor(config, job, plan, network, rates, bad, interruption, record):
     )
 
 
-def build_callbacks(config, job, data, monitor, step, training):
+def build_callbacks(config, job, data, monitor, step, training, resumed):
     """(`Checkpoints`, which every rank has in case of need; the callbacks of this rank)"""
     plan, is_rank_0 = monitor.plan, job.run.rank == 0
     info = {
@@ -207,26 +211,20 @@ def build_callbacks(config, job, data, monitor, step, training):
         'class_names': (data.records.class_names or [])[: data.num_classes + data.offset] or None,
         'training': training,
     }
-    saving = Checkpoints(
-        monitor,
-        config.save_checkpoint_steps or plan.steps_per_epoch,
-        job.checkpoints,
-        step,
-        info,
-        config.keep_checkpoint_max,
-        job.claim.replaced if job.claim else (),
-        spare=not is_rank_0,
-    )
+    kept = {'keep': config.keep_checkpoint_max, 'replaced': job.claim.replaced if job.claim else (), 'resumed': resumed}
+    every = config.save_checkpoint_steps or plan.steps_per_epoch
+    saving = Checkpoints(monitor, every, job.checkpoints, step, info, spare=not is_rank_0, **kept)
     callbacks = [Compiling(job.run.graphs), monitor]  # the monitor may compile an all-reduce, a graph of its own
     if is_rank_0:
-        configuration.save(config, job.directory / 'config.yaml')
+        with only_warned(job.log, 'config.yaml'):
+            configuration.save(config, job.directory / 'config.yaml')
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
         evaluation = build_evaluation(config, job, data)
         evaluate = partial(evaluation.of_training, step, monitor.asked_to_stop, lambda: monitor.step)
-        every = config.epochs_between_evals * plan.steps_per_epoch
+        every, marking = config.epochs_between_evals * plan.steps_per_epoch, saving if is_rank_0 else None
         at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
-        callbacks.append(Evaluations(monitor, every, evaluate, saving if is_rank_0 else None, at_end))
+        callbacks.append(Evaluations(monitor, every, evaluate, marking, at_end, fingerprint(evaluation.records)))
     return saving, callbacks
 
 

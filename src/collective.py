@@ -7,12 +7,16 @@ single operations is not known.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from src.errors import InputError
+
 PIECE = 8 << 20  # values in one broadcast: 32 MB
+LETTERS = 200  # of a value that are shown where ranks differ
 
 
 class AllReduce(nn.Cell):
@@ -59,6 +63,33 @@ def gathered(values: Sequence[float], rank: int, world: int) -> np.ndarray:
     rows = np.zeros((world, len(values)), np.float32)
     rows[rank] = values
     return summed(rows)
+
+
+def agreed(values: list[int], world: int) -> list[int]:
+    """Rank 0's `values`, each from 0 to 2^40, on every rank; the other ranks must pass zeros."""
+    if world == 1:
+        return values
+    # Two digits: float32 is exact to 2^24 only.
+    digits = iter(summed([digit for value in values for digit in divmod(value, 1 << 20)]))
+    return [int(high) * (1 << 20) + int(next(digits)) for high in digits]
+
+
+def require_same(values: dict[str, object], rank: int, world: int) -> None:
+    """InputError on every rank if one of the `values` is not, as text, what it is on rank 0; it names the first such value
+    and the first rank that has another. Every rank must call it with the same names."""
+    if world == 1:
+        return
+    texts = [str(value).encode(errors='backslashreplace') for value in values.values()]
+    checksums = gathered([zlib.crc32(text) >> 8 for text in texts], rank, world)  # of 24 bits, which float32 holds
+    other, number = next(iter(np.argwhere(checksums != checksums[0])), (0, None))
+    if number is None:
+        return
+    letters = gathered([*texts[number][:LETTERS].ljust(LETTERS, b'\0')], rank, world).astype(np.uint8)
+    first, second = (letters[n].tobytes().rstrip(b'\0').decode(errors='replace') for n in (0, other))
+    raise InputError(
+        f'{[*values][number]} differs: rank 0 has {first}, rank {other} has {second}; give all servers the same records and '
+        'the same options'
+    )
 
 
 def from_first(values: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ REFERENCE_BATCH = 128  # images per step of the original recipe, which its learn
 
 NETWORK_OPTIONS = ('num_classes', 'block_counts', 'bn_decay', 'bn_scale', 'aux_logits', 'image_size')
 FROM_CHECKPOINT = (*NETWORK_OPTIONS, 'label_offset')  # recorded in checkpoints and taken from there by default
+# They say where the records are and how fast they come.
+FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
 
 # (option, value, options that have no effect where it has that value)
 IDLE = (
@@ -201,13 +203,21 @@ def idle_options(config: EasyDict) -> list[str]:
     ]
 
 
+def result_options(config: dict) -> dict[str, object]:
+    """Those of the options `config` on which the result of a training depends. One that it does not have, since it is newer,
+    counts as its default."""
+    return {
+        name: config.get(name, option.default)
+        for name, option in read_options(DEFAULT_PATH).items()
+        if (option.group in ('Data', 'Network', 'Recipe') or name == 'amp_level') and name not in FREE
+    }
+
+
 def differences(old: dict, new: dict) -> Iterator[tuple]:
-    """Yield (name, value in `old`, value in `new`) for each option of the data, the network and the recipe that differs.
-    An option that `old` does not have, since it is newer, counts as its default."""
-    for name, option in read_options(DEFAULT_PATH).items():
-        before = old.get(name, option.default)
-        if option.group in ('Data', 'Network', 'Recipe') and before != new[name]:
-            yield name, before, new[name]
+    """Yield (name, value in `old`, value in `new`) for each of the `result_options` that differs."""
+    for (name, before), after in zip(result_options(old).items(), result_options(new).values()):
+        if before != after:
+            yield name, before, after
 
 
 def network_options(config: dict) -> dict:

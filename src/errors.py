@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class InputError(Exception):
@@ -45,6 +45,16 @@ class DiskFullError(InputError):
 def unwritable(message: str, error: OSError) -> InputError:
     """The error, to be raised with `message`, for a file of a training that cannot be written because of `error`."""
     return (DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError)(message)
+
+
+@contextlib.contextmanager
+def only_warned(say: Callable[[str], None], what: str) -> Iterator[None]:
+    """A block whose failure costs a line to `say`, for what a training can do without; `what` is lost then."""
+    try:
+        yield
+    except Exception as error:
+        kind = '' if isinstance(error, (InputError, OSError)) else f'{type(error).__name__}: '
+        say(f'no {what}: {kind}{" ".join(str(error).split()):.500}')
 
 
 class Interrupted(InputError):

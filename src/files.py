@@ -12,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,35 @@ def move(temporary: str | Path, path: str | Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class Place:
+    """The existing directory `path`, to be found again when it was renamed, or when one above it was."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.descriptor = Path(path), None
+        with contextlib.suppress(OSError):
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self.descriptor)
+
+    def find(self) -> Path:
+        """Where it is now; the path that it had where that is not known."""
+        if self.descriptor is not None:
+            for path in (self.path, Path(f'/proc/self/fd/{self.descriptor}').resolve()):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.fstat(self.descriptor), os.stat(path)):
+                        self.path = path
+                        break
+        return self.path
+
+    def replaced(self) -> bool:
+        """Whether it was removed, and another one has its name now."""
+        return self.descriptor is not None and not os.fstat(self.descriptor).st_nlink and self.path.exists()
+
+
+def printable(text: str) -> str:
+    """`text`, in which bytes of a file name that are not UTF-8 look as on the screen: `\\udce9`."""
+    return text.encode(errors='backslashreplace').decode()
 
 
 def as_json(value: object, indent: int | None = None) -> str:

@@ -99,6 +99,8 @@ def trained_checkpoint(training: Path) -> Path:
     found = [best] if best.exists() else checkpoint.of_training(training)
     if not found:
         raise InputError(f'{training} holds no checkpoint; remove it, so that the training begins again')
+    if line := checkpoint.disagreement(found):
+        print(line)
     return found[-1]
 
 

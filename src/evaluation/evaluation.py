@@ -21,9 +21,9 @@ from src.data.folder import Folder
 from src.data.index import Index
 from src.data.order import EvaluationOrder
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.data.records import open_records
+from src.data.records import fingerprint, open_records
 from src.errors import InputError
-from src.evaluation.outcomes import FEW, Outcomes, Rows
+from src.evaluation.outcomes import FEW, Outcomes, Rows, merit
 from src.evaluation.step import EvaluationStep
 from src.graphs import OFF, Graphs
 from src.inceptionv4 import set_precision
@@ -166,21 +166,16 @@ class Evaluation:
     ):
         self.records, self.offset, self.num_classes = records, offset, options['num_classes']
         self.images, self.rank, self.world, self.graphs = len(records), run.rank, run.world, run.graphs
+        if run.world > 1:
+            collective.require_same({'the validation records': fingerprint(records)}, run.rank, run.world)
         refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
         order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
         self.rows, self.best, self.known = None, None, known or {}  # `best` is one of the dicts of `of_checkpoints`
-        self.batches = partial(
-            dataset.evaluation_dataset,
-            records,
-            image_size=options['image_size'],
-            batch_size=batch_size,
-            preprocessing=preprocessing,
-            rank=run.rank,
-            world=run.world,
-            num_workers=num_workers,
-        )
+        share = {'rank': run.rank, 'world': run.world, 'batch_size': batch_size, 'num_workers': num_workers}
+        kind = {'image_size': options['image_size'], 'preprocessing': preprocessing}
+        self.batches = partial(dataset.evaluation_dataset, records, **kind, **share)
         self.data = self.batches(offset=offset)
 
     def of_training(
@@ -191,17 +186,18 @@ class Evaluation:
         return self._evaluate({'step': done()}, asked_to_stop)
 
     def _evaluate(self, about, asked_to_stop=lambda: False):
-        """`Result` of the network; the best by top-1 and then by loss stays in `best`, with `about`, and its `rows`."""
+        """`Result` of the network; the best by `merit` stays in `best`, with `about`, and its `rows`."""
         rows = Rows(self.images, self.order) if self.step.per_image else None
         result = evaluate(self.step, self.data, self.images, self.world, asked_to_stop, rows, self.graphs)
         if result:
             result = result._replace(top5=result.top5 if self.num_classes > FEW else None)
-            if self.best is None or (result.top1, -result.loss) > (self.best['top1'], -self.best['loss']):
-                self.best, self.rows = {**about, **result._asdict()}, rows
+            found = {**about, **result._asdict()}
+            if self.best is None or merit(found) > merit(self.best):
+                self.best, self.rows = found, rows
         return result
 
     def outcomes(self) -> Outcomes:
-        """`Outcomes` of all ranks' images in the best evaluation. To be called by every rank."""
+        """`Outcomes` of all ranks' images in the best evaluation, see `merit`. To be called by every rank."""
         values = self.rows.values
         # Each image's row is zero on all ranks but one.
         return Outcomes.of_rows(collective.summed(values) if self.world > 1 else values)
@@ -213,6 +209,7 @@ class Evaluation:
         Returns:
             list of dict: checkpoint, step, epoch, and those of `Result`.
         """
+        collective.require_same({'the checkpoints': [Path(path).name for path in paths]}, self.rank, self.world)
         write(HEADER)
         results = []
         for path in paths:

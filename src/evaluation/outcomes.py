@@ -64,6 +64,14 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
+def merit(found: dict) -> tuple[float, float]:
+    """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A figure that is missing
+    or not finite counts least."""
+    figures = [found.get(name) for name in ('top1', 'loss')]
+    top1, loss = (value if isinstance(value, (int, float)) and np.isfinite(value) else None for value in figures)
+    return -np.inf if top1 is None else top1, -np.inf if loss is None else -loss
+
+
 def finite(value: float) -> float | None:
     """`value`, or None, which JSON can say, if it is NaN or infinite."""
     return float(value) if np.isfinite(value) else None

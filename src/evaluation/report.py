@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections import Counter
@@ -15,7 +16,7 @@ from src.data import imagenet
 from src.data.classes import named
 from src.data.folder import Folder
 from src.data.index import Index
-from src.errors import InputError
+from src.errors import DiskFullError, InputError, only_warned, unwritable
 from src.evaluation import outcomes as found
 from src.evaluation import page, plots
 from src.evaluation.evaluation import Evaluation
@@ -32,7 +33,8 @@ def prepare(directory: str | Path) -> None:
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(13, 'no permission to write')
     except OSError as error:
-        raise InputError(f'report {directory}: cannot be written ({error.strerror}); choose another directory') from None
+        message = f'report {directory}: cannot be written ({error.strerror}); choose another directory'
+        raise unwritable(message, error) from None
 
 
 def class_labels(records: Index | Folder, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:
@@ -56,14 +58,14 @@ def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Cal
     InputError if a `directory` was given and no report can be written there.
     """
     if directory and evaluation.rank == 0:
-        prepare(directory)
-    path = Path(directory or log_directory / 'report')
+        with contextlib.suppress(DiskFullError):  # there may be room at the end
+            prepare(directory)
+    place = files.Place(log_directory)
 
     def write_after(_):
-        try:
+        path = Path(directory or place.find() / 'report')
+        with only_warned(log, 'report on the evaluation'):
             write(path, evaluation, f'training after step {evaluation.best["step"]}', evaluation.best, log)
-        except InputError as error:
-            log(f'no report on the evaluation: {error}')
 
     return write_after
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 from mindspore import nn
 from mindspore.train import Callback
 
+from src import files
 from src.beat import EVALUATING, SAVING
 from src.errors import TrainingError
 from src.evaluation import evaluation
+from src.training.kept import Best, Newest
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
 
@@ -55,9 +58,10 @@ class Checkpoints(Every):
         directory (Path): where they go.
         cell (nn.Cell): whose parameters are saved.
         info (dict): goes into each checkpoint, see `checkpoint.INFO`.
-        keep (int): number of this training's newest that are kept.
-        replaced (list of Path): files of an earlier training, which are removed when the first checkpoint is written.
+        keep, replaced, resumed: see `Newest`.
         spare (bool): this is not rank 0, and saves only what rank 0 did not.
+
+    When the directory is renamed, the checkpoints follow it.
     """
 
     def __init__(
@@ -70,19 +74,20 @@ class Checkpoints(Every):
         keep: int,
         replaced: Sequence[Path] = (),
         spare: bool = False,
+        resumed: Path | None = None,
     ):
         super().__init__(monitor, every)
-        self.directory, self.cell, self.info, self.keep, self.replaced = directory, cell, info, keep, replaced
-        resumed = checkpoint.numbered(directory, monitor.plan.start, monitor.plan.position(monitor.plan.start)[0])
-        self.path = resumed if resumed.exists() else None
+        self.directory, self.place, self.cell, self.info = Path(directory), files.Place(directory), cell, info
+        begun = checkpoint.numbered(directory, monitor.plan.start, monitor.plan.position(monitor.plan.start)[0])
+        self.path = begun if begun.exists() else None
         self.saved, self.missed, self.spare, self.lock = monitor.plan.start, False, spare, threading.Lock()
-        self.written = checkpoint.written_by(directory, info['training']) if 'training' in info else []
+        self.newest = Newest(monitor.log, self.directory, info.get('training'), keep, replaced, resumed)
         self.begun, self.seconds, self.writer = time.monotonic(), 0.0, None  # of the last save
         monitor.settle = self.settle
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
-        if self.missed and self._free() > self._needed():
+        if self.missed and self.has_room():
             self.act()
         super().on_train_step_end(run_context)
         if self.monitor.stopping:
@@ -118,10 +123,26 @@ class Checkpoints(Every):
             self.writer.start()  # no daemon: the process does not end before it
             return None
 
+    def has_room(self) -> bool:
+        """Whether the disk has room for a checkpoint."""
+        return self._free() > self._needed()
+
+    def follow(self) -> Path:
+        """The directory of the checkpoints, where it is now, with a line if it was renamed."""
+        place = self.place.find()
+        if place != self.directory:
+            self.monitor.again = f'--log_dir {place} --resume auto'
+            self.monitor.log(
+                f'warning: {self.directory} was renamed, and all goes to {place}; go on with {self.monitor.again}'
+            )
+            self.directory = self.monitor.directory = place
+        return place
+
     def settle(self):
-        """Wait until nothing is being written."""
+        """Wait until nothing is being written, and see where the directory is."""
         with self.lock:
             self._settle()
+            self.follow()
 
     def _settle(self):
         if self.writer:
@@ -130,20 +151,25 @@ class Checkpoints(Every):
 
     def _write(self, values, about):
         try:
-            Path(self.directory).mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
-            path = checkpoint.save(self.directory, values, **about, **self.info)
+            if self.place.replaced():
+                raise OSError(errno.ENOENT, 'the directory was removed, and another one has its name')
+            if not self.follow().exists():
+                self.directory.mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
+                self.monitor.log(f'warning: {self.directory} was not there, and is made')
+                self.place = files.Place(self.directory)
+            try:
+                path = checkpoint.save(self.directory, values, **about, **self.info)
+            except FileNotFoundError:  # it was renamed meanwhile
+                path = checkpoint.save(self.follow(), values, **about, **self.info)
+            size = path.stat().st_size
         except OSError as error:
             self._fail(error, about['step'])
             return None
         self.path, self.saved, self.missed, self.seconds = path, about['step'], False, time.monotonic() - self.begun
         self.monitor.beat(saved=1)
-        epoch, size = about['step'] / self.monitor.plan.steps_per_epoch, path.stat().st_size
+        epoch = about['step'] / self.monitor.plan.steps_per_epoch
         self.monitor.metrics('checkpoint', about['step'], epoch=epoch, file=path.name, bytes=size, seconds=self.seconds)
-        # In the order of writing, not of steps: a training may have gone on from an older checkpoint than its last.
-        self.written = [other for other in self.written if other != path] + [path]
-        for other in [*self.written[: -self.keep], *(other for other in self.replaced if other != path)]:
-            other.unlink(missing_ok=True)
-        self.written, self.replaced = self.written[-self.keep :], ()
+        self.newest.add(path)
         return path
 
     def _fail(self, error, step):
@@ -161,7 +187,7 @@ class Checkpoints(Every):
 
     def _free(self):
         try:
-            return shutil.disk_usage(self.directory).free
+            return shutil.disk_usage(self.place.find()).free
         except OSError:
             return 0
 
@@ -174,6 +200,7 @@ class Evaluations(Every):
         evaluate (callable): returns an `evaluation.Result`, or None if it was asked to stop.
         checkpoints (Checkpoints): saves before each evaluation and marks the best; None on the other ranks than 0.
         report (callable): called with the last step after its evaluation, on every rank.
+        records (str): fingerprint of the validation records.
     """
 
     def __init__(
@@ -183,13 +210,17 @@ class Evaluations(Every):
         evaluate: Callable[[], evaluation.Result | None],
         checkpoints: Checkpoints | None = None,
         report: Callable[[int], None] | None = None,
+        records: str = '',
     ):
         super().__init__(monitor, every)
         self.evaluate, self.checkpoints, self.report = evaluate, checkpoints, report
         self.last = monitor.plan.evaluated  # the end of an earlier run may have cut short one that was due since
+        self.best = Best(checkpoints, records) if checkpoints else None
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
+        if self.best:
+            self.best.retry()
         if not self.monitor.stopping:
             super().on_train_step_end(run_context)
             if self.monitor.stopping:
@@ -198,7 +229,8 @@ class Evaluations(Every):
     def act(self):
         """Evaluate the weights of now and log the result; the training stops if it was asked to meanwhile."""
         step = self.monitor.step
-        path = self.checkpoints.save() if self.checkpoints else None  # first, so that nothing is lost in between
+        if self.checkpoints:
+            self.checkpoints.save()  # first, so that nothing is lost in between
         begun = time.perf_counter()
         with self.monitor.during(EVALUATING):
             result = self.evaluate()
@@ -209,8 +241,8 @@ class Evaluations(Every):
         self.monitor.metrics('evaluation', step, epoch=epoch, **result._asdict(), seconds=seconds)
         self.monitor.log(evaluation.HEADER)
         self.monitor.log(evaluation.row(result, step, epoch))
-        if path and checkpoint.mark_best(path, result.top1):
-            self.monitor.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
+        if self.best:
+            self.best.offer(result._asdict())
         if self.report and step >= self.monitor.plan.stop:
             with self.monitor.during(EVALUATING):
                 self.report(step)

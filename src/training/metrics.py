@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from src import files
-from src.errors import unwritable
+from src.errors import only_warned, unwritable
 from src.training import tensorboard
 from src.training.plan import Plan
 from src.training.tensorboard import TensorBoard
@@ -46,22 +46,35 @@ class Metrics:
             the starts and ends of earlier runs stay.
         readers (list of callable): take each record as a dict.
 
-    InputError if the file cannot be written.
+        say (callable): takes a warning if the file cannot be made, which is tried again with each record. None: InputError.
     """
 
-    def __init__(self, path: Path | None = None, start: int = 0, readers: list[Callable[[dict], None]] = ()):
-        self.readers, self.file, self.torn = readers, None, False
-        if path is None:
-            return
+    def __init__(
+        self,
+        path: Path | None = None,
+        start: int = 0,
+        readers: list[Callable[[dict], None]] = (),
+        say: Callable[[str], None] | None = None,
+    ):
+        self.path, self.start, self.readers, self.file, self.torn = path and Path(path), start, readers, None, False
         try:
-            self.torn = _forget_after(Path(path), start)
-            self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._open()
         except OSError as error:
-            raise unwritable(f'{path}: cannot be written ({error.strerror}); choose another --log_dir', error) from None
+            problem = f'{path}: cannot be written ({error.strerror})'
+            if say is None:
+                raise unwritable(f'{problem}; choose another --log_dir', error) from None
+            say(f'warning: {problem}: tried again with each record')
+
+    def _open(self):
+        if self.path and self.file is None:
+            self.torn = _forget_after(self.path, self.start)
+            self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __call__(self, kind: str, step: int, **fields: object) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')
         record = {'kind': kind, 'step': step, 'time': now, **{name: _plain(value) for name, value in fields.items()}}
+        with contextlib.suppress(OSError):
+            self._open()
         if self.file is not None:
             line = (b'\n' if self.torn else b'') + files.as_json(record).encode('ascii') + b'\n'
             with contextlib.suppress(OSError):
@@ -90,14 +103,15 @@ class Metrics:
         self.end(step())
 
 
-def begin(directory: Path | None, plan: Plan, config: dict, about: dict) -> Metrics:
+def begin(directory: Path | None, plan: Plan, config: dict, about: dict, say: Callable[[str], None] = print) -> Metrics:
     """The `Metrics` in `directory` (None on the ranks that write none) of a run of `plan` with `config`, with its first
-    record, which also has the fields `about`; with the option `tensorboard` an event file, too. InputError if one of them
-    cannot be written."""
-    readers = (
-        [TensorBoard(Path(directory) / tensorboard.NAME, plan.start)] if directory and config.get('tensorboard') else []
-    )
-    made = Metrics(directory and Path(directory) / NAME, plan.start, readers)
+    record, which also has the fields `about`; with the option `tensorboard` an event file, too. A warning to `say` if one of
+    them cannot be written."""
+    readers = []
+    if directory and config.get('tensorboard'):
+        with only_warned(say, 'event file'):
+            readers.append(TensorBoard(Path(directory) / tensorboard.NAME, plan.start))
+    made = Metrics(directory and Path(directory) / NAME, plan.start, readers, say)
     made(
         'start',
         plan.start,

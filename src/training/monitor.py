@@ -70,7 +70,7 @@ class TrainingMonitor(LossMonitor):
         self.interruption, self.any_rank, self.l2_term = interruption, any_rank, l2_term
         self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
         self.stopping, self.problem, self.overflows = False, '', None
-        self.beat = Beat()
+        self.beat, self.again = Beat(), '--resume auto'  # options by which the training goes on
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
         self.metrics, self.pace = metrics or Metrics(), pace or Pace()
@@ -230,9 +230,7 @@ class TrainingMonitor(LossMonitor):
 
     def error_of_stop(self) -> InputError:
         """The error that ends a training which was stopped before its last step."""
-        how = (
-            f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, go on with --resume auto'
-        )
+        how = f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, go on with {self.again}'
         if self.problem:
             return InputError(f'{self.problem}; {how}')
         if self.interruption.number:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from src import config as configuration
 from src import files
-from src.errors import InputError, Parser, counted, entry_point
+from src.errors import InputError, Parser, counted, entry_point, only_warned
 from src.evaluation import plots
 from src.evaluation.page import PAGE, table, text
 from src.training import curves
@@ -225,11 +225,9 @@ def write(places: list[str | Path], output: str | Path) -> None:
 
 def at_end(directory: Path, log: Callable[[str], None]) -> None:
     """Write the page on the training in `directory` into it; one line on it, or on why there is none."""
-    try:
+    with only_warned(log, 'page on the training'):
         write([directory], directory / NAME)
         log(f'curves: {directory / NAME}')
-    except InputError as error:
-        log(f'no page on the training: {error}')
 
 
 @entry_point

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import secrets
 from collections import namedtuple
 from collections.abc import Callable
@@ -22,8 +24,6 @@ from src.weights import checkpoint
 from src.weights.misfit import first_of
 from src.weights.read import read_weights
 
-# A training may go on with other values of these: they say where the records are and how fast they come.
-FREE = ('data_dir', 'dataset_format', 'num_workers', 'augment_device', 'max_bad_fraction')
 OPTIMIZER_STATE = ('moment', 'mean_square')
 SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
 WAIT = 30  # seconds for another training in the directory to end
@@ -38,7 +38,8 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
     """Make `directory` this training's own.
 
     InputError if another training is running in it, or if it has checkpoints which the training neither goes on from
-    (`option`, the value of `resume`) nor replaces (`overwrite`). Log and metrics of a replaced training become <name>.1.
+    (`option`, the value of `resume`) nor replaces (`overwrite`). Log and metrics of a replaced training become
+    <name>.1, or the first number that is free.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,8 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
         return Claim(held, [])
     for name in (log_name, metrics.NAME) if there else ():
         if (directory / name).exists():
-            (directory / name).replace(directory / f'{name}.1')
+            free = next(n for n in itertools.count(1) if not os.path.lexists(directory / f'{name}.{n}'))
+            (directory / name).replace(directory / f'{name}.{free}')
     return Claim(held, [*there, *directory.glob(Path(checkpoint.BEST).with_suffix('.json').name)])
 
 
@@ -95,7 +97,8 @@ def find_start(
             f'{state.path}: goes on after step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}, '
             f'here step {start} of {plan.stop} on {plan.world} device(s)'
         )
-    start, training, decay, evaluated = agreed([start, training, round(decay * DECAY_UNITS), evaluated], run.world)
+    units = [start, training, round(decay * DECAY_UNITS), evaluated]
+    start, training, decay, evaluated = collective.agreed(units, run.world)
     if config['bn_decay'] == 'auto':
         config = EasyDict(config, bn_decay=decay / DECAY_UNITS)
         log(f'bn_decay {config.bn_decay:g} (auto)')
@@ -121,11 +124,15 @@ def find(option: str, directory: Path, log: Callable[[str], None]) -> State | No
     if place.is_file():
         return _load(place)
     there = checkpoint.of_training(place)
-    for path in reversed(there):
+    for number, path in reversed([*enumerate(there, 1)]):
         try:
-            return _load(path)
+            state = _load(path)
         except InputError as error:
             log(f'warning: passed over: {error}')
+            continue
+        if line := checkpoint.disagreement(there[:number]):
+            log(line)
+        return state
     if option != 'auto':
         raise InputError(f'resume {option}: no checkpoint there that a training can go on from')
     if there:  # a new training would take the place of one that may have run for days
@@ -153,8 +160,10 @@ def check(path: Path | str, info: dict, config: dict, data: str, override: bool,
     if longer := longer_training(old, config, info.get('epoch', 0)):
         log(longer)
         old = {**old, 'max_epochs': config['max_epochs'], 'T_max': config['T_max']}
+    if 'auto' in (old.get('amp_level', 'auto'), config['amp_level']):  # earlier checkpoints do not say what it stood for
+        config = {**config, 'amp_level': old.get('amp_level', 'auto')}
     # With another number of devices another batch on each may keep the images in a step the same.
-    free = (*FREE, 'batch_size') if old.get('rank_size') != config['rank_size'] else FREE
+    free = ('batch_size',) if old.get('rank_size') != config['rank_size'] else ()
     found = [f'{name} {before} -> {now}' for name, before, now in differences(old, config) if name not in free]
     # Older checkpoints hold only the first part of today's fingerprint.
     found += [f'records {info["data"]} -> {data}'] if not data.startswith(info.get('data', data)) else []
@@ -224,20 +233,11 @@ def on_rank_0(run: Runtime, work: Callable, *arguments: object) -> object:
             found = work(*arguments)
         except InputError as error:
             problem = error
-    if agreed([int(problem is not None)], run.world)[0]:
+    if collective.agreed([int(problem is not None)], run.world)[0]:
         if problem:
             raise problem
         raise ElsewhereError('rank 0 cannot start; its log says why')
     return found
-
-
-def agreed(values: list[int], world: int) -> list[int]:
-    """Rank 0's `values`, each from 0 to 2^40, on every rank; the other ranks must pass zeros."""
-    if world == 1:
-        return values
-    # Two digits: float32 is exact to 2^24 only.
-    digits = iter(collective.summed([digit for value in values for digit in divmod(value, 1 << 20)]))
-    return [int(high) * (1 << 20) + int(next(digits)) for high in digits]
 
 
 def restore(network: nn.Cell, path: str) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from src.errors import InputError, counted
-from src.evaluation.outcomes import FEW
+from src.evaluation.outcomes import FEW, merit
 from src.training import metrics
 from src.training.pace import straggler
 
@@ -68,9 +68,9 @@ class Run:
         return {}
 
     def best(self) -> dict | None:
-        """The evaluation with the highest top-1, the first of equals; None if there is none."""
+        """The evaluation with the highest top-1, of equals that with the lowest loss; None if there is none."""
         found = [one for one in self.evaluations if not math.isnan(number(one, 'top1'))]
-        return max(found, key=lambda one: one['top1'], default=None)
+        return max(found, key=merit, default=None)
 
     def evaluated(self) -> dict | None:
         """The highest top-1 that eval.py has left beside the checkpoints since the training began; None if there is none."""
@@ -79,7 +79,7 @@ class Run:
             if began and path.stat().st_mtime < began.timestamp():
                 return None
             found = [one for one in json.loads(path.read_text()) if not math.isnan(number(one, 'top1'))]
-            return max(found, key=lambda one: one['top1'], default=None)
+            return max(found, key=merit, default=None)
         return None
 
     def speed(self) -> float:

@@ -110,7 +110,7 @@ class Watch(Callback):
             return f'no step was done; {newest}'
         self.monitor.stopping = True
         try:
-            return f'step {self.monitor.step} is saved in {self.checkpoints.save()}, go on with --resume auto'
+            return f'step {self.monitor.step} is saved in {self.checkpoints.save()}, go on with {self.monitor.again}'
         except TrainingError as problem:  # of the disk
             return str(problem)
 

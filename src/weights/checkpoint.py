@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -35,8 +33,10 @@ INFO = (  # what a checkpoint may say beside its parameters
     'class_names',
     'source',
     'training',
+    'evaluation',
 )
-JSON_INFO = {'config', 'preprocessing', 'class_names'}  # stored as JSON text
+DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError)  # of reading a damaged file
+JSON_INFO = {'config', 'preprocessing', 'class_names', 'evaluation'}  # stored as JSON text
 
 
 def _digest(parameters, info):
@@ -58,7 +58,7 @@ def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> No
     that was cut exactly where MindSpore's own checksum begins. OSError if it cannot be written.
     """
     info = {
-        name: json.dumps(value) if name in JSON_INFO else value
+        name: json.dumps(value) if name in JSON_INFO else files.printable(value) if isinstance(value, str) else value
         for name, value in {'format_version': FORMAT_VERSION, **info}.items()
     }
     # The checksum comes first, so that no cut leaves a readable file without it; MindSpore puts `info` last.
@@ -99,32 +99,26 @@ def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
     return {name: value.copy() for name, value in values(cell).items()}
 
 
-def mark_best(path: Path, top1: float) -> bool:
-    """Make `inceptionv4-best.ckpt` another name of the checkpoint `path` if `top1` is the highest yet; True if so.
-
-    The accuracy is kept in `inceptionv4-best.json`, so that a resumed training knows it. OSError if it cannot be written.
-    """
-    best = path.with_name(BEST)
-    record = best.with_suffix('.json')
-    try:
-        if best.exists() and json.loads(record.read_text())['top1'] >= top1:
-            return False
-    except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one: this one is the best known
-        pass
-    for name, make in (
-        (best, partial(_link_or_copy, path)),
-        (record, lambda p: p.write_text(json.dumps({'top1': top1, 'checkpoint': path.name}) + '\n')),
-    ):
-        with files.replacing(name) as temporary:
-            make(temporary)
-    return True
+def mark_best(path: Path, evaluation: dict) -> None:
+    """Write the checkpoint `path` again as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found, and make
+    `path` another name of that file. OSError or InputError if that cannot be done; the best one is then the one before."""
+    parameters, info = load(path)
+    best, status = path.with_name(BEST), path.stat()
+    write(best, parameters, {**info, 'evaluation': evaluation})
+    os.utime(best, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with contextlib.suppress(OSError), files.replacing(path) as temporary:  # a file system without hard links
+        os.link(best, temporary)
 
 
-def _link_or_copy(source, target):
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+def best_evaluation(directory: str | Path) -> dict:
+    """What the evaluation of the best checkpoint in `directory` found, empty if it is not known."""
+    best, found = Path(directory, BEST), {}
+    with contextlib.suppress(*DAMAGED):
+        if best.exists():  # earlier versions wrote a file beside it
+            found = json.loads(best.with_suffix('.json').read_text())
+    with contextlib.suppress(*DAMAGED):
+        found = json.loads(mindspore_file.read_some(best, ['evaluation'])['evaluation'])
+    return found if isinstance(found, dict) else {}
 
 
 def written_by(directory: str | Path, training: str) -> list[Path]:
@@ -132,39 +126,57 @@ def written_by(directory: str | Path, training: str) -> list[Path]:
     first."""
     found = []
     for path in by_age(directory):
-        with contextlib.suppress(OSError, ValueError, TypeError, IndexError):  # a damaged one belongs to nobody
-            if mindspore_file.read_text(path, 'training') == training:
+        with contextlib.suppress(*DAMAGED):  # a damaged one belongs to nobody
+            if mindspore_file.read_some(path, ['training'])['training'] == training:
                 found.append(path)
     return found
 
 
+def progress(path: str | Path) -> tuple[int, ...]:
+    """How far the training of a checkpoint was, to be compared: whole epochs, images of the next one, steps. As the file
+    records it, since its time is lost when it is copied; by its name if it cannot be read."""
+    try:
+        found = mindspore_file.read_some(path, ['epoch', 'position', 'step'])
+        return int(found['epoch']), int(found.get('position', 0)), int(found['step'])
+    except DAMAGED:
+        named = re.fullmatch(rf'{PREFIX}-(\d+)_(\d+)\.ckpt', Path(path).name)
+        return (int(named[1]), 0, int(named[2])) if named else (-1, 0, -1)
+
+
 def by_age(directory: str | Path) -> list[Path]:
-    """Numbered checkpoints of `directory`, oldest first."""
-    return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=lambda p: p.stat().st_mtime_ns)
+    """Numbered checkpoints of `directory`, by `progress`, the newest last."""
+    return sorted(Path(directory).glob(f'{PREFIX}-*_*.ckpt'), key=progress)
 
 
 def of_training(directory: str | Path) -> list[Path]:
-    """All checkpoints of `directory`, the best one first and then the numbered ones, oldest first."""
+    """All checkpoints of `directory`, the best one included, by `progress`, the newest last."""
     best = Path(directory, BEST)
-    return [*([best] if best.exists() else []), *by_age(directory)]
+    return sorted([*([best] if os.path.lexists(best) else []), *by_age(directory)], key=progress)
+
+
+def disagreement(paths: list[Path]) -> str:
+    """A line if by the times of the files another one than the last of `paths`, by `progress`, is the newest; else ''."""
+    times = [(path.stat().st_mtime_ns, place) for place, path in enumerate(paths) if path.exists()]
+    latest = paths[max(times)[1]] if times else None
+    if latest in (None, paths[-1]):
+        return ''
+    return (
+        f'warning: by the times of the files {latest.name} is newer than {paths[-1].name}, by the steps that they record it '
+        f'is not; {paths[-1]} is taken'
+    )
 
 
 def find(path: str | Path) -> list[Path]:
-    """Checkpoints at `path`, by step: the file itself, or those of a directory. InputError if there is none."""
+    """Checkpoints at `path`, the newest last: the file itself, or those of a directory. InputError if there is none."""
     path = Path(path)
     if path.is_dir():
-        found = sorted(by_age(path), key=lambda p: _step(p.name))
+        found = by_age(path)
         if not found:
             raise InputError(f'{path}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
         return found
     if not path.is_file():
         raise InputError(f'{path}: no such checkpoint')
     return [path]
-
-
-def _step(name):
-    match = re.fullmatch(rf'{PREFIX}-\d+_(\d+)\.ckpt', name)
-    return int(match[1]) if match else -1
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -190,7 +202,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
             info[name] = json.loads(info[name])
         if not isinstance(info.get('config', {}), dict):
             raise ValueError('its configuration is not one')
-    except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
+    except DAMAGED as error:
         reason = ' '.join(str(error).split())
         raise InputError(
             f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); use another one or copy it again'

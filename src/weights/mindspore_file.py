@@ -43,11 +43,11 @@ def read(path):
     return {name: _value(name, tensors) for name, tensors in pieces.items()}
 
 
-def read_text(path, name):
-    """The str `name` of the file `path`, None if it has none; as `read`, but of the rest it looks at the names only."""
+def read_some(path, names):
+    """As `read`, but only the str and scalars of `names` that the file has; of the rest it looks at the names only."""
     with open(path, 'rb') as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return next((_value(name, [tensor]) for found, tensor in _pieces(data) if found == name), None)
+    return {name: _value(name, [tensor]) for name, tensor in _pieces(data) if name in names}
 
 
 def _pieces(data):

@@ -1,0 +1,314 @@
+"""Work that was lost without a word: which checkpoint is the newest and which the best, full disks, directories that move.
+
+All trainings here have ten steps, so that they share a graph: the compile cache has it after the first.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import eval as evaluation
+import train
+from src.data import demo_images
+from src.evaluation import evaluation as module
+from src.weights import checkpoint
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ['--device_target', 'CPU', '--display_every', '1', '--lr', '0.001', '--max_train_steps', '10']
+EVALUATED = ['--mode', 'train_and_evaluate', '--epochs_between_evals', '1']  # of 5 steps an epoch
+
+
+def call(main, options, capsys):
+    """(exit status, what it printed) of a program."""
+    capsys.readouterr()
+    status = 0
+    try:
+        main([*map(str, options)])
+    except SystemExit as end:
+        status = end.code
+    found = capsys.readouterr()
+    return status, found.out + found.err
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+    return demo_images.make(tmp_path_factory.mktemp('records'), train_per_class=2, validation_per_class=1)
+
+
+@pytest.fixture(scope='module')
+def trained(compiles, records, tmp_path_factory):
+    """The log directory of a training of 10 steps, with checkpoints of steps 5 and 10 and the best."""
+    directory = tmp_path_factory.mktemp('trained') / 'log'
+    options = ['--data_dir', records, *SMALL, *SHORT, *EVALUATED, '--log_dir', directory]
+    train.main([*map(str, options)])
+    return directory
+
+
+@pytest.fixture
+def log(trained, tmp_path, monkeypatch):
+    """A copy of it."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / 'log'))
+
+
+def options(records, log, *more):
+    return ['--data_dir', records, *SMALL, *SHORT, '--log_dir', log, *more]
+
+
+def evaluations(log):
+    """{step: record} of the evaluations in metrics.jsonl."""
+    lines = map(json.loads, (log / 'metrics.jsonl').read_text().splitlines())
+    return {one['step']: one for one in lines if one['kind'] == 'evaluation'}
+
+
+def step_of(path):
+    return checkpoint.load(path)[1]['step']
+
+
+# Newest by the recorded step.
+
+
+@pytest.mark.compiles
+def test_copied_without_file_times(records, log, capsys):
+    """The training goes on from the step that is recorded, in whatever order the files were copied, and its evaluation lists
+    them so; both say that the times tell otherwise. Where they do not, there is no such line."""
+    last = log / 'inceptionv4-2_10.ckpt'
+    complete = options(records, log, '--resume', 'auto', *EVALUATED)
+    assert 'by the times' not in call(train.main, complete, capsys)[1]
+    os.utime(last, (1, 1))
+    status, text = call(train.main, complete, capsys)
+    assert status == 0 and f'{last}: goes on after step 10' in text, text
+    assert re.search(rf'warning: by the times .*1_5.ckpt is newer .* {last} is taken', text), text
+    named = log / 'inceptionv4-0_3.ckpt'  # what is recorded counts, not the name
+    last.rename(named)
+    status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
+    assert status == 0 and re.search(rf'warning: by the times .*1_5.ckpt is newer .* {named} is taken', text), text
+    assert [one['step'] for one in json.loads((log / 'evaluation.json').read_text())] == [5, 10]
+
+
+@pytest.mark.compiles
+def test_going_back_and_on_again(records, log, capsys):
+    """Who goes back to an older checkpoint does not find the later ones in the way: they stay, under other names."""
+    back = ['--resume', log / 'inceptionv4-1_5.ckpt', '--save_checkpoint_steps', '3']
+    status, text = call(train.main, options(records, log, *back), capsys)
+    assert status == 0 and 'inceptionv4-2_10.ckpt has more steps than' in text, text
+    for path in log.glob('inceptionv4-2_10.ckpt'):  # as if it had been killed before
+        path.unlink()
+    assert {path.name for path in log.glob('*_*.ckpt*')} == {
+        'inceptionv4-1_5.ckpt',
+        'inceptionv4-1_6.ckpt',
+        'inceptionv4-1_9.ckpt',
+        'inceptionv4-2_10.ckpt.1',
+    }
+    assert 'goes on after step 9' in call(train.main, options(records, log, '--resume', 'auto'), capsys)[1]
+
+
+# The best.
+
+
+def test_best_is_one_file_with_its_evaluation(trained):
+    """No second file that could say something else; a tie is broken by the loss."""
+    found = evaluations(trained)
+    best = max(found.values(), key=lambda one: (one['top1'], -one['loss']))
+    info = checkpoint.load(trained / checkpoint.BEST)[1]
+    assert info['step'] == best['step'] and info['evaluation']['top1'] == pytest.approx(best['top1'])
+    assert not (trained / 'inceptionv4-best.json').exists()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize('losses, kept', [((0.141, 0.071), 10), ((0.071, 0.077), 5)])
+def test_ties_are_broken_by_the_loss(losses, kept, records, tmp_path, capsys, monkeypatch):
+    found = iter(losses)
+    monkeypatch.setattr(module, 'evaluate', lambda *_, **__: module.Result(100.0, 100.0, next(found), 10))
+    status, text = call(train.main, options(records, tmp_path / 'log', *EVALUATED), capsys)
+    assert status == 0 and step_of(tmp_path / 'log' / checkpoint.BEST) == kept, text
+
+
+@pytest.mark.compiles
+def test_other_validation_records(trained, records, log, tmp_path, capsys):
+    """The best of others is not compared with: said, and kept under another name."""
+    other = shutil.copytree(records, tmp_path / 'other')
+    made = demo_images.make(tmp_path / 'made', train_per_class=2, validation_per_class=2, seed=7)
+    for path in other.glob('validation-*'):
+        path.unlink()
+    for path in made.glob('validation-*'):
+        shutil.copy(path, other)
+    parameters, info = checkpoint.load(log / checkpoint.BEST)
+    info['evaluation'].update(top1=100.0, loss=0.0)
+    checkpoint.write(log / checkpoint.BEST, parameters, info)
+    (log / 'inceptionv4-2_10.ckpt').unlink()
+    status, text = call(train.main, options(other, log, *EVALUATED, '--resume', 'auto'), capsys)
+    assert status == 0 and re.search('warning: other validation records than .*10 with .* -> 20 with', text), text
+    assert checkpoint.load(log / checkpoint.BEST)[1]['step'] == 10
+    assert checkpoint.load(log / f'{checkpoint.BEST}.1')[1]['evaluation']['top1'] == 100.0
+
+
+@pytest.mark.compiles
+def test_no_side_product_ends_a_training(records, log, capsys, monkeypatch):
+    """The best mark, the page, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
+    best is marked as soon as there is room."""
+    for path in log.glob('*.ckpt'):
+        path.unlink()
+    for name in ('config.yaml', 'metrics.jsonl', 'training.html'):
+        (log / name).unlink()
+        (log / name).mkdir()
+    shutil.rmtree(log / 'report', ignore_errors=True)
+    (log / 'report').write_text('in the way')
+    write, refused = checkpoint.write, []
+
+    def full(path, *rest):
+        if Path(path).name == checkpoint.BEST and len(refused) < 1:
+            refused.append(path)
+            raise OSError(28, 'No space left on device')
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, 'write', full)
+    status, text = call(train.main, options(records, log, *EVALUATED), capsys)
+    assert status == 0 and 'Traceback' not in text and refused, text
+    for line in (
+        r'warning: the best top-1 so far, but inceptionv4-best.ckpt cannot be written: No space left on device; tried again',
+        r'best top-1 so far: inceptionv4-1_5.ckpt is also inceptionv4-best.ckpt',
+        r'warning: .*metrics.jsonl: cannot be written',
+        r'no config.yaml: .*cannot',
+        r'no page on the training: ',
+        r'no report on the evaluation: ',
+    ):
+        assert re.search(line, text), (line, text)
+    assert checkpoint.load(log / checkpoint.BEST)[1]['evaluation']['top1'] >= 0
+
+
+# Names, links, moves.
+
+
+@pytest.mark.compiles
+def test_dangling_links(records, log, capsys):
+    """A link to a checkpoint that is not there (a disk that is not mounted) is passed over, or named."""
+    (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
+    status, text = call(train.main, options(records, log, '--resume', 'auto'), capsys)
+    assert status == 0 and re.search('warning: passed over: .*9_99.ckpt', text) and 'after step 10' in text, text
+    status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
+    assert status == 0 and re.search('warning: passed over: .*9_99.ckpt', text), text
+    for path in log.glob('*.ckpt'):
+        path.unlink()
+        path.symlink_to(f'/nowhere/{path.name}')
+    for main, more in (
+        (train.main, ['--log_dir', log, '--resume', 'auto']),
+        (train.main, ['--log_dir', log.with_name('new'), '--resume', log / 'inceptionv4-1_5.ckpt']),
+        (evaluation.main, ['--ckpt_path', log]),
+        (evaluation.main, ['--ckpt_path', log / checkpoint.BEST]),
+    ):
+        status, text = call(main, [*options(records, log)[:-2], *more], capsys)
+        assert status == 2 and text.splitlines()[-1].startswith('error: ') and 'Traceback' not in text, text
+
+
+@pytest.mark.compiles
+def test_precision_is_a_difference(records, log, capsys):
+    """Another precision than that of the checkpoint is named, and refused without resume_override."""
+    more = ['--resume', 'auto', '--amp_level', 'O2']
+    status, text = call(train.main, options(records, log, *more), capsys)
+    assert status == 2 and 'amp_level O0 -> O2' in text.splitlines()[-1], text
+    status, text = call(train.main, options(records, log, *more, '--resume_override', 'true'), capsys)
+    assert status == 0 and 'resume_override: amp_level O0 -> O2' in text, text
+
+
+@pytest.mark.compiles
+def test_overwritten_twice_before_the_first_checkpoint(records, log, capsys):
+    """Both attempts end before they have a checkpoint: log and metrics of the real training are still there."""
+    before = {name: (log / name).read_text() for name in ('inception_v4.log', 'metrics.jsonl')}
+    for _ in range(2):  # the memory check ends them after the log was begun
+        status, text = call(train.main, options(records, log, '--overwrite', 'true', '--freeze', 'nothing*'), capsys)
+        assert status == 2, text
+    there = {path.name for path in log.iterdir()}
+    for name, text in before.items():
+        assert text in [(log / other).read_text() for other in there if other.startswith(name)], there
+    assert {'inceptionv4-1_5.ckpt', 'inceptionv4-2_10.ckpt'} <= there
+
+
+def started(options, folder, **environment):
+    """train.py in a process, its output in the file `output`."""
+    with open(folder / 'output', 'wb') as output:
+        return subprocess.Popen(
+            [sys.executable, ROOT / 'train.py', *map(str, options)],
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+        )
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.compiles
+def test_renamed_directory(records, tmp_path):
+    """Everything follows it, and a line says so."""
+    log, moved = tmp_path / 'log', tmp_path / 'moved'
+    process = started(options(records, log, *EVALUATED), tmp_path)
+    wait_for(lambda: (log / 'inceptionv4-1_5.ckpt').exists(), process)
+    log.rename(moved)
+    assert process.wait(240) == 0, (tmp_path / 'output').read_text()
+    assert not log.exists()
+    assert (moved / 'inceptionv4-2_10.ckpt').exists() and (moved / 'training.html').exists()
+    assert step_of(moved / checkpoint.BEST) in evaluations(moved)
+    text = (moved / 'inception_v4.log').read_text()
+    assert f'{log} was renamed, and all goes to {moved}; go on with --log_dir {moved} --resume auto' in text
+    assert f'checkpoints in {moved}' in text
+
+
+@pytest.mark.compiles
+@pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
+@pytest.mark.parametrize('place', ['/tmp', '/dev/shm'])
+def test_full_file_systems(place, records, tmp_path):
+    """A full directory for temporary files, a full memory for semaphores: slower, but not the end of a training."""
+    code = f"""
+        mkdir {tmp_path}/small; place={place}; [ $place = /tmp ] && place={tmp_path}/small && export TMPDIR=$place
+        mount -t tmpfs -o size=1m tmpfs $place || exit 77
+        [ {place} = /tmp ] && room=230 || room=256  # of /tmp some is free, or Python would use another directory
+        dd if=/dev/zero of=$place/fill bs=4k count=$room 2>/dev/null
+        exec {sys.executable} {ROOT}/train.py "$@"
+    """
+    command = ['unshare', '-m', 'sh', '-c', code, 'sh', *options(records, tmp_path / 'log'), '--num_workers', '2']
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
+    if done.returncode == 77:
+        pytest.skip('no file system can be mounted here')
+    text = done.stdout + done.stderr
+    assert done.returncode == 0 and 'step: 10 ' in text, text
+    assert re.search(r'^warning: .*: no room for a graph|^warning: /dev/shm: No space left', text, re.M), text
+
+
+@pytest.mark.compiles
+def test_ranks_with_other_records(records, tmp_path):
+    """Two servers whose copies differ: the same number of records in another order, named before the first step."""
+    other = shutil.copytree(records, tmp_path / 'other')
+    first, second = sorted(other.glob('train-*'))[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    script = tmp_path / 'train_here.py'
+    script.write_text(
+        f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n'
+        f'places = {[str(records), str(other)]!r}\n'
+        'train.main(["--data_dir", places[int(os.environ["RANK_ID"])], *sys.argv[1:]])\n'
+    )
+    more = ['--batch_size', '2', *SHORT, '--rank_size', '2']
+    command = [sys.executable, ROOT / 'src/cluster/launch.py', '2', script, *SMALL, *more]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+    logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
+    assert done.returncode == 2 and 'step: ' not in ''.join(logs), logs
+    for text in logs:
+        assert re.search('^error: the training records differs: rank 0 has 20 with .*, rank 1 has 20 with ', text, re.M), (
+            text
+        )

@@ -138,7 +138,6 @@ def test_scripts_with_two_ranks(data, tmp_path):
         '0/ckpt/inception_v4.log',
         '0/ckpt/inceptionv4-0_2.ckpt',
         '0/ckpt/inceptionv4-best.ckpt',
-        '0/ckpt/inceptionv4-best.json',
         '0/ckpt/metrics.jsonl',
         '0/train.log',
         '1/train.log',

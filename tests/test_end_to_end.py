@@ -96,7 +96,6 @@ def test_training(trained):
         'inceptionv4-1_16.ckpt',
         'inceptionv4-1_20.ckpt',
         'inceptionv4-best.ckpt',
-        'inceptionv4-best.json',
         'metrics.jsonl',
         *(['training.html'] if importlib.util.find_spec('matplotlib') else []),
     ]

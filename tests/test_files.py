@@ -38,8 +38,8 @@ def _convert(layout):
 def _best(path):
     made = path.with_name('inceptionv4-1_2.ckpt')
     checkpoint.write(made, ONE, {'step': 1})
-    checkpoint.mark_best(made, 50.0)
-    return [made, path.with_name('inceptionv4-best.ckpt'), path.with_name('inceptionv4-best.json')]
+    checkpoint.mark_best(made, {'top1': 50.0})
+    return [made, path.with_name('inceptionv4-best.ckpt')]
 
 
 WRITERS = {

@@ -22,19 +22,8 @@ BEST = f'{PREFIX}-best.ckpt'
 FORMAT_VERSION = 2
 AVERAGE = 'ema.'  # prefix of a parameter's name: the moving average of its values
 CLASSIFIERS = ('logits.', 'aux_logits.')
-INFO = (  # what a checkpoint may say beside its parameters
-    'format_version',
-    'step',
-    'epoch',
-    'position',
-    'config',
-    'data',
-    'preprocessing',
-    'class_names',
-    'source',
-    'training',
-    'evaluation',
-)
+# What a checkpoint may say beside its parameters.
+INFO = tuple('format_version step epoch position config data preprocessing class_names source training evaluation'.split())
 DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError)  # of reading a damaged file
 JSON_INFO = {'config', 'preprocessing', 'class_names', 'evaluation'}  # stored as JSON text
 

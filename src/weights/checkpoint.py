@@ -89,14 +89,12 @@ def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
 
 
 def mark_best(path: Path, evaluation: dict) -> None:
-    """Write the checkpoint `path` again as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found, and make
-    `path` another name of that file. OSError or InputError if that cannot be done; the best one is then the one before."""
+    """Write the checkpoint `path` once more, as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found. OSError
+    or InputError if that cannot be done; the best one is then the one before."""
     parameters, info = load(path)
     best, status = path.with_name(BEST), path.stat()
     write(best, parameters, {**info, 'evaluation': evaluation})
     os.utime(best, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with contextlib.suppress(OSError), files.replacing(path) as temporary:  # a file system without hard links
-        os.link(best, temporary)
 
 
 def best_evaluation(directory: str | Path) -> dict:

@@ -89,8 +89,10 @@ def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
 
 
 def mark_best(path: Path, evaluation: dict) -> None:
-    """Write the checkpoint `path` once more, as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found. OSError
-    or InputError if that cannot be done; the best one is then the one before."""
+    """Write the checkpoint `path` once more, as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found.
+
+    OSError or InputError if that cannot be done; the best one is then the one before.
+    """
     parameters, info = load(path)
     best, status = path.with_name(BEST), path.stat()
     write(best, parameters, {**info, 'evaluation': evaluation})

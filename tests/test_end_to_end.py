@@ -470,8 +470,8 @@ def small_checkpoint(trained):
     'damage, message',
     [
         (lambda data: None, 'bad.ckpt: cannot be read'),
-        (lambda data: b'', 'damaged'),
-        (lambda data: b'text' * 99, 'damaged'),
+        (lambda data: b'', 'bad.ckpt: empty'),
+        (lambda data: b'text' * 99, 'text, not weights'),
         (lambda data: data[: len(data) // 2], 'damaged|missing'),
     ],
     ids=['missing', 'empty', 'text', 'cut'],

@@ -15,7 +15,7 @@ from src.log import Log
 from src.training import monitor as monitor_module
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.compiling import Compiling
-from src.training.loop import sinks
+from src.training.loop import sink_length, sinks
 from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan
 from src.training.watch import Watch
@@ -410,7 +410,8 @@ def test_log_appends(tmp_path):
 )
 def test_sinks(steps, loop, expected):
     """All steps and no more, and none in a sink of its own, whatever divides them."""
-    assert sinks(steps, loop) == expected and sum(count * length for count, length in expected) == steps
+    assert sinks(steps, sink_length([steps], loop)) == expected
+    assert sum(count * length for count, length in expected) == steps
 
 
 def test_steps_go_on_counting_in_a_second_part(monitor):

@@ -71,8 +71,9 @@ def rehearse(tmp_path, *arguments):
     return done.returncode, done.stdout, json.loads(written.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.parametrize('ranks', [[], pytest.param(['2'], marks=pytest.mark.slow)])
+@pytest.mark.parametrize('ranks', [[], ['2']])
 def test_rehearsal(ranks, tmp_path):
     status, shown, written = rehearse(tmp_path, *ranks)
     assert status == 0 and written['passed'], shown

@@ -267,6 +267,7 @@ def test_renamed_directory(records, tmp_path):
     assert f'checkpoints in {moved}' in text
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
 @pytest.mark.parametrize('place', ['/tmp', '/dev/shm'])

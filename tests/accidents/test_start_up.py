@@ -163,6 +163,7 @@ def test_launcher_starts_a_dynamic_cluster(tmp_path):
         assert (tmp_path / f'starts{rank}').read_text() == f'rank {rank} of 2, sum 3.0\n' * 2
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_a_single_rank_joins_too(tmp_path):
     """Otherwise the scheduler waits for it for ten minutes, then fails and takes the training with it."""

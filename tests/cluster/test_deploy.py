@@ -7,6 +7,7 @@ program that records what it gets. The launcher is the real one.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,9 @@ class Server:
         project = root / 'opt/inceptionv4'
         for folder in ('opt/inceptionv4', 'dev', 'usr/local/Ascend/ascend-toolkit', 'user/serverid/devindex/config'):
             (root / folder).mkdir(parents=True)
-        for name in ('src', 'scripts', 'deploy'):
-            (project / name).symlink_to(Path(ROOT, name))
+        (project / 'src').symlink_to(Path(ROOT, 'src'))
+        for name in ('scripts', 'deploy'):  # no links: a script takes the project that it really lies in
+            shutil.copytree(Path(ROOT, name), project / name)
         (project / 'results').symlink_to(results)
         (project / 'train.py').write_text(TRAINING + training)
         (root / 'usr/local/Ascend/ascend-toolkit/set_env.sh').write_text('export CANN=sourced\n')

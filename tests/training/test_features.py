@@ -45,6 +45,7 @@ def train(step, batches, network):
     return [float(step(*batch)[0].asnumpy()) for batch in data]
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_cached_is_uncached(data, tmp_path):
     """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""

@@ -8,10 +8,12 @@ validation part if it is there. Further options go to all trainings as far as th
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,34 +49,39 @@ def copy_without_duplicates(source, target, most):
 
 
 def run(program, *arguments):
-    """Output of a Python program; InputError if it fails."""
-    command = [*map(str, [sys.executable, *program, *arguments])]
+    """(output of a Python program, CPU over wall-clock seconds of it); InputError if it fails."""
+    command, start, before = [*map(str, [sys.executable, *program, *arguments])], time.perf_counter(), os.times()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    after, seconds = os.times(), time.perf_counter() - start
+    used = (after.children_user + after.children_system - before.children_user - before.children_system) / seconds
     if done.returncode:
         raise InputError(f'{program[-1]} ended with status {done.returncode}: {done.stderr.strip().splitlines()[-1]:.300}')
-    return done.stdout
+    return done.stdout, used
 
 
 def train(data, folder, options):
-    """[(top-1 %, loss)] after each epoch of a training by train.py with `options`."""
-    out = run(['train.py'], '--config_path', RECIPE, '--data_dir', data, '--log_dir', folder, *options)
-    return [(float(top1), float(loss)) for _, top1, loss in map(re.Match.groups, ROW.finditer(out))]
+    """([(top-1 %, loss)] after each epoch, threads at work) of a training by train.py with `options`."""
+    out, used = run(['train.py'], '--config_path', RECIPE, '--data_dir', data, '--log_dir', folder, *options)
+    return [(float(top1), float(loss)) for _, top1, loss in map(re.Match.groups, ROW.finditer(out))], used
 
 
 def train_timm(data, weights, rate, seed, config):
-    """[(top-1 %, loss)] after each epoch of timm's network, with the epochs, the batch and so on of `config`."""
+    """The same of timm's network, with the epochs, the batch and so on of `config`."""
     shared = ('max_epochs', 'image_size', 'batch_size', 'min_object_covered', 'label_smoothing', 'weight_decay')
     options = [word for name in shared for word in (f'--{name}', config[name])]
-    out = run(['-m', 'benchmarks.finetune_timm'], weights, data, '--lr', rate, '--seed', seed, *options)
-    return [json.loads(line) for line in out.splitlines() if line.startswith('[')]
+    out, used = run(['-m', 'benchmarks.finetune_timm'], weights, data, '--lr', rate, '--seed', seed, *options)
+    return [json.loads(line) for line in out.splitlines() if line.startswith('[')], used
 
 
-def report(name, epochs):
+def report(name, epochs, used):
     """One line on a training."""
     accuracy = [top1 for top1, _ in epochs]
     fall = max([0.0, *(before - after for before, after in zip(accuracy, accuracy[1:]))])
     figures = ' '.join(f'{top1:.1f}' for top1 in accuracy)
-    print(f'{name}: top-1 {figures} %, largest fall {fall:.1f}, last loss {epochs[-1][1]:.3f}', flush=True)
+    print(
+        f'{name}: top-1 {figures} %, largest fall {fall:.1f}, last loss {epochs[-1][1]:.3f}, {used:.2f} threads at work',
+        flush=True,
+    )
 
 
 @entry_point
@@ -100,9 +107,9 @@ def main(argv=None):
             for seed in args.seeds.split(','):
                 for way, own in {'classifier only': alone, 'recipe': []}.items():
                     folder = Path(tempfile.mkdtemp(dir=place))
-                    report(f'seed {seed}, {way}', train(copy, folder, [*options, '--seed', seed, *own]))
+                    report(f'seed {seed}, {way}', *train(copy, folder, [*options, '--seed', seed, *own]))
                 for rate in args.timm_lr.split(','):
-                    report(f'seed {seed}, timm, rate {rate}', train_timm(copy, weights, rate, seed, config))
+                    report(f'seed {seed}, timm, rate {rate}', *train_timm(copy, weights, rate, seed, config))
 
 
 if __name__ == '__main__':

@@ -46,6 +46,7 @@ def test_programs_for_data(photos, tmp_path):
     fails(cli('convert', '--list', listed, '--dst', other, '--format', 'mindrecord', '--shards', 1), SHOWN, 'not UTF-8')
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_training_evaluation_export_and_prediction(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

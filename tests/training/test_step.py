@@ -248,6 +248,7 @@ def test_selecting_equals_branching(name, nesterov):
     assert found[0] == found[1] and len(found[0][1]) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_training_without_the_branch(data, tmp_path, monkeypatch):
     """train.py with each of the two: the same lines and the same checkpoint, of steps some of which overflowed."""

@@ -71,8 +71,8 @@ class Steps:
         figures['text'] += f', drop_overflow_update {self.drop_overflow_update}'
         return {**figures, **warning, 'drop_overflow_update': self.drop_overflow_update}
 
-    def _step(self, state=None, options=SMALL):
-        return make_step(self.run, options, state, self.drop_overflow_update)
+    def _step(self, state=None):
+        return make_step(self.run, SMALL, state, self.drop_overflow_update)
 
     def _data(self, start, stop):
         return training_data(self.records, SMALL, BATCH, start, stop)

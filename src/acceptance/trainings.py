@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -50,6 +51,7 @@ class Trainings:
         self.options += ['--data_dir', str(data), '--log_dir', str(output / 'training')]
         self.options += ['--compile_cache', str(output / 'graphs')]
         self.output = output
+        shutil.rmtree(output / 'graphs', ignore_errors=True)  # of an earlier check, whose graph would be found
 
     def _train(self, name, *options, then: Callable | None = None):
         """(exit status, log) of a training, with `then(process)` after its first sink. Failed if the process stays."""

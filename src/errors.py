@@ -9,9 +9,11 @@ import functools
 import os
 import re
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -42,9 +44,38 @@ class DiskFullError(InputError):
     exit_status = 1
 
 
-def unwritable(message: str, error: OSError) -> InputError:
+def unwritable(message: str, error: Exception) -> InputError:
     """The error, to be raised with `message`, for a file of a training that cannot be written because of `error`."""
-    return (DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError)(message)
+    return (DiskFullError if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) else InputError)(message)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, remedy: str = '', also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """The edge of a program: what is wrong with the file or directory `path`, which functions within the block say by plain
+    errors, becomes the `InputError` "PATH: reason; remedy".
+
+    Plain errors are ValueError, OSError (its own file is named if it has one), KeyError, IndexError, EOFError, struct.error
+    and those of the kinds `also`. An `InputError` passes unchanged.
+    """
+    try:
+        yield
+    except (ValueError, OSError, LookupError, EOFError, struct.error, *also) as error:
+        name = getattr(error, 'filename', None)
+        name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else path
+        message = f'{name}: {_reason(error)}' + (f'; {remedy}' if remedy else '')
+        raise unwritable(message, error) from error
+
+
+def _reason(error):
+    """What a plain error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f'byte {error.start} ({error.object[error.start]:#04x}) is not {error.encoding}'
+    text = ' '.join(str(error).split())
+    if isinstance(error, KeyError):
+        return f'{text} is missing'
+    return text[:500] or ('ends too early' if isinstance(error, EOFError) else type(error).__name__)
 
 
 @contextlib.contextmanager

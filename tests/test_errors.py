@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore.dataset as ds
 import pytest
 
+from src import errors
 from src.errors import InputError, TrainingError, counted, input_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,3 +154,34 @@ def test_renamed_input_error_of_a_data_worker():
         assert str(input_error(error)) == 'label is 7; give 0 to 6'
     finally:
         InputError.__module__, InputError.__qualname__ = names
+
+
+@pytest.mark.parametrize(
+    'error, message',
+    [
+        (ValueError('row 3 has\n2 fields, not 3'), 'a.csv: row 3 has 2 fields, not 3; write it anew'),
+        (KeyError('name'), "a.csv: 'name' is missing; write it anew"),
+        (IndexError('list index out of range'), 'a.csv: list index out of range; write it anew'),
+        (EOFError(), 'a.csv: ends too early; write it anew'),
+        (
+            UnicodeDecodeError('utf-8', b'a\xff', 1, 2, 'invalid start byte'),
+            'a.csv: byte 1 (0xff) is not utf-8; write it anew',
+        ),
+        (FileNotFoundError(2, 'No such file or directory', 'b.csv'), 'b.csv: No such file or directory; write it anew'),
+        (PermissionError(13, 'Permission denied'), 'a.csv: Permission denied; write it anew'),
+        (errors.InputError('lr is 0'), 'lr is 0'),
+    ],
+)
+def test_plain_errors_at_the_edge_name_path_and_remedy(error, message):
+    with pytest.raises(errors.InputError) as found, errors.reading('a.csv', 'write it anew'):
+        raise error
+    assert str(found.value) == message
+
+
+def test_other_errors_pass_the_edge_and_a_full_disk_may_be_retried():
+    with pytest.raises(TypeError), errors.reading('a.csv'):
+        raise TypeError('a defect of ours')
+    with pytest.raises(errors.InputError, match='^a.csv: broken$'), errors.reading('a.csv', also=(RuntimeError,)):
+        raise RuntimeError('broken')
+    with pytest.raises(errors.DiskFullError), errors.reading('a.csv'):
+        raise OSError(28, 'No space left on device')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from src import config as configuration
 from src import runtime
-from src.data import dataset, jpeg
+from src.data import jpeg, pipeline
 from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
 from src.evaluation import report
@@ -66,7 +66,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
         configuration.network_options(config),
         run,
         batch_size=config.batch_size or 64,
-        num_workers=dataset.workers(config.num_workers, run.ranks_here),
+        num_workers=pipeline.workers(config.num_workers, run.ranks_here),
         preprocessing=preprocessing,
         per_image=bool(config.report),
         known={newest: (parameters, info)} if len(paths) == 1 else None,

@@ -11,7 +11,7 @@ from easydict import EasyDict
 from eval import evaluate_path
 from src import collective, runtime
 from src import config as configuration
-from src.data import dataset, jpeg
+from src.data import jpeg, pipeline
 from src.data.bad_records import BadRecords
 from src.data.classes import assumption, count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
@@ -160,17 +160,17 @@ def build_step(config, job, network, rates):
 
 def build_batches(config, job, data, bad, start, stop, image_size, copies=0):
     """The batches of the steps `start` to `stop`, or with `copies` the images of which features are to be computed."""
-    return dataset.training_dataset(
+    return pipeline.training_dataset(
         data.records,
         offset=data.offset,
-        **{name: config[name] for name in dataset.OPTIONS} | {'image_size': image_size},
+        **{name: config[name] for name in pipeline.OPTIONS} | {'image_size': image_size},
         start=start,
         stop=stop,
         augment_on_host=config.augment_device == 'host',
         bad=bad,
         rank=job.run.rank,
         world=job.run.world,
-        num_workers=dataset.workers(config.num_workers, job.run.ranks_here),
+        num_workers=pipeline.workers(config.num_workers, job.run.ranks_here),
         copies=copies,
     )
 
@@ -178,7 +178,7 @@ def build_batches(config, job, data, bad, start, stop, image_size, copies=0):
 def build_feature_batches(config, job, data, plan, step, batches):
     """`batches` with features for the images, and `step` made to take them."""
     made_from = [data.fingerprint, data.offset, config.augment_device, job.run.device_target, job.run.amp_level]
-    copies, options = min(config.cache_features, plan.epochs), {name: config[name] for name in dataset.OPTIONS}
+    copies, options = min(config.cache_features, plan.epochs), {name: config[name] for name in pipeline.OPTIONS}
     return features.cached(batches, step.network, made_from, copies, len(data.records), options, job.directory, job.log)
 
 
@@ -197,7 +197,7 @@ def build_monitor(config, job, plan, network, rates, bad, interruption, record):
         directory=job.checkpoints,
         bad=bad,
         metrics=record,
-        pace=Pace(job.run.sink, dataset.workers(config.num_workers, job.run.ranks_here), every_rank),
+        pace=Pace(job.run.sink, pipeline.workers(config.num_workers, job.run.ranks_here), every_rank),
     )
 
 
@@ -234,7 +234,7 @@ def build_evaluation(config, job, data):
     known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
     validation, offsets = open_validation(*where, offset, data.num_classes, job.log, **known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
-    workers, options = dataset.workers(config.num_workers, job.run.ranks_here), configuration.network_options(config)
+    workers, options = pipeline.workers(config.num_workers, job.run.ranks_here), configuration.network_options(config)
     return kind(validation, offsets.possible[0], options, job.run, batch_size=config.batch_size, num_workers=workers)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.peers import timm_model
 from benchmarks.rounds import cores
-from src.data import dataset
+from src.data import pipeline
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import scale
 from src.data.records import open_records
@@ -75,11 +75,11 @@ def fine_tune(
     steps = len(records) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_epochs * steps)
     common = {'offset': offset, 'image_size': image_size, 'batch_size': batch_size}
-    validation = dataset.evaluation_dataset(held, **common)
+    validation = pipeline.evaluation_dataset(held, **common)
     drawn = {'seed': seed, 'dropout_keep_prob': 1.0, 'min_object_covered': min_object_covered}
     for epoch in range(max_epochs):
         model.train()
-        batches = dataset.training_dataset(records, **common, **drawn, start=epoch * steps, stop=(epoch + 1) * steps)
+        batches = pipeline.training_dataset(records, **common, **drawn, start=epoch * steps, stop=(epoch + 1) * steps)
         for x, label in _tensors(batches):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), label, label_smoothing=label_smoothing).backward()

@@ -27,7 +27,7 @@ from benchmarks.rounds import Threads, cores, environment, machine, turns
 from src.data import jpeg
 from src.data.bad_records import BadRecords
 from src.data.convert import convert
-from src.data.dataset import training_dataset, workers
+from src.data.pipeline import training_dataset, workers
 from src.data.preprocess import random_crop
 from src.data.records import open_records
 from src.errors import InputError, Parser, entry_point

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src import collective, runtime
-from src.data import dataset
+from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
@@ -41,7 +41,7 @@ def main(data_dir, source, out, rank_size):
         step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
         if run.world > 1:
             collective.share(step.get_parameters())
-        train = dataset.training_dataset(
+        train = pipeline.training_dataset(
             open_records(data_dir, 'train'),
             offset=1,
             image_size=75,

@@ -154,10 +154,10 @@ def test_without_the_kernels_tables(monkeypatch):
 
 RANK = """
 import os, sys, time
-from src.data import dataset
+from src.data import pipeline
 from src.data.records import open_records
 records = open_records(sys.argv[1], 'validation')
-data = dataset.evaluation_dataset(records, offset=1, image_size=75, batch_size=4, num_workers=2)
+data = pipeline.evaluation_dataset(records, offset=1, image_size=75, batch_size=4, num_workers=2)
 batches = data.create_tuple_iterator(num_epochs=-1)
 next(batches)
 open('ready' + os.environ['RANK_ID'], 'w').write(str(os.getpid()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore.dataset as ds
 
 from src.acceptance.training import BATCH, SMALL, Recorder, make_step, train, training_data
-from src.data import dataset
+from src.data import pipeline
 from src.data.records import open_records
 from src.runtime import Runtime, chip
 from src.training.interruption import data_workers
@@ -30,7 +30,7 @@ def measure(run: Runtime, data: Path, batch_size: int, drop_overflow_update: str
     """Time five sinks of decoded images, and then three with one batch that is ready: the difference is the time that the
     device waits for data. The whole network where there are sinks, on a CPU a small one. Gives the figures of the check."""
     options, length = ({}, SINK) if run.sink else (SMALL, 2)
-    real, fixed, workers = 5 * length, 3 * length, dataset.workers(0, run.ranks_here)
+    real, fixed, workers = 5 * length, 3 * length, pipeline.workers(0, run.ranks_here)
     decoded = training_data(
         open_records(data, 'train'), options, batch_size, 0, real, run.rank, run.world, num_workers=workers
     )

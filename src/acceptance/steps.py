@@ -22,7 +22,7 @@ from src.acceptance.training import (
     train,
     training_data,
 )
-from src.data import dataset
+from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.evaluation.evaluation import STATISTICS
@@ -169,7 +169,7 @@ class Steps:
     def evaluation_between(self):
         """An evaluation between sinks does not change the training."""
         self.step = self._step(self.state)
-        data = dataset.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
+        data = pipeline.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
         evaluation_step, results = evaluation.make_step(SMALL, self.run.amp_level), []
 
         def evaluate():

@@ -12,7 +12,7 @@ from mindspore.train import Callback, Model
 
 from src.acceptance.reference import NETWORKS
 from src.config import load
-from src.data import dataset
+from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
 from src.runtime import Runtime
 from src.training.optimizer import make_optimizer
@@ -50,8 +50,8 @@ def make_step(
 
 
 def training_data(records, options: dict, batch_size: int, start: int, stop: int, rank=0, world=1, num_workers=1):
-    """The batches of the steps `start` to `stop` for `InceptionV4(**options)`, see `dataset.training_dataset`."""
-    return dataset.training_dataset(
+    """The batches of the steps `start` to `stop` for `InceptionV4(**options)`, see `pipeline.training_dataset`."""
+    return pipeline.training_dataset(
         records,
         offset=1,
         image_size=options.get('image_size', 299),

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from src.data.findings import looks_whole
-from src.data.folder import Folder
 from src.data.image import EncodedImage
-from src.data.index import Index
+from src.data.records import Records
 from src.errors import InputError
 
 SECONDS, NAMED = 30, 100  # at most, of looking at images before they are needed; named of those that are damaged
@@ -108,13 +107,13 @@ class PatientReader:
         raise ValueError(str(problem))
 
 
-def where_and_why(records: Index | Folder, record: int, error: Exception) -> str:
+def where_and_why(records: Records, record: int, error: Exception) -> str:
     """Place of a record and its damage, for messages."""
     place, problem = records.where(record), str(error)
     return problem if problem.startswith(place) else f'{place}: {problem}'
 
 
-def refuse_damaged(records: Index | Folder, numbers: Iterable[int]) -> None:
+def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
     """InputError that names those images of the records `numbers` that are cut off, damaged at an end, or not to be read.
 
     Only what does not begin and end as a whole image does is decoded: 50,000 files take 4 s from memory. Threads wait

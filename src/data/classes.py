@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data import imagenet
-from src.data.folder import Folder
-from src.data.index import Index
 from src.data.labels import normal
+from src.data.records import Records
 from src.errors import InputError
 
 
-def label_offset(option: str, records: Index | Folder) -> int:
+def label_offset(option: str, records: Records) -> int:
     """What is subtracted from the labels of `records`: `option` ("0" or "1"), or for "auto" the lowest label of a class.
 
     TF-slim's ImageNet records count from 1 and leave 0 to a background class; folders count from 0.
@@ -24,14 +23,14 @@ def label_offset(option: str, records: Index | Folder) -> int:
     return records.label_base if option == 'auto' else int(option)
 
 
-def assumption(option: str, records: Index | Folder) -> str:
+def assumption(option: str, records: Records) -> str:
     """What `label_offset` takes for granted, in brackets; '' where the option, a label 0 or names decide."""
     if option != 'auto' or records.label_base == 0 or named(records):
         return ''
     return ' (assumed, as none is 0; if only the images of a class 0 are missing, use --label_offset 0)'
 
 
-def named(records: Index | Folder) -> bool:
+def named(records: Records) -> bool:
     """Whether `records` name a class: `background` and the numbers that a conversion of nameless records writes are none."""
     return any(name not in ('', 'background', str(label)) for label, name in enumerate(records.class_names or ()))
 
@@ -75,7 +74,7 @@ ENOUGH, SURE = 1.7, 3  # standard deviations for a choice after all images, and 
 
 
 def possible_offsets(
-    option: str, records: Index | Folder, num_classes: int, names: list[str] | None, recorded: str | None
+    option: str, records: Records, num_classes: int, names: list[str] | None, recorded: str | None
 ) -> Offsets:
     """The `Offsets` of `records` for weights with `num_classes` classes that record the class `names` and the label_offset
     `recorded`, as far as they record any; `option` is that of the command line."""
@@ -94,7 +93,7 @@ def possible_offsets(
     return Offsets(found, int(recorded) if recorded is not None and int(recorded) in found else None)
 
 
-def refuse_empty_folders(records: Index | Folder) -> None:
+def refuse_empty_folders(records: Records) -> None:
     """InputError naming the first class folder that holds no image."""
     if records.empty:
         raise InputError(
@@ -104,7 +103,7 @@ def refuse_empty_folders(records: Index | Folder) -> None:
         )
 
 
-def count_classes(option: int | str, records: Index | Folder, offset: int) -> tuple[int, str]:
+def count_classes(option: int | str, records: Records, offset: int) -> tuple[int, str]:
     """(number of classes, where it comes from) of a training with `records`: `option` if it is a number; for 'auto' the
     number of names or, without names, what the largest label makes.
 
@@ -135,7 +134,7 @@ def count_classes(option: int | str, records: Index | Folder, offset: int) -> tu
     return classes, source
 
 
-def check_labels(records: Index | Folder, offset: int, num_classes: int) -> None:
+def check_labels(records: Records, offset: int, num_classes: int) -> None:
     """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
     bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
     if len(bad):
@@ -154,7 +153,7 @@ def check_labels(records: Index | Folder, offset: int, num_classes: int) -> None
         )
 
 
-def match_names(records: Index | Folder, recorded: list[str] | None, source: str | Path) -> Index | Folder:
+def match_names(records: Records, recorded: list[str] | None, source: str | Path) -> Records:
     """`records` with the labels of another training: every class gets the label that its name has in `recorded`, that
     training's names by label. The same `records` if either has no names.
 

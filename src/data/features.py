@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import mindspore.dataset as ds
 import numpy as np
 
 from src import files
 from src.data import preprocess
 from src.data.image import EncodedImage
-from src.data.loading import LoadTraining
-from src.data.order import generator
+from src.data.order import TrainingOrder, generator
+from src.data.pipeline import LoadTraining, batches
 from src.data.preprocess import POOLED_FEATURES, draw_augmentation, dropout_mask, random_crop
 from src.errors import InputError
 
@@ -84,6 +85,22 @@ class LoadFeatures:
             random_crop(rng, int(size[0]), int(size[1]), self.min_object_covered)
         draw_augmentation(rng)
         return dropout_mask(rng, self.dropout_keep_prob)
+
+
+def feature_dataset(
+    rows: np.ndarray,
+    *,
+    seed: int,
+    dropout_keep_prob: float,
+    min_object_covered: float,
+    batch_size: int,
+    start: int,
+    stop: int,
+) -> ds.Dataset:
+    """What `training_dataset` gives on one rank, with the features in `rows` (see `src.data.features`) for the images."""
+    order = TrainingOrder(rows.shape[1], seed, batch_size, 0, 1, start, stop)
+    load = LoadFeatures(rows, seed, dropout_keep_prob, min_object_covered)
+    return batches(order, ['epoch', 'record'], load, ['image', 'draws', 'dropout_mask', 'label'], batch_size, 1)
 
 
 def name(settings: list, weights: Iterable[tuple[str, np.ndarray]]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import zlib
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 
@@ -19,11 +20,12 @@ from src.data.tfrecord import index_shards
 from src.errors import InputError
 
 FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
+Records = Union[Index, Folder]
 SPLITS = {split: PARTS[split] for split in ('train', 'validation')}  # and the names that files may use, in any case
 _TFRECORD = re.compile(f'({"|".join(SPLITS)}){NUMBERS}')
 
 
-def open_records(data_dir: str | Path, split: str, dataset_format: str = 'auto', progress: bool = False) -> Index | Folder:
+def open_records(data_dir: str | Path, split: str, dataset_format: str = 'auto', progress: bool = False) -> Records:
     """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
 
     Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names, or as in
@@ -174,7 +176,7 @@ def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None
     return names
 
 
-def fingerprint(records: Index | Folder) -> str:
+def fingerprint(records: Records) -> str:
     """By what a resumed training knows its records again: their number, and checksums of the order of their labels and of
     what is known of their images without reading them. Older checkpoints have the part before "and"."""
     labels = zlib.crc32(np.asarray(records.label, np.int64).tobytes())

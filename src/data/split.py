@@ -22,11 +22,10 @@ from src import files
 from src.data.classes import refuse_empty_folders
 from src.data.findings import UNREADABLE
 from src.data.folder import Folder, class_folders, is_part, open_folder
-from src.data.index import Index
 from src.data.labels import normal
 from src.data.parts import Folders, examine_all
 from src.data.pool import cores, interruptible
-from src.data.records import SPLITS, open_records, split_folders, splits
+from src.data.records import SPLITS, Records, open_records, split_folders, splits
 from src.errors import InputError, Parser, counted, entry_point
 
 SHARE = 0.2  # of a class's photos that are for validation
@@ -214,7 +213,7 @@ def open_list(path: str | Path) -> dict[str, Folder]:
     return found
 
 
-def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[str, Index | Folder]:
+def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[str, Records]:
     """{part: its records} of a list, which is a file, or of a data set of that layout, a directory."""
     if os.path.isfile(source):
         return open_list(source)

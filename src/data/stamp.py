@@ -7,16 +7,14 @@ import json
 import os
 import re
 
-from src.data.folder import Folder
-from src.data.index import Index
-from src.data.records import SPLITS
+from src.data.records import SPLITS, Records
 from src.data.shards import NUMBERS
 from src.errors import InputError
 
 NAME = 'convert.json'
 
 
-def fingerprint(records: Index | Folder) -> str:
+def fingerprint(records: Records) -> str:
     """A checksum of the source that changes when its files do, not when its directory moves.
 
     InputError if a file is missing.

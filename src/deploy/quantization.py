@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from src.data.bad_records import where_and_why
 from src.data.classes import Offsets
-from src.data.folder import Folder
-from src.data.index import Index
 from src.data.preprocess import evaluation_image
+from src.data.records import Records
 from src.deploy import int8_weights
 from src.deploy.decoding import batches
 from src.deploy.formats import Run, load_onnx
@@ -31,7 +30,7 @@ BATCH, TIMED_BATCHES, ROUNDS = 8, (1, 8), 5
 class Sample(NamedTuple):
     """Some of a data set's records, and how their labels become class numbers, None if the network does not know them."""
 
-    records: Index | Folder
+    records: Records
     numbers: np.ndarray
     offset: int | Offsets | None = None
 

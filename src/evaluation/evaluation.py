@@ -14,14 +14,12 @@ from mindspore import nn
 from tqdm import tqdm
 
 from src import collective, files
-from src.data import dataset
+from src.data import pipeline
 from src.data.bad_records import refuse_damaged
 from src.data.classes import Offsets, check_labels, match_names, possible_offsets
-from src.data.folder import Folder
-from src.data.index import Index
 from src.data.order import EvaluationOrder
 from src.data.preprocess import PREPROCESSING, Preprocessing
-from src.data.records import fingerprint, open_records
+from src.data.records import Records, fingerprint, open_records
 from src.errors import InputError
 from src.evaluation.outcomes import FEW, Outcomes, Rows, merit
 from src.evaluation.step import EvaluationStep
@@ -114,7 +112,7 @@ def open_validation(
     names: list[str] | None = None,
     recorded_offset: str | None = None,
     source: str | Path = '',
-) -> tuple[Index | Folder, Offsets]:
+) -> tuple[Records, Offsets]:
     """(records of the validation split, what may have to be subtracted from their labels), labels as in the training.
 
     Args:
@@ -153,7 +151,7 @@ class Evaluation:
 
     def __init__(
         self,
-        records: Index | Folder,
+        records: Records,
         offset: int,
         options: dict,
         run: Runtime,
@@ -175,7 +173,7 @@ class Evaluation:
         self.rows, self.best, self.known = None, None, known or {}  # `best` is one of the dicts of `of_checkpoints`
         share = {'rank': run.rank, 'world': run.world, 'batch_size': batch_size, 'num_workers': num_workers}
         kind = {'image_size': options['image_size'], 'preprocessing': preprocessing}
-        self.batches = partial(dataset.evaluation_dataset, records, **kind, **share)
+        self.batches = partial(pipeline.evaluation_dataset, records, **kind, **share)
         self.data = self.batches(offset=offset)
 
     def of_training(

@@ -6,9 +6,8 @@ import base64
 import html
 from collections.abc import Iterator
 
-from src.data.folder import Folder
 from src.data.image import thumbnail
-from src.data.index import Index
+from src.data.records import Records
 from src.errors import InputError, counted
 from src.evaluation import plots
 from src.evaluation.outcomes import FEW
@@ -54,7 +53,7 @@ th {{ background: #f0f2f5 }} summary {{ cursor: pointer; margin: .6em 0 }}
 """
 
 
-def parts(title: str, figures: dict, groups: dict[str, dict], records: Index | Folder) -> Iterator[str]:
+def parts(title: str, figures: dict, groups: dict[str, dict], records: Records) -> Iterator[str]:
     """The page, piece by piece.
 
     Args:
@@ -142,7 +141,7 @@ def plot(png: bytes, alt: str) -> str:
     return f'<div class="plot"><img alt="{alt}" style="{style}" src="data:image/png;base64,{data}"></div>\n'
 
 
-def figure(image: dict, records: Index | Folder) -> str:
+def figure(image: dict, records: Records) -> str:
     """A thumbnail, read from the records once more, with its labels."""
     try:
         small = thumbnail(records.read(image['number']), THUMBNAIL, records.upright)

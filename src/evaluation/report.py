@@ -14,8 +14,7 @@ import numpy as np
 from src import files
 from src.data import imagenet
 from src.data.classes import named
-from src.data.folder import Folder
-from src.data.index import Index
+from src.data.records import Records
 from src.errors import DiskFullError, InputError, only_warned, unwritable
 from src.evaluation import outcomes as found
 from src.evaluation import page, plots
@@ -37,7 +36,7 @@ def prepare(directory: str | Path) -> None:
         raise unwritable(message, error) from None
 
 
-def class_labels(records: Index | Folder, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:
+def class_labels(records: Records, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:
     """What the classes are called: by `records`, whose labels start at `offset`, or else as the checkpoint has `recorded`,
     which may begin with a background. WordNet ids become ImageNet's words. A name that is missing or stands twice gets the
     class number."""
@@ -96,7 +95,7 @@ def write(
 
 
 def write_files(
-    directory: str | Path, title: str, outcomes: Outcomes, records: Index | Folder, labels: list[str], about: dict
+    directory: str | Path, title: str, outcomes: Outcomes, records: Records, labels: list[str], about: dict
 ) -> None:
     """Write the report on the `outcomes` of the images `records`; `labels` by class. Each file is whole or not there.
 
@@ -125,7 +124,7 @@ def write_files(
         raise InputError(f'report {directory}: cannot be written ({error.strerror}); choose another directory') from None
 
 
-def write_table(path: Path, outcomes: Outcomes, records: Index | Folder, labels: list[str], suspected: np.ndarray) -> None:
+def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[str], suspected: np.ndarray) -> None:
     """images.csv: a line for each image, in the order of the records. OSError if it cannot be written."""
     marked = np.zeros(len(outcomes.label), int)
     marked[suspected] = 1

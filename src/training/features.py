@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from src.data import dataset, features
+from src.data import features
 from src.data.preprocess import Preprocessing, scale
 from src.errors import InputError
 from src.evaluation.evaluation import Evaluation, Result, take_weights
@@ -110,10 +110,10 @@ def cached(
     """Batches of features in place of the images of `batches`; `with_loss` is changed so that it takes them.
 
     Args:
-        batches (callable): start, stop, image_size, copies -> data set, see `dataset.training_dataset`.
+        batches (callable): start, stop, image_size, copies -> data set, see `pipeline.training_dataset`.
         made_from (list): what the features depend on beside `options` and the weights.
         copies, count (int): copies of the training's `count` records.
-        options (dict): values of `dataset.OPTIONS`.
+        options (dict): values of `pipeline.OPTIONS`.
         directory (Path): where the features are kept.
 
     Returns:
@@ -135,7 +135,7 @@ def cached(
     else:
         log(f'features of {copies} x {count} images taken from {path.name}')
     options = {name: value for name, value in options.items() if name != 'image_size'}
-    return lambda start, stop, image_size: dataset.feature_dataset(rows, start=start, stop=stop, **options)
+    return lambda start, stop, image_size: features.feature_dataset(rows, start=start, stop=stop, **options)
 
 
 def _progress(data, title):

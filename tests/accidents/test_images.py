@@ -14,7 +14,7 @@ from src.data import jpeg as decoder
 from src.data.bad_records import BadRecords
 from src.data.check import check
 from src.data.image import EncodedImage
-from src.data.loading import LoadTraining
+from src.data.pipeline import LoadTraining
 from src.data.preprocess import Preprocessing, evaluation_image, training_image
 from src.data.records import open_records
 from src.deploy import decoding

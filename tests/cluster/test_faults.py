@@ -12,13 +12,13 @@ from tests import faults
 SLOW = """
 import os, sys, time
 sys.path.insert(0, os.environ['PYTHONPATH'])
-from src.data import loading
+from src.data import pipeline
 def slowed(kind, seconds):
     call = kind.__call__
     kind.__call__ = lambda *arguments: (time.sleep(seconds), call(*arguments))[1]
 if os.environ['RANK_ID'] == '1':
-    slowed(loading.LoadTraining, 8)
-slowed(loading.LoadEvaluation, 10)
+    slowed(pipeline.LoadTraining, 8)
+slowed(pipeline.LoadEvaluation, 10)
 import train
 train.main()
 """

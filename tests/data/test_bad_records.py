@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 import train
-from src.data import bad_records, loading, tfrecord
+from src.data import bad_records, pipeline, tfrecord
 from src.data.bad_records import BadRecords
-from src.data.dataset import training_dataset
-from src.data.loading import LoadEvaluation, LoadTraining
 from src.data.order import TrainingOrder
+from src.data.pipeline import LoadEvaluation, LoadTraining, training_dataset
 from src.data.records import open_records
 from src.errors import InputError, input_error
 from tests.conftest import SMALL
@@ -185,7 +184,7 @@ def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses):
 def test_worker_without_memory(images, tmp_path, monkeypatch, num_workers):
     """MindSpore would kill the whole training process, had the error this name."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    monkeypatch.setattr(loading, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(pipeline, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
     bad = BadRecords(1, EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(tmp_path, bad, num_workers)

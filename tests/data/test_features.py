@@ -7,9 +7,9 @@ import pytest
 
 from src.data import features, preprocess
 from src.data.bad_records import BadRecords
-from src.data.dataset import feature_dataset, training_dataset
-from src.data.loading import LoadTraining
+from src.data.features import feature_dataset
 from src.data.order import epoch_order
+from src.data.pipeline import LoadTraining, training_dataset
 from src.data.records import open_records
 from tests.data.samples import jpeg, message, write_folder
 

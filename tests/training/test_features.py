@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.data import dataset
+from src.data import pipeline
 from src.data.records import open_records
 from src.errors import InputError
 from src.evaluation.evaluation import Evaluation
@@ -50,7 +50,7 @@ def train(step, batches, network):
 def test_cached_is_uncached(data, tmp_path):
     """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""
     records = open_records(str(data), 'train')
-    batches = partial(dataset.training_dataset, records, offset=1, **OPTIONS)
+    batches = partial(pipeline.training_dataset, records, offset=1, **OPTIONS)
     network, step = build()
     losses = train(step, batches, network)
     expected = {name: value.copy() for name, value in checkpoint.values(step).items()}

@@ -10,7 +10,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from src.config import load
-from src.data.dataset import training_dataset
+from src.data.pipeline import training_dataset
 from src.data.records import open_records
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import dataset
+from src.data import pipeline
 from src.data.convert import convert
-from src.data.loading import LoadEvaluation, LoadTraining
+from src.data.pipeline import LoadEvaluation, LoadTraining
 from src.data.preprocess import augment
 from src.data.records import open_records
 from src.data.tfrecord import write_shards
@@ -29,7 +29,7 @@ def records(data):
 
 
 def batches(records, num_workers=1, **kwargs):
-    data = dataset.training_dataset(
+    data = pipeline.training_dataset(
         records,
         seed=3,
         dropout_keep_prob=0.8,
@@ -78,7 +78,7 @@ def test_ranks_get_parts_of_the_same_batch(records):
     parts = [
         list(
             next(
-                dataset.training_dataset(
+                pipeline.training_dataset(
                     records,
                     offset=1,
                     image_size=75,
@@ -100,7 +100,7 @@ def test_ranks_get_parts_of_the_same_batch(records):
 
 def test_evaluation_batches(data):
     records = open_records(str(data), 'validation')
-    found = list(dataset.evaluation_dataset(records, **SETTINGS).create_tuple_iterator(num_epochs=1, output_numpy=True))
+    found = list(pipeline.evaluation_dataset(records, **SETTINGS).create_tuple_iterator(num_epochs=1, output_numpy=True))
     labels = np.concatenate([label for _, label in found])
     assert len(found) == 8 and labels[:30].tolist() == (records.label - 1).tolist() and (labels[30:] == -1).all()
     assert not found[-1][0][2:].any()
@@ -125,7 +125,7 @@ def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypat
     monkeypatch.delenv('LOCAL_CORES', raising=False)
     if of_server:
         monkeypatch.setenv('LOCAL_CORES', str(of_server))
-    assert dataset.workers(option, ranks) == expected
+    assert pipeline.workers(option, ranks) == expected
 
 
 def test_folders_are_upright_and_shards_as_stored(tmp_path):

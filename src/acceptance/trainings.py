@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from src import processes
+import psutil
+
 from src.acceptance.launches import OPTIONS
 from src.acceptance.programs import PATIENCE, ROOT, program, tail
 from src.acceptance.report import Failed, equal
@@ -61,7 +62,7 @@ class Trainings:
             if then and process.poll() is None:
                 then(process)
             _until(process, log, LAST)
-            children = {pid: _name(pid) for pid in processes.children(process.pid)}
+            children = {child.pid: _name(child.pid) for child in psutil.Process(process.pid).children()}
             try:
                 process.wait(ENDS)
             except subprocess.TimeoutExpired:
@@ -86,7 +87,8 @@ class Trainings:
         masks = {}
 
         def stop(process):
-            masks.update({pid: _blocked(pid) for pid in (process.pid, *processes.children(process.pid))})
+            children = [child.pid for child in psutil.Process(process.pid).children()]
+            masks.update({pid: _blocked(pid) for pid in (process.pid, *children)})
             process.send_signal(signal.SIGTERM)
 
         status, log = self._train('cached', '--overwrite', 'true', then=stop)

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 
-from src import beat, processes, sysvipc
+from src import heartbeat, processes
 from src.cluster.agreement import Agreement
 from src.cluster.jobs import Job
 from src.cluster.logs import Screen, keep_old, last_lines, say
@@ -65,7 +65,7 @@ class Supervisor:
                 raise InputError(f'cannot start: {error}') from None
             return self._watch()
         finally:
-            sysvipc.remove_orphans(processes.kill_descendants())
+            processes.kill_descendants()
             self._show(final=True)
 
     def _start(self):
@@ -76,7 +76,7 @@ class Supervisor:
             self.logs[name] = log = open(path, 'a+b')
             self.processes[name] = subprocess.Popen(
                 argv,
-                env=env | ({beat.FILE: self.watchdog.path} if self.watchdog else {}),
+                env=env | ({heartbeat.FILE: self.watchdog.path} if self.watchdog else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

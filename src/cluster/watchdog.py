@@ -1,4 +1,4 @@
-"""Notices a training that hangs: no beat of a rank (`src.beat`) for too long. Says where each rank is (Linux)."""
+"""Notices a training that hangs: no beat of a rank (`src.heartbeat`) for too long. Says where each rank is (Linux)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import NamedTuple
 
-from src import beat, processes
-from src.beat import COMPILING, EVALUATING, SAVING, STEPS
+from src import heartbeat, processes
 from src.cluster.logs import end, say
+from src.heartbeat import COMPILING, EVALUATING, SAVING, STEPS
 
 STALL = 600  # seconds without a beat, at least
 SLOWEST = 3  # times the slowest interval so far
@@ -23,6 +24,15 @@ STACK = re.compile(rb'^(?:Current t|T)hread 0x\w+ .*\(most recent call first\):\
 TELLING = re.compile(rb'HCCL|\bE[IJ]\d{4}\b|GetNext|[Dd]ata ?[Qq]ueue|data_queue|^no (?:data|step) for ', re.M)
 
 
+class State(NamedTuple):
+    """What a rank has written last."""
+
+    count: int  # of its beats
+    step: int  # steps done
+    saved: int  # checkpoints that this process has written
+    doing: str  # one of the words above
+
+
 class Watchdog:
     """Watches the beats of the ranks of one launch; closed at the end of a `with` block.
 
@@ -32,7 +42,7 @@ class Watchdog:
             so far, whichever is longer; 0: never.
         clock: gives seconds.
 
-    `path` is the file for the environment variable `beat.FILE`. It has no name and no place on a disk, and ends with this
+    `path` is the file for the environment variable `heartbeat.FILE`. It has no name on a disk, and ends with this
     process.
     """
 
@@ -52,9 +62,9 @@ class Watchdog:
     def look(self, ranks: Iterable[str], stopped: Container[str] = ()) -> str | None:
         """Take note of new beats. Gives the rank that lags if one of the living `ranks` has stalled, else None. A rank that
         has not beaten yet is watched only where it is among the `stopped`: a program need not beat."""
-        records, now = os.pread(self.file, self.size * beat.SIZE, 0), self.clock()
-        for rank in range(len(records) // beat.SIZE):
-            new, old = beat.parse(records[rank * beat.SIZE : (rank + 1) * beat.SIZE]), self.states.get(str(rank))
+        records, now = os.pread(self.file, self.size * heartbeat.SIZE, 0), self.clock()
+        for rank in range(len(records) // heartbeat.SIZE):
+            new, old = _parse(records[rank * heartbeat.SIZE : (rank + 1) * heartbeat.SIZE]), self.states.get(str(rank))
             if new is None or new == old:
                 continue
             name = str(rank)
@@ -132,6 +142,15 @@ class Watchdog:
                 telling = [line for line in end(log).splitlines() if TELLING.search(line)][-2:]
                 for line in telling:
                     say(f'rank {rank} wrote: {line.decode(errors="replace").strip():.300}')
+
+
+def _parse(record):
+    """The `State` in a rank's bytes; None if there is none yet."""
+    try:
+        count, step, saved, doing = record.decode('ascii').strip('\0 ').split()
+        return State(int(count), int(step), int(saved), doing)
+    except ValueError:
+        return None
 
 
 def _ask(pid):

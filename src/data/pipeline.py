@@ -8,7 +8,6 @@ import os
 import mindspore.dataset as ds
 import numpy as np
 
-from src import sysvipc
 from src.data.bad_records import BadRecords, PatientReader, where_and_why
 from src.data.order import EvaluationOrder, TrainingOrder, generator
 from src.data.preprocess import (
@@ -41,8 +40,6 @@ def workers(option: int, ranks_here: int = 1) -> int:
 
 
 def batches(order, names, load, columns, batch_size, num_workers):
-    if num_workers > 1 and (left := sysvipc.remove_orphans()):
-        print(f'removed {left / 1e6:.1f} MB of shared memory that killed data workers had left', flush=True)
     if num_workers > 1 and (problem := _no_processes()):
         print(f'warning: {problem}; this process decodes by itself, which is slower (docker: --shm-size)', flush=True)
         num_workers = 1

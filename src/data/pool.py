@@ -14,7 +14,7 @@ import traceback
 from multiprocessing import connection
 
 from src.errors import InputError
-from src.processes import ending_with_this
+from src.heartbeat import end_with_parent
 
 _FORK = multiprocessing.get_context('fork')
 _PLACE = 4096  # bytes
@@ -41,7 +41,7 @@ class _Worker:
         self.place = mmap.mmap(-1, _PLACE)
         self.pipe, theirs = _FORK.Pipe()
         self.process = _FORK.Process(
-            target=_serve, args=(function, shared, theirs, self.place, ending_with_this(signal.SIGKILL)), daemon=True
+            target=_serve, args=(function, shared, theirs, self.place, end_with_parent(signal.SIGKILL)), daemon=True
         )
         self.process.start()
         theirs.close()  # so that the death of the process is the end of the pipe

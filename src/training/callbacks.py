@@ -13,9 +13,9 @@ from mindspore import nn
 from mindspore.train import Callback
 
 from src import files
-from src.beat import EVALUATING, SAVING
 from src.errors import TrainingError
 from src.evaluation import evaluation
+from src.heartbeat import EVALUATING, SAVING
 from src.training.kept import Best, Newest
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
@@ -166,7 +166,7 @@ class Checkpoints(Every):
             self._fail(error, about['step'])
             return None
         self.path, self.saved, self.missed, self.seconds = path, about['step'], False, time.monotonic() - self.begun
-        self.monitor.beat(saved=1)
+        self.monitor.heartbeat(saved=1)
         epoch = about['step'] / self.monitor.plan.steps_per_epoch
         self.monitor.metrics('checkpoint', about['step'], epoch=epoch, file=path.name, bytes=size, seconds=self.seconds)
         self.newest.add(path)

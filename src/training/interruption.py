@@ -11,8 +11,9 @@ import struct
 import threading
 import time
 
-from src import processes
-
+# Seconds after a first signal in which another one counts as the same request: a batch system signals a process and then
+# its whole process group.
+ECHO = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SA_SIGINFO, SA_ONSTACK, SA_FLAGS = 4, 0x08000000, 136  # of sigaction(2); the last is where its struct has the flags
 SS_DISABLE = 2  # of sigaltstack(2)
@@ -22,7 +23,7 @@ class Interruption:
     """A context in which SIGTERM, SIGHUP and SIGINT ask the training to stop instead of ending the process. SIGHUP stays
     ignored where it is (nohup).
 
-    The first signal sets `number`, and `name` to what it means. The same signal again, `processes.ECHO` seconds later or
+    The first signal sets `number`, and `name` to what it means. The same signal again, `ECHO` seconds later or
     after, ends the process at once with the status 128 + number, and so does any before `can_save` is set.
 
     No signal is blocked: a forkserver, such as CANN's, would unblock it. MindSpore and CANN replace handlers, so `hold` sets
@@ -104,7 +105,7 @@ class Interruption:
             if number == signal.SIGTERM and self._from_here() and os.environ.get('RANK_SIZE', '1') == '1':
                 number, name = signal.SIGINT, 'SIGINT'
             now = time.monotonic()
-            again = now >= self.first.setdefault(number, now) + processes.ECHO
+            again = now >= self.first.setdefault(number, now) + ECHO
         if again or not (self.can_save or self.number):
             why = 'again' if again else 'before the first step'
             with contextlib.suppress(OSError):  # and not by `print`, in which this handler may have interrupted the thread

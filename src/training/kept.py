@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from src.beat import SAVING
 from src.errors import InputError
 from src.evaluation.outcomes import merit
+from src.heartbeat import SAVING
 from src.weights import checkpoint
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from mindspore.train import LossMonitor
 
-from src.beat import COMPILING, STEPS, Beat
 from src.data.bad_records import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
+from src.heartbeat import COMPILING, STEPS, Heartbeat
 from src.training.bar import Bar
 from src.training.interruption import Interruption
 from src.training.metrics import Metrics
@@ -45,8 +45,8 @@ class TrainingMonitor(LossMonitor):
         pace (Pace): takes the durations of steps and waits.
 
     `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
-    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds. `beat` tells
-    the launcher of this rank that it goes on.
+    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds. `heartbeat`
+    shows the launcher of this rank what it does.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TrainingMonitor(LossMonitor):
         self.interruption, self.any_rank, self.l2_term = interruption, any_rank, l2_term
         self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
         self.stopping, self.problem, self.overflows = False, '', None
-        self.beat, self.again = Beat(), '--resume auto'  # options by which the training goes on
+        self.heartbeat, self.again = Heartbeat(), '--resume auto'  # options by which the training goes on
         self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
         self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
         self.metrics, self.pace = metrics or Metrics(), pace or Pace()
@@ -79,7 +79,7 @@ class TrainingMonitor(LossMonitor):
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
-        self.beat(COMPILING, self.step)
+        self.heartbeat(COMPILING, self.step)
         self.bar = Bar(self.plan, self.step)
         self.first, self.logged, self.compiled = self.step, self.step, False
         self.start_clock()
@@ -105,7 +105,7 @@ class TrainingMonitor(LossMonitor):
         outputs = on_host(cb_params.net_outputs)
         self._check(outputs)
         self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
-        self.beat(STEPS, self.step)
+        self.heartbeat(STEPS, self.step)
         self.moving.release()  # not after an error: then the weights are not fit to be saved
         self.losses.append(outputs.loss)
         self._count(self.step - before)
@@ -220,12 +220,12 @@ class TrainingMonitor(LossMonitor):
     @contextlib.contextmanager
     def during(self, name: str) -> Iterator[None]:
         """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
-        with self.beat.during(name), self.bar.during(name) if self.bar else contextlib.nullcontext():
+        with self.heartbeat.during(name), self.bar.during(name) if self.bar else contextlib.nullcontext():
             yield
 
     def asked_to_stop(self) -> int:
-        """Beat, and give the signal that asks the training to stop, or 0; for what takes longer than a step."""
-        self.beat()
+        """A beat; gives the signal that asks the training to stop, or 0; for what takes longer than a step."""
+        self.heartbeat()
         return self.interruption.number
 
     def error_of_stop(self) -> InputError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 
+import psutil
 from mindspore.train import Callback
 
 from src.errors import InputError, TrainingError, input_error, report
-from src.processes import ECHO, state
 from src.training.callbacks import Checkpoints
-from src.training.interruption import Interruption, data_workers
+from src.training.interruption import ECHO, Interruption, data_workers
 from src.training.monitor import TrainingMonitor
 from src.weights import checkpoint
 
@@ -20,13 +21,14 @@ LOOK = 0.2  # seconds between two looks
 PATIENCE = 4  # seconds for the next step of a training that was told to end
 SILENCE = 20  # seconds without data after which it is said, and again after twice as many
 STATES = {
-    'T': 'is stopped (kill -CONT {} wakes it)',
-    't': 'is held by a debugger',
-    'D': 'waits for a disk or a network',
-    'R': 'runs',
-    'S': 'sleeps',
-    'Z': 'has died',
+    psutil.STATUS_STOPPED: 'is stopped (kill -CONT {} wakes it)',
+    psutil.STATUS_TRACING_STOP: 'is held by a debugger',
+    psutil.STATUS_DISK_SLEEP: 'waits for a disk or a network',
+    psutil.STATUS_RUNNING: 'runs',
+    psutil.STATUS_SLEEPING: 'sleeps',
+    psutil.STATUS_ZOMBIE: 'has died',
 }
+HELD_UP = {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP}
 
 
 class Watch(Callback):
@@ -164,7 +166,7 @@ class Watch(Callback):
     def _speak(self, now, moving):
         if self.waiting:
             what, since = 'data', self.waiting
-        elif self.sink and moving and self.shortest and {*_workers().values()} & set('TtD'):
+        elif self.sink and moving and self.shortest and {*_workers().values()} & HELD_UP:
             what, since = 'step', max(self.monitor.changed, self.monitor.changed + 2 * self.shortest - SILENCE)
         else:
             return
@@ -178,14 +180,18 @@ class Watch(Callback):
 
     def _wake(self):
         """Wake data workers that are stopped, as the training waits for them."""
-        for pid in (pid for pid, letter in _workers().items() if letter == 'T'):
+        for pid in (pid for pid, letter in _workers().items() if letter == psutil.STATUS_STOPPED):
             self.monitor.log(f'process {pid} was stopped and is woken')
             os.kill(pid, signal.SIGCONT)
 
 
 def _workers():
     """{pid: state} of the data workers."""
-    return {pid: found[0] for pid in data_workers() if (found := state(pid))}
+    found = {}
+    for pid in data_workers():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[pid] = psutil.Process(pid).status()
+    return found
 
 
 def _exit(error):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import train
-from src import processes
 from src.data import demo_images
 from src.weights import checkpoint
+from tests import processes
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -135,14 +135,14 @@ def test_devices_of_a_container(tmp_path):
 RANK = """
 import os, sys, time, numpy as np, mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
-from src import beat
+from src import heartbeat
 ms.set_device('CPU')
 init()
 total = ms.ops.AllReduce()(ms.Tensor(np.float32(1 + get_rank())))
 rank = get_rank()
 starts = f'starts{rank}'
 print(f'rank {rank} of {get_group_size()}, sum {total}', file=open(starts, 'a'))
-beat.Beat()('steps', len(open(starts).readlines()))
+heartbeat.Heartbeat()('steps', len(open(starts).readlines()))
 if rank == 1 and len(open(starts).readlines()) == 1:
     sys.exit(7)
 """

@@ -26,8 +26,8 @@ MANIFESTS = {1: 'deploy/volcano_1x8.yaml', 2: 'deploy/volcano_2x8.yaml'}
 ABSOLUTE = r'(?<![\w.])/(?=usr/|user/|opt/|data/|dev/)'
 TRAINING = """
 import json, os, signal, sys, time
-from src.beat import Beat
-rank, beat = os.environ['RANK_ID'], Beat()
+from src.heartbeat import Heartbeat
+rank, beat = os.environ['RANK_ID'], Heartbeat()
 def stop(*_):
     time.sleep(.2)
     os.makedirs('results/16p/0/ckpt', exist_ok=True)

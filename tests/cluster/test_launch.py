@@ -580,7 +580,6 @@ def test_ascend_document(tmp_path):
     source = ''.join(open(path).read() for path in programs)
     for message in (
         'compiling the {name}',
-        ' so far',
         ' and run once in ',
         'nothing to report',
         'time to the first ',

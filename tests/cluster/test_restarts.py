@@ -22,9 +22,9 @@ FAILED = Outcome(1, 1, 'rank 1, status 1', 'last', step=5)
 # What a rank begins with. It beats, and appends its options to a file.
 RANK = """
 import json, os, signal, subprocess, sys, threading, time
-from src.beat import Beat, answer
-answer()
-rank, beat = os.environ['RANK_ID'], Beat()
+from src.heartbeat import Heartbeat, dump_stacks_on_request
+dump_stacks_on_request()
+rank, beat = os.environ['RANK_ID'], Heartbeat()
 open('pid' + rank, 'w').write(str(os.getpid()))
 with open('starts' + rank, 'a') as file:
     print(json.dumps(sys.argv[1:]), file=file)

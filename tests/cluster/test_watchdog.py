@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from src import beat
-from src.beat import Beat
-from src.cluster.watchdog import STALL, TELLING, Watchdog
+from src import heartbeat
+from src.cluster.watchdog import STALL, TELLING, Watchdog, _parse
+from src.heartbeat import Heartbeat
 from tests.cluster.test_restarts import Launch
 
 
@@ -25,7 +25,7 @@ def two():
     """(clock, watchdog of two ranks, their beats)"""
     clock = Clock()
     with Watchdog(2, clock=clock) as watchdog:
-        yield clock, watchdog, [Beat({beat.FILE: watchdog.path, 'RANK_ID': str(rank)}) for rank in (0, 1)]
+        yield clock, watchdog, [Heartbeat({heartbeat.FILE: watchdog.path, 'RANK_ID': str(rank)}) for rank in (0, 1)]
 
 
 def test_nothing_is_watched_before_the_first_beat(two):
@@ -90,7 +90,7 @@ def test_given_timeout():
     clock = Clock()
     for timeout, stalls in ((0, False), (5, True)):
         with Watchdog(1, timeout, clock) as watchdog:
-            Beat({beat.FILE: watchdog.path})('steps', 1)
+            Heartbeat({heartbeat.FILE: watchdog.path})('steps', 1)
             clock.now = 0.0
             watchdog.look(['0'])
             clock.now = 6.0
@@ -107,13 +107,13 @@ def test_progress_is_counted_from_the_first_step(two):
 
 def test_without_a_launcher_nothing_is_written(monkeypatch):
     monkeypatch.setattr(os, 'pwrite', lambda *_: pytest.fail('written'))
-    Beat({})('steps', 1)
-    Beat({beat.FILE: '/proc/1/fd/no such file'})('steps', 1)
+    Heartbeat({})('steps', 1)
+    Heartbeat({heartbeat.FILE: '/proc/1/fd/no such file'})('steps', 1)
 
 
 def test_what_other_programs_write_there_is_no_beat():
     for record in (b'', b'\0' * 64, b'\xff' * 64, b'1 2 3', b'a b c d'):
-        assert beat.parse(record) is None
+        assert _parse(record) is None
 
 
 # ---- real launchers

@@ -121,8 +121,8 @@ def test_lines_do_not_break_the_bar(terminal, monkeypatch, capsys):
 
 def test_monitor_without_a_bar():
     """Before the first step a wait has no bar to be named on."""
-    from src.beat import Beat
+    from src.heartbeat import Heartbeat
     from src.training.monitor import TrainingMonitor
 
-    with TrainingMonitor.during(SimpleNamespace(bar=None, beat=Beat({})), 'saving'):
+    with TrainingMonitor.during(SimpleNamespace(bar=None, heartbeat=Heartbeat({})), 'saving'):
         pass

@@ -20,13 +20,14 @@ import pytest
 
 import train
 from src import config as configuration
-from src import files, lock, processes
+from src import files, lock
 from src.data import demo_images, mindrecord, tfrecord
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
 from src.training import metrics, resume
 from src.training.plan import make_plan
 from src.weights import checkpoint
+from tests import processes
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src import beat, processes
+from src import heartbeat
 from src.cluster.watchdog import Watchdog
 from src.data.bad_records import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
@@ -28,6 +28,7 @@ from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan
 from src.training.watch import Watch
 from src.weights import checkpoint
+from tests import processes
 from tests.training.test_callbacks import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,7 +272,7 @@ def test_second_signals(hanging):
     busy.process.terminate()
     time.sleep(0.3)
     busy.process.terminate()
-    time.sleep(interruption.processes.ECHO + 1)  # beyond the patience of the watch, too
+    time.sleep(interruption.ECHO + 1)  # beyond the patience of the watch, too
     busy.process.send_signal(signal.SIGHUP)
     os.kill(worker, signal.SIGKILL)  # the process then sends itself SIGTERM
     busy.read_until('told itself\n')
@@ -412,7 +413,7 @@ def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch):
     """A beat after every step, and before compiling, saving and evaluating."""
     seen = []
     with Watchdog(1) as watchdog:
-        monkeypatch.setenv(beat.FILE, watchdog.path)
+        monkeypatch.setenv(heartbeat.FILE, watchdog.path)
         monitor, saved, watch = callbacks(tmp_path, nobody())
 
         def look(*_):
@@ -441,9 +442,9 @@ class Images(nn.Cell):
 def test_evaluation_beats_after_every_batch(monkeypatch):
     """So that a long one is no stall."""
     with Watchdog(1) as watchdog:
-        monkeypatch.setenv(beat.FILE, watchdog.path)
-        monitor = SimpleNamespace(beat=beat.Beat(os.environ), interruption=SimpleNamespace(number=0))
+        monkeypatch.setenv(heartbeat.FILE, watchdog.path)
+        monitor = SimpleNamespace(heartbeat=heartbeat.Heartbeat(os.environ), interruption=SimpleNamespace(number=0))
         batches = [(Tensor(np.ones(4, np.float32)),) * 2] * 5
         data = SimpleNamespace(create_tuple_iterator=lambda num_epochs: iter(batches), get_dataset_size=lambda: 5)
         evaluation.evaluate(Images(), data, 5, asked_to_stop=partial(TrainingMonitor.asked_to_stop, monitor))
-        assert beat.parse(os.pread(watchdog.file, beat.SIZE, 0)).count == 5
+        assert os.pread(watchdog.file, heartbeat.SIZE, 0).split()[0] == b'5'

@@ -1,0 +1,62 @@
+"""Signs of life between a launcher and its ranks, in memory that both see, and children that end with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+
+FILE = 'HEARTBEAT_FILE'  # variable by which the launcher of several ranks names a file in memory
+SIZE = 64  # bytes of a rank in it, at its number: "count step saved doing"
+STEPS, COMPILING, SAVING, EVALUATING = 'steps', 'compiling', 'saving', 'evaluating'
+
+
+class Heartbeat:
+    """Writes what this rank does, which takes microseconds and no disk; nothing where no launcher wants to know."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ):
+        self.file, self.count, self.step, self.saved, self.doing = None, 0, 0, 0, COMPILING
+        if FILE in environ:
+            self.place = SIZE * int(environ.get('RANK_ID', 0))
+            with contextlib.suppress(OSError):  # of another user or container
+                self.file = os.open(environ[FILE], os.O_WRONLY | os.O_CLOEXEC)
+
+    def __call__(self, doing: str | None = None, step: int | None = None, saved: int = 0) -> None:
+        """A beat. `doing` and `step` (steps done) stay where they are None; `saved`: checkpoints since the last beat."""
+        self.count, self.saved = self.count + 1, self.saved + saved
+        self.step, self.doing = self.step if step is None else step, doing or self.doing
+        if self.file is not None:
+            record = f'{self.count} {self.step} {self.saved} {self.doing}'
+            os.pwrite(self.file, record.ljust(SIZE).encode(), self.place)
+
+    @contextlib.contextmanager
+    def during(self, doing: str) -> Iterator[None]:
+        """A context in which this rank does something that may take longer than a step."""
+        before = self.doing
+        self(doing)
+        try:
+            yield
+        finally:
+            self(before)
+
+
+def dump_stacks_on_request() -> None:
+    """Let SIGUSR1 write the stacks of all Python threads to stderr, which is this rank's log, if a launcher watches this
+    process. It works while C++ code holds Python's lock, and in forked data workers."""
+    if FILE in os.environ:
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def end_with_parent(number: int) -> Callable[[], None]:
+    """For a new child to call first: it gets the signal `number` when this process ends, however that may be (Linux)."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def prepare():
+        prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare

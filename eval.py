@@ -4,7 +4,6 @@
 import sys
 from pathlib import Path
 
-from src import config as configuration
 from src import runtime
 from src.data import jpeg, pipeline
 from src.data.preprocess import recorded_preprocessing
@@ -14,14 +13,15 @@ from src.evaluation.evaluation import Evaluation, open_validation, write_json
 from src.evaluation.offset import settle
 from src.graphs import open_cache
 from src.log import Log
+from src.options import load_settings, named_arguments
 from src.weights import checkpoint
 from src.weights.read import read_weights
 
 
 @entry_point
 def main(argv=None):
-    argv = configuration.named(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir', 'ckpt_path')
-    config = configuration.load(argv)
+    argv = named_arguments(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir', 'ckpt_path')
+    config = load_settings(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
     run = runtime.start(
@@ -45,7 +45,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     if line := checkpoint.disagreement(paths):
         log(line)
     newest, parameters, info = read_newest(paths)
-    config = configuration.load(argv, info['config'])
+    config = load_settings(argv, info['config'])
     if config.report and run.rank == 0:
         report.prepare(config.report)
     preprocessing = recorded_preprocessing(info.get('preprocessing'))
@@ -53,7 +53,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     records, offsets = open_validation(
         config.data_dir,
         config.dataset_format,
-        configuration.load(argv).label_offset,  # without what the checkpoint records
+        load_settings(argv).label_offset,  # without what the checkpoint records
         config.num_classes,
         log,
         names=names,
@@ -63,7 +63,7 @@ def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
     evaluation = Evaluation(
         records,
         offsets.possible[0],
-        configuration.network_options(config),
+        config.network(),
         run,
         batch_size=config.batch_size or 64,
         num_workers=pipeline.workers(config.num_workers, run.ranks_here),

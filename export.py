@@ -4,7 +4,6 @@ NAME [--option value ...]`; docs/deploy.md says what to do with it."""
 import sys
 from pathlib import Path
 
-from src import config as configuration
 from src import runtime
 from src.data.preprocess import PREPROCESSING, recorded_preprocessing
 from src.data.records import find_format, open_records, splits
@@ -18,13 +17,14 @@ from src.deploy.network import load_network
 from src.deploy.quantization import Quantization, Sample, spread
 from src.errors import InputError, entry_point
 from src.evaluation.evaluation import open_validation
+from src.options import load_settings
 from src.weights.read import main_file
 
 
 @entry_point
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    config = configuration.load(argv)
+    config = load_settings(argv)
     check_format(config.file_format)
     check_encoding(config)
     if config.aipp and config.export_input == 'uint8':
@@ -42,7 +42,7 @@ def main(argv=None):
     opset = config.opset if config.opset != 'auto' else INT8_OPSET if config.quantize == 'int8' else OPSET
     on_npu = run.device_target == 'Ascend' and config.export_precision == 'float32'
     computed_in = 'float16 or HF32' if on_npu else config.export_precision
-    material = quantization(config, info, configuration.load(argv).label_offset) if config.quantize == 'int8' else None
+    material = quantization(config, info, load_settings(argv).label_offset) if config.quantize == 'int8' else None
     report = export_network(
         network,
         path,

@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import mindspore as ms
-from easydict import EasyDict
 
 from eval import evaluate_path
 from src import collective, runtime
-from src import config as configuration
 from src.data import jpeg, pipeline
 from src.data.bad_records import BadRecords
 from src.data.classes import assumption, count_classes, label_offset
@@ -22,6 +20,7 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.graphs import open_cache
 from src.inceptionv4 import InceptionV4, set_precision
 from src.log import Log
+from src.options import load_settings, named_arguments, save_settings
 from src.training import features, memory, metrics, resume, tensorboard
 from src.training import report as training_report
 from src.training.callbacks import Checkpoints, Evaluations
@@ -45,8 +44,8 @@ TrainingSet = namedtuple('TrainingSet', 'records fingerprint offset num_classes'
 
 @entry_point
 def main(argv=None):
-    argv = configuration.named(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir')
-    config = configuration.load(argv)
+    argv = named_arguments(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir')
+    config = load_settings(argv)
     if config.mode == 'evaluate':
         job = start(config)
         return evaluate_path(argv, job.run, config.eval_dir or job.checkpoints, job.log)
@@ -55,7 +54,7 @@ def main(argv=None):
 
 
 def train(config, interruption):
-    """The training that `config` (EasyDict) describes, from its records to its last checkpoint."""
+    """The training that `config` (Settings) describes, from its records to its last checkpoint."""
     tensorboard.require(config.tensorboard)
     job = start(config)
     data, config, plan = open_training_set(config, job)
@@ -104,7 +103,7 @@ def start(config):
     log = Log(directory / config.log_name if run.rank == 0 else None)
     log(runtime.describe(run, config.device_target))
     log(jpeg.describe())
-    for line in configuration.idle_options(config) if config.mode != 'evaluate' else ():
+    for line in config.idle() if config.mode != 'evaluate' else ():
         log(line)
     return Job(run._replace(graphs=open_cache(config.compile_cache, config, run, log)), directory, checkpoints, claim, log)
 
@@ -117,8 +116,9 @@ def open_training_set(config, job):
     offset, assumed = label_offset(config.label_offset, records), assumption(config.label_offset, records)
     num_classes, source = count_classes(config.num_classes, records, offset)
     batch_size = config.batch_size or default_batch_size(job.run.world)
-    config = EasyDict(config, num_classes=num_classes, label_offset=str(offset), batch_size=batch_size)
-    config.amp_level = job.run.amp_level
+    config = config.but(
+        num_classes=num_classes, label_offset=str(offset), batch_size=batch_size, amp_level=job.run.amp_level
+    )
     sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
     length = config.max_epochs, config.max_train_steps
     plan = make_plan(len(records), batch_size, job.run.world, *length, config.data_dir, sizes)
@@ -126,14 +126,14 @@ def open_training_set(config, job):
         f'{len(records)} training images, labels from {offset}{assumed}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
     )
-    same = {'the training records': fingerprint(records), **configuration.result_options(config)}
+    same = {'the training records': fingerprint(records), **config.group('Data', 'Network', 'Recipe')}
     collective.require_same(same, job.run.rank, job.run.world)
     return TrainingSet(records, same['the training records'], offset, num_classes), config, plan
 
 
 def build_network(config, job, restore_path):
     """The network in its precision, with the weights of `restore_path` if there is one, its frozen parts frozen."""
-    network = InceptionV4(**configuration.network_options(config))
+    network = InceptionV4(**config.network())
     if restore_path:
         job.log(resume.restore(network, restore_path))
     if job.run.device_target == 'CPU':
@@ -217,7 +217,7 @@ def build_callbacks(config, job, data, monitor, step, training, resumed):
     callbacks = [Compiling(job.run.graphs), monitor]  # the monitor may compile an all-reduce, a graph of its own
     if is_rank_0:
         with only_warned(job.log, 'config.yaml'):
-            configuration.save(config, job.directory / 'config.yaml')
+            save_settings(config, job.directory / 'config.yaml')
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
         evaluation = build_evaluation(config, job, data)
@@ -234,7 +234,7 @@ def build_evaluation(config, job, data):
     known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
     validation, offsets = open_validation(*where, offset, data.num_classes, job.log, **known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
-    workers, options = pipeline.workers(config.num_workers, job.run.ranks_here), configuration.network_options(config)
+    workers, options = pipeline.workers(config.num_workers, job.run.ranks_here), config.network()
     return kind(validation, offsets.possible[0], options, job.run, batch_size=config.batch_size, num_workers=workers)
 
 

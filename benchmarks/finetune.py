@@ -18,10 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.rounds import environment, machine
-from src import config as configuration
 from src.data.records import open_records, read_labels
 from src.data.tfrecord import write_shards
 from src.errors import InputError, Parser, entry_point
+from src.options import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / 'recipes/finetune.yaml'
@@ -95,7 +95,7 @@ def main(argv=None):
     parser.add_argument('--timm_lr', default='0.01,0.003', help='learning rates of timm, each tried (default: 0.01,0.003)')
     args, options = parser.parse_known_args(argv)
     weights = Path(args.weights).resolve()
-    config = configuration.load(['--config_path', str(RECIPE), *options])
+    config = load_settings(['--config_path', str(RECIPE), *options])
     # Frozen layers give the same features in every epoch's copy of an image, so they are computed once.
     alone = ['--freeze', 'conv2d_*,mixed_*', '--cache_features', config.max_epochs]
     options = ['--restore_path', weights, *options]

@@ -26,9 +26,9 @@ from pathlib import Path
 from benchmarks.finetune import copy_without_duplicates
 from benchmarks.rounds import machine
 from benchmarks.timed_training import EVALUATED
-from src import config as configuration
 from src.errors import InputError, Parser, entry_point
 from src.files import replacing
+from src.options import load_settings
 from src.training.stages import make_stages, multiplications
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ Point = namedtuple('Point', 'step epoch images tflop seconds cpu_seconds top1 lo
 def scaled(path, epochs, first_epochs, image_size, own):
     """Options {name: text} that make the recipe at `path` a training of `epochs` epochs where the first recipe has
     `first_epochs`, with images of `image_size` pixels; `own` {name: text} last."""
-    recipe = configuration.load(['--config_path', str(path)])
+    recipe = load_settings(['--config_path', str(path)])
     factor, smaller = epochs / first_epochs, image_size / recipe.image_size
     whole = {name: max(1, round(recipe[name] * factor)) for name in ('max_epochs', 'T_max')}
     parts = {name: f'{recipe[name] * factor:.4g}' for name in ('warmup_epochs', 'lr_decay_epochs')}
@@ -83,7 +83,7 @@ def train(folder, options, cores):
     """The [Point] of a training in `folder` with the options {name: text}, on one of the sets of cores in the queue `cores`;
     from its log if it is complete there, with the same options."""
     arguments = [f'--{name}={value}' for name, value in options.items()]
-    config = configuration.load(arguments)
+    config = load_settings(arguments)
     log, given = folder / config.log_name, folder / 'options.txt'
     evaluations = partial(read_log, sizes=tuple(config.image_sizes or [config.image_size]), block_counts=config.block_counts)
     if log.exists() and given.exists() and given.read_text().split('\n') == arguments:
@@ -213,7 +213,7 @@ def main(argv=None):
         path, *own = text.split(',')
         own = options_of(own)
         recipes[f'{Path(path).stem}{"".join(f" {k}={v}" for k, v in own.items())}'] = Path(path).resolve(), own
-    first_epochs = configuration.load(['--config_path', str(next(iter(recipes.values()))[0])]).max_epochs
+    first_epochs = load_settings(['--config_path', str(next(iter(recipes.values()))[0])]).max_epochs
     seeds, directory = args.seeds.split(','), Path(args.directory).resolve()
     data = directory / 'data'
     print(machine('mindspore', 'numpy'), flush=True)

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from src import config as configuration
 from src.data import demo_images
 from src.data.records import open_records, read_labels
 from src.errors import entry_point
+from src.options import load_settings
 from src.programs import ROOT, print_table, run
 from src.training import report as training_report
 from src.training.runs import Run
@@ -32,7 +32,7 @@ def main():
     if {'-h', '--help'} & {*arguments}:
         return print(USAGE)
     output = Path(arguments.pop(0) if arguments and not arguments[0].startswith('--') else 'demo').resolve()
-    config = configuration.load(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
+    config = load_settings(['--config_path', str(ROOT / 'scripts/demo.yaml'), *arguments])
     start = time.time()
     print('the demo draws images, trains, evaluates, exports and predicts: about six minutes on two idle cores', flush=True)
     data = demo_images.make(output / 'data', seed=config.seed)

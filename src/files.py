@@ -53,7 +53,10 @@ def temporary_directory(path: Path) -> Iterator[Path]:
     process, and process numbers tell nothing where containers share a directory. OSError if it cannot be made.
     """
     while True:
-        path.mkdir(mode=0o700)
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:  # names the directory, not the temporary name
+            raise OSError(error.errno, error.strerror, str(path.parent)) from None
         with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked: once more
             held = os.open(path, os.O_RDONLY)
             with contextlib.suppress(OSError):  # a file system without locks

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src import config as configuration
 from src.data import stamp
 from src.data.split import open_list, open_photos
 from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
 from src.evaluation import plots
+from src.options import load_settings
 from src.programs import ROOT, print_table, run
 from src.training import metrics
 from src.training.plan import default_batch_size
@@ -68,7 +68,7 @@ def claim(output: Path, made_from: dict) -> None:
 def options_of(weights: Path, config: dict) -> list[str]:
     """Command line of the options that `config` leaves at their defaults and the file `weights` records. InputError if it
     cannot be read."""
-    recorded, defaults = read_weights(weights)[1].get('config', {}), configuration.load([])
+    recorded, defaults = read_weights(weights)[1].get('config', {}), load_settings([])
     chosen = [name for name in OF_WEIGHTS if name in recorded and config[name] == defaults[name]]
     return [word for name in chosen for word in (f'--{name}', re.sub(r'[\[\] ]', '', str(recorded[name])).lower())]
 
@@ -197,9 +197,9 @@ def main():
     start, arguments, recipe = time.time(), sys.argv[1:], ['--config_path', str(ROOT / 'recipes/finetune.yaml')]
     if {'-h', '--help'} & {*arguments}:
         print(f'{USAGE}\n')
-        configuration.load(['--help'])
+        load_settings(['--help'])
     photos, weights, output, options = parse(arguments)
-    config = configuration.load([*recipe, *options])
+    config = load_settings([*recipe, *options])
     print(f'fine-tunes {weights.name} on the photos in {photos}; everything goes to {output}', flush=True)
     found = open_photos(photos)
     network = options_of(weights, config)

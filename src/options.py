@@ -1,159 +1,226 @@
-"""The options that default_config.yaml declares, and the conversion of text to their values.
+"""The options of all programs: default_config.yaml < --config_path FILE < command line.
 
-Its first lines say how a line of it gives an option's default, constraints and help text.
+default_config.yaml is the only list of them. Its groups say what they are for: Data, Network and Recipe determine the result
+of a training, Network makes the network, Run and Export say how a program runs and what it writes.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-import re
+import argparse
+import difflib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import yaml
+from easydict import EasyDict
 
-from src.errors import InputError
+from src import files
+from src.errors import InputError, Parser, reading
+from src.option_kinds import CONDITION, read_options, read_yaml
 
-MAX_BYTES = 64 * 1024  # PyYAML takes seconds for this much; a configuration has a few kilobytes
-BOOLS = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False, '0': False}
-KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text'}
-BOUNDS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
-CONSTRAINT = re.compile(r'(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values')
-AUTO = re.compile('auto or (?:a whole number|a number)')  # in the help text of an option that takes either
-OPTION_LINE = re.compile(r'(\w+): +(.*?) +# (.+)')
+DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
+REFERENCE_BATCH = 128  # images per step of the original recipe, which its learning rate and its step counts refer to
+RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training
 
+# Options of earlier versions, with the value that each has always now. Checkpoints and config.yaml of earlier training runs
+# have them; the result of a training depended on the first seven.
+GONE = {
+    'aux_loss_weight': 0.4,
+    'eta_min': 0.0,
+    'lr_decay_epochs': 2.0,
+    'lr_decay_rate': 0.94,
+    'lr_head': 0.0,
+    'lr_scaling': 'none',
+    'rmsprop_decay': 0.9,
+    'aipp': '',
+    'augment_device': 'auto',
+    'calibration_images': 100,
+    'dataset_format': 'auto',
+    'export_labels': '',
+    'fold_bn': True,
+    'max_accuracy_loss': 1.0,
+    'max_bad_fraction': 0.001,
+    'max_overflow_steps': 50,
+    'opset': 'auto',
+    'validation_images': 0,
+}
+GONE_OF_RESULT = [*GONE][:7]
 
-class Option(NamedTuple):
-    """One line of default_config.yaml. `shown` is the default as it is written there, `group` the heading above."""
-
-    default: Any
-    shown: str
-    help: str
-    group: str
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads mappings, lists and scalars, without what makes a small file expensive to read."""
-
-    depth = 0
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if event.anchor or event.tag:  # an alias needs an anchor; a few lines of aliases can fill the memory
-            raise yaml.composer.ComposerError(None, None, 'anchors, aliases and tags are not accepted', event.start_mark)
-        if self.depth > 8:  # MindSpore raises Python's own limit so much that reaching it takes many seconds
-            raise RecursionError
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def read_yaml(path: str | Path) -> tuple[str, dict[str, yaml.Node]]:
-    """(text, {name: node}) of a YAML file with lines `name: value`. InputError if it is not one."""
-    try:
-        with open(path, 'rb') as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise InputError(f'configuration {path} is larger than {MAX_BYTES} bytes')
-        text = data.decode('utf-8-sig')
-        root = yaml.compose(text, _Loader)
-    except OSError as error:
-        raise InputError(f'cannot read configuration {path}: {error.strerror}') from error
-    except RecursionError as error:
-        raise InputError(f'configuration {path} is nested too deeply') from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: wrong bytes, wrong \U escapes
-        mark = getattr(error, 'problem_mark', None)
-        reason = f'line {mark.line + 1}: {error.problem}' if mark else ' '.join(str(error).split())
-        raise InputError(f'configuration {path} is not YAML that can be used: {reason}') from error
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f'configuration {path} is not a mapping; expected lines `name: value`')
-    nodes = {}
-    for key, node in root.value:
-        where = f'configuration {path} line {key.start_mark.line + 1}'
-        if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f'{where}: an option name must be text')
-        if key.value in nodes:
-            raise InputError(f'{where}: {key.value:.80} is given twice')
-        nodes[key.value] = node
-    return text, nodes
+# What other projects call our options, where the names do not resemble each other. Only for messages.
+OTHER_NAMES = {
+    'data_dir': 'data data_path data_url dataset root',
+    'image_size': 'imgsz input_size resolution',
+    'min_object_covered': 'scale',
+    'num_workers': 'j threads',
+    'dropout_keep_prob': 'drop drop_rate',
+    'batch_size': 'b bs',
+    'lr': 'base_lr learning_rate',
+    'lr_schedule': 'sched scheduler',
+    'restore_path': 'pretrained pre_trained weights',
+    'ckpt_path': 'checkpoint model_path weights',
+    'device_target': 'device platform',
+    'rank_size': 'device_num nproc_per_node world_size',
+    'amp_level': 'dtype fp16 mixed_precision precision',
+    'iterations_per_loop': 'dataset_sink_mode sink_size',
+    'log_dir': 'output output_dir save_dir train_url',
+}
 
 
-def read_options(path: str | Path) -> dict[str, Option]:
-    """{name: Option} of default_config.yaml, in its order. InputError if a line has no help text."""
-    text, nodes = read_yaml(path)
-    options, group = {}, ''
-    for line in text.splitlines():
-        if line.startswith('# '):
-            group = line[2:]
-        elif match := OPTION_LINE.fullmatch(line):
-            name, shown, description = match.groups()
-            default = _Loader('').construct_object(nodes[name], deep=True)
-            options[name] = Option(default, shown, description, group)
-    if missing := nodes.keys() - options.keys():
-        raise InputError(f'{path}: option without help text: {", ".join(sorted(missing))}')
-    return options
+class Settings(EasyDict):
+    """What the options mean, by attribute: `settings.lr`. Read-only; a dict, for YAML and checkpoints."""
+
+    def __init__(self, values: dict):
+        for name, value in values.items():
+            super().__setattr__(name, value)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f'{name}: settings are read-only; settings.but({name}=...) returns others')
+
+    __setitem__ = __setattr__
+
+    def __reduce__(self):
+        return Settings, (dict(self),)
+
+    def but(self, **values: object) -> Settings:
+        """The same settings with other `values`, such as those that auto and 0 stand for."""
+        if unknown := values.keys() - self.keys():
+            raise AttributeError(f'no option {", ".join(sorted(unknown))}')
+        return Settings({**self, **values})
+
+    def group(self, *groups: str) -> dict[str, object]:
+        """{name: value} of the options in these groups of default_config.yaml."""
+        return {name: self[name] for name, option in declared().items() if option.group in groups and name in self}
+
+    def network(self) -> dict[str, object]:
+        """The keyword arguments of `InceptionV4`."""
+        # bn_decay is auto only beside weights that record none; these are evaluated, which does not use it.
+        return {name: value for name, value in self.group('Network').items() if value != 'auto'}
+
+    def idle(self) -> list[str]:
+        """A line for every option that is not at its default and has no effect together with the others: its help text
+        says `only with OPTION VALUE`."""
+        found = []
+        for name, option in declared().items():
+            condition = CONDITION.search(option.help)
+            if condition and self[name] != option.default and str(self[condition[1]]).lower() != condition[2]:
+                found.append(f'{name} {self[name]} has no effect with {condition[1]} {self[condition[1]]}')
+        return found
 
 
-def kind(option: Option) -> type:
-    """Type of the option's value, or of its elements where it is a list."""
-    default = option.default
-    if isinstance(default, list):
-        return type(default[0]) if default else int if 'whole numbers' in option.help else str
-    if takes_auto(option):
-        return int if 'auto or a whole number' in option.help else float
-    return type(default)
+@functools.lru_cache(None)
+def declared() -> dict:
+    """{name: Option} of default_config.yaml, in its order."""
+    return read_options(DEFAULT_PATH)
 
 
-def takes_auto(option: Option) -> bool:
-    """Whether the option takes the word auto in place of a number."""
-    return bool(AUTO.search(option.help))
+def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:
+    """The settings.
+
+    Args:
+        argv: arguments without the program's name; of an option that is repeated the last counts. `--help` prints the
+            options and ends the process with status 0.
+        recorded: a checkpoint's configuration. Its values for the network and the label offset replace the defaults.
+
+    Raises:
+        InputError: an option is unknown, or a value does not fit.
+    """
+    given = _from_command_line(argv)
+    path = given.pop('config_path', None)
+    kept = Settings(recorded or {})
+    kept = {**kept.group('Network'), **({'label_offset': kept.label_offset} if 'label_offset' in kept else {})}
+    texts = {name: [*map(str, value)] if isinstance(value, list) else str(value) for name, value in kept.items()}
+    items = [
+        *((name, text, 'in the checkpoint') for name, text in texts.items()),
+        *(_from_file(path) if path is not None else ()),
+        *((name, value, 'on the command line') for name, value in given.items()),
+    ]
+    values = {name: option.default for name, option in declared().items()}
+    for name, value, origin in items:
+        option = declared()[name]
+        if value == 'auto' and option.takes_auto and name in kept:
+            continue  # the checkpoint has the value that the training found
+        try:
+            values[name] = option.convert(value)
+        except (ValueError, KeyError) as error:
+            raise InputError(f'{name} is {value!r:.80} {origin}; expected {option.expected}') from error
+    return Settings({name: [*value] if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _scalar(of, text):
-    """`text` as a value of the type `of`; ValueError or KeyError if it is none."""
-    text = text if of is str else text.strip()
-    if of is bool:
-        return BOOLS[text.lower()]
-    if of is int and not re.fullmatch(r'[+-]?[0-9]{1,18}', text):  # so that it fits 64 bits
-        raise ValueError
-    if of is float and not (re.fullmatch(r'[-+.0-9eE]+', text) and math.isfinite(float(text))):
-        raise ValueError
-    return of(text)
+def _from_command_line(argv):
+    """{name: text} of the options on the command line, with config_path among them."""
+    parser = Parser(
+        usage='PROGRAM [--config_path FILE] [--name value | --name=value] ...',
+        description='default_config.yaml < --config_path FILE (YAML, lines `name: value`) < command line; lists: a,b,c',
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=36, width=125),
+    )
+    parser.add_argument('--config_path', metavar='FILE', help='file of options, e.g. one of recipes/')
+    groups = {option.group: parser.add_argument_group(option.group) for option in declared().values()}
+    for name, option in declared().items():
+        groups[option.group].add_argument(f'--{name}', metavar=option.shown, help=option.help.replace('%', '%%'))
+    found, rest = parser.parse_known_args(argv)
+    for word in rest:
+        if word.startswith('--'):
+            raise _unknown(word[2:].partition('=')[0], '--')
+    if rest:
+        raise InputError(f'unexpected argument {rest[0]!r:.80}; options are given as --name value')
+    return vars(found)
 
 
-def convert(option: Option, value: str | list[str]):
-    """The value that a text, or a list of texts, gives the option. ValueError or KeyError if it does not fit."""
-    many = isinstance(option.default, list)
-    if takes_auto(option) and value == 'auto':
-        return value
-    if many and isinstance(value, str):
-        inner = re.sub(r'^\[(.*)\]$', r'\1', value.strip()).strip()
-        value = [item.strip() for item in inner.split(',')] if inner else []
-    elif not many and isinstance(value, list):
-        raise ValueError
-    items = value if many else [value]
-    if many and '' in items:
-        raise ValueError
-    items = [_scalar(kind(option), item) for item in items]
-    if not all(_holds(*filter(None, match.groups()), items) for match in CONSTRAINT.finditer(option.help)):
-        raise ValueError
-    return items if many else items[0]
+def _from_file(path):
+    """Yield (name, str or list of str, origin) of each line. It is the text of a scalar, not the value that YAML 1.1 sees
+    in it: that reads 1e-5 as a string, 1:30 as 90 and `on` as true."""
+    for name, node in read_yaml(path)[1].items():
+        origin = f'in {path} line {node.start_mark.line + 1}'
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+            raise InputError(f'{name} {origin}: expected a value or a list of values, not nested ones')
+        texts = ['' if item.tag.endswith(':null') else item.value for item in items]
+        if name not in declared():
+            if name in GONE and texts == [str(GONE[name]).lower()]:  # saved by an earlier version
+                continue
+            raise _unknown(name, '', f' {origin}')
+        yield name, texts if isinstance(node, yaml.SequenceNode) else texts[0], origin
 
 
-def _holds(notation, operand, items):
-    """Whether the values `items` meet one constraint of the help text."""
-    if notation == 'exactly':
-        return len(items) == int(operand)
-    if notation == 'one of:':
-        return all(item in operand.split(', ') for item in items)
-    return all(BOUNDS[notation](item, float(operand)) for item in items)
+def _unknown(name, prefix, origin=''):
+    plain = name.lower().replace('-', '_')
+    if plain in GONE:
+        return InputError(f'unknown option {prefix}{name}{origin}: earlier versions had it, now it is always {GONE[plain]}')
+    known = [*declared(), 'config_path']
+    others = [ours for ours, names in OTHER_NAMES.items() if plain in names.split()]
+    similar = difflib.get_close_matches(name, known, 3, 0.7) or [other for other in known if name and name in other][:3]
+    names = ' or '.join(prefix + other for other in ([plain] if plain in known else others or similar))
+    return InputError(
+        f'unknown option {prefix}{name:.80}{origin}; ' + (f'did you mean {names}?' if names else '--help lists the options')
+    )
 
 
-def expected(option: Option) -> str:
-    """What the option takes, for an error message."""
-    auto = AUTO.search(option.help)
-    one = auto.group() if auto else KINDS[kind(option)]
-    one = f'a list, each {one}' if isinstance(option.default, list) else one
-    return ', '.join([one, *(match.group() for match in CONSTRAINT.finditer(option.help))])
+def differences(old: dict, new: dict) -> Iterator[tuple]:
+    """Yield (name, value in `old`, value in `new`) for each option that determines the result of a training and differs.
+    One that `old`, a checkpoint's configuration, does not have counts as its default."""
+    for name, now in Settings(new).group(*RESULT).items():
+        before = old.get(name, declared()[name].default)
+        if before != now:
+            yield name, before, now
+    for name in GONE_OF_RESULT:
+        if name not in declared() and old.get(name, GONE[name]) != GONE[name]:
+            yield name, old[name], GONE[name]
+
+
+def named_arguments(argv: list[str], *names: str) -> list[str]:
+    """`argv` with names of options before its first arguments where these have none: they are the values of the last of
+    `names`, as MindSpore's model zoo calls its scripts."""
+    count = next((number for number, word in enumerate(argv) if word.startswith('-')), len(argv))
+    if not 0 < count <= len(names):
+        return argv
+    pairs = zip(names[-count:], argv)
+    return [word for name, value in pairs for word in (f'--{name}', value)] + argv[count:]
+
+
+def save_settings(settings: Settings, path: str | Path) -> None:
+    """Write `settings` as YAML that --config_path reads back, whole or not at all. InputError if it cannot be written."""
+    with reading(path), files.replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding='ascii')

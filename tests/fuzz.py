@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from src import config
 from src.cluster import rank_table
 from src.data.records import open_records
 from src.data.tfrecord import framed, write_shard
 from src.errors import InputError
+from src.options import DEFAULT_PATH, load_settings
 from tests.cluster.test_rank_table import new_format, old_format
 
 SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500
@@ -115,7 +115,7 @@ def _tensorflow():
 
 
 def _configs():
-    Path('one.yaml').write_text(config.DEFAULT_PATH.read_text())
+    Path('one.yaml').write_text(DEFAULT_PATH.read_text())
     Path('two.yaml').write_text(
         yaml.safe_dump(
             {
@@ -128,7 +128,7 @@ def _configs():
             }
         )
     )
-    return 'given.yaml', ['one.yaml', 'two.yaml'], lambda: config.load(['--config_path', 'given.yaml'])
+    return 'given.yaml', ['one.yaml', 'two.yaml'], lambda: load_settings(['--config_path', 'given.yaml'])
 
 
 def _rank_tables():

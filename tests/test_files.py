@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import config, files
+from src import files
 from src.cluster import rank_table
 from src.data import convert, tfrecord
 from src.data.preprocess import PREPROCESSING
 from src.deploy.aipp import write_aipp
 from src.deploy.prediction import write_page
 from src.evaluation import evaluation
+from src.options import save_settings
 from src.weights import checkpoint, safetensors_file, tf_file
 
 ONE = {'logits.bias': np.ones(3, np.float32)}
@@ -43,7 +44,7 @@ def _best(path):
 
 
 WRITERS = {
-    'config': lambda path: config.save({'lr': 1.0}, path),
+    'config': lambda path: save_settings({'lr': 1.0}, path),
     'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
     'best': _best,
     'rank table': lambda path: rank_table.write(path, '{}\n'),

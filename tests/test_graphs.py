@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src import config, files, graph_key, graphs, runtime
+from src import files, graph_key, graphs, runtime
 from src.errors import InputError
+from src.options import load_settings
 from src.weights import checkpoint
 
 INPUT = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
@@ -187,7 +188,7 @@ def test_option(tmp_path, monkeypatch, said):
 
 
 def test_every_option_counts_but_the_inert(tmp_path):
-    run, options = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), config.load([])
+    run, options = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), load_settings([])
 
     def made_from(run=run, **changed):
         return graphs.open_cache(str(tmp_path), {**options, **changed}, run).made_from

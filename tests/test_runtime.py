@@ -158,7 +158,7 @@ def test_light_modules_do_without_mindspore():
     import subprocess
 
     code = (
-        'import sys, src.config, src.cluster.rank_table, src.cluster.launch, src.environment; '
+        'import sys, src.options, src.cluster.rank_table, src.cluster.launch, src.environment; '
         'import src.training.plan, src.training.scaling, src.weights, src.data.records; '
         'sys.exit("mindspore" in sys.modules)'
     )

@@ -11,9 +11,9 @@ from mindspore import nn
 from mindspore.train import Callback, Model
 
 from src.acceptance.reference import NETWORKS
-from src.config import load
 from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
+from src.options import load_settings
 from src.runtime import Runtime
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep, on_host
@@ -25,7 +25,10 @@ BATCH = 8  # images
 
 def recorded(options: dict) -> dict:
     """The configuration that is stored in a checkpoint of `InceptionV4(**options)`."""
-    return {**load([]), **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}}
+    return {
+        **load_settings([]),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
+    }
 
 
 def make_step(

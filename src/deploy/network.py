@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src import config as configuration
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.weights import checkpoint
 from src.weights.network import empty_network
 from src.weights.read import read_weights
@@ -26,7 +26,7 @@ def load_network(path: str | Path, argv: list[str] | tuple[str, ...] = ()) -> tu
     """
     parameters, info = read_weights(path)
     info = checkpoint.with_classes(info, parameters, path)
-    config = configuration.load(list(argv), info['config'])
+    config = load_settings(list(argv), info['config'])
     network = empty_network({**config, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, checkpoint.averaged(parameters), path)
     return network, info, config

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import REFERENCE_BATCH
 from src.errors import InputError
+from src.options import REFERENCE_BATCH
 from src.training.stages import Stage, make_stages, relative_computing
 
 DECAY_UNITS = 10**9  # `batch_norm_decay` gives multiples of 1 / DECAY_UNITS, so that ranks can agree on one as an integer

@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from src import config as configuration
 from src import files
 from src.errors import InputError, Parser, counted, entry_point, only_warned
 from src.evaluation import plots
 from src.evaluation.page import PAGE, table, text
+from src.options import load_settings
 from src.training import curves
 from src.training.runs import Run, clock, number, shown
 
@@ -118,7 +118,7 @@ def comparison(runs: list[Run]) -> Iterator[str]:
 
 def _options(runs):
     """All options of each of `runs`; those that are newer than a run stand at their defaults."""
-    defaults = configuration.load([])
+    defaults = load_settings([])
     return [{**defaults, **run.config} for run in runs]
 
 
@@ -161,7 +161,7 @@ def recipe(runs: list[Run]) -> Iterator[str]:
     if not any(run.config for run in runs):
         yield '<p>No configuration is recorded.</p>\n'
         return
-    rows = _rows([*_options(runs), configuration.load([])])
+    rows = _rows([*_options(runs), load_settings([])])
     changed = [row for row in rows if len(set(row[1:])) > 1]
     head = ['option', *_heads(runs), 'default']
     yield f'<p class="small">{counted(len(changed), "option")} of {len(rows)} at other values than the defaults.</p>\n'

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mindspore as ms
-from easydict import EasyDict
 from mindspore import Tensor, nn
 
 from src import collective, files, lock
-from src.config import differences
 from src.errors import ElsewhereError, InputError
+from src.options import Settings, differences
 from src.runtime import Runtime
 from src.training import metrics
 from src.training.plan import DECAY_UNITS, RATE_OPTIONS, Plan, batch_norm_decay, learning_rates, scaled_rate
@@ -76,11 +75,11 @@ def find_start(
     override: bool,
     plan: Plan,
     log: Callable[[str], None],
-) -> tuple[State | None, Plan, str, EasyDict]:
+) -> tuple[State | None, Plan, str, Settings]:
     """Where a training begins, the same on all ranks of `run` (Runtime).
 
     Returns:
-        (State, Plan, str, EasyDict): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on
+        (State, Plan, str, Settings): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on
         the other ranks; `plan` from the step to begin with; the training's id; `config` with a number for `bn_decay` auto,
         the recorded one if there is one, so that it stays when the training becomes longer.
     """
@@ -100,7 +99,7 @@ def find_start(
     units = [start, training, round(decay * DECAY_UNITS), evaluated]
     start, training, decay, evaluated = collective.agreed(units, run.world)
     if config['bn_decay'] == 'auto':
-        config = EasyDict(config, bn_decay=decay / DECAY_UNITS)
+        config = config.but(bn_decay=decay / DECAY_UNITS)
         log(f'bn_decay {config.bn_decay:g} (auto)')
     return state, dataclasses.replace(plan, start=start, evaluated=evaluated), f'{training:x}', config
 

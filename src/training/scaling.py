@@ -6,8 +6,8 @@ python -m src.training.scaling --devices N [--config_path RECIPE] [--batch_size 
 import math
 from collections import namedtuple
 
-from src.config import load
 from src.errors import InputError, Parser, entry_point
+from src.options import load_settings
 from src.training.plan import default_batch_size, make_plan, scaled_rate
 from src.training.stages import relative_computing, stage_sizes
 
@@ -177,7 +177,7 @@ def main(arguments=None):
     for name, default, _ in OPTIONS:
         if not (0 < options[name] < 1e9 or options[name] == default == 0):
             raise InputError(f'--{name} {options[name]}: must be above 0')
-    print(report(config=load(['--config_path', path]) if path else None, **options))
+    print(report(config=load_settings(['--config_path', path]) if path else None, **options))
 
 
 if __name__ == '__main__':

@@ -13,9 +13,9 @@ import os
 import numpy as np
 from mindspore import Tensor
 
-from src.config import REFERENCE_BATCH
 from src.data.preprocess import Preprocessing, recorded_preprocessing
 from src.errors import InputError, Parser, entry_point
+from src.options import REFERENCE_BATCH
 from src.weights import checkpoint, misfit, safetensors_file, tf_file
 from src.weights.convert import convert
 from src.weights.names import names_in, to_tf_slim

@@ -10,7 +10,7 @@ import pytest
 import eval as evaluation
 import export
 import train
-from src import config as configuration
+from src.options import load_settings
 from src.weights import checkpoint
 from tests.accidents.test_lost_work import call
 from tests.data.samples import cli, fails, jpeg
@@ -61,7 +61,7 @@ def test_training_evaluation_export_and_prediction(photos, tmp_path, capsys, mon
     assert f'cat/{SHOWN}.txt' in lines and f'cat/{SHOWN}.jpg' in lines and f'checkpoints in {tmp_path}/{SHOWN}' in lines
     records = [json.loads(line) for line in (log / 'metrics.jsonl').read_text().splitlines()]
     assert records[0]['config']['log_dir'] == str(tmp_path / SHOWN)
-    assert configuration.load(['--config_path', str(log / 'config.yaml')]).log_dir == str(log)
+    assert load_settings(['--config_path', str(log / 'config.yaml')]).log_dir == str(log)
 
     evaluated = ['--data_dir', photos / 'data', *small, '--ckpt_path', log / checkpoint.BEST, '--report', f'report{PHOTO}']
     status, text = call(evaluation.main, evaluated, capsys)

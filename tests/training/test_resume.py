@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 import train
-from src import config as configuration
 from src import files, lock
 from src.data import demo_images, mindrecord, tfrecord
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
+from src.options import load_settings
 from src.training import metrics, resume
 from src.training.plan import make_plan
 from src.weights import checkpoint
@@ -332,7 +332,7 @@ def old(data, tmp_path, monkeypatch):
     """A checkpoint of two devices with batches of 4, after 3 steps of 2 an epoch (20 records), without parameters."""
     monkeypatch.chdir(tmp_path)
     options = ['--data_dir', str(data), *SMALL, *RECIPE]
-    config = {**configuration.load(options), 'rank_size': 2, 'label_offset': '1', 'bn_decay': 0.9997}
+    config = {**load_settings(options), 'rank_size': 2, 'label_offset': '1', 'bn_decay': 0.9997}
     records = open_records(data, 'train')
     path = checkpoints(tmp_path) / 'inceptionv4-1_3.ckpt'
     path.parent.mkdir(parents=True)
@@ -467,7 +467,7 @@ def test_another_training_is_refused(old, capsys, change, message):
     ],
 )
 def test_more_epochs_are_the_same_training(change, line):
-    before = {**configuration.load(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])}
+    before = {**load_settings(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])}
     info, lines = {'config': before, 'epoch': 2, 'data': 'x'}, []
     if line:
         resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
@@ -478,7 +478,7 @@ def test_more_epochs_are_the_same_training(change, line):
 
 
 def test_more_epochs_move_the_stages():
-    before = {**configuration.load(['--max_epochs', '2', '--batch_size', '8', '--image_sizes', '160,299'])}
+    before = {**load_settings(['--max_epochs', '2', '--batch_size', '8', '--image_sizes', '160,299'])}
     lines = []
     resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
     assert lines[0].startswith('max_epochs 2 -> 9, over all of which image_sizes spread: the learning rate goes on from ')
@@ -487,7 +487,7 @@ def test_more_epochs_move_the_stages():
 @pytest.mark.parametrize('schedule, rate', [('exponential', 0.094), ('constant', 0.1), ('cosine', 0.09990)])
 def test_more_epochs_of_schedules_that_go_on(schedule, rate):
     """A cosine over the default 100 epochs is one of them."""
-    before = {**configuration.load(['--lr', '0.1', '--max_epochs', '2', '--batch_size', '8', '--lr_schedule', schedule])}
+    before = {**load_settings(['--lr', '0.1', '--max_epochs', '2', '--batch_size', '8', '--lr_schedule', schedule])}
     lines = []
     resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
     assert lines == [f'max_epochs 2 -> 9: the learning rate goes on from {rate:.5f} as its schedule says']
@@ -495,7 +495,7 @@ def test_more_epochs_of_schedules_that_go_on(schedule, rate):
 
 def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
     """`lr_scaling` is for `lr`; eta_min stays as it is."""
-    before = configuration.load(
+    before = load_settings(
         [
             '--lr',
             '0.1',
@@ -521,12 +521,12 @@ def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
 @pytest.mark.parametrize('recorded, found', [({'bn_decay': 0.848484848}, 0.848484848), ({}, 0.988888889), (None, 0.8)])
 def test_decay_of_batch_norm_stays_when_a_training_becomes_longer(recorded, found, tmp_path):
     """The recorded one; by the steps if none is recorded, or there is no checkpoint."""
-    config = configuration.load(['--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])
+    config = load_settings(['--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])
     if recorded is not None:
         before = {name: value for name, value in config.items() if name != 'bn_decay'}
         info = {'step': 4, 'epoch': 2, 'position': 0, 'config': {**before, **recorded}, 'data': 'x'}
         checkpoint.write(tmp_path / 'inceptionv4-2_4.ckpt', {}, info)
-        config.update(max_epochs=900, T_max=900)
+        config = config.but(max_epochs=900, T_max=900)
     run, lines = SimpleNamespace(rank=0, world=1), []
     plan = make_plan(16, 8, 1, config.max_epochs)
     *_, after = resume.find_start(run, 'auto', tmp_path, config, 'x', False, plan, lines.append)

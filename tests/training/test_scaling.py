@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config import differences, load
+from src.options import differences, load_settings
 from src.training import scaling
 from src.training.plan import default_batch_size
 from src.training.scaling import all_reduce_seconds, estimate, recipe
@@ -118,7 +118,9 @@ def test_costs_of_recipes(name, capsys):
 
 def test_rate_for_throughput():
     """Twice the images of a step of the original's 8 x 64, twice its rate."""
-    config, original = (load(['--config_path', str(ROOT / f'recipes/{name}.yaml')]) for name in ('throughput', 'original'))
+    config, original = (
+        load_settings(['--config_path', str(ROOT / f'recipes/{name}.yaml')]) for name in ('throughput', 'original')
+    )
     assert config.batch_size == 2 * default_batch_size(8) and config.lr == 2 * original.lr
     differing = {name for name, *_ in differences(original, config)}
     assert differing == {'batch_size', 'lr', 'warmup_epochs'}

@@ -9,11 +9,11 @@ import pytest
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from src.config import load
 from src.data.pipeline import training_dataset
 from src.data.records import open_records
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.training import monitor
 from src.training.loop import parts
 from src.training.plan import Plan, make_plan
@@ -36,15 +36,15 @@ def test_stages(sizes, steps, expected):
 
 
 def test_sizes_of_an_option():
-    config = load(['--image_sizes', '160, 192,299'])
+    config = load_settings(['--image_sizes', '160, 192,299'])
     assert stage_sizes(config.image_sizes, config.image_size) == (160, 192, 299)
-    assert stage_sizes(load([]).image_sizes, 224) == (224,)
+    assert stage_sizes(load_settings([]).image_sizes, 224) == (224,)
 
 
 @pytest.mark.parametrize('value', ['74', '160,x', '160.5', '160,,192', '160-192'])
 def test_sizes_that_do_not_fit(value):
     with pytest.raises(InputError, match='image_sizes is .*; expected a list, each a whole number, >= 75'):
-        load(['--image_sizes', value])
+        load_settings(['--image_sizes', value])
 
 
 def test_what_needs_images_of_one_size():

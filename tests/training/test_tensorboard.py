@@ -6,8 +6,8 @@ import time
 import mindspore  # noqa: F401, before tensorboardX: the other order ends the process
 import pytest
 
-from src import config as configuration
 from src.errors import InputError
+from src.options import Settings
 from src.training import metrics, tensorboard
 from src.training.metrics import Metrics
 from src.training.tensorboard import TensorBoard
@@ -59,4 +59,4 @@ def test_package_is_missing(monkeypatch):
     monkeypatch.setattr(tensorboard.importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(builtins, 'open', None)
     with pytest.raises(InputError, match='tensorboard true needs the package tensorboardX: pip install -r requirements-rep'):
-        train.train(configuration.load.__globals__['EasyDict'](tensorboard=True), None)
+        train.train(Settings({'tensorboard': True}), None)

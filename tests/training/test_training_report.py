@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from src import config as configuration
 from src.errors import InputError
+from src.options import load_settings
 from src.training import curves, metrics, report
 from src.training.metrics import Metrics
 from src.training.plan import Plan
@@ -26,7 +26,7 @@ MACHINE = {'host': 'server', 'processor': 'a processor', 'cores': 8, 'ranks': 1,
 def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
     """A run in `directory`, 10 steps an epoch: two lines, an evaluation and a checkpoint in each."""
     directory.mkdir(exist_ok=True)
-    config = configuration.load([word for name, value in options.items() for word in (f'--{name}', str(value))])
+    config = load_settings([word for name, value in options.items() for word in (f'--{name}', str(value))])
     plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=20, start=start)
     record = metrics.begin(directory, plan, config, {**MACHINE, 'resumed': resumed})
     for step in range(start + 5, stop + 1, 5):

@@ -1,0 +1,129 @@
+"""The options that default_config.yaml declares: their types, constraints and help texts. Its first lines say how."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from src.errors import reading
+
+MAX_BYTES = 64 * 1024  # PyYAML takes seconds for this much; a configuration has a few kilobytes
+BOOLS = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False, '0': False}
+KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text'}
+BOUNDS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
+CONSTRAINT = re.compile(r'(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values')
+AUTO = re.compile('auto or (?:a whole number|a number)')  # in the help text of an option that takes either
+CONDITION = re.compile(r'only with (\w+) (\w+)')
+OPTION_LINE = re.compile(r'(\w+): +(.*?) +# (.+)')
+
+
+class Option(NamedTuple):
+    """One line of default_config.yaml. `shown` is the default as it is written there, `group` the heading above."""
+
+    default: Any
+    shown: str
+    help: str
+    group: str
+
+    @property
+    def kind(self) -> type:
+        """Type of the option's value, or of its elements where it is a list."""
+        if isinstance(self.default, list):
+            return type(self.default[0]) if self.default else int if 'whole numbers' in self.help else str
+        if self.takes_auto:
+            return int if 'auto or a whole number' in self.help else float
+        return type(self.default)
+
+    @property
+    def takes_auto(self) -> bool:
+        """Whether the option takes the word auto in place of a number."""
+        return bool(AUTO.search(self.help))
+
+    @property
+    def expected(self) -> str:
+        """What the option takes, for an error message."""
+        one = AUTO.search(self.help)[0] if self.takes_auto else KINDS[self.kind]
+        one = f'a list, each {one}' if isinstance(self.default, list) else one
+        return ', '.join([one, *(match.group() for match in CONSTRAINT.finditer(self.help))])
+
+    def convert(self, value: str | list[str]) -> Any:
+        """The value that a text, or a list of texts, stands for. ValueError or KeyError if it does not fit."""
+        many = isinstance(self.default, list)
+        if self.takes_auto and value == 'auto':
+            return value
+        if many and isinstance(value, str):
+            inner = re.sub(r'^\[(.*)\]$', r'\1', value.strip()).strip()
+            value = [item.strip() for item in inner.split(',')] if inner else []
+        elif not many and isinstance(value, list):
+            raise ValueError
+        items = value if many else [value]
+        if many and '' in items:
+            raise ValueError
+        items = [_scalar(self.kind, item) for item in items]
+        if not all(_holds(*filter(None, match.groups()), items) for match in CONSTRAINT.finditer(self.help)):
+            raise ValueError
+        return items if many else items[0]
+
+
+def _scalar(of, text):
+    """`text` as a value of the type `of`; ValueError or KeyError if it is none."""
+    text = text if of is str else text.strip()
+    if of is bool:
+        return BOOLS[text.lower()]
+    if of is int and not re.fullmatch(r'[+-]?[0-9]{1,18}', text):  # so that it fits 64 bits
+        raise ValueError
+    if of is float and not (re.fullmatch(r'[-+.0-9eE]+', text) and math.isfinite(float(text))):
+        raise ValueError
+    return of(text)
+
+
+def _holds(notation, operand, items):
+    """Whether the values `items` meet one constraint of the help text."""
+    if notation == 'exactly':
+        return len(items) == int(operand)
+    if notation == 'one of:':
+        return all(item in operand.split(', ') for item in items)
+    return all(BOUNDS[notation](item, float(operand)) for item in items)
+
+
+def read_yaml(path: str | Path) -> tuple[str, dict[str, yaml.Node]]:
+    """(text, {name: node}) of a YAML file with lines `name: value`. InputError if it is not one."""
+    with reading(f'configuration {path}', 'expected lines `name: value`'):
+        with open(path, 'rb') as file:
+            text = file.read(MAX_BYTES + 1).decode('utf-8-sig')
+        if len(text) > MAX_BYTES:
+            raise ValueError(f'is larger than {MAX_BYTES} bytes')
+        try:
+            root = yaml.compose(text, yaml.SafeLoader)
+        except (yaml.YAMLError, OverflowError, RecursionError) as error:
+            mark = getattr(error, 'problem_mark', None)
+            raise ValueError(f'line {mark.line + 1}: {error.problem}' if mark else f'is not YAML: {error}') from error
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError('is not a mapping')
+        nodes = {}
+        for key, node in root.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value in nodes:
+                twice = f'{key.value:.80} is given twice' if isinstance(key, yaml.ScalarNode) else 'a name must be text'
+                raise ValueError(f'line {key.start_mark.line + 1}: {twice}')
+            nodes[key.value] = node
+    return text, nodes
+
+
+def read_options(path: str | Path) -> dict[str, Option]:
+    """{name: Option} of default_config.yaml, in its order. ValueError if a line has no help text."""
+    text, nodes = read_yaml(path)
+    options, group = {}, ''
+    for line in text.splitlines():
+        if line.startswith('# '):
+            group = line[2:]
+        elif match := OPTION_LINE.fullmatch(line):
+            name, shown, description = match.groups()
+            options[name] = Option(yaml.safe_load(shown), shown, description, group)
+    if missing := nodes.keys() - options.keys():
+        raise ValueError(f'{path}: option without help text: {", ".join(sorted(missing))}')
+    return options

@@ -18,11 +18,11 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
-from src import config as configuration
 from src import errors
 from src.cluster import launch
 from src.data import demo_images
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 
@@ -224,7 +224,7 @@ def check_options(program, arguments, place, monkeypatch):
         while program in STARTING_OTHERS and arguments and not arguments[0].startswith('-'):
             arguments = arguments[1:]
         if arguments != ['--help']:
-            configuration.load(arguments)
+            load_settings(arguments)
     elif program in WITHOUT_OPTIONS:
         assert not arguments
     else:

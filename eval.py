@@ -11,8 +11,6 @@ from src.errors import InputError, entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
 from src.evaluation.offset import settle
-from src.graphs import open_cache
-from src.log import Log
 from src.options import load_settings, named_arguments
 from src.weights import checkpoint
 from src.weights.read import read_weights
@@ -24,17 +22,12 @@ def main(argv=None):
     config = load_settings(argv)
     if not config.ckpt_path:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
-    run = runtime.start(
-        config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed, config.jit_level
-    )
-    log = Log()
-    log(runtime.describe(run, config.device_target))
-    log(jpeg.describe())
-    run = run._replace(graphs=open_cache(config.compile_cache, config, run, log))
-    evaluate_path(argv, run, config.ckpt_path, log)
+    run = runtime.open_log(runtime.start(config), config)
+    run.log(jpeg.describe())
+    evaluate_path(argv, run, config.ckpt_path, run.log)
 
 
-def evaluate_path(argv: list, run: runtime.Runtime, path, log) -> list:
+def evaluate_path(argv: list, run: runtime.Run, path, log) -> list:
     """Evaluate the weights file `path`, of any kind that `read_weights` knows, or all checkpoints in that directory.
 
     The network and the preprocessing are those that the (newest) checkpoint records, under the options `argv`. The table

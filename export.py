@@ -34,7 +34,7 @@ def main(argv=None):
     path = target(config)
     # MINDIR and ONNX are the same wherever they are made, and the CPU verifies them in float32.
     device = 'CPU' if config.device_target == 'auto' and config.file_format != 'AIR' else config.device_target
-    run = runtime.start(device, config.device_id)
+    run = runtime.start(config.but(device_target=device))
     print(runtime.describe(run, device), flush=True)
 
     network, info, config = load_network(config.ckpt_path, argv)

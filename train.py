@@ -3,7 +3,6 @@
 import sys
 from collections import namedtuple
 from functools import partial
-from pathlib import Path
 
 import mindspore as ms
 
@@ -17,9 +16,7 @@ from src.data.records import fingerprint, open_records
 from src.errors import entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
-from src.graphs import open_cache
 from src.inceptionv4 import InceptionV4, set_precision
-from src.log import Log
 from src.options import load_settings, named_arguments, save_settings
 from src.training import features, memory, metrics, resume, tensorboard
 from src.training import report as training_report
@@ -35,9 +32,6 @@ from src.training.stages import stage_sizes
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.training.watch import Watch
 
-# Of a run: its Runtime, this rank's directory, the one of rank 0 (which has the checkpoints), this rank's `resume.Claim` to
-# the latter (None on the other ranks), and where log lines go.
-Job = namedtuple('Job', 'run directory checkpoints claim log')
 # Of the training: its records and their `fingerprint`, what is subtracted from labels, number of classes.
 TrainingSet = namedtuple('TrainingSet', 'records fingerprint offset num_classes')
 
@@ -47,8 +41,8 @@ def main(argv=None):
     argv = named_arguments(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir')
     config = load_settings(argv)
     if config.mode == 'evaluate':
-        job = start(config)
-        return evaluate_path(argv, job.run, config.eval_dir or job.checkpoints, job.log)
+        run, claim = start(config)
+        return evaluate_path(argv, run, config.eval_dir or run.checkpoints, run.log)
     with Interruption() as interruption:  # before MindSpore has threads
         train(config, interruption)
 
@@ -56,98 +50,90 @@ def main(argv=None):
 def train(config, interruption):
     """The training that `config` (Settings) describes, from its records to its last checkpoint."""
     tensorboard.require(config.tensorboard)
-    job = start(config)
-    data, config, plan = open_training_set(config, job)
+    run, claim = start(config)
+    data, config, plan = open_training_set(config, run)
     # Resume before restore: a training that goes on has weights of its own.
     state, plan, training, config = resume.find_start(
-        job.run, config.resume, job.directory, config, data.fingerprint, config.resume_override, plan, job.log
+        run, config.resume, run.directory, config, data.fingerprint, config.resume_override, plan, run.log
     )
     if plan.start >= plan.stop:
-        job.log(f'nothing is left to train: {plan.start} of {plan.stop} steps are done; a larger --max_epochs goes on')
+        run.log(f'nothing is left to train: {plan.start} of {plan.stop} steps are done; a larger --max_epochs goes on')
         if plan.evaluated >= plan.stop:
             return
-    network = build_network(config, job, restore_path='' if plan.start else config.restore_path)
+    network = build_network(config, run, restore_path='' if plan.start else config.restore_path)
     rates = rates_of(plan, config)
-    step = build_step(config, job, network, rates)
+    step = build_step(config, run, network, rates)
     if state:  # only now, as the optimizer's state is in it
         resume.load(step, state, plan.start, config.resume_override)
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
         collective.share(step.get_parameters())
 
-    about = {**runtime.facts(job.run), 'training': training, 'resumed': str(state.path) if state else None}
+    about = {**runtime.facts(run), 'training': training, 'resumed': str(state.path) if state else None}
     del state  # half a gigabyte
-    record = metrics.begin(job.directory if job.run.rank == 0 else None, plan, config, about, job.log)
+    record = metrics.begin(run.directory if run.rank == 0 else None, plan, config, about, run.log)
     bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
-    monitor = build_monitor(config, job, plan, network, rates, bad, interruption, record)
-    saving, callbacks = build_callbacks(config, job, data, monitor, step, training, about['resumed'])
-    watch = Watch(monitor, saving, interruption, job.run.rank, job.run.sink)
-    batches = partial(build_batches, config, job, data, bad)
+    monitor = build_monitor(config, run, plan, network, rates, bad, interruption, record)
+    saving, callbacks = build_callbacks(config, run, claim, data, monitor, step, training, about['resumed'])
+    watch = Watch(monitor, saving, interruption, run.rank, run.sink)
+    batches = partial(build_batches, config, run, data, bad)
     if config.cache_features:
-        batches = build_feature_batches(config, job, data, plan, step, batches)
+        batches = build_feature_batches(config, run, data, plan, step, batches)
     with record.until_end(lambda: monitor.step):
-        fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if job.run.sink else None)
-    if job.run.rank == 0:
-        training_report.at_end(saving.follow(), job.log)
+        fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if run.sink else None)
+    if run.rank == 0:
+        training_report.at_end(saving.follow(), run.log)
 
 
 def start(config):
-    """The `Job` that `config` describes: device, directories and log."""
-    run = runtime.start(
-        config.device_target, config.device_id, config.rank_size, config.amp_level, config.seed, config.jit_level
-    )
-    directory = Path('results', f'{run.world}p', str(run.rank if run.world > 1 else run.device_id), config.log_dir)
-    checkpoints = directory if run.world == 1 else Path('results', f'{run.world}p', '0', config.log_dir)
-    claim = None
+    """The `Run` that `config` describes, with its log; rank 0's `resume.Claim` to the directory, None on other ranks."""
+    run, claim = runtime.start(config), None
     if config.mode != 'evaluate':  # before the log is opened, as the log of a replaced training is renamed
-        claim = resume.on_rank_0(run, resume.claim, directory, config.resume, config.overwrite, config.log_name)
-    log = Log(directory / config.log_name if run.rank == 0 else None)
-    log(runtime.describe(run, config.device_target))
-    log(jpeg.describe())
+        claim = resume.on_rank_0(run, resume.claim, run.directory, config.resume, config.overwrite, config.log_name)
+    run = runtime.open_log(run, config, run.directory / config.log_name)
+    run.log(jpeg.describe())
     for line in config.idle() if config.mode != 'evaluate' else ():
-        log(line)
-    return Job(run._replace(graphs=open_cache(config.compile_cache, config, run, log)), directory, checkpoints, claim, log)
+        run.log(line)
+    return run, claim
 
 
-def open_training_set(config, job):
+def open_training_set(config, run):
     """The `TrainingSet` that `config` names; `config` with the values that `auto` and 0 stand for; the `Plan` they make."""
     records = open_records(config.data_dir, 'train', config.dataset_format)
     if records.left_out:
-        job.log(f'left out: {records.left_out}')
+        run.log(f'left out: {records.left_out}')
     offset, assumed = label_offset(config.label_offset, records), assumption(config.label_offset, records)
     num_classes, source = count_classes(config.num_classes, records, offset)
-    batch_size = config.batch_size or default_batch_size(job.run.world)
-    config = config.but(
-        num_classes=num_classes, label_offset=str(offset), batch_size=batch_size, amp_level=job.run.amp_level
-    )
+    batch_size = config.batch_size or default_batch_size(run.world)
+    config = config.but(num_classes=num_classes, label_offset=str(offset), batch_size=batch_size, amp_level=run.amp_level)
     sizes = stage_sizes(config.image_sizes, config.image_size, config.aux_logits, config.cache_features)
     length = config.max_epochs, config.max_train_steps
-    plan = make_plan(len(records), batch_size, job.run.world, *length, config.data_dir, sizes)
-    job.log(
+    plan = make_plan(len(records), batch_size, run.world, *length, config.data_dir, sizes)
+    run.log(
         f'{len(records)} training images, labels from {offset}{assumed}, {num_classes} classes ({source}), '
         f'{plan.steps_per_epoch} steps of {batch_size} images x {plan.world} an epoch; {plan.stop} steps'
     )
     same = {'the training records': fingerprint(records), **config.group('Data', 'Network', 'Recipe')}
-    collective.require_same(same, job.run.rank, job.run.world)
+    collective.require_same(same, run.rank, run.world)
     return TrainingSet(records, same['the training records'], offset, num_classes), config, plan
 
 
-def build_network(config, job, restore_path):
+def build_network(config, run, restore_path):
     """The network in its precision, with the weights of `restore_path` if there is one, its frozen parts frozen."""
     network = InceptionV4(**config.network())
     if restore_path:
-        job.log(resume.restore(network, restore_path))
-    if job.run.device_target == 'CPU':
+        run.log(resume.restore(network, restore_path))
+    if run.device_target == 'CPU':
         weights = sum(p.size for p in network.get_parameters())
         peak = memory.FEATURES if config.cache_features else memory.TRAINING
-        memory.check(peak, weights, config.batch_size, max(config.image_sizes or [config.image_size]), job.run.ranks_here)
-    parts = features.frozen(network, config.freeze, config.cache_features, config.aux_logits, job.run.world, job.log)
+        memory.check(peak, weights, config.batch_size, max(config.image_sizes or [config.image_size]), run.ranks_here)
+    parts = features.frozen(network, config.freeze, config.cache_features, config.aux_logits, run.world, run.log)
     freeze(network, parts)
-    return set_precision(network, job.run.amp_level)
+    return set_precision(network, run.amp_level)
 
 
-def build_step(config, job, network, rates):
+def build_step(config, run, network, rates):
     """The `TrainStep`: loss, optimizer, loss scale, clipping, moving averages."""
-    on_cpu, in_float32 = job.run.device_target == 'CPU', job.run.amp_level == 'O0'
+    on_cpu, in_float32 = run.device_target == 'CPU', run.amp_level == 'O0'
     options = {name: config[name] for name in OPTIMIZER_OPTIONS}
     optimizer = make_optimizer(config.optimizer, network, rates, **options, on_cpu=on_cpu)
     aux_loss_weight = config.aux_loss_weight if config.aux_logits else None
@@ -158,7 +144,7 @@ def build_step(config, job, network, rates):
     return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay, config.drop_overflow_update)
 
 
-def build_batches(config, job, data, bad, start, stop, image_size, copies=0):
+def build_batches(config, run, data, bad, start, stop, image_size, copies=0):
     """The batches of the steps `start` to `stop`, or with `copies` the images of which features are to be computed."""
     return pipeline.training_dataset(
         data.records,
@@ -168,25 +154,25 @@ def build_batches(config, job, data, bad, start, stop, image_size, copies=0):
         stop=stop,
         augment_on_host=config.augment_device == 'host',
         bad=bad,
-        rank=job.run.rank,
-        world=job.run.world,
-        num_workers=pipeline.workers(config.num_workers, job.run.ranks_here),
+        rank=run.rank,
+        world=run.world,
+        num_workers=pipeline.workers(config.num_workers, run.ranks_here),
         copies=copies,
     )
 
 
-def build_feature_batches(config, job, data, plan, step, batches):
+def build_feature_batches(config, run, data, plan, step, batches):
     """`batches` with features for the images, and `step` made to take them."""
-    made_from = [data.fingerprint, data.offset, config.augment_device, job.run.device_target, job.run.amp_level]
+    made_from = [data.fingerprint, data.offset, config.augment_device, run.device_target, run.amp_level]
     copies, options = min(config.cache_features, plan.epochs), {name: config[name] for name in pipeline.OPTIONS}
-    return features.cached(batches, step.network, made_from, copies, len(data.records), options, job.directory, job.log)
+    return features.cached(batches, step.network, made_from, copies, len(data.records), options, run.directory, run.log)
 
 
-def build_monitor(config, job, plan, network, rates, bad, interruption, record):
+def build_monitor(config, run, plan, network, rates, bad, interruption, record):
     """The `TrainingMonitor`: log lines, and when the training must end."""
-    every_rank = partial(collective.gathered, rank=job.run.rank, world=plan.world) if plan.world > 1 else None
+    every_rank = partial(collective.gathered, rank=run.rank, world=plan.world) if plan.world > 1 else None
     return TrainingMonitor(
-        job.log,
+        run.log,
         rates,
         plan,
         config.display_every,
@@ -194,16 +180,16 @@ def build_monitor(config, job, plan, network, rates, bad, interruption, record):
         any_rank=collective.any_rank if plan.world > 1 else bool,
         l2_term=partial(l2_term, decayed_parameters(network), config.weight_decay),
         max_overflow_steps=config.max_overflow_steps,
-        directory=job.checkpoints,
+        directory=run.checkpoints,
         bad=bad,
         metrics=record,
-        pace=Pace(job.run.sink, pipeline.workers(config.num_workers, job.run.ranks_here), every_rank),
+        pace=Pace(run.sink, pipeline.workers(config.num_workers, run.ranks_here), every_rank),
     )
 
 
-def build_callbacks(config, job, data, monitor, step, training, resumed):
+def build_callbacks(config, run, claim, data, monitor, step, training, resumed):
     """(`Checkpoints`, which every rank has in case of need; the callbacks of this rank)"""
-    plan, is_rank_0 = monitor.plan, job.run.rank == 0
+    plan, is_rank_0 = monitor.plan, run.rank == 0
     info = {
         'config': config,
         'data': data.fingerprint,
@@ -211,31 +197,31 @@ def build_callbacks(config, job, data, monitor, step, training, resumed):
         'class_names': (data.records.class_names or [])[: data.num_classes + data.offset] or None,
         'training': training,
     }
-    kept = {'keep': config.keep_checkpoint_max, 'replaced': job.claim.replaced if job.claim else (), 'resumed': resumed}
+    kept = {'keep': config.keep_checkpoint_max, 'replaced': claim.replaced if claim else (), 'resumed': resumed}
     every = config.save_checkpoint_steps or plan.steps_per_epoch
-    saving = Checkpoints(monitor, every, job.checkpoints, step, info, spare=not is_rank_0, **kept)
-    callbacks = [Compiling(job.run.graphs), monitor]  # the monitor may compile an all-reduce, a graph of its own
+    saving = Checkpoints(monitor, every, run.checkpoints, step, info, spare=not is_rank_0, **kept)
+    callbacks = [Compiling(run.graphs), monitor]  # the monitor may compile an all-reduce, a graph of its own
     if is_rank_0:
-        with only_warned(job.log, 'config.yaml'):
-            save_settings(config, job.directory / 'config.yaml')
+        with only_warned(run.log, 'config.yaml'):
+            save_settings(config, run.directory / 'config.yaml')
         callbacks.append(saving)
     if config.mode == 'train_and_evaluate':
-        evaluation = build_evaluation(config, job, data)
+        evaluation = build_evaluation(config, run, data)
         evaluate = partial(evaluation.of_training, step, monitor.asked_to_stop, lambda: monitor.step)
         every, marking = config.epochs_between_evals * plan.steps_per_epoch, saving if is_rank_0 else None
-        at_end = report.at_end(config.report, job.checkpoints, evaluation, job.log)
+        at_end = report.at_end(config.report, run.checkpoints, evaluation, run.log)
         callbacks.append(Evaluations(monitor, every, evaluate, marking, at_end, fingerprint(evaluation.records)))
     return saving, callbacks
 
 
-def build_evaluation(config, job, data):
+def build_evaluation(config, run, data):
     """The `Evaluation` of a training on `data`: validation images, and a network of its own."""
     where, offset = (config.data_dir, config.dataset_format), config.label_offset
     known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
-    validation, offsets = open_validation(*where, offset, data.num_classes, job.log, **known)
+    validation, offsets = open_validation(*where, offset, data.num_classes, run.log, **known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
-    workers, options = pipeline.workers(config.num_workers, job.run.ranks_here), config.network()
-    return kind(validation, offsets.possible[0], options, job.run, batch_size=config.batch_size, num_workers=workers)
+    workers, options = pipeline.workers(config.num_workers, run.ranks_here), config.network()
+    return kind(validation, offsets.possible[0], options, run, batch_size=config.batch_size, num_workers=workers)
 
 
 if __name__ == '__main__':

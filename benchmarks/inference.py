@@ -40,6 +40,7 @@ from src.deploy.quantization import Quantization, Sample
 from src.deploy.sources import find_images
 from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.weights.names import names_in
 
 SIZE = 299
@@ -257,7 +258,7 @@ def main(argv=None):
     parser.add_argument('--predict', action='store_true', help='measure src.deploy.predict on the photos of --data_dir')
     parser.add_argument('--alone', default='', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    runtime.start('CPU')
+    runtime.start(load_settings(['--device_target', 'CPU']))
     if args.alone:
         run, x = CANDIDATES[args.alone](Path(args.directory)), image_batch(int(args.batch))
         for _ in range(3):

@@ -13,24 +13,23 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspore import Tensor, nn
 from mindspore.common import api
 
 from src import files, graph_key
 from src.errors import InputError
+from src.options import RESULT, Settings
+
+if TYPE_CHECKING:
+    from src.runtime import Run
 
 LIMIT = 256_000_000  # bytes of all graphs in a cache; one of the whole network's training has 5 MB, without any weights
 # MindSpore's own name for a graph in its cache, `{}` its number: rank_0/graph_cache/compile_cache_{}.mindir. No other path
 # that a file names is written to.
 NAME = re.compile(r'(?:[\w-]+/)*[\w-]*compile_cache_\{\}\.mindir')
 ROOM = 32 << 20  # bytes to be free where MindSpore writes a graph: on a full disk it keeps the beginning of one as a whole
-# Options that no graph depends on. A training that goes on differs in some of them from its start.
-INERT = (
-    'data_dir dataset_format num_workers max_bad_fraction mode epochs_between_evals eval_dir report restore_path resume '
-    'resume_override overwrite max_overflow_steps display_every log_dir log_name save_checkpoint_steps keep_checkpoint_max '
-    'device_id ckpt_path file_name export_labels aipp compile_cache tensorboard'
-).split()
 
 
 class Graphs:
@@ -119,11 +118,12 @@ class Graphs:
 OFF = Graphs(say=lambda line: None)
 
 
-def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None] = print) -> Graphs:
-    """The `Graphs` of this process; `option` is the value of `compile_cache`, `run` the `runtime.Runtime`.
+def open_cache(settings: Settings, run: Run) -> Graphs:
+    """The `Graphs` of this process; `run.log` gets its lines.
 
-    InputError if the directory `option` cannot be used, see `_problem`; if that of `auto` cannot, a line to `say`.
+    InputError if the directory `compile_cache` cannot be used, see `_problem`; if that of `auto` cannot, a line of the log.
     """
+    option, say = settings.compile_cache, run.log
     if option == 'off' or option == 'auto' and run.device_target != 'CPU':
         return Graphs(say=say)
     base = os.environ.get('XDG_CACHE_HOME', '')
@@ -137,9 +137,10 @@ def open_cache(option: str, config: dict, run: tuple, say: Callable[[str], None]
             raise InputError(f'{problem}; use another directory or off')
         say(f'warning: {problem}; graphs are compiled at every start')
         return Graphs(say=say)
-    options = {name: value for name, value in config.items() if name not in INERT}
-    ranks = run.rank, run.world, run.device_target, run.amp_level, run.sink
-    return Graphs(directory, [options, ranks, graph_key.sources(), graph_key.versions(run.device_target)], say)
+    # Other options have no part in a graph, or show in the structure of the cell.
+    result = settings.group(*RESULT), settings.jit_level
+    ranks = run.rank, run.world, run.device_target, run.amp_level
+    return Graphs(directory, [result, ranks, graph_key.sources(), graph_key.versions(run.device_target)], say)
 
 
 def _problem(directory):

@@ -8,7 +8,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import mindspore as ms
@@ -18,21 +19,31 @@ from mindspore.communication import get_group_size, get_rank, init
 
 from src import environment
 from src.errors import InputError
-from src.graphs import OFF, Graphs
+from src.graphs import OFF, Graphs, open_cache
 from src.heartbeat import dump_stacks_on_request
+from src.log import Log
+from src.options import Settings
 
 
-class Runtime(NamedTuple):
-    """What `start` has set."""
+class Run(NamedTuple):
+    """What this process is in a run of a program: its device, its rank, where it writes."""
 
-    device_target: str  # "Ascend" or "CPU"
-    device_id: int
-    rank: int
-    world: int  # number of ranks
-    amp_level: str  # "O0", "O2" or "O3"
-    sink: bool  # whether the device has dataset sink mode
+    device_target: str = 'CPU'  # or "Ascend"
+    device_id: int = 0
+    rank: int = 0
+    world: int = 1  # number of ranks
     ranks_here: int = 1  # number of ranks on this server, which share its cores
+    amp_level: str = 'O0'  # "O0", "O2" or "O3"
+    directory: Path = Path()  # of this rank's files
+    checkpoints: Path = Path()  # of rank 0, which has the checkpoints
+    log: Callable[[str], None] = print
     graphs: Graphs = OFF  # through which graphs are compiled
+
+    @property
+    def sink(self) -> bool:
+        """Whether the device has dataset sink mode. MindSpore would not say that the CPU has none and would run another
+        number of steps (Model.train)."""
+        return self.device_target == 'Ascend'
 
 
 # MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
@@ -41,8 +52,8 @@ class Runtime(NamedTuple):
 FUSION_MB = 32
 PATIENCE = 2  # seconds for children that other libraries have left to end with this process
 
-# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone: with another learning rate or image size it runs
-# the old graph. `graphs.Graphs` sets these for the one graph that is wanted.
+# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone. `graphs.Graphs` sets these for the one that is
+# wanted.
 GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
 
 
@@ -52,14 +63,7 @@ def chip() -> str:
     return MSContext.get_instance().get_ascend_soc_version()
 
 
-def start(
-    device_target: str = 'auto',
-    device_id: int = 0,
-    rank_size: int = 1,
-    amp_level: str = 'auto',
-    seed: int = 1,
-    jit_level: str = 'O2',
-) -> Runtime:
+def start(settings: Settings) -> Run:
     """Set up MindSpore for this process.
 
     Ranks are started by `scripts/run_distribute_train.sh` as a dynamic cluster, which is what `init` connects them by:
@@ -71,26 +75,41 @@ def start(
             environment names a rank table, or MindSpore's cache of graphs is on.
     """
     # What can be refused comes first: MindSpore's own errors are late and long.
-    _refuse_variables()
+    _check_variables(settings.rank_size)
     dump_stacks_on_request()
     multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
-    target = _find_device(device_target)
+    target = _find_device(settings.device_target)
     # A single rank of the launcher joins too: the scheduler waits for it, and its device is the rank table's.
-    launched = _launched(rank_size) > 1 or 'LOCAL_RANKS' in os.environ
-    if launched:
-        device_id = int(os.environ.get('DEVICE_ID', device_id))
+    launched = settings.rank_size > 1 or 'LOCAL_RANKS' in os.environ
+    device_id = int(os.environ.get('DEVICE_ID', settings.device_id)) if launched else settings.device_id
+    amp_level = settings.amp_level
     if amp_level == 'auto':
         amp_level = 'O3' if target == 'Ascend' else 'O0'
     # The device before the ranks: it can be set only once, and `init` connects the ranks through it.
     ms.set_context(mode=ms.GRAPH_MODE)
-    _set_device(target, device_id, amp_level, jit_level)
+    if target == 'Ascend':
+        ms.set_device(target, device_id)
+        # Only a graph that is compiled as a whole (O2) loops on the device; O0, the default of newer NPUs, goes back to
+        # the host after every step: https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_context.html
+        ms.set_context(jit_config={'jit_level': settings.jit_level})
+        _set_precision(amp_level)
+    elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
+        ms.set_device(target)
     # The ranks before the training step, which takes the parallel mode when it is constructed.
     rank, world = _join_ranks() if launched else (0, 1)
     # The seed before the first weight is drawn.
-    ms.set_seed(seed)
-    # The CPU has no sink mode; MindSpore would not say so and would run another number of steps (Model.train).
+    ms.set_seed(settings.seed)
     ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if world > 1 else 1
-    return Runtime(target, device_id, rank, world, amp_level, target == 'Ascend', ranks_here)
+    first, own = (0, rank) if world > 1 else (device_id, device_id)
+    directories = (Path('results', f'{world}p', str(number), settings.log_dir) for number in (own, first))
+    return Run(target, device_id, rank, world, ranks_here, amp_level, *directories)
+
+
+def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
+    """`run` with its log, on the screen and on rank 0 in the file `path`, and with its cache of graphs."""
+    run = run._replace(log=Log(path if run.rank == 0 else None))
+    run.log(describe(run, settings.device_target))
+    return run._replace(graphs=open_cache(settings, run))
 
 
 @contextlib.contextmanager
@@ -115,19 +134,23 @@ def _end_children():
             child.kill()
 
 
-def _refuse_variables():
-    for name in environment.RANK_TABLES:
-        if value := os.environ.get(name):
-            raise InputError(
-                f'{name}={value:.200} is set, but MindSpore 2.8 does not start from rank tables; unset {name}, and start '
-                f'several devices with scripts/run_distribute_train.sh {value:.200}'
-            )
-    for name in GRAPH_CACHES:
-        if os.environ.get(name, '0') != '0':
-            raise InputError(
-                f'{name}={os.environ[name]:.20} is set: MindSpore would run graphs of other options without a '
-                f'word; unset {name}, the option compile_cache does it safely'
-            )
+def _check_variables(rank_size):
+    """InputError if a variable of the environment would make MindSpore do something else."""
+    refused = {
+        **dict.fromkeys(
+            environment.RANK_TABLES, 'MindSpore 2.8 starts from no rank table, but scripts/run_distribute_train.sh does'
+        ),
+        **dict.fromkeys(GRAPH_CACHES, 'MindSpore would run graphs of other options, which compile_cache does not'),
+    }
+    for name, reason in refused.items():
+        if os.environ.get(name, '0') not in ('', '0'):
+            raise InputError(f'{name}={os.environ[name]:.200} is set: {reason}; unset {name}')
+    launched = os.environ.get('RANK_SIZE', '1')
+    if launched != str(rank_size):
+        raise InputError(
+            f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}; start several with '
+            'scripts/run_distribute_train.sh RANK_TABLE'
+        )
 
 
 def _find_device(device_target):
@@ -143,30 +166,8 @@ def _find_device(device_target):
     return device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
 
 
-def _launched(rank_size):
-    """The number of processes that were launched. InputError if it is not `rank_size`."""
-    launched = int(os.environ.get('RANK_SIZE', '1'))
-    if launched != rank_size:
-        raise InputError(
-            f'rank_size {rank_size}, but {launched} process{"es were" if launched > 1 else " was"} '
-            'launched; start several with scripts/run_distribute_train.sh RANK_TABLE'
-        )
-    return launched
-
-
-def _set_device(target, device_id, amp_level, jit_level):
-    if target == 'Ascend':
-        ms.set_device(target, device_id)
-        # Only a graph that is compiled as a whole (O2) loops on the device; O0, the default of newer NPUs, goes back to
-        # the host after every step: https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_context.html
-        ms.set_context(jit_config={'jit_level': jit_level})
-        _set_precision(amp_level)
-    elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
-        ms.set_device(target)
-
-
 def _join_ranks():
-    """Connect the ranks and let MindSpore sum their gradients. Gives (rank, number of ranks)."""
+    """Connect the ranks and let MindSpore sum their gradients. Returns (rank, number of ranks)."""
     init()
     rank, world = get_rank(), get_group_size()
     # The mean would be a multiplication of each gradient more: `TrainStep.unscale` divides by the number of ranks.
@@ -192,16 +193,16 @@ def _set_precision(amp_level):
         precision.conv_allow_hf32(False)  # which keeps 10 bits of the mantissa instead of 23, and is on by default
 
 
-def describe(runtime: Runtime, option: str) -> str:
+def describe(run: Run, option: str) -> str:
     """One line for the log on what `start` set; `option` is the device target that was asked for."""
-    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and runtime.device_target == 'CPU' else ''
+    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and run.device_target == 'CPU' else ''
     return (
-        f'device: {runtime.device_target}{why}, rank {runtime.rank} of {runtime.world}, precision '
-        f'{runtime.amp_level}, MindSpore {ms.__version__}'
+        f'device: {run.device_target}{why}, rank {run.rank} of {run.world}, precision '
+        f'{run.amp_level}, MindSpore {ms.__version__}'
     )
 
 
-def facts(runtime: Runtime) -> dict[str, object]:
+def facts(run: Run) -> dict[str, object]:
     """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
     with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
         model = re.search(r'^model name\s*: (.*)', file.read(), re.M)  # not on every processor
@@ -209,9 +210,9 @@ def facts(runtime: Runtime) -> dict[str, object]:
         'host': platform.node(),
         'processor': model[1] if model else platform.machine(),
         'cores': len(os.sched_getaffinity(0)),
-        'device': f'Ascend ({chip()})' if runtime.device_target == 'Ascend' else runtime.device_target,
-        'ranks': runtime.world,
-        'precision': runtime.amp_level,
+        'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
+        'ranks': run.world,
+        'precision': run.amp_level,
         'versions': {
             'MindSpore': ms.__version__,
             'CANN': environment.look().version or None,

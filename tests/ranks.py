@@ -15,6 +15,7 @@ from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
@@ -24,7 +25,9 @@ GLOBAL_BATCH, STEPS, CLIP = 8, 3, 1.0
 
 def main(data_dir, source, out, rank_size):
     # Another seed on every rank: what makes the weights equal must be the broadcast or the checkpoint.
-    run = runtime.start('CPU', rank_size=rank_size, seed=1 + int(os.environ.get('RANK_ID', 0)))
+    run = runtime.start(
+        load_settings([]).but(device_target='CPU', rank_size=rank_size, seed=1 + int(os.environ.get('RANK_ID', 0)))
+    )
     network = InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
     parameters, _ = checkpoint.load(source)
     result = {}

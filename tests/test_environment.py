@@ -13,6 +13,7 @@ from src import environment, runtime
 from src.cluster import launch
 from src.data import jpeg
 from src.errors import InputError
+from src.options import load_settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -152,7 +153,7 @@ def test_entry_points_check_before_mindspore_is_asked(server, monkeypatch, tmp_p
     message = f"CANN's environment is not set: source {server.root}/set_env.sh"
     for target in ('auto', 'Ascend'):
         with pytest.raises(InputError, match=message):
-            runtime.start(target)
+            runtime.start(load_settings(['--device_target', target]))
     for main, arguments in ((train.main, ['--data_dir', '.']), (launch.main, ['2', __file__])):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)

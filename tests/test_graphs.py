@@ -168,36 +168,36 @@ def test_next_start_removes_what_killed_processes_left(directory, tmp_path, monk
     for path in [*left, tmp_path / 'other']:
         path.mkdir()
         (path / 'part').touch()
-    graphs.open_cache(str(directory), {}, runtime.Runtime('CPU', 0, 0, 1, 'O0', False))
+    graphs.open_cache(load_settings(['--compile_cache', str(directory)]), runtime.Run())
     assert not any(path.exists() for path in left) and (tmp_path / 'other/part').exists()
 
 
 def test_option(tmp_path, monkeypatch, said):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user'))
-    cpu, npu = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), runtime.Runtime('Ascend', 0, 0, 1, 'O3', True)
-    assert graphs.open_cache('auto', {}, cpu).directory == tmp_path / 'user/inceptionv4-mindspore'
-    assert graphs.open_cache('auto', {}, npu).directory is None
-    assert graphs.open_cache('auto', {}, cpu._replace(world=2)).directory == tmp_path / 'user/inceptionv4-mindspore'
-    assert graphs.open_cache('off', {}, cpu).directory is None
-    assert graphs.open_cache(str(tmp_path / 'mine'), {}, npu).directory == tmp_path / 'mine'
+    cpu, npu = runtime.Run(log=said.append), runtime.Run('Ascend', amp_level='O3')
+
+    def opened(option, run):
+        return graphs.open_cache(load_settings(['--compile_cache', str(option)]), run).directory
+
+    assert opened('auto', cpu) == opened('auto', cpu._replace(world=2)) == tmp_path / 'user/inceptionv4-mindspore'
+    assert opened('auto', npu) is None is opened('off', cpu)
+    assert opened(tmp_path / 'mine', npu) == tmp_path / 'mine'
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-    assert graphs.open_cache('auto', {}, cpu, said.append).directory is None and 'every start' in said[0]
+    assert opened('auto', cpu) is None and 'every start' in said[0]
     with pytest.raises(InputError, match='Not a directory.*another directory or off'):
-        graphs.open_cache(str(tmp_path / 'file/x'), {}, cpu)
+        opened(tmp_path / 'file/x', cpu)
 
 
-def test_every_option_counts_but_the_inert(tmp_path):
-    run, options = runtime.Runtime('CPU', 0, 0, 1, 'O0', False), load_settings([])
-
-    def made_from(run=run, **changed):
-        return graphs.open_cache(str(tmp_path), {**options, **changed}, run).made_from
-
-    before = made_from()
-    assert before == made_from()
-    assert {name for name in options if made_from(**{name: 'another'}) == before} == set(graphs.INERT)
-    for other in ({'world': 2}, {'rank': 1}, {'amp_level': 'O2'}):
-        assert made_from(run._replace(**other)) != before
+def test_what_determines_a_result_counts(tmp_path):
+    settings, run = load_settings(['--compile_cache', str(tmp_path)]), runtime.Run()
+    before = graphs.open_cache(settings, run).made_from
+    for other in {'lr': 0.5}, {'seed': 2}, {'num_classes': 7}, {'jit_level': 'O0'}:
+        assert graphs.open_cache(settings.but(**other), run).made_from != before
+    for other in {'resume': 'auto'}, {'max_epochs': 100}, {'data_dir': 'elsewhere'}:
+        assert graphs.open_cache(settings.but(**other), run).made_from == before
+    for other in {'world': 2}, {'rank': 1}, {'amp_level': 'O2'}, {'device_target': 'Ascend'}:
+        assert graphs.open_cache(settings, run._replace(**other)).made_from != before
 
 
 def test_source_and_versions_count(tmp_path, monkeypatch):

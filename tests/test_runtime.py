@@ -10,9 +10,14 @@ import pytest
 import train
 from src import runtime
 from src.errors import InputError
+from src.options import load_settings
 from src.training.monitor import TrainingMonitor
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(**options):
+    return runtime.start(load_settings([]).but(**options))
 
 
 @pytest.fixture
@@ -31,8 +36,8 @@ def ascend(monkeypatch):
 
 def test_one_npu(ascend):
     """https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_device.html"""
-    run = runtime.start('auto', device_id=2, seed=5)
-    assert run == runtime.Runtime('Ascend', 2, 0, 1, 'O3', True)
+    run = start(device_id=2, seed=5)
+    assert run == runtime.Run('Ascend', 2, 0, 1, 1, 'O3', Path('results/1p/2/ckpt'), Path('results/1p/2/ckpt'))
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
     assert names == ['set_context', 'set_device', 'set_context', 'set_seed']
     assert ascend.set_device.call_args == call('Ascend', 2)
@@ -43,8 +48,8 @@ def test_eight_npus(ascend, monkeypatch):
     """https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/data_parallel.html: the device first, then `init`."""
     for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7'), ('LOCAL_RANKS', '4')):
         monkeypatch.setenv(name, value)
-    run = runtime.start('Ascend', rank_size=8, jit_level='O0')
-    assert run == runtime.Runtime('Ascend', 7, 3, 8, 'O3', True, 4)
+    run = start(rank_size=8, jit_level='O0')
+    assert run == runtime.Run('Ascend', 7, 3, 8, 4, 'O3', Path('results/8p/3/ckpt'), Path('results/8p/0/ckpt'))
     names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
     assert names == [
         'set_context',
@@ -72,21 +77,21 @@ def test_launcher_with_one_npu(ascend, monkeypatch):
     for name, value in (('RANK_SIZE', '1'), ('RANK_ID', '0'), ('DEVICE_ID', '5'), ('LOCAL_RANKS', '1')):
         monkeypatch.setenv(name, value)
     ascend.get_rank.return_value, ascend.get_group_size.return_value = 0, 1
-    assert runtime.start('Ascend') == runtime.Runtime('Ascend', 5, 0, 1, 'O3', True)
+    assert start()[:6] == ('Ascend', 5, 0, 1, 1, 'O3')
     assert ascend.init.called and ascend.set_device.call_args == call('Ascend', 5)
     assert not ascend.set_auto_parallel_context.called
 
 
 def test_cpu_by_choice(ascend):
-    assert runtime.start('CPU')[0] == 'CPU' and runtime.start('CPU', amp_level='O3').amp_level == 'O3'
+    assert start(device_target='CPU')[0] == 'CPU' and start(device_target='CPU', amp_level='O3').amp_level == 'O3'
     assert not ascend.init.called and call(jit_config={'jit_level': 'O2'}) not in ascend.set_context.call_args_list
 
 
 @pytest.mark.parametrize('launched, rank_size', [('1', 8), ('8', 1), ('4', 8)])
 def test_rank_size_must_agree(ascend, monkeypatch, launched, rank_size):
     monkeypatch.setenv('RANK_SIZE', launched)
-    with pytest.raises(InputError, match=f'rank_size {rank_size}, but {launched} process.*run_distribute_train.sh'):
-        runtime.start(rank_size=rank_size)
+    with pytest.raises(InputError, match=f'rank_size {rank_size}, but RANK_SIZE.* is {launched}; .*run_distribute_train.sh'):
+        start(rank_size=rank_size)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, ex
     """https://www.mindspore.cn/docs/en/r2.7.0/api_python/device_context/mindspore.device_context.ascend.op_precision.precision_mode.html
     O3 names float16 where it wants it; O0 is float32 as far as the chip has it. Each may be set once."""
     monkeypatch.setattr(runtime, 'chip', lambda: chip)
-    runtime.start('Ascend', amp_level=amp_level)
+    start(amp_level=amp_level)
     assert ascend.device_context.ascend.op_precision.mock_calls == [expected] * bool(expected)
 
 
@@ -111,7 +116,7 @@ def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, ex
 def test_foreign_graph_caches_are_refused(monkeypatch, name):
     monkeypatch.setenv(name, '1')
     with pytest.raises(InputError, match=f'{name}=1 is set: .*unset {name}'):
-        runtime.start('CPU')
+        start(device_target='CPU')
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,8 @@ def test_model_is_called_with_sinks(steps, loop, sizes, parts, options, monkeypa
     """On Ascend the whole training is sinks over one dataset, or over two of them, with image_sizes of every stage; the CPU
     stands in for the rest."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.runtime, 'start', lambda *args: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
+    run = runtime.Run('Ascend', amp_level='O3', directory=tmp_path / 'x', checkpoints=tmp_path / 'x')
+    monkeypatch.setattr(train.runtime, 'start', lambda settings: run)
     seen = SimpleNamespace(networks=[], calls=[])
 
     class Model:

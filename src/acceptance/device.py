@@ -21,6 +21,7 @@ from src.acceptance.training import recorded
 from src.data import demo_images, preprocess
 from src.deploy.verification import BOUNDS
 from src.inceptionv4 import InceptionV4, set_precision
+from src.options import load_settings
 from src.weights import checkpoint
 
 PLACE = 'docs/ascend.md, "When it goes wrong"; the process\'s own output is in device.log, steps.log or speed.log'
@@ -46,7 +47,11 @@ class Device:
 
     def start(self):
         """MindSpore takes the device."""
-        self.run = runtime.start(self.args.device_target, self.args.device_id, jit_level=self.args.jit_level or 'O2')
+        self.run = runtime.start(
+            load_settings([]).but(
+                device_target=self.args.device_target, device_id=self.args.device_id, jit_level=self.args.jit_level or 'O2'
+            )
+        )
         on_npu = self.run.device_target == 'Ascend'
         self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
         self.size = 'whole' if on_npu else 'small'

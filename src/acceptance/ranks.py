@@ -18,6 +18,7 @@ from src.acceptance.training import SMALL, Recorder, make_step, train, training_
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.weights import checkpoint
 
 SINK, BATCH = 10, 4
@@ -45,7 +46,11 @@ class Ranks:
         """MindSpore connects the ranks."""
         # Every rank has another seed, so that only the values that rank 0 sends can make them equal.
         self.run = runtime.start(
-            self.args.device_target, rank_size=self.args.rank_size, seed=1 + int(os.environ.get('RANK_ID', '0'))
+            load_settings([]).but(
+                device_target=self.args.device_target,
+                rank_size=self.args.rank_size,
+                seed=1 + int(os.environ.get('RANK_ID', '0')),
+            )
         )
         known = self.run.rank, self.run.world
         equal(known, (int(os.environ['RANK_ID']), self.args.rank_size), 'rank and number of ranks')

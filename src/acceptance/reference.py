@@ -18,6 +18,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from src import files, runtime
 from src.inceptionv4 import InceptionV4
+from src.options import load_settings
 from src.weights import checkpoint
 
 STORED = Path(__file__).with_name('reference.npz')
@@ -87,7 +88,7 @@ def stored(name: str, path: str | Path = STORED) -> np.ndarray:
 
 def main():
     """Compute the logits and write them."""
-    runtime.start('CPU')
+    runtime.start(load_settings(['--device_target', 'CPU']))
     path = Path(sys.argv[1] if len(sys.argv) > 1 else STORED)
     found = {name: logits(network(name), name) for name in NETWORKS}
     for name, value in found.items():

@@ -10,7 +10,7 @@ import mindspore.dataset as ds
 from src.acceptance.training import BATCH, SMALL, Recorder, make_step, train, training_data
 from src.data import pipeline
 from src.data.records import open_records
-from src.runtime import Runtime, chip
+from src.runtime import Run, chip
 from src.training.interruption import data_workers
 
 SINK = 10
@@ -26,7 +26,7 @@ ELSEWHERE = {
 }
 
 
-def measure(run: Runtime, data: Path, batch_size: int, drop_overflow_update: str = 'branch') -> dict:
+def measure(run: Run, data: Path, batch_size: int, drop_overflow_update: str = 'branch') -> dict:
     """Time five sinks of decoded images, and then three with one batch that is ready: the difference is the time that the
     device waits for data. The whole network where there are sinks, on a CPU a small one. Gives the figures of the check."""
     options, length = ({}, SINK) if run.sink else (SMALL, 2)

@@ -26,7 +26,7 @@ from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.evaluation.evaluation import STATISTICS
-from src.runtime import Runtime
+from src.runtime import Run
 from src.training import resume
 from src.training.step import on_host
 from src.weights import checkpoint
@@ -49,7 +49,7 @@ class Steps:
         output: directory for a checkpoint.
     """
 
-    def __init__(self, run: Runtime, data: Path, output: Path):
+    def __init__(self, run: Run, data: Path, output: Path):
         self.run, self.output = run, output
         self.records, self.validation = (open_records(data, split) for split in ('train', 'validation'))
         self.precision = 'float32' if run.amp_level == 'O0' else 'float16'

@@ -14,7 +14,7 @@ from src.acceptance.reference import NETWORKS
 from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings
-from src.runtime import Runtime
+from src.runtime import Run
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep, on_host
 from src.weights import checkpoint
@@ -32,7 +32,7 @@ def recorded(options: dict) -> dict:
 
 
 def make_step(
-    run: Runtime, options: dict, state: dict[str, np.ndarray] | None = None, drop_overflow_update: str = 'branch'
+    run: Run, options: dict, state: dict[str, np.ndarray] | None = None, drop_overflow_update: str = 'branch'
 ) -> TrainStep:
     """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
     `state` are values for its parameters, or for some of them."""
@@ -87,7 +87,7 @@ class Recorder(Callback):
             self.after()
 
 
-def train(run: Runtime, step: TrainStep, data, count: int, length: int, recorder: Recorder) -> Recorder:
+def train(run: Run, step: TrainStep, data, count: int, length: int, recorder: Recorder) -> Recorder:
     """Train as train.py does: `count` sinks of `length` steps, or step by step all of `data` on a device without sinks."""
     Model(step).train(
         count if run.sink else 1, data, [recorder], dataset_sink_mode=run.sink, sink_size=length if run.sink else -1

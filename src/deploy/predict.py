@@ -23,6 +23,7 @@ from src.deploy.prediction import Prediction, as_json, as_text, write_page
 from src.deploy.predictor import Predictor, open_model
 from src.deploy.sources import STANDARD_INPUT, find_images, standard_input
 from src.errors import InputError, Parser, counted, entry_point
+from src.options import load_settings
 
 BATCH = 8
 
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None):
     args = parse(argv)
     left_out = []
     paths, count = all_images(args.sources, left_out.append)
-    runtime.start()
+    runtime.start(load_settings([]))
     model = open_model(args.model, args.labels)
     check_top(args.top, model.num_classes, model.num_classes)
     batch_size = _batch_size(model, args, count)

@@ -25,7 +25,7 @@ from src.evaluation.outcomes import FEW, Outcomes, Rows, merit
 from src.evaluation.step import EvaluationStep
 from src.graphs import OFF, Graphs
 from src.inceptionv4 import set_precision
-from src.runtime import Runtime
+from src.runtime import Run
 from src.weights import checkpoint
 from src.weights.network import empty_network
 from src.weights.read import main_file, read_weights
@@ -143,7 +143,7 @@ class Evaluation:
     Args:
         records, offset: see `open_validation`.
         options (dict): network options.
-        run (Runtime): its precision, and this rank among how many.
+        run (Run): its precision, and this rank among how many.
         batch_size (int): images per device and step.
         per_image (bool): keep what a report needs.
         known (dict): {path: what `read_weights` returned for it}, so that it is not read twice.
@@ -154,7 +154,7 @@ class Evaluation:
         records: Records,
         offset: int,
         options: dict,
-        run: Runtime,
+        run: Run,
         *,
         batch_size: int,
         num_workers: int,

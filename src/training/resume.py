@@ -16,7 +16,7 @@ from mindspore import Tensor, nn
 from src import collective, files, lock
 from src.errors import ElsewhereError, InputError
 from src.options import Settings, differences
-from src.runtime import Runtime
+from src.runtime import Run
 from src.training import metrics
 from src.training.plan import DECAY_UNITS, RATE_OPTIONS, Plan, batch_norm_decay, learning_rates, scaled_rate
 from src.weights import checkpoint
@@ -67,16 +67,9 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
 
 
 def find_start(
-    run: Runtime,
-    option: str,
-    directory: Path,
-    config: dict,
-    data: str,
-    override: bool,
-    plan: Plan,
-    log: Callable[[str], None],
+    run: Run, option: str, directory: Path, config: dict, data: str, override: bool, plan: Plan, log: Callable[[str], None]
 ) -> tuple[State | None, Plan, str, Settings]:
-    """Where a training begins, the same on all ranks of `run` (Runtime).
+    """Where a training begins, the same on all ranks of `run` (Run).
 
     Returns:
         (State, Plan, str, Settings): on rank 0 what it goes on from, see `find` and `check`, None for a new training and on
@@ -221,8 +214,8 @@ def load(step: nn.Cell, state: State, start: int, override: bool = False) -> Non
     step.optimizer.global_step.set_data(Tensor([start], ms.int32))
 
 
-def on_rank_0(run: Runtime, work: Callable, *arguments: object) -> object:
-    """`work(*arguments)` on rank 0 of `run` (Runtime), which alone has the checkpoints; None on the other ranks.
+def on_rank_0(run: Run, work: Callable, *arguments: object) -> object:
+    """`work(*arguments)` on rank 0 of `run` (Run), which alone has the checkpoints; None on the other ranks.
 
     An InputError on rank 0 ends all ranks, so that none waits for it.
     """

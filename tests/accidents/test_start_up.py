@@ -168,7 +168,7 @@ def test_launcher_starts_a_dynamic_cluster(tmp_path):
 def test_a_single_rank_joins_too(tmp_path):
     """Otherwise the scheduler waits for it for ten minutes, then fails and takes the training with it."""
     (tmp_path / 'table.json').write_text(json.dumps(table(1, 1)))
-    script = "from src import runtime; print(runtime.start('CPU', rank_size=1))"
+    script = "from src import options, runtime; print(runtime.start(options.load_settings(['--device_target', 'CPU'])))"
     ended = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SCHEDULER!r}]); open('ended', 'w')"
     ((status, text),) = Launchers(tmp_path, 'table.json', npus=range(1), script=script, scheduler=ended).end()
     assert status == 0 and 'rank=0, world=1' in text and (tmp_path / 'ended').exists(), text
@@ -199,9 +199,7 @@ def test_rank_table_in_the_environment_of_a_program(name, program, data, monkeyp
         main(['--data_dir', str(data), '--device_target', 'CPU', '--log_dir', 'l', '--ckpt_path', 'l'])
     err = capsys.readouterr().err
     assert exit_.value.code == 2 and err.count('\n') == 1, err
-    assert err.startswith(
-        f'error: {name}=/user/config/jobstart_hccl.json is set, but MindSpore 2.8 does not start from rank'
-    )
+    assert err.startswith(f'error: {name}=/user/config/jobstart_hccl.json is set: MindSpore 2.8 starts from no rank table')
     assert f'unset {name}' in err and 'scripts/run_distribute_train.sh /user/config/jobstart_hccl.json' in err
 
 

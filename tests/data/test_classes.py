@@ -13,7 +13,7 @@ from src.data.shards import find_shards
 from src.data.tfrecord import framed, index_shards, write_shards
 from src.errors import InputError
 from src.evaluation import evaluation
-from src.runtime import Runtime
+from src.runtime import Run
 from src.weights import checkpoint
 from src.weights.read import OURS
 from tests.data.samples import folder, shards
@@ -60,7 +60,7 @@ def evaluated_labels(tmp_path, monkeypatch, names, offset):
 
     monkeypatch.setattr(evaluation.Evaluation, 'of_checkpoints', evaluate)
     argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', '--block_counts', '1,1,1', '--image_size', '75']
-    run = Runtime('CPU', 0, 0, 1, 'O0', False)
+    run = Run()
     evaluation_entry.evaluate_path(argv, run, path, print)
     return [int(label) for label in found if label >= 0]
 

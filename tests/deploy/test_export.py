@@ -348,7 +348,7 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(formats.ms.device_context.ascend, 'is_available', lambda: True)
     monkeypatch.setitem(formats.WRITERS, 'AIR', write)
-    monkeypatch.setattr(runtime, 'start', lambda target, device_id: runtime.Runtime('Ascend', 0, 0, 1, 'O3', True))
+    monkeypatch.setattr(runtime, 'start', lambda settings: runtime.Run('Ascend', amp_level='O3'))
     monkeypatch.setattr(
         entry, 'load_network', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.load_settings(argv))
     )

@@ -16,7 +16,7 @@ from src.data.records import open_records
 from src.errors import InputError
 from src.evaluation.evaluation import Evaluation
 from src.inceptionv4 import InceptionV4
-from src.runtime import Runtime
+from src.runtime import Run
 from src.training.features import FeatureEvaluation, cached, frozen
 from src.training.optimizer import freeze
 from src.training.step import NetworkWithLoss, TrainStep
@@ -78,7 +78,7 @@ def test_cached_is_uncached(data, tmp_path):
     # Of the one step in fifteen that differs
     assert 0 < np.abs(found['logits.weight'] - expected['logits.weight']).max() < 0.05
 
-    validation, run = open_records(str(data), 'validation'), Runtime('CPU', 0, 0, 1, 'O0', False)
+    validation, run = open_records(str(data), 'validation'), Run()
     plain, kept = (
         kind(validation, 1, NETWORK, run, batch_size=7, num_workers=1) for kind in (Evaluation, FeatureEvaluation)
     )

@@ -136,15 +136,13 @@ def _end_children():
 
 def _check_variables(rank_size):
     """InputError if a variable of the environment would make MindSpore do something else."""
-    refused = {
-        **dict.fromkeys(
-            environment.RANK_TABLES, 'MindSpore 2.8 starts from no rank table, but scripts/run_distribute_train.sh does'
-        ),
-        **dict.fromkeys(GRAPH_CACHES, 'MindSpore would run graphs of other options, which compile_cache does not'),
-    }
-    for name, reason in refused.items():
-        if os.environ.get(name, '0') not in ('', '0'):
-            raise InputError(f'{name}={os.environ[name]:.200} is set: {reason}; unset {name}')
+    tables = 'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh {}'
+    caches = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
+    for name in (*environment.RANK_TABLES, *GRAPH_CACHES):
+        value = os.environ.get(name, '0')[:200]
+        if value not in ('', '0'):
+            reason = (caches if name in GRAPH_CACHES else tables).format(value)
+            raise InputError(f'{name}={value} is set: {reason}, and unset {name}')
     launched = os.environ.get('RANK_SIZE', '1')
     if launched != str(rank_size):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names of files in JSON and CSV."""
+"""Files that are written whole or not at all, a lock on a directory, and names of files in JSON and CSV."""
 
 from __future__ import annotations
 
@@ -8,83 +8,63 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
+import socket
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
-HOST = os.uname().nodename[:32]
+from src.errors import InputError, reading
+
 # Ends the names of our temporary directories, and of no other program's: only such a name may be removed.
 SUFFIX = '.inceptionv4-tmp'
-DAY = 86400  # seconds after which a temporary directory of another host is abandoned
+LOCK = '.lock'
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
+    """A path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
 
-    The path is in a `temporary_directory` beside `path`. So nobody else can take the name, and a library may write further
-    files beside it. In `with replacing(a), replacing(b)` the file `b` gets its name first. What killed processes left
-    beside `path` is removed. OSError if it cannot be written.
+    The path is in a directory beside `path` that only this user may enter. So nobody else can take the name, and a library
+    may write further files beside it. In `with replacing(a), replacing(b)` the file `b` gets its name first. What killed
+    processes left beside `path` is removed. OSError if it cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
     remove_abandoned(path.parent)
-    with temporary_directory(temporary_name(path)) as directory:
-        temporary = directory / path.name
-        yield temporary
-        move(temporary, path)
-
-
-def temporary_name(path: Path) -> Path:
-    """A name for a `temporary_directory` beside `path`, different at each call."""
-    return path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.{HOST}{SUFFIX}')
-
-
-@contextlib.contextmanager
-def temporary_directory(path: Path) -> Iterator[Path]:
-    """Make the directory `path`, a `temporary_name`, which only this user may enter; remove it at the end of the block.
-
-    In between it is locked, by which `remove_abandoned` knows that its process lives: the system ends a lock with its
-    process, and process numbers tell nothing where containers share a directory. OSError if it cannot be made.
-    """
-    while True:
-        try:
-            path.mkdir(mode=0o700)
-        except OSError as error:  # names the directory, not the temporary name
-            raise OSError(error.errno, error.strerror, str(path.parent)) from None
-        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked: once more
-            held = os.open(path, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(held, fcntl.LOCK_EX)
-            if path.exists():
-                break
-            os.close(held)
     try:
-        yield path
+        made = tempfile.mkdtemp(prefix=f'.{path.name[:40]}.', dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # not the temporary name
+    # The lock ends with this process, which is how `remove_abandoned` knows: process numbers tell nothing where containers
+    # share a directory. The name that may be removed comes after the lock.
+    descriptor = os.open(made, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    directory = Path(made + SUFFIX)
+    os.rename(made, directory)
+    try:
+        yield directory / path.name
+        move(directory / path.name, path)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
 
 
 def remove_abandoned(directory: str | Path) -> None:
-    """Remove each `temporary_directory` in `directory` whose process has ended. Of a process of another host that cannot be
-    seen; its directories are removed when nothing was put into them for a day."""
+    """Remove what `replacing` made in `directory` in processes that have ended."""
     for path in Path(directory).glob(f'.*{SUFFIX}'):
-        if not re.fullmatch(rf'\..+\.[0-9a-f]{{8}}\..+{SUFFIX}', path.name):
-            continue
         with contextlib.suppress(OSError):  # no directory, or a link; locked by a living process; or somebody was faster
-            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.name.endswith(f'.{HOST}{SUFFIX}') or time.time() - os.fstat(held).st_mtime > DAY:
-                    shutil.rmtree(path)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
             finally:
-                os.close(held)
+                os.close(descriptor)
 
 
 def move(temporary: str | Path, path: str | Path) -> None:
@@ -93,22 +73,70 @@ def move(temporary: str | Path, path: str | Path) -> None:
 
     It gets the permissions of any new file: MindSpore makes its files unreadable to others, whatever the umask is.
     """
-    temporary, path = Path(temporary), Path(path)
     with open(temporary, 'rb') as file:
         os.fsync(file.fileno())
-    with tempfile.TemporaryDirectory(dir=temporary.parent) as directory:
-        probe = Path(directory, 'probe')
-        probe.touch()  # to learn the umask: os.umask would change it for a moment, in all threads
-        temporary.chmod(probe.stat().st_mode & 0o777)
+    # os.umask would change it for a moment, in all threads.
+    umask = re.search(r'^Umask:\s*(\d+)', Path('/proc/self/status').read_text(), re.M)[1]
+    os.chmod(temporary, 0o666 & ~int(umask, 8))
     os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
+    descriptor = os.open(Path(path).parent, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a file system on which directories cannot be synced
         os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system on which directories cannot be synced
-            raise
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
+
+
+def lock_directory(
+    directory: str | Path,
+    remedy: str = 'choose another directory',
+    wait: float = 0,
+    log: Callable[[str], None] = print,
+    name: str = LOCK,
+) -> TextIO | None:
+    """Make `directory` and lock it for this process by its file `name`. Returns the open file: the lock lasts until it is
+    closed, or the process ends in whatever way. None, with a line to `log`, on a file system without locks.
+
+    InputError, with the `remedy` that chooses another directory, if another process has the lock after `wait` seconds (it
+    may be ending, where a batch system starts a job again), or if the file cannot be written or is not a lock.
+
+    It is a POSIX record lock, which ends with its process and works over NFS. A lock of flock would be inherited by forked
+    data workers, which may outlive the process. A record lock is lost when its process closes any other descriptor of the
+    file, so nothing else may open it. The file is never removed: two processes could then lock two files of this name.
+    """
+    path, end, waiting = Path(directory, name), time.monotonic() + wait, False
+    with reading(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not what a link of this name leads to.
+        file = open(path, 'a+', errors='replace', opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    log(f'warning: {directory} cannot be locked ({error.strerror}): a second program in it goes unnoticed')
+                    return None
+            owner = _owner(file) or 'another process'
+            if time.monotonic() >= end:
+                raise InputError(
+                    f'{directory} is in use by {owner}; wait until it finishes or {remedy} (if that host no longer exists, '
+                    f'remove {path})'
+                )
+            if not waiting:
+                log(f'{directory} is in use by {owner}: waiting {wait:g} s for its end')
+            waiting = True
+            time.sleep(0.2)
+        if (found := _owner(file)) and not re.match(r'pid \d+ on ', found):
+            raise ValueError(f'is not a lock ({found!r:.60})')
+        with contextlib.suppress(OSError):  # a full disk: the lock is good without the name of its owner
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f'pid {os.getpid()} on {socket.gethostname()}\n'.encode())
+    return file
+
+
+def _owner(file):
+    """The beginning of the lock's file; '' also for the zeros that a power cut may leave."""
+    file.seek(0)
+    return file.read(200).strip('\0 \n')
 
 
 class Place:
@@ -122,12 +150,11 @@ class Place:
 
     def find(self) -> Path:
         """Where it is now; the path that it had where that is not known."""
-        if self.descriptor is not None:
-            for path in (self.path, Path(f'/proc/self/fd/{self.descriptor}').resolve()):
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(os.fstat(self.descriptor), os.stat(path)):
-                        self.path = path
-                        break
+        for path in (self.path, Path(f'/proc/self/fd/{self.descriptor}').resolve()):
+            with contextlib.suppress(OSError, TypeError):  # TypeError: no descriptor
+                if os.path.samestat(os.fstat(self.descriptor), os.stat(path)):
+                    self.path = path
+                    break
         return self.path
 
     def replaced(self) -> bool:

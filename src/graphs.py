@@ -154,8 +154,6 @@ def _problem(directory):
         return f'cannot be written ({error.strerror})'
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         return f'a graph is a program, and others may write there (owner {status.st_uid}, mode {status.st_mode & 0o777:o})'
-    for place in (directory, tempfile.gettempdir()):
-        files.remove_abandoned(place)  # of processes that were killed
     return None
 
 
@@ -193,16 +191,14 @@ class _Window:
         if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
             raise OSError(errno.ENOSPC, f'no room for a graph ({ROOM >> 20} MB)')
         if _Window.directory is None:
-            _Window.directory = files.temporary_name(Path(tempfile.gettempdir(), 'graphs'))
+            _Window.made_directory = tempfile.TemporaryDirectory(prefix='inceptionv4-graph-')
+            _Window.directory = Path(_Window.made_directory.name)
         self.placed = None
-        with contextlib.ExitStack() as held:
-            held.enter_context(files.temporary_directory(_Window.directory))
-            if self.found:
-                self.placed = _Window.directory / self.found[0].format(_Window.number)
-                self.placed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self.placed.write_bytes(self.found[1])
-                self.before = self.placed.stat()
-            self.held = held.pop_all()
+        if self.found:
+            self.placed = _Window.directory / self.found[0].format(_Window.number)
+            self.placed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.placed.write_bytes(self.found[1])
+            self.before = self.placed.stat()
         ours = {
             'MS_COMPILER_CACHE_ENABLE': '1',
             'MS_COMPILER_CACHE_PATH': str(_Window.directory),
@@ -221,7 +217,8 @@ class _Window:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if kind is None:
             self._look()
-        self.held.close()
+        for path in _Window.directory.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
 
     def _look(self):
         there = list(_Window.directory.glob('**/*compile_cache_*.mindir'))

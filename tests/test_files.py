@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +17,11 @@ from PIL import Image
 from src import files
 from src.cluster import rank_table
 from src.data import convert, tfrecord
-from src.data.preprocess import PREPROCESSING
-from src.deploy.aipp import write_aipp
-from src.deploy.prediction import write_page
-from src.evaluation import evaluation
+from src.errors import InputError
 from src.options import save_settings
-from src.weights import checkpoint, safetensors_file, tf_file
+from src.weights import checkpoint, safetensors_file
 
+ROOT = Path(__file__).resolve().parents[1]
 ONE = {'logits.bias': np.ones(3, np.float32)}
 
 
@@ -48,18 +47,14 @@ WRITERS = {
     'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
     'best': _best,
     'rank table': lambda path: rank_table.write(path, '{}\n'),
-    'page': lambda path: write_page(path, [], 'title', 'about', lambda: 'summary'),
-    'evaluation': lambda path: evaluation.write_json([], path),
-    'aipp': lambda path: write_aipp(path, PREPROCESSING, 75),
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
     'tfrecord': _convert('tfrecord'),
     'mindrecord': _convert('mindrecord'),
     'safetensors': lambda path: safetensors_file.write(path, ONE),
-    'tensorflow': lambda path: tf_file.write(path, ONE),
 }
 
 
-@pytest.mark.parametrize('umask', [0o077, 0o022, 0o002])
+@pytest.mark.parametrize('umask', [0o077, 0o002])
 @pytest.mark.parametrize('name', WRITERS)
 def test_umask(name, umask, tmp_path):
     """MindSpore's files would be 0400, and a temporary file of Python's tempfile 0600."""
@@ -73,23 +68,12 @@ def test_umask(name, umask, tmp_path):
     assert not list(tmp_path.rglob('.*'))
 
 
-@pytest.mark.parametrize(
-    'writer, guess',
-    [
-        ('page', 'file.{pid}'),
-        ('config', '.file.{pid}'),
-        ('rank table', 'file.{pid}.tmp'),
-        ('safetensors', 'file.{pid}'),
-        ('tensorflow', 'file.index.{pid}'),
-        ('evaluation', 'file'),
-    ],
-)
-def test_a_link_that_waits_is_not_followed(writer, guess, tmp_path):
-    """In a directory that others may write to, a link under a name that can be guessed leads to another file."""
+@pytest.mark.parametrize('writer', ['config', 'rank table', 'safetensors'])
+def test_a_link_is_replaced_and_not_followed(writer, tmp_path):
     (tmp_path / 'victim').write_text('precious')
-    (tmp_path / guess.format(pid=os.getpid())).symlink_to('victim')
+    (tmp_path / 'file').symlink_to('victim')
     WRITERS[writer](tmp_path / 'file')
-    assert (tmp_path / 'victim').read_text() == 'precious'
+    assert (tmp_path / 'victim').read_text() == 'precious' and not (tmp_path / 'file').is_symlink()
 
 
 def test_what_is_being_written_is_kept(tmp_path):
@@ -101,21 +85,28 @@ def test_what_is_being_written_is_kept(tmp_path):
         temporary.write_text('x')
         files.remove_abandoned(tmp_path)
         subprocess.run(
-            [sys.executable, '-c', 'import sys; from src import files; files.remove_abandoned(sys.argv[1])', tmp_path]
+            [sys.executable, '-c', 'import sys; from src import files; files.remove_abandoned(sys.argv[1])', tmp_path],
+            cwd=ROOT,
+            check=True,
         )
     assert [p.name for p in tmp_path.iterdir()] == ['inceptionv4-1_2.ckpt']
 
 
-@pytest.mark.parametrize('days, there', [(0, True), (0.9, True), (1.1, False)])
-def test_of_another_host(days, there, tmp_path, monkeypatch):
-    """Its processes cannot be seen, so what it writes is left alone for a day."""
-    monkeypatch.setattr(files, 'HOST', 'another')
-    left = files.temporary_name(tmp_path / 'inceptionv4-1_2.ckpt')
-    monkeypatch.undo()
-    left.mkdir()
-    os.utime(left, (time.time() - 86400 * days,) * 2)
-    files.remove_abandoned(tmp_path)
-    assert left.exists() == there
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    code = """
+import os, sys
+from src import files
+with files.replacing(sys.argv[1] + '/inceptionv4-1_2.ckpt') as path:
+    path.write_text('half')
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT)
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(files.SUFFIX)
+    (tmp_path / '.other').mkdir()
+    with files.replacing(tmp_path / 'inceptionv4-1_3.ckpt') as path:
+        path.write_text('whole')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.other', 'inceptionv4-1_3.ckpt']
 
 
 @pytest.mark.parametrize('name', ['name', 'ü' * 120, 'x' * 255])
@@ -165,3 +156,69 @@ def test_a_pipe_is_not_replaced(tmp_path):
             raise AssertionError
         assert error.value.errno == number
     assert [p.name for p in tmp_path.iterdir()] == ['pipe'] and stat.S_ISFIFO((tmp_path / 'pipe').stat().st_mode)
+
+
+# Locks the directory, and has a forked child that outlives it.
+OWNER = """
+import os, sys, time
+from src import files
+file = files.lock_directory(sys.argv[1])
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(8)
+    os._exit(0)
+print('locked', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-c', OWNER, str(tmp_path / 'a')], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == 'locked\n'
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_locked_directory_is_refused_until_its_process_ends(owner, tmp_path):
+    """However it ends, and whatever its forked children do; one that is ending is waited for."""
+    host = re.escape(socket.gethostname())
+    with pytest.raises(InputError, match=f'a is in use by pid {owner.pid} on {host}; .* choose another directory '):
+        files.lock_directory(tmp_path / 'a')
+    lines = []
+
+    def log(line):
+        lines.append(line)
+        owner.kill()
+
+    with files.lock_directory(tmp_path / 'a', wait=60, log=log):
+        assert (tmp_path / 'a/.lock').read_text() == f'pid {os.getpid()} on {socket.gethostname()}\n'
+    assert len(lines) == 1 and f'is in use by pid {owner.pid} on ' in lines[0] and 'waiting 60 s' in lines[0]
+
+
+def test_without_locks(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOSYS, 'Function not implemented')
+
+    monkeypatch.setattr(files.fcntl, 'lockf', lockf)
+    lines = []
+    assert files.lock_directory(tmp_path, log=lines.append) is None
+    assert re.fullmatch(r'warning: .* cannot be locked \(Function not implemented\): .*', lines[0])
+
+
+def test_a_full_disk_takes_a_lock(tmp_path, monkeypatch):
+    """Only its owner is not named."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(files.os, 'write', full)
+    assert files.lock_directory(tmp_path) is not None and (tmp_path / files.LOCK).read_text() == ''
+
+
+def test_directory_that_cannot_be_locked():
+    with pytest.raises(InputError, match='choose another directory'):
+        files.lock_directory('/proc')

@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 
-from src import environment, lock
+from src import environment, files
 from src.cluster import rank_table
 from src.cluster.agreement import Agreement
 from src.cluster.jobs import make_jobs
@@ -100,12 +100,8 @@ def _target(options):
 def _hold(directory, rank):
     """Lock the directory, so that a second launcher of these ranks is refused. Launchers of other servers, whose first
     rank is another, may use the same directory over a network."""
-    try:
-        os.makedirs(directory, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'{directory} cannot be made: {error.strerror}') from None
     remedy = f'start this training in another working directory, below which its logs go to {directory}'
-    return lock.hold(directory, RESTART, say, f'.launch-{rank}.lock', remedy)
+    return files.lock_directory(directory, remedy, RESTART, say, f'.launch-{rank}.lock')
 
 
 def _table(text, npus):

@@ -13,7 +13,7 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor, nn
 
-from src import collective, files, lock
+from src import collective, files
 from src.errors import ElsewhereError, InputError
 from src.options import Settings, differences
 from src.runtime import Run
@@ -40,11 +40,7 @@ def claim(directory: Path, option: str, overwrite: bool, log_name: str, say: Cal
     (`option`, the value of `resume`) nor replaces (`overwrite`). Log and metrics of a replaced training become
     <name>.1, or the first number that is free.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'{directory}: cannot be made ({error.strerror}); choose another --log_dir') from None
-    held = lock.hold(directory, WAIT, say, remedy='choose another --log_dir')
+    held = files.lock_directory(directory, 'choose another --log_dir', WAIT, say)
     if held:
         files.remove_abandoned(directory)
     there, place = checkpoint.of_training(directory), Path(option).resolve()

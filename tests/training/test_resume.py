@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import train
-from src import files, lock
+from src import files
 from src.data import demo_images, mindrecord, tfrecord
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
@@ -350,7 +350,7 @@ def refused(capsys, options):
 
 
 def content(directory):
-    return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != lock.NAME}
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != files.LOCK}
 
 
 @pytest.mark.parametrize(
@@ -403,9 +403,10 @@ def test_replaced_training_stays_until_the_first_new_checkpoint(old):
 def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
     """Its files, the unfinished one of the save that it is making included, stay."""
     monkeypatch.setattr(resume, 'WAIT', 0)
-    unfinished = files.temporary_name(old.path)
+    unfinished = old.path.with_name(f'.inceptionv4-1_3.ckpt.x{files.SUFFIX}')
     unfinished.mkdir()
-    command = 'import sys, time; from src import lock; f = lock.hold(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+    command = 'import sys, time; from src import files; f = files.lock_directory(sys.argv[1]); '
+    command += 'print(1, flush=True); time.sleep(60)'
     first = subprocess.Popen([sys.executable, '-c', command, str(old.path.parent)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         first.stdout.readline()

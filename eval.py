@@ -45,7 +45,6 @@ def evaluate_path(argv: list, run: runtime.Run, path, log) -> list:
     names = info.get('class_names')
     records, offsets = open_validation(
         config.data_dir,
-        config.dataset_format,
         load_settings(argv).label_offset,  # without what the checkpoint records
         config.num_classes,
         log,

@@ -81,14 +81,13 @@ def check_encoding(config):
 def quantization(config, info, asked):
     """The images of `data_dir` with which the file is quantized and compared (Quantization); `asked` is the option
     label_offset without what the checkpoint records."""
-    layout = find_format(config.data_dir, config.dataset_format)
+    layout = find_format(config.data_dir)
     train = open_records(config.data_dir, 'train', layout)
     calibration = Sample(train, spread(train.label, config.calibration_images, config.seed))
     if 'validation' in splits(config.data_dir, layout):
         names = recorded_names(info)
         records, offsets = open_validation(
             config.data_dir,
-            layout,
             asked,
             config.num_classes,
             print,

@@ -71,7 +71,7 @@ def train(config, interruption):
     about = {**runtime.facts(run), 'training': training, 'resumed': str(state.path) if state else None}
     del state  # half a gigabyte
     record = metrics.begin(run.directory if run.rank == 0 else None, plan, config, about, run.log)
-    bad = BadRecords(config.max_bad_fraction, plan.steps_per_epoch * plan.batch_size, plan.epochs)
+    bad = BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
     monitor = build_monitor(config, run, plan, network, rates, bad, interruption, record)
     saving, callbacks = build_callbacks(config, run, claim, data, monitor, step, training, about['resumed'])
     watch = Watch(monitor, saving, interruption, run.rank, run.sink)
@@ -98,7 +98,7 @@ def start(config):
 
 def open_training_set(config, run):
     """The `TrainingSet` that `config` names; `config` with the values that `auto` and 0 stand for; the `Plan` they make."""
-    records = open_records(config.data_dir, 'train', config.dataset_format)
+    records = open_records(config.data_dir, 'train')
     if records.left_out:
         run.log(f'left out: {records.left_out}')
     offset, assumed = label_offset(config.label_offset, records), assumption(config.label_offset, records)
@@ -216,9 +216,9 @@ def build_callbacks(config, run, claim, data, monitor, step, training, resumed):
 
 def build_evaluation(config, run, data):
     """The `Evaluation` of a training on `data`: validation images, and a network of its own."""
-    where, offset = (config.data_dir, config.dataset_format), config.label_offset
+    offset = config.label_offset
     known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
-    validation, offsets = open_validation(*where, offset, data.num_classes, run.log, **known)
+    validation, offsets = open_validation(config.data_dir, offset, data.num_classes, run.log, **known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
     workers, options = pipeline.workers(config.num_workers, run.ranks_here), config.network()
     return kind(validation, offsets.possible[0], options, run, batch_size=config.batch_size, num_workers=workers)

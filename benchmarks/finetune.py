@@ -32,7 +32,7 @@ def copy_without_duplicates(source, target, most):
     """TFRecords of the images in `source`, none twice, at most `most` {split: number} of a class; 0: all. Line on them."""
     seen, line = set(), []
     for split in ('validation', 'train'):
-        records, counts, kept = open_records(source, split, 'auto'), Counter(), []
+        records, counts, kept = open_records(source, split), Counter(), []
         for i in range(len(records)):
             image, label = records.read(i), int(records.label[i])
             digest = hashlib.sha256(image).digest()

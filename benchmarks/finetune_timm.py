@@ -66,7 +66,7 @@ def fine_tune(
     if torch.get_num_threads() < cores():
         raise InputError(f'PyTorch has {torch.get_num_threads()} of {cores()} cores; set OMP_NUM_THREADS={cores()}')
     torch.manual_seed(seed)
-    records, held = (open_records(data_dir, split, 'auto') for split in ('train', 'validation'))
+    records, held = (open_records(data_dir, split) for split in ('train', 'validation'))
     offset = label_offset('auto', records)
     model = _network(weights, count_classes('auto', records, offset)[0])
     kernels, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))

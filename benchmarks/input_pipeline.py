@@ -96,7 +96,7 @@ def ours(layout, on_host):
             stop=batches,
             augment_on_host=on_host,
             num_workers=a.workers,
-            bad=BadRecords(0, len(records), -(-batches * a.batch_size // len(records)) + 1),
+            bad=BadRecords(len(records), -(-batches * a.batch_size // len(records)) + 1),
         )
 
     return make

@@ -35,7 +35,7 @@ from src.weights.read import main_file, read_weights
 
 USAGE = 'bash scripts/run_finetune.sh PHOTOS WEIGHTS [OUTPUT] [--option value ...]'
 STAMP = 'finetune.json'  # what a directory OUTPUT is made from; a directory without it is somebody else's
-SET_HERE = ('data_dir', 'dataset_format', 'log_dir', 'restore_path', 'mode', 'report')  # options
+SET_HERE = ('data_dir', 'log_dir', 'restore_path', 'mode', 'report')  # options
 OF_WEIGHTS = ('block_counts', 'bn_scale', 'image_size')  # options that are as WEIGHTS record them, unless they are given
 LENGTH = ('max_epochs', 'T_max', 'max_train_steps')  # options; where none of them is given, epochs by the number of photos
 STEPS = 200  # that a training has at least: three epochs of a hundred photos are too few

@@ -106,7 +106,7 @@ def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
 
     ms.set_context(mode=ms.PYNATIVE_MODE)
     checkpoint.load_into(network.set_train(False), values, path)
-    records = open_records(data, 'validation', 'auto')
+    records = open_records(data, 'validation')
     expected = {}
     for preprocessing in (OTHER, PREPROCESSING):
         mean, std = (np.array(levels, 'f4') for levels in preprocessing[:2])

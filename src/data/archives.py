@@ -1,4 +1,5 @@
-"""ImageNet's archives as they are downloaded: images are read where they lie in them, nothing is unpacked.
+"""ImageNet's archives as they are downloaded: images are read where they lie in them, nothing is unpacked. Other archives
+and data sets of other programs are not read, but recognised, so that a message can say what to do with them.
 
 `ILSVRC2012_img_train.tar` holds a tar for each class, named by its WordNet id, `ILSVRC2012_img_val.tar` 50,000 images, whose
 classes stand in `ILSVRC2012_devkit_t12.tar.gz`. Labels are those of TF-slim's records: 1 to 1000 in the order of the
@@ -7,82 +8,54 @@ WordNet ids, 0 is the background.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import tarfile
 import zlib
-from array import array
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
 
 from src.data import imagenet
-from src.data.index import Index
-from src.errors import InputError, counted
+from src.data.tfrecord import is_header
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
 _TRUTH, _META = 'data/ILSVRC2012_validation_ground_truth.txt', 'data/meta.mat'
 _BLOCK = 512  # bytes of a tar's header
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, ValueError, KeyError, OverflowError)
+_REWRITE = 'write its images into train/<class>/ and validation/<class>/, or as TFRecord shards'
+_UNPACK = 'unpack it, and put the images into train/<class>/ and validation/<class>/'
+_KINDS = (  # position, bytes there, what it is, remedy
+    (0, b'PAR1', 'a Parquet file', _REWRITE),
+    (0, b'ARROW1', 'an Arrow file', _REWRITE),
+    (0, b'\xff\xff\xff\xff', 'an Arrow stream', _REWRITE),
+    (16, b'\xde\xc0\xef\xbe', 'an LMDB database', _REWRITE),
+    (0, b'\x0a\x23\xd7\xce', 'an MXNet RecordIO file', _REWRITE),
+    (0, b'\x89HDF', 'an HDF5 file', _REWRITE),
+    (257, b'ustar', 'a tar archive, as WebDataset has them', _UNPACK),
+    (0, b'PK\3\4', 'a ZIP archive', _UNPACK),
+)
+_HEAD, _LOOKED_AT = 1024, 100  # bytes of a file, names in a directory
 
 
-@dataclass
-class Archive(Index):
-    """The images of one archive, in its order; `paths` has its path."""
+def walk(path: str, truth: list[int] | None = None, progress: bool = False) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield (offset, bytes, label, file name) of the images in the archive `path`, in its order: in that of the training
+    images, or in that of the validation images, whose labels by number are `truth`.
 
-    file: np.ndarray = None  # bytes [images]; one array, so that processes share the names of a million files
-    left_out: str = ''  # classes of a training archive without an image
-    not_read = ()  # as in `Folder`
-
-    def name(self, i: int) -> str:
-        """The file name of image `i`."""
-        return os.fsdecode(bytes(self.file[i]))
-
-    def where(self, i: int) -> str:
-        """Image `i` in messages: the archive and the name of the image in it."""
-        return f'{self.paths[0]}, {self.name(i)}'
-
-
-def open_archive(data_dir: str, split: str, progress: bool = False) -> Archive:
-    """The images of a split's archive in `data_dir`; InputError naming an archive that is missing, cut off or damaged, or
-    that holds anything else."""
-    path = os.path.join(data_dir, ARCHIVES[split])
-    if not os.path.isfile(path):
-        raise InputError(f'{data_dir!r} lacks {ARCHIVES[split]}; put it there as it is downloaded')
-    truth = _ground_truth(os.path.join(data_dir, DEVKIT)) if split == 'validation' else None
-    names, places, labels = [], array('q'), array('q')
-    try:
-        with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
-            images = _train_images(tar, progress) if truth is None else _validation_images(tar, truth)
-            for name, offset, length, label in images:
-                names.append(name.encode('ascii'))  # 24 characters in the official archives
-                places.extend((offset, length))
-                labels.append(label)
-        if not names:
-            raise ValueError('it holds no image')
-        if truth is not None and len(set(names)) != len(truth):
-            raise ValueError(f'{counted(len(set(names)), "image")}, but {DEVKIT} has the classes of {len(truth)}')
-    except _BROKEN as error:
-        raise InputError(f'{path}: {error}; download it again, or another one that fits') from None
-    offset, length = np.array(places, np.int64).reshape(-1, 2).T.copy()
-    label = np.array(labels, np.int64)
-    found = set(labels)
-    empty = [synset for n, synset in enumerate(imagenet.classes(), 1) if n not in found] if truth is None else []
-    return Archive(
-        [path],
-        np.zeros(len(label), np.int32),
-        offset,
-        length,
-        label,
-        class_names=imagenet.class_names(imagenet.BACKGROUND_CLASSES),
-        file=np.array(names, 'S'),
-        left_out=f'{len(empty)} of {len(imagenet.classes())} classes, of which {path} has no image, the first is {empty[0]}'
-        if empty
-        else '',
-    )
+    ValueError or tarfile.TarError where it is cut off or damaged, or holds anything else.
+    """
+    numbers = set()
+    with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
+        for name, offset, length, label in _train_images(tar, progress) if truth is None else _validation_images(tar, truth):
+            numbers.add(label if truth is None else name)
+            yield offset, length, label, name.encode('ascii')
+    if not numbers:
+        raise ValueError('it holds no image')
+    if truth is not None and len(numbers) != len(truth):
+        raise ValueError(f'{len(numbers)} images, but {DEVKIT} has the classes of {len(truth)}')
 
 
 def _files(tar):
@@ -114,7 +87,7 @@ def _train_images(tar, progress):
                     if not re.fullmatch(synset + r'_\d+\.JPEG', name):
                         raise ValueError(f'{image.name} in it is no {synset}_<number>.JPEG')
                     yield name, outer.offset_data + image.offset_data, image.size, label
-        except _BROKEN as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise ValueError(f'{outer.name}: {error}') from None
 
 
@@ -130,23 +103,59 @@ def _validation_images(tar, truth):
         yield name, image.offset_data, image.size, truth[int(number[1]) - 1]
 
 
-def _ground_truth(path):
-    """Labels (list of int) of the validation images 1, 2, ... by the development kit at `path`."""
+def ground_truth(path: str) -> list[int]:
+    """Labels of the validation images 1, 2, ... by the development kit at `path`. ValueError for one that is damaged, of
+    another year, or whatever scipy raises."""
     from scipy.io import loadmat  # takes a fifth of a second, which other layouts need not wait for
 
-    if not os.path.isfile(path):
-        raise InputError(f'{path} is missing, which has the classes of the validation images; download it, too')
+    with tarfile.open(path, 'r:gz') as tar:
+        contents = {m.name: tar.extractfile(m).read() for m in _files(tar) if m.name.endswith((_TRUTH, _META))}
+    truth, meta = (next((c for n, c in contents.items() if n.endswith(wanted)), None) for wanted in (_TRUTH, _META))
+    if truth is None or meta is None:
+        raise ValueError(f'no {_TRUTH if truth is None else _META} in it')
+    synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)['synsets'])
+    synset = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
     labels = {synset: label for label, synset in enumerate(imagenet.classes(), 1)}
     try:
-        with tarfile.open(path, 'r:gz') as tar:
-            contents = {m.name: tar.extractfile(m).read() for m in _files(tar) if m.name.endswith((_TRUTH, _META))}
-        truth, meta = (next((c for n, c in contents.items() if n.endswith(wanted)), None) for wanted in (_TRUTH, _META))
-        if truth is None or meta is None:
-            raise ValueError(f'no {_TRUTH if truth is None else _META} in it')
-        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)['synsets'])
-        synset = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
         return [labels[synset[int(line)]] for line in truth.split()]
     except KeyError as error:
-        raise InputError(f'{path}: {error} is no class of ImageNet 2012; download it again') from None
-    except Exception as error:  # of a damaged file scipy raises anything
-        raise InputError(f'{path}: {error or "damaged"}; download it again') from None
+        raise ValueError(f'{error} is no class of ImageNet 2012') from None
+
+
+def _head(path):
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+        return file.read(_HEAD)
+    return b''
+
+
+def is_tfrecord(path: str) -> bool:
+    """Whether the file `path` begins as a TFRecord file."""
+    return os.path.isfile(path) and is_header(_head(path))
+
+
+def kind(path: str) -> str:
+    """What the file `path` is and what to do with it, 'a Parquet file: write ...'; '' if it is not known."""
+    head = _head(path)
+    for at, magic, what, remedy in _KINDS:
+        if head[at : at + len(magic)] == magic:
+            return f'{what}: {remedy}'
+    with contextlib.suppress(zlib.error):
+        inside = zlib.decompressobj(47).decompress(head, _HEAD)  # 47: gzip or zlib, by the header
+        by = 'gzip' if head[:2] == b'\x1f\x8b' else 'zlib'
+        if is_header(inside):
+            how = 'gzip -dc FILE > train-?????-of-?????' if by == 'gzip' else "Python's zlib.decompress"
+            return f'a TFRecord file compressed with {by}: decompress it with {how}'
+        if by == 'gzip':
+            return 'compressed with gzip' + (f', a tar archive: {_UNPACK}' if inside[257:262] == b'ustar' else ': gunzip it')
+    return ''
+
+
+def first_kind(directory: str, names: list[str]) -> str:
+    """'<path> is <kind>' of the first of the files `names` in `directory`, or in the directories among them, that is known;
+    '' if there is none. OSError for a directory that cannot be read."""
+    for path in (os.path.join(directory, name) for name in names[:_LOOKED_AT]):
+        inside = sorted(os.listdir(path))[:_LOOKED_AT] if os.path.isdir(path) else ['']
+        for file in (os.path.join(path, one) if one else path for one in inside):
+            if os.path.isfile(file) and (found := kind(file)):
+                return f'{file} is {found}'
+    return ''

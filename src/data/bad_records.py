@@ -11,28 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from src.data.findings import looks_whole
+from src.data import jpeg
 from src.data.image import EncodedImage
 from src.data.records import Records
 from src.errors import InputError
 
+ALLOWED = 0.001  # part of the images of an epoch, but at least one, that may be unreadable and is replaced
 SECONDS, NAMED = 30, 100  # at most, of looking at images before they are needed; named of those that are damaged
 
 
 class BadRecords:
-    """What the data workers tell the training: how many records of this rank cannot be read or decoded, and the error that
-    ended a worker.
+    """What the data workers report to the training: how many records of this rank cannot be read or decoded, and the error
+    that ended a worker.
 
     Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
 
     Args:
-        max_fraction (float): part of the rank's records of an epoch that may be bad; one always may, unless this is 0.
         per_epoch (int): records that the rank takes in an epoch.
         epochs (int): of the training.
     """
 
-    def __init__(self, max_fraction: float, per_epoch: int, epochs: int):
-        self.max_fraction, self.per_epoch = max_fraction, per_epoch
+    def __init__(self, per_epoch: int, epochs: int):
+        self.per_epoch = per_epoch
         # Shared with the workers by fork. Not by `multiprocessing.Array`, which a full /dev/shm refuses.
         self._file = os.memfd_create('bad records')
         os.truncate(self._file, 8 * epochs + 3000)
@@ -71,11 +71,11 @@ class BadRecords:
     def problem(self, epochs: list[int]) -> str:
         """Why a training that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
         for epoch in epochs:
-            if self.count(epoch) > (self.max_fraction and max(1, self.max_fraction * self.per_epoch)):
+            if self.count(epoch) > max(1, ALLOWED * self.per_epoch):
                 return (
                     f'{self.count(epoch)} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
-                    f'be read or decoded, more than max_bad_fraction {self.max_fraction} allows; the first was '
-                    f'{self.first}; python -m src.data.check DIR lists them all'
+                    f'be read or decoded, more than {ALLOWED:.1%}; the first was {self.first}; '
+                    'python -m src.data.check DIR lists them all'
                 )
         return self.failure
 
@@ -90,10 +90,10 @@ class PatientReader:
 
     PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds
 
-    def __init__(self, records):
+    def __init__(self, records: Records):
         self.records, self.pauses = records, self.PAUSES
 
-    def __call__(self, record):
+    def __call__(self, record: int) -> bytes:
         for waited in (0, *self.pauses):
             time.sleep(waited)
             try:
@@ -114,17 +114,20 @@ def where_and_why(records: Records, record: int, error: Exception) -> str:
 
 
 def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
-    """InputError that names those images of the records `numbers` that are cut off, damaged at an end, or not to be read.
+    """InputError that names those images of the records `numbers` that are cut off, are none, or cannot be read.
 
-    Only what does not begin and end as a whole image does is decoded: 50,000 files take 4 s from memory. Threads wait
-    for a slow disk together; what they have not come to after `SECONDS` is left to the evaluation.
+    Only where a header is odd the image is decoded, so damage inside an image is left to the evaluation. Threads wait for a
+    slow disk together; what they have not come to after `SECONDS` is left to the evaluation, too.
     """
     read, end, damaged = PatientReader(records), time.monotonic() + SECONDS, {}
 
     def look(number):
-        if time.monotonic() < end and len(damaged) < NAMED and not _looks_whole(records.place(number)):
+        if time.monotonic() < end and len(damaged) < NAMED:
             try:
-                EncodedImage(read(number), records.upright).decode((0, 0, 1, 1))
+                encoded = read(number)
+                image = EncodedImage(encoded)
+                if encoded.startswith(b'\xff\xd8') and not jpeg.starts_well(encoded):
+                    image.decode((0, 0, 1, 1))
             except ValueError as error:
                 damaged[number] = where_and_why(records, number, error)
 
@@ -135,20 +138,3 @@ def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
         which = f'{len(damaged)} validation image{"s" * (len(damaged) > 1)} cannot be read or decoded'
         names = '; '.join(damaged[number] for number in sorted(damaged))
         raise InputError(f'{which}{" (and maybe more)" * (len(damaged) >= NAMED)}: {names}; restore or remove them')
-
-
-def _looks_whole(place):
-    path, start, length = place
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            length = os.fstat(file).st_size if length is None else length
-            first, last = (
-                os.pread(file, min(length, 4096), start),
-                os.pread(file, min(length, 64), start + max(length - 64, 0)),
-            )
-        finally:
-            os.close(file)
-    except OSError:
-        return False
-    return looks_whole(first, last, length)

@@ -21,7 +21,7 @@ from src.data import imagenet
 from src.data.parts import Folders, Shard, candidates, examine_all, survey
 from src.data.pool import cores, interruptible, spread
 from src.data.records import find_format, open_records, read_labels, splits
-from src.errors import InputError, Parser, counted, entry_point
+from src.errors import Parser, counted, entry_point
 from src.files import as_json
 
 KINDS = {
@@ -54,7 +54,7 @@ NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'transparent', 'exif
 _SHOWN = 10
 
 
-def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', progress: bool = False) -> dict:
+def check(data_dir, workers: int | None = None, progress: bool = False) -> dict:
     """Read every record; returns a dict of counts and `findings`: kind -> list of where and detail.
 
     InputError if there is nothing to check; damage is a finding.
@@ -64,10 +64,8 @@ def check(data_dir, workers: int | None = None, dataset_format: str = 'auto', pr
     def report(kind, where, detail):
         findings[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
 
-    layout = find_format(data_dir, dataset_format)
+    layout = find_format(data_dir)
     present = splits(data_dir, layout)
-    if not present:
-        raise InputError(f'data directory {data_dir!r} holds no {layout} data; give another directory')
     if layout in ('folder', 'archives'):
         parts = [Folders(split, open_records(data_dir, split, layout)) for split in present]
         names = parts[0].records.class_names

@@ -98,7 +98,7 @@ def refuse_empty_folders(records: Records) -> None:
     if records.empty:
         raise InputError(
             f'class folder {records.empty[0]} holds no image ({len(records.empty)} of '
-            f'{len(records.folders)} class folders do not); put its images directly into it, or remove it'
+            f'{len(records.paths)} class folders do not); put its images directly into it, or remove it'
             + (f' (left out: {records.left_out})' if records.left_out else '')
         )
 

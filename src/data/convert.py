@@ -29,8 +29,8 @@ from src.data.findings import for_shard
 from src.data.image import ImageError
 from src.data.pool import at, cores, interruptible, spread
 from src.data.records import FORMATS, SPLITS, find_format
-from src.data.shards import MOST, shard_name
 from src.data.split import open_parts
+from src.data.tfrecord import MOST, shard_name
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import move
 

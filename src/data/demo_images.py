@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from src.data import labels
-from src.data.shards import NUMBERS
-from src.data.tfrecord import write_shards
+from src.data.tfrecord import NUMBERS, write_shards
 from src.errors import InputError, Parser, entry_point
 
 # One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,

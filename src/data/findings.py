@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 
 from src.data import jpeg
 from src.data.image import (
@@ -64,21 +63,6 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
     except BROKEN as error:
         found['exif_broken'] = str(error) or type(error).__name__
     return found
-
-
-def looks_whole(first: bytes, last: bytes, length: int) -> bool:
-    """Whether the `first` and `last` bytes of an encoded image of `length` bytes are those of a whole one. False also where
-    they do not tell, as with bytes behind the end."""
-    if first.startswith(b'\xff\xd8'):
-        return jpeg.starts_well(first) and last.endswith(b'\xff\xd9')
-    if first.startswith(b'\x89PNG\r\n\x1a\n'):
-        header = zlib.crc32(first[12:29]).to_bytes(4, 'big')
-        return first[29:33] == header and last.endswith(b'IEND\xaeB`\x82')
-    if first.startswith(b'RIFF') and first[8:12] == b'WEBP':
-        return int.from_bytes(first[4:8], 'little') + 8 <= length
-    if first.startswith(b'BM'):
-        return int.from_bytes(first[2:6], 'little') == length
-    return first.startswith((b'GIF87a', b'GIF89a')) and last.endswith(b'\0;')
 
 
 def for_shard(encoded: bytes, name: str, upright: bool, fix: bool) -> tuple[bytes, str, bool, bool]:

@@ -6,6 +6,7 @@ A name with spaces at its ends stands in quotes, as in JSON: without them these 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -82,3 +83,26 @@ def text(names: dict[int, str]) -> str:
 def by_number(names: dict[int, str]) -> list[str]:
     """Names as a list from {number: name}, '' where there is none."""
     return [names.get(number, '') for number in range(max(names, default=-1) + 1)]
+
+
+def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None:
+    """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file.
+
+    With `numbered`, lines of names alone give None, because labels of shards may start at 0 or at 1; without it, as for
+    folders, they count from 0.
+
+    InputError for a file that is no such list, that names a label twice, or without `numbered` a class twice.
+    """
+    path = os.path.join(data_dir, 'labels.txt')
+    try:
+        found, has_numbers = parse(path)
+    except FileNotFoundError:
+        return None
+    if numbered and not has_numbers:
+        return None
+    if not numbered and len(set(found.values())) < len(found):
+        raise InputError(f'{path!r} names a class twice; mend it')
+    names = by_number(found)
+    if names and not names[0]:
+        names[0] = 'background'
+    return names

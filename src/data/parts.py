@@ -10,12 +10,10 @@ import struct
 import numpy as np
 from tqdm import tqdm
 
-from src.data import mindrecord, tfrecord
-from src.data.crc import masked_crc
 from src.data.findings import examine
 from src.data.pool import at, spread
-from src.data.records import SPLITS
-from src.data.shards import NUMBERS, find_shards
+from src.data.records import CHECKS, contents, walk
+from src.data.tfrecord import masked_crc
 from src.errors import InputError
 
 _CHUNK = 64  # records of a task
@@ -69,15 +67,12 @@ class Folders:
 
 def candidates(data_dir, split: str, layout: str, report) -> list[str]:
     """Paths of the shards that are there. If the set is not complete, that is told to `report(kind, where, detail)`."""
+    paths = contents(data_dir)[layout].get(split, [])
     try:
-        if layout == 'tfrecord':
-            return find_shards(data_dir, split)
-        return mindrecord.find_mindrecords(data_dir, split, SPLITS[split])
-    except InputError as error:
+        CHECKS[layout](paths)
+    except ValueError as error:
         report('incomplete', data_dir, str(error))
-    if layout == 'mindrecord':
-        return mindrecord.list_shards(data_dir, SPLITS[split])
-    return [os.path.join(data_dir, n) for n in sorted(os.listdir(data_dir)) if re.fullmatch(split + NUMBERS, n)]
+    return paths
 
 
 def survey(paths: list[tuple[str, str]], number: int):
@@ -89,9 +84,9 @@ def survey(paths: list[tuple[str, str]], number: int):
     name = os.path.basename(path)
     try:
         if re.search(r'\.mindrecord[0-9]*$', path):
-            rows.extend((0, 0, *found) for found in mindrecord.walk(path))
+            rows.extend((0, 0, *found) for found in walk(path, 'mindrecord'))
         else:
-            for k, record in enumerate(tfrecord.walk(path)):
+            for k, record in enumerate(walk(path, 'tfrecord')):
                 if record.problem:
                     damage.append((f'{name}, record {k}, byte {record.byte}', record.problem))
                 else:

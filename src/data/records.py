@@ -4,180 +4,270 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
 import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
 
 import numpy as np
+from tqdm import tqdm
 
-from src.data import foreign, imagenet, labels, tfrecord
-from src.data.archives import ARCHIVES, open_archive
-from src.data.folder import PARTS, Folder, class_folders, open_folder, scan
-from src.data.index import Index
-from src.data.mindrecord import find_mindrecords, index_mindrecords, list_shards
-from src.data.shards import NUMBERS, find_shards, first_names, list_directory
-from src.data.tfrecord import index_shards
-from src.errors import InputError
+from src.data import archives, folder, imagenet, mindrecord, tfrecord
+from src.data.labels import read_labels
+from src.errors import InputError, reading
 
 FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
-Records = Union[Index, Folder]
-SPLITS = {split: PARTS[split] for split in ('train', 'validation')}  # and the names that files may use, in any case
-_TFRECORD = re.compile(f'({"|".join(SPLITS)}){NUMBERS}')
+SPLITS = ('train', 'validation')
+AGAIN = 'copy or make the shard again'
+CHECKS = {'tfrecord': tfrecord.check_set, 'mindrecord': mindrecord.check_shards}  # raise ValueError for incomplete sets
+SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millisecond each, on a network's file system
 
 
-def open_records(data_dir: str | Path, split: str, dataset_format: str = 'auto', progress: bool = False) -> Records:
-    """Records of `split` ("train" or "validation"), of a layout that is given or found by looking.
+@dataclass
+class Records:
+    """Where the images of a split are, and reading them in any order, one read for each.
 
-    Records have `len()`, `label` (int64 [n], as stored; for folders from 0 in the order of the sorted names, or as in
-    labels.txt), `read(i)` (the encoded image, bytes), `where(i)` (for messages), `name(i)` (a file name), `size(i)` (bytes),
-    `place(i)` (path, first byte, number of bytes) and `class_names` (list by stored label, or None; ImageNet's where there
-    is no labels.txt and TFRecords have its WordNet ids). They can be pickled and used in forked processes.
-
-    InputError tells what is missing or damaged, and where.
+    MindSpore's own readers go through shards in order or shuffle within a buffer; a training that is repeatable from any
+    step needs every record at once. Records can be pickled and used in forked processes.
     """
-    if split not in SPLITS:
-        raise ValueError(f'split {split!r} is none of {", ".join(SPLITS)}')
-    try:
-        return _open(os.fspath(data_dir or ''), split, dataset_format, progress)
-    except OSError as error:
-        raise InputError(f'{error.filename}: {error.strerror}; check that it can be read') from None
 
+    layout: str  # one of FORMATS
+    paths: list[str]  # of shards, the archive, or class folders
+    source: np.ndarray  # int32 [records], position in `paths`
+    label: np.ndarray  # int64 [records], as stored; of folders from 0 by the sorted names, or as in labels.txt
+    offset: np.ndarray | None = None  # int64 [records], first byte of the encoded image; None: each image is a file
+    length: np.ndarray | None = None  # int64 [records], bytes of the encoded image
+    byte: np.ndarray | None = None  # int64 [records], in TFRecord shards: where the record starts
+    file: np.ndarray | None = None  # bytes [records]; one array, so that processes share the names of a million files
+    crc: int = 0  # checksum of the records' checksums, where shards have them
+    class_names: list[str] | None = None  # by stored label
+    label_base: int | None = None  # lowest label of a class
+    not_read: list[folder.LeftOut] = field(default_factory=list)  # for each class folder and kind
 
-def _open(data_dir, split, dataset_format, progress):
-    layout = find_format(data_dir, dataset_format)
-    if layout == 'folder':
-        labelling = split_folder(data_dir, next(iter(splits(data_dir, layout)), split))
-        return open_folder(split_folder(data_dir, split), labelling, read_labels(data_dir, False))
-    if layout == 'archives':
-        return open_archive(data_dir, split, progress)
-    if layout == 'tfrecord':
-        records = index_shards(find_shards(data_dir, split), progress)
-    else:
-        records = index_mindrecords(find_mindrecords(data_dir, split, SPLITS[split]), progress)
-    if not len(records):
-        raise InputError(f'data_dir {data_dir}: the {split} shards hold no record; make them again')
-    records.class_names = read_labels(data_dir)
-    if records.class_names is None and layout == 'tfrecord':
-        records.class_names = imagenet.names_by_label(tfrecord.noted_synsets(records.paths[0]))
-    return records
+    def __post_init__(self):
+        if self.label_base is None:  # 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it
+            unnamed = not self.class_names or self.class_names[0] in ('background', '')
+            self.label_base = int(unnamed and self.label.min() > 0)
 
+    def __len__(self):
+        return len(self.label)
 
-def _listing(data_dir):
-    return list_directory(data_dir, 'give the directory of a data set')
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned as their EXIF orientation says. Shards are taken as stored, as the original did."""
+        return self.layout == 'folder'
 
+    @property
+    def empty(self) -> list[str]:
+        """Paths of the class folders that hold no image."""
+        used = set(np.unique(self.source).tolist())
+        return [path for n, path in enumerate(self.paths) if n not in used] if self.layout == 'folder' else []
 
-def find_format(data_dir: str | Path, dataset_format: str = 'auto') -> str:
-    """Which of `FORMATS` the directory holds, for "auto"; else `dataset_format`.
+    @property
+    def left_out(self) -> str:
+        """What was not read and why, in a line; '' if everything was."""
+        empty = [folder.LeftOut('class folder without an image', path, 1) for path in self.empty]
+        return folder.as_line(self.not_read + empty)
 
-    InputError if it holds none or two of them, or if `dataset_format` is unknown.
-    """
-    names, found = _listing(data_dir), {}
-    if dataset_format != 'auto':
-        if dataset_format not in FORMATS:
-            raise InputError(f'dataset_format is {dataset_format!r}; give auto, {", ".join(FORMATS)}')
-        return dataset_format
-    for name in filter(_TFRECORD.fullmatch, names):
-        found.setdefault('tfrecord', name)
-    for name in set(ARCHIVES.values()) & set(names):
-        found.setdefault('archives', name)
-    for split, aliases in SPLITS.items():
-        for path in list_shards(data_dir, aliases):
-            found.setdefault('mindrecord', os.path.relpath(path, data_dir))
-        for folder in split_folders(data_dir, split):
-            if class_folders(folder):
-                found.setdefault('folder', os.path.join(os.path.basename(folder), class_folders(folder)[0]))
-    if len(found) > 1:
-        both = ' and '.join(f'{layout} ({name})' for layout, name in found.items())
-        raise InputError(f'data directory {data_dir!r} holds {both}; give dataset_format')
-    if not found:
-        raise InputError(
-            f'data directory {data_dir!r} holds no train-?????-of-????? (tfrecord), no '
-            'train*.mindrecord* (mindrecord) and no train/<class>/*.jpg (folder), nor any of '
-            f"these for validation, nor ImageNet's archives, only {first_names(names)}; {_near_miss(data_dir, names)}"
-        )
-    return next(iter(found))
+    def place(self, i: int) -> tuple[str, int, int | None]:
+        """Path, first byte and number of bytes (None: all) of the encoded image of record `i`."""
+        path = self.paths[self.source[i]]
+        if self.offset is None:
+            return os.path.join(path, self.name(i)), 0, None
+        return path, int(self.offset[i]), int(self.length[i])
 
+    def read(self, i: int) -> bytes:
+        """The encoded image of record `i`; InputError if it cannot be read."""
+        # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
+        # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
+        try:
+            return folder.read_file(*self.place(i))
+        except (OSError, ValueError) as error:
+            problem = getattr(error, 'strerror', None) or error
+            raise InputError(f'{self.where(i)}: {problem}; check that it can be read') from None
 
-def _near_miss(data_dir, names):
-    """A remedy that fits the `names` which are in the directory."""
-    if found := foreign.first_in(data_dir, names):
-        return found
-    for folder in (data_dir, *(folder for split in SPLITS for folder in split_folders(data_dir, split))):
-        if images := scan(folder, True)[0]:
-            return (
-                f'{os.path.join(folder, os.fsdecode(images[0]))} is in no class folder; put the images into one folder for '
-                'each class, train/<class>/*.jpg and validation/<class>/*.jpg'
-            )
-    for name in names:
-        path = os.path.join(data_dir, name)
-        shard = re.search('([0-9]+)-of-([0-9]+)', name)
-        if shard:
-            split = 'validation' if 'val' in name else 'train'
-            numbers = '-of-'.join(n.zfill(5) for n in shard.groups())
-            return f'TFRecord shards must be named like {split}-{numbers}: rename or link {name} and the others'
-        if re.search(r'\.mindrecord[0-9]*$', name):
-            return 'put the MindRecord files of a split into train/ or validation/, or start their names so'
-        if os.path.isfile(path) and foreign.is_tfrecord(path):
-            return f'{name} is a TFRecord file: rename or link it, a single one as train-00000-of-00001'
-    return 'give the directory above train/ and validation/, or that of the shards'
+    def size(self, i: int) -> int:
+        """Bytes of the encoded image of record `i`; OSError if it cannot be looked at."""
+        return os.stat(self.place(i)[0]).st_size if self.length is None else int(self.length[i])
 
+    def name(self, i: int) -> str:
+        """A file name for the image of record `i`: the stored one, else one that says where it comes from."""
+        if self.file is not None:
+            return os.fsdecode(bytes(self.file[i]))
+        path = self.paths[self.source[i]]
+        name = self.byte is not None and os.path.basename(tfrecord.text_of(path, int(self.byte[i])))
+        return name or f'{os.path.basename(path)}_{self._number(i):06d}.jpg'
 
-def splits(data_dir: str | Path, dataset_format: str) -> list[str]:
-    """Which splits a directory of that layout has, in the order of `SPLITS`; InputError if it cannot be read."""
-    names = _listing(data_dir)
-    there = {
-        'tfrecord': lambda split: any(n.startswith(split) and _TFRECORD.fullmatch(n) for n in names),
-        'mindrecord': lambda split: list_shards(data_dir, SPLITS[split]),
-        'folder': lambda split: bool(split_folders(data_dir, split)),
-        'archives': lambda split: ARCHIVES[split] in names,
-    }
-    return [split for split in SPLITS if there[dataset_format](split)]
+    def where(self, i: int) -> str:
+        """Record `i` in messages: the path of its file, or of the shard or archive and which record of it, from 0."""
+        path, name = self.paths[self.source[i]], self.name(i) if self.file is not None else f'record {self._number(i)}'
+        return os.path.join(path, name) if self.offset is None else f'{path}, {name}'
 
-
-def split_folders(data_dir, split: str) -> list[str]:
-    """The directories in `data_dir` that may have a split's class folders, in the order of `SPLITS`."""
-    names = {name: SPLITS[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in SPLITS[split]}
-    return [p for p in (os.path.join(data_dir, n) for n in sorted(names, key=names.get)) if os.path.isdir(p)]
-
-
-def split_folder(data_dir, split: str) -> str:
-    """The directory of a split's class folders; InputError if it is missing or there are two."""
-    found = split_folders(data_dir, split)
-    if len(found) != 1:
-        names = ' and '.join(map(os.path.basename, found))
-        what = f'both {names}' if found else f'no {split} folder ({", ".join(SPLITS[split][1:])})'
-        raise InputError(
-            f'data directory {data_dir!r} has {what}, only {first_names(_listing(data_dir))}; '
-            f'give one directory {split}/<class>/*.jpg'
-        )
-    return found[0]
-
-
-def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None:
-    """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file.
-
-    With `numbered`, lines of names alone give None, because labels of shards may start at 0 or at 1; without it, as for
-    folders, they count from 0.
-
-    InputError for a file that is no such list, that names a label twice, or without `numbered` a class twice.
-    """
-    path = os.path.join(data_dir, 'labels.txt')
-    try:
-        found, has_numbers = labels.parse(path)
-    except FileNotFoundError:
-        return None
-    if numbered and not has_numbers:
-        return None
-    if not numbered and len(set(found.values())) < len(found):
-        raise InputError(f'{path!r} names a class twice; mend it')
-    names = labels.by_number(found)
-    if names and not names[0]:
-        names[0] = 'background'
-    return names
+    def _number(self, i):
+        return i % len(self) - int(np.searchsorted(self.source, self.source[i]))
 
 
 def fingerprint(records: Records) -> str:
-    """By what a resumed training knows its records again: their number, and checksums of the order of their labels and of
-    what is known of their images without reading them. Older checkpoints have the part before "and"."""
-    labels = zlib.crc32(np.asarray(records.label, np.int64).tobytes())
-    return f'{len(records)} with label checksum {labels:08x} and file checksum {records.files_checksum():08x}'
+    """By what a resumed training, or a conversion that is continued, knows its records again: their number, and checksums of
+    the order of their labels and of what is known of their images without reading them: places and, in TFRecords, checksums;
+    of folders all names and the sizes of up to SIZES files. Older checkpoints have the part before "and"."""
+    label = zlib.crc32(np.asarray(records.label, np.int64).tobytes())
+    if records.offset is None:
+        known = b'/'.join(os.fsencode(os.path.basename(path)) for path in records.paths)
+        some = np.linspace(0, len(records) - 1, min(len(records), SIZES), dtype=int)
+        with reading(records.paths[0], 'restore or remove it'):
+            sizes = np.array([records.size(i) for i in some], np.int64)
+        file = zlib.crc32(sizes.tobytes(), zlib.crc32(known + records.source.tobytes() + records.file.tobytes()))
+    else:
+        file = zlib.crc32(records.length.tobytes(), zlib.crc32(records.offset.tobytes(), records.crc))
+    return f'{len(records)} with label checksum {label:08x} and file checksum {file:08x}'
+
+
+def contents(data_dir: str) -> dict[str, dict[str, list[str]]]:
+    """{layout: {split: its shards, archive or folder}} of what a directory holds; OSError if it cannot be read."""
+    names = sorted(os.listdir(data_dir))
+    found = {layout: {} for layout in FORMATS}
+    for split in SPLITS:
+        shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
+        found['tfrecord'][split] = [os.path.join(data_dir, name) for name in shards]
+        found['mindrecord'][split] = mindrecord.list_shards(data_dir, folder.PARTS[split])
+        found['folder'][split] = [path for path in folder.split_folders(data_dir, split) if folder.class_folders(path)]
+        found['archives'][split] = [os.path.join(data_dir, name) for name in names if name == archives.ARCHIVES[split]]
+    found = {layout: {split: paths for split, paths in splits.items() if paths} for layout, splits in found.items()}
+    return {layout: splits for layout, splits in found.items() if splits}
+
+
+def find_format(data_dir: str | Path) -> str:
+    """Which of FORMATS a directory holds; InputError if none or two of them."""
+    if not data_dir:
+        raise InputError("data_dir is ''; give the directory of a data set")
+    data_dir = os.fspath(data_dir)
+    if os.path.isfile(data_dir) and (what := archives.kind(data_dir)):
+        raise InputError(f'{data_dir} is {what}')
+    with reading(data_dir, 'give the directory of a data set'):
+        found = contents(data_dir)
+        if not found:
+            raise InputError(f'{data_dir}: {_nothing(data_dir)}')
+    if len(found) > 1:
+        first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
+        raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
+    return next(iter(found))
+
+
+def _nothing(data_dir):
+    """What is in a directory without a data set, and a remedy that fits it."""
+    names = sorted(os.listdir(data_dir))
+    if found := archives.first_kind(data_dir, names):
+        return found
+    remedy = 'give the directory above train/ and validation/, or that of the shards'
+    for path in (data_dir, *(path for split in SPLITS for path in folder.split_folders(data_dir, split))):
+        if images := folder.scan(path, True)[0]:
+            return (
+                f'{os.path.join(path, os.fsdecode(images[0]))} is in no class folder; put the images into one folder for '
+                'each class, train/<class>/*.jpg and validation/<class>/*.jpg'
+            )
+    for name in names:
+        if shard := re.search('([0-9]+)-of-([0-9]+)', name):
+            new = tfrecord.shard_name('validation' if 'val' in name else 'train', *map(int, shard.groups()))
+            remedy = f'TFRecord shards must be named like {new}: rename or link {name} and the others'
+        elif re.search(r'\.mindrecord[0-9]*$', name):
+            remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+        elif archives.is_tfrecord(os.path.join(data_dir, name)):
+            remedy = f'{name} is a TFRecord file: rename or link it, a single one as train-00000-of-00001'
+    return (
+        'no train-?????-of-????? (tfrecord), no train*.mindrecord* (mindrecord), no train/<class>/*.jpg (folder), nor any '
+        f"of these for validation, nor ImageNet's archives, only {first_names(names) or 'nothing'}; {remedy}"
+    )
+
+
+def first_names(names: list[str]) -> str:
+    """The first four of `names` and how many more there are, for messages."""
+    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+
+
+def splits(data_dir: str | Path, layout: str) -> list[str]:
+    """Which of SPLITS a directory of that layout has; InputError if it cannot be read."""
+    with reading(data_dir, 'give the directory of a data set'):
+        return list(contents(os.fspath(data_dir)).get(layout, ()))
+
+
+def open_records(data_dir: str | Path, split: str, layout: str | None = None, progress: bool = False) -> Records:
+    """`Records` of `split` ("train" or "validation"), the layout as given or found by looking. Class names are those of
+    labels.txt, else ImageNet's where TFRecords have its WordNet ids. InputError says what is missing or damaged, and where.
+    """
+    layout = layout or find_format(data_dir)
+    data_dir = os.fspath(data_dir)
+    with reading(data_dir):
+        found = contents(data_dir).get(layout, {})
+        if not (paths := found.get(split)):
+            raise ValueError(f'no {split} part ({layout}) in it, only {first_names(sorted(os.listdir(data_dir)))}')
+        if layout == 'folder' and len(paths) > 1:
+            raise ValueError(f'has both {" and ".join(map(os.path.basename, paths))}; keep one')
+        CHECKS.get(layout, list)(paths)
+    if layout == 'folder':
+        return open_folder(paths[0], min(found.items())[1][0], read_labels(data_dir, False))
+    if layout == 'archives':
+        return _open_archive(data_dir, split, paths[0], progress)
+    fields = _columns(paths, lambda path: _sound(path, layout), progress)
+    names = read_labels(data_dir)
+    if names is None and layout == 'tfrecord':
+        first = {name: fields[name][fields['source'] == 0][:8].tolist() for name in ('byte', 'label')}
+        ids = [tfrecord.text_of(paths[0], byte, tfrecord.SYNSET).encode() for byte in first['byte']]
+        names = imagenet.names_by_label(list(zip(first['label'], ids)))
+    return Records(layout, paths, class_names=names, **fields)
+
+
+def walk(path: str, layout: str) -> Iterator[tuple]:
+    """Yield what `tfrecord.walk` or `mindrecord.walk` does; damage is an InputError, and that the file is another one."""
+    try:
+        yield from (tfrecord if layout == 'tfrecord' else mindrecord).walk(path)
+    except (ValueError, OSError, LookupError) as error:
+        if what := archives.kind(path):
+            raise InputError(f'{path} is {what}') from None
+        with reading(path, '' if isinstance(error, LookupError) else AGAIN):
+            raise
+
+
+def _sound(path, layout):
+    """Yield the columns of `Records` for every record of a shard; InputError for the first damaged one."""
+    for number, found in enumerate(walk(path, layout)):
+        if layout == 'tfrecord' and found.problem:
+            raise InputError(f'{path}: record {number} at byte {found.byte}: {found.problem}; {AGAIN}')
+        yield (*found[2:5], found.byte, found.crc) if layout == 'tfrecord' else found
+
+
+def _columns(paths, rows, progress, names=('offset', 'length', 'label', 'byte', 'crc')):
+    """{name: array} of `Records` for what `rows(path)` yields for the records of each path, in the order of `names`."""
+    columns, counts = {name: [] if name == 'file' else array('q') for name in names}, []
+    for path in tqdm(paths, 'indexing', unit='shard', disable=not progress, leave=False):
+        for values in rows(path):
+            for column, value in zip(columns.values(), values):
+                column.append(value)
+        counts.append(len(columns['label']) - sum(counts))
+    if not sum(counts):
+        raise InputError(f'{paths[0]}: no record in it; {AGAIN}')
+    found = {name: np.array(column, 'S' if name == 'file' else np.int64) for name, column in columns.items() if column}
+    if 'crc' in found:
+        found['crc'] = zlib.crc32(found['crc'].astype(np.uint32).tobytes())
+    return {'source': np.repeat(np.arange(len(counts), dtype=np.int32), counts), **found}
+
+
+def open_folder(path: str, train_path: str, class_names: list[str] | None = None) -> Records:
+    """`Records` of the images in the class folders of the directory `path`. A label is the place of the class in
+    `class_names`, else among the class folders of `train_path`. InputError if there is no image or a class is unknown."""
+    with reading(path, 'give one directory <class>/*.jpg for each class'):
+        return Records('folder', **folder.index(path, train_path, class_names))
+
+
+def _open_archive(data_dir, split, path, progress):
+    kit, truth, remedy = os.path.join(data_dir, archives.DEVKIT), None, 'download it again, or another one that fits'
+    if split == 'validation':
+        with reading(kit, remedy, (Exception,)):  # of a damaged file scipy raises anything
+            truth = archives.ground_truth(kit)
+    with reading(path, remedy, (tarfile.TarError, OverflowError)):
+        fields = _columns(
+            [path], lambda path: archives.walk(path, truth, progress), False, ('offset', 'length', 'label', 'file')
+        )
+    return Records('archives', [path], class_names=imagenet.class_names(imagenet.BACKGROUND_CLASSES), **fields)

@@ -21,11 +21,11 @@ import numpy as np
 from src import files
 from src.data.classes import refuse_empty_folders
 from src.data.findings import UNREADABLE
-from src.data.folder import Folder, class_folders, is_part, open_folder
+from src.data.folder import class_folders, is_part, split_folders
 from src.data.labels import normal
 from src.data.parts import Folders, examine_all
 from src.data.pool import cores, interruptible
-from src.data.records import SPLITS, Records, open_records, split_folders, splits
+from src.data.records import SPLITS, Records, open_folder, open_records, splits
 from src.errors import InputError, Parser, counted, entry_point
 
 SHARE = 0.2  # of a class's photos that are for validation
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     path: str  # absolute, or relative to the directory of the list
 
 
-def open_photos(photos: str | Path) -> dict[str, Folder]:
+def open_photos(photos: str | Path) -> dict[str, Records]:
     """{part: its photos} if the directory has parts, else {'': all photos}.
 
     InputError if there are no photos, or class folders without one.
@@ -79,7 +79,7 @@ def split(
     found = open_photos(photos)
     parts = [Folders(part, records) for part, records in found.items()]
     entries, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
-    used = {os.path.basename(records.path) for records in found.values()}
+    used = {os.path.basename(os.path.dirname(records.paths[0])) for records in found.values()}
     left_out += [
         f'{os.path.join(photos, name)}: no part of a training'
         for name in class_folders(photos)
@@ -175,7 +175,7 @@ def write_list(entries: list[Entry], path: str | Path) -> None:
         raise InputError(f'list {path}: {error.strerror}; give a file that can be written') from None
 
 
-def open_list(path: str | Path) -> dict[str, Folder]:
+def open_list(path: str | Path) -> dict[str, Records]:
     """{part: its photos} of a list; labels count the sorted class names from 0. InputError if the file is no list."""
     try:
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
@@ -202,13 +202,14 @@ def open_list(path: str | Path) -> dict[str, Folder]:
             continue
         places = [os.path.split(os.path.join(above, row[2])) for row in of_part]
         folders, folder = np.unique([place for place, _ in places], return_inverse=True)
-        found[part] = Folder(
-            os.fspath(above),
-            np.array([number[row[1]] for row in of_part], np.int64),
-            folder.astype(np.int32),
-            np.array([os.fsencode(name) for _, name in places], 'S'),
+        found[part] = Records(
+            'folder',
             folders.tolist(),
-            names,
+            folder.astype(np.int32),
+            np.array([number[row[1]] for row in of_part], np.int64),
+            file=np.array([os.fsencode(name) for _, name in places], 'S'),
+            class_names=names,
+            label_base=0,
         )
     return found
 

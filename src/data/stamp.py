@@ -8,7 +8,7 @@ import os
 import re
 
 from src.data.records import SPLITS, Records
-from src.data.shards import NUMBERS
+from src.data.tfrecord import NUMBERS
 from src.errors import InputError
 
 NAME = 'convert.json'

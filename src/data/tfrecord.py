@@ -1,36 +1,37 @@
 """TFRecord shards of TF-slim's ImageNet Examples, read and written without TensorFlow.
 
-MindSpore's TFRecordDataset does not say where an image or a damaged record stands in a file; training reads images in an
-order of its own, by their places.
-
 A record is: its length (uint64, little-endian), masked CRC-32C of the length, the data, masked CRC-32C of the data. The data
-are a tf.train.Example (`src.data.example`).
+are a tf.train.Example, a protocol buffer: a map of features, of which only those of the image and its label matter here.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import dataclasses
-import functools
-import itertools
 import mmap
 import os
+import re
 import struct
-from array import array
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import google_crc32c  # has a C implementation on x86-64 and aarch64, and warns where it has to compute in Python
+import numpy as np
+
 from src import files
-from src.data import foreign
-from src.data.crc import masked_crc
-from src.data.example import locate, names_in, value_of
-from src.data.index import Index, index_files
-from src.data.protobuf import encode_field
-from src.data.shards import IMAGE, LABEL, MOST, shard_name
+from src.data.protobuf import encode_field, read_fields, read_varint
 from src.errors import InputError, counted
 
-ENCODED, CLASS, FILENAME = IMAGE[0].encode(), LABEL[0].encode(), b'image/filename'
-SYNSET = b'image/class/synset'  # WordNet id, in ImageNet's records
+# Names of the image and of its label in records: TF-slim's first, then those that others use.
+IMAGE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img', 'image_raw')
+LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', 'target')
+SYNSET, _FILENAME = 'image/class/synset', 'image/filename'  # WordNet id, in ImageNet's records
+NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
+MOST = 99999  # shards that five digits can number
+# Tags of protocol buffers: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An
+# Example is {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of the three lists below,
+# a list {1: value}.
+_KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
+_IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # what image files begin with
 
 
 class Record(NamedTuple):
@@ -45,88 +46,151 @@ class Record(NamedTuple):
     crc: int = 0  # of the data, as the shard notes it
 
 
-def walk(path: str):
-    """Yield a `Record` for every record of a shard; the checksum of the data is not compared.
+def masked_crc(data: bytes | memoryview) -> int:
+    """The checksum of `data`, rotated and shifted as TensorFlow does it: below 2^32."""
+    # Of all other buffers google_crc32c takes only NumPy's without a copy.
+    crc = google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
-    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0. InputError if
-    the file cannot be opened, is no TFRecord file but a known other one, or has the image or the label in features of
-    unknown names.
+
+def is_header(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a TFRecord file: the length of its first record has a checksum."""
+    return len(head) >= 12 and masked_crc(head[:8]) == int.from_bytes(head[8:12], 'little')
+
+
+def walk(path: str) -> Iterator[Record]:
+    """Yield a `Record` for every record of a shard; the checksum of the data is not compared, so images are not read.
+
+    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0. ValueError if
+    the file begins otherwise; LookupError if its first record has no image or label under a known name; OSError.
     """
-    byte, count, names = 0, 0, ()
-    try:
-        with open(path, 'rb') as file:
-            end = os.fstat(file.fileno()).st_size
-            if not end:
-                raise ValueError('the file has no bytes')
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
-                while byte < end:
-                    if end - byte < 12:
-                        raise ValueError(f'truncated: {end - byte} bytes left, a record header has 12')
-                    size, crc = struct.unpack_from('<QI', buf, byte)
-                    if masked_crc(buf[byte : byte + 8]) != crc:
-                        if not byte and (what := foreign.kind(path)):
-                            raise InputError(f'shard {path!r} is {what}')
-                        raise ValueError('wrong checksum of the record length, damaged or no TFRecord file')
-                    if size > end - byte - 16:
-                        raise ValueError(
-                            f'truncated: {size} bytes of data and 4 of checksum announced, {end - byte - 12} left'
-                        )
-                    place = byte + 12, byte + 12 + size
-                    try:
-                        names = names or names_in(buf, *place, f'shard {path!r}, record {count} at byte {byte}')
-                        found = locate(buf, *place, *names)
-                    except ValueError as error:
-                        found = 0, 0, 0, str(error)
-                    yield Record(byte, size, *found, crc=struct.unpack_from('<I', buf, byte + 12 + size)[0])
-                    byte, count = byte + size + 16, count + 1
-    except OSError as error:
-        raise InputError(f'shard {path!r}: {error.strerror}; check the path and its permissions') from None
-    except ValueError as error:
-        yield Record(byte, 0, 0, 0, 0, str(error))
-
-
-def _sound(path):
-    """Yield (offset, length, label, checksum) of every record; InputError for the first damaged one."""
-    for count, record in enumerate(walk(path)):
-        if record.problem:
-            raise InputError(
-                f'shard {path!r}, record {count} at byte {record.byte}: {record.problem}; copy or make the shard again'
-            )
-        yield record.offset, record.length, record.label, record.crc
-
-
-def noted_synsets(path: str, count: int = 8) -> list[tuple[int, bytes]]:
-    """(label, WordNet id) of the first `count` records of a shard; [] if one of them has no id."""
     with open(path, 'rb') as file:
-        noted = [
-            (record.label, value_of(os.pread(file.fileno(), record.size + 4, record.byte + 12), SYNSET))
-            for record in itertools.islice(walk(path), count)
-        ]
-    return noted if all(synset for _, synset in noted) else []
+        end, byte, names = os.fstat(file.fileno()).st_size, 0, ()
+        if not end:
+            raise ValueError('the file has no bytes')
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
+            while byte < end:
+                size, problem = _framing(buf, byte, end)
+                if problem and not is_header(buf[:12]):
+                    raise ValueError(f'record 0 at byte 0: {problem}')
+                if problem:
+                    yield Record(byte, 0, 0, 0, 0, problem)
+                    return
+                start, stop = byte + 12, byte + 12 + size
+                try:
+                    names = names or _names(buf, start, stop)
+                    found = _locate(buf, start, stop, *names)
+                except ValueError as error:
+                    found = 0, 0, 0, str(error)
+                yield Record(byte, size, *found, crc=struct.unpack_from('<I', buf, stop)[0])
+                byte = stop + 4
 
 
-def index_shards(paths: list[str], progress: bool = False) -> Index:
-    """Index of all records of the shards; InputError names shard, record (from 0) and byte of any damage."""
-    return dataclasses.replace(index_files(_sound, paths, progress), stored_name=stored_name)
+def _framing(buf, byte, end):
+    """(bytes of data, what is wrong) of the record that starts at `byte`."""
+    if end - byte < 12:
+        return 0, f'truncated: {end - byte} bytes left, a record header has 12'
+    if not is_header(buf[byte : byte + 12]):
+        return 0, 'wrong checksum of the record length, damaged or no TFRecord file'
+    size = int.from_bytes(buf[byte : byte + 8], 'little')
+    if size > end - byte - 16:
+        return 0, f'truncated: {size} bytes of data and 4 of checksum announced, {end - byte - 12} left'
+    return size, ''
 
 
-@functools.lru_cache(2048)  # ImageNet has 1,152 shards, and convert asks for names in random order
-def _starts(path):
-    """Positions of the records in a shard, in bytes."""
-    starts = array('q', [0])
-    with open(path, 'rb') as file:
-        while len(header := os.pread(file.fileno(), 8, starts[-1])) == 8:
-            starts.append(starts[-1] + 16 + struct.unpack('<Q', header)[0])
-    return starts
+def _names(buf, pos, end):
+    """Names (bytes) of the features with the image and the label of the Example in buf[pos:end]."""
+    kinds = {name.decode('utf-8', 'replace'): _kind(buf, *value)[0] for name, value in _features(buf, pos, end)}
+    if not kinds:
+        raise ValueError(f'no feature {IMAGE[0]}')
+    image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
+    start, length, _ = _locate(buf, pos, end, image.encode(), label.encode())
+    if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
+        raise LookupError(
+            f'the {length} bytes of the first feature {image} begin as no image file, perhaps they are pixels; write JPEG '
+            'or PNG files into it'
+        )
+    return image.encode(), label.encode()
 
 
-def stored_name(path: str, offset: int) -> str:
-    """The last part of the file name in the record whose image begins at byte `offset` of a shard; '' if it has none."""
-    with contextlib.suppress(OSError, IndexError), open(path, 'rb') as file:  # the shard is gone, or became shorter
-        starts = _starts(path)
-        at = bisect.bisect(starts, offset)
-        data = os.pread(file.fileno(), starts[at] - starts[at - 1] - 12, starts[at - 1] + 12)
-        return os.path.basename(value_of(data, FILENAME).decode('utf-8', 'surrogateescape'))
+def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], what: str) -> str:
+    """The one of the columns `types` {name: type} with one of the `names` and a `wanted` type, the first of `names` before
+    others; LookupError if there is none or several. `what` is what others call columns."""
+    chosen = [name for name in names if types.get(name) in wanted]
+    if len(chosen) == 1 or names[0] in chosen:
+        return chosen[0]
+    text = [name for name in names if name in LABEL and types.get(name) in ('bytes', 'string')]
+    raise LookupError(
+        f'has {len(chosen) or "no"} {what}s of type {" or ".join(wanted)} named {" or ".join(names)}, only: '
+        + ', '.join(f'{name} ({kind})' for name, kind in types.items())
+        + (
+            f'; {text[0]} holds text: write the number of the class, and the names as lines number:name into labels.txt'
+            if text and not chosen
+            else f'; write it with one image and one label {what}'
+        )
+    )
+
+
+def _features(buf, pos, end, lengths=()):
+    """Yield (name, (start, stop) of its Feature) of the Example in buf[pos:end]; with `lengths` only names as long."""
+    for tag, *inside in read_fields(buf, pos, end):
+        if tag != 0x0A:
+            continue
+        for entry, start, stop in read_fields(buf, *inside):
+            if entry != 0x0A or lengths and buf[start] == 0x0A and buf[start + 1] not in lengths:
+                continue  # most entries end here, which halves the time
+            name, value = b'', (start, start)
+            for field, first, last in read_fields(buf, start, stop):
+                if field == 0x0A:
+                    name = bytes(buf[first : min(last, first + 80)])
+                elif field == 0x12:
+                    value = first, last
+            yield name, value
+
+
+def _kind(buf, start, stop):
+    """(kind of the values, (start, stop) of their list) of the Feature in buf[start:stop]."""
+    found = 'no', None
+    for tag, first, last in read_fields(buf, start, stop):
+        found = _KINDS.get(tag, found[0]), (first, last)
+    return found
+
+
+def _only_value(buf, name, feature, kind):
+    """(start, stop) of the only value of the Feature at `feature` (start, stop); ValueError unless it lists a `kind`."""
+    if feature is None:
+        raise ValueError(f'no feature {name.decode()}')
+    found, inside = _kind(buf, *feature)
+    if found != kind:
+        raise ValueError(f'feature {name.decode()} holds {found} values instead of {kind}')
+    values = []
+    for tag, start, stop in read_fields(buf, *inside):
+        if tag == 0x0A and kind == 'bytes' or tag == 0x08 and kind == 'int64':
+            values.append((start, stop))
+        while tag == 0x0A and kind == 'int64' and start < stop:  # packed: varints, one behind the other
+            values.append((start, read_varint(buf, start, stop)[1]))
+            start = values[-1][1]
+    if len(values) != 1:
+        raise ValueError(f'feature {name.decode()} {"holds several values instead of one" if values else "is empty"}')
+    return values[0]
+
+
+def _locate(buf, pos, end, image, label):
+    """Offset and length of the encoded image, and the label, of the Example in buf[pos:end]; of equal names the last counts,
+    as in any protocol buffer. Its own reader, because google.protobuf would have to read the images, too: all of the data
+    set, before the first step."""
+    features = dict(_features(buf, pos, end, (len(image), len(label))))
+    start, stop = _only_value(buf, image, features.get(image), 'bytes')
+    number = read_varint(buf, *_only_value(buf, label, features.get(label), 'int64'))[0]
+    return start, stop - start, number - (number >> 63 << 64)
+
+
+def text_of(path: str, byte: int, name: str = _FILENAME) -> str:
+    """The text feature `name` of the record that starts at `byte` of a shard; '' if it has none or cannot be read."""
+    with contextlib.suppress(OSError, ValueError, struct.error), open(path, 'rb') as file:
+        data = os.pread(file.fileno(), *struct.unpack('<Q', os.pread(file.fileno(), 8, byte)), byte + 12)
+        start, stop = _only_value(data, b'', dict(_features(data, 0, len(data))).get(name.encode()), 'bytes')
+        return data[start:stop].decode('utf-8', 'surrogateescape')
     return ''
 
 
@@ -140,18 +204,22 @@ def _record(encoded, label, filename):
     """One record (bytes) with the features that TF-slim reads."""
 
     def entry(key, kind, value):
-        return encode_field(1, encode_field(1, key) + encode_field(2, encode_field(kind, encode_field(1, value))))
+        return encode_field(1, encode_field(1, key.encode()) + encode_field(2, encode_field(kind, encode_field(1, value))))
 
     form = b'png' if encoded.startswith(b'\x89PNG') else b'jpeg'
-    name = filename.encode('utf-8', 'surrogateescape')
-    features = entry(b'image/format', 1, form) + entry(FILENAME, 1, name)
-    return framed(encode_field(1, features + entry(CLASS, 3, int(label)) + entry(ENCODED, 1, encoded)))
+    features = entry('image/format', 1, form) + entry(_FILENAME, 1, filename.encode('utf-8', 'surrogateescape'))
+    return framed(encode_field(1, features + entry(LABEL[0], 3, int(label)) + entry(IMAGE[0], 1, encoded)))
 
 
-def write_shard(path, examples):
+def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]]) -> None:
     """Write (encoded bytes, label, file name) examples to one shard; OSError if it cannot be written."""
     with open(path, 'wb') as file:
         file.writelines(_record(*example) for example in examples)
+
+
+def shard_name(split: str, number: int, total: int, suffix: str = '') -> str:
+    """The file name of shard `number`, from 0, of `total`."""
+    return f'{split}-{number:05d}-of-{total:05d}{suffix}'
 
 
 def write_shards(directory, split: str, examples, num_shards: int) -> list[str]:
@@ -160,14 +228,28 @@ def write_shards(directory, split: str, examples, num_shards: int) -> list[str]:
     All shards get their names only when all are written. InputError if a shard would be left empty.
     """
     examples = list(examples)
-    if not 1 <= num_shards <= min(len(examples), MOST):
-        raise InputError(
-            f'{counted(num_shards, split + " shard")} for {counted(len(examples), "image")}; '
-            f'give 1 to {min(len(examples), MOST)} shards'
-        )
+    most = min(len(examples), MOST)
+    if not 1 <= num_shards <= most:
+        what = f'{counted(num_shards, split + " shard")} for {counted(len(examples), "image")}'
+        raise InputError(f'{what}; give 1 to {most} shards')
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, shard_name(split, n, num_shards)) for n in range(num_shards)]
     with contextlib.ExitStack() as stack:
         for n, path in enumerate(paths):
             write_shard(stack.enter_context(files.replacing(path)), examples[n::num_shards])
     return paths
+
+
+def check_set(paths: list[str]) -> None:
+    """ValueError unless the `paths`, which end as NUMBERS says, and maybe in a suffix, are those of one complete set."""
+    numbers = [tuple(map(int, re.search('-([0-9]{5})-of-([0-9]{5})', path[-30:]).groups())) for path in paths]
+    totals = sorted({total for _, total in numbers})
+    if len(totals) > 1:
+        raise ValueError(f'shards of different sets, {" and ".join(f"of-{n:05d}" for n in totals)}; keep one set')
+    name, total = os.path.basename(paths[0]), totals[0]
+    for n in range(total):
+        if (n, total) not in numbers:
+            missing = re.sub('-[0-9]{5}-of', f'-{n:05d}-of', name)
+            raise ValueError(f'lacks shard {missing}; copy or make all {total}')
+    if len(paths) > total:
+        raise ValueError(f'shard {os.path.basename(max(paths))} is none of a set of {total}; remove it')

@@ -104,7 +104,6 @@ def evaluate(
 
 def open_validation(
     data_dir: str,
-    dataset_format: str,
     offset: str,
     num_classes: int,
     log: Callable[[str], None],
@@ -124,7 +123,7 @@ def open_validation(
 
     InputError if a record's class is unknown to the training.
     """
-    records = open_records(data_dir, 'validation', dataset_format)
+    records = open_records(data_dir, 'validation')
     if records.left_out:
         log(f'left out: {records.left_out}')
     matched = match_names(records, names, source)

@@ -14,8 +14,8 @@ import struct
 
 import numpy as np
 
-from src.data.crc import masked_crc
 from src.data.protobuf import encode_field, encode_varint, read_values, read_varint
+from src.data.tfrecord import masked_crc
 from src.errors import InputError
 from src.files import replacing
 

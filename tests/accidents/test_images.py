@@ -134,7 +134,7 @@ def test_damaged_pngs(tmp_path):
                 call(*arguments)
         assert decoding.load(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE).error
     records = open_records(tmp_path, 'train', 'folder')
-    counted = BadRecords(1, len(records), 1)
+    counted = BadRecords(len(records), 1)
     load = LoadTraining(records, 0, 75, 1, 0.8, 0.1, bad=counted)
     load(np.zeros(len(records), int), np.arange(len(records)))
     assert counted.count(0) == len(bad) == 80

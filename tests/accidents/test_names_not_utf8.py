@@ -52,7 +52,7 @@ def test_training_evaluation_export_and_prediction(photos, tmp_path, capsys, mon
     monkeypatch.chdir(tmp_path)
     log = tmp_path / PHOTO
     small = '--image_size 75 --block_counts 1,1,1 --batch_size 4 --device_target CPU --num_workers 1 --lr 0.001'.split()
-    options = ['--data_dir', photos / 'data', *small, '--max_bad_fraction', '1', '--log_dir', log]
+    options = ['--data_dir', photos / 'data', *small, '--log_dir', log]
     more = ['--mode', 'train_and_evaluate', '--epochs_between_evals', '1', '--max_train_steps', '4', '--display_every', '1']
     (photos / 'data/validation/cat' / f'{PHOTO}.jpg').unlink(missing_ok=True)  # a validation image must be one
     status, text = call(train.main, [*options, *more], capsys)

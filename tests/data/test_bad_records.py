@@ -65,11 +65,11 @@ def batches(directory, bad, num_workers=1, start=0, stop=6, **kwargs):
 
 
 def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
-    bad = BadRecords(0.25, EPOCH, 2)
+    bad = BadRecords(EPOCH, 2)
     found = batches(damaged, bad)
     assert [bad.count(0), bad.count(1)] == [3, 3]
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    sound = batches(tmp_path, BadRecords(0, EPOCH, 2))
+    sound = batches(tmp_path, BadRecords(EPOCH, 2))
     replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, 5, BATCH, 0, 1, 0, 6)])
     assert replaced.sum() == 6
     first = next(int(record) for _, record in TrainingOrder(EPOCH, 5, BATCH, 0, 1, 0, 6) if int(record) in DAMAGED)
@@ -80,8 +80,8 @@ def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
         assert image.std() > 5 and 0 <= label < 10
     # All is as repeatable as without damage: with other workers, and from the middle on.
     for again, skipped in (
-        (batches(damaged, BadRecords(0.25, EPOCH, 2), num_workers=2), 0),
-        (batches(damaged, BadRecords(1, EPOCH, 2), start=4), 4 * BATCH),
+        (batches(damaged, BadRecords(EPOCH, 2), num_workers=2), 0),
+        (batches(damaged, BadRecords(EPOCH, 2), start=4), 4 * BATCH),
     ):
         assert all(np.array_equal(ours[skipped:], theirs) for ours, theirs in zip(found, again))
 
@@ -89,13 +89,13 @@ def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
 @pytest.mark.parametrize('num_workers', [1, 2])
 def test_too_many_stop_the_training(damaged, num_workers):
     """Not the workers, which run ahead of the training; what they have counted is judged beside the steps."""
-    allowed, refused = BadRecords(0.25, EPOCH, 2), BadRecords(0.2, EPOCH, 2)
+    allowed, refused = BadRecords(4000, 2), BadRecords(EPOCH, 2)
     for bad in (allowed, refused):
         batches(damaged, bad, num_workers)
     assert allowed.problem([0]) == allowed.problem([1]) == ''
     assert re.fullmatch(
         r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than '
-        r'max_bad_fraction 0.2 allows; the first was .*train-00000-of-00001, record \d+: .*; '
+        r'0.1%; the first was .*train-00000-of-00001, record \d+: .*; '
         r'python -m src.data.check DIR lists them all',
         refused.problem([1]),
     )
@@ -103,7 +103,7 @@ def test_too_many_stop_the_training(damaged, num_workers):
 
 def fails(*arguments):
     """The error with which the pipeline ends, and what the worker itself told."""
-    bad = BadRecords(1, EPOCH, 2)
+    bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(*arguments, bad=bad)
     return str(input_error(ended.value)), bad.failure
@@ -152,7 +152,7 @@ def pauses(monkeypatch):
 def test_reading_is_tried_again(images, tmp_path, pauses, error):
     """An image that is away for a moment changes nothing, in training and in evaluation."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    records, bad = open_records(str(tmp_path), 'train'), BadRecords(0, EPOCH, 2)
+    records, bad = open_records(str(tmp_path), 'train'), BadRecords(EPOCH, 2)
     for make, arguments in (
         (lambda read: LoadTraining(read, 1, 75, 5, 0.8, 0.1, bad=bad), (0, 3)),
         (lambda read: LoadEvaluation(read, 1, 75), (3,)),
@@ -167,7 +167,7 @@ def test_reading_is_tried_again(images, tmp_path, pauses, error):
 def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses):
     """After some seconds; the next such one costs less, until waiting has helped again."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    disk, bad = Disk(open_records(str(tmp_path), 'train'), [3, 4], always=True), BadRecords(0.5, EPOCH, 2)
+    disk, bad = Disk(open_records(str(tmp_path), 'train'), [3, 4], always=True), BadRecords(EPOCH, 2)
     load = LoadTraining(disk, 1, 75, 5, 0.8, 0.1, bad=bad)
     load.sample(0, 3)
     assert pauses == [0.2, 0.5, 1, 2, 4] and bad.count(0) == 1
@@ -185,7 +185,7 @@ def test_worker_without_memory(images, tmp_path, monkeypatch, num_workers):
     """MindSpore would kill the whole training process, had the error this name."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     monkeypatch.setattr(pipeline, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
-    bad = BadRecords(1, EPOCH, 2)
+    bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(tmp_path, bad, num_workers)
     assert str(input_error(ended.value)) == bad.failure == 'a data worker got no memory; fewer --num_workers need less'
@@ -204,7 +204,8 @@ def train_stops(directory, capsys):
 @pytest.mark.compiles
 def test_count_is_logged(damaged, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train.main(['--data_dir', str(damaged), *SMALL, '--max_bad_fraction', '0.25', '--max_epochs', '1'])
+    monkeypatch.setattr(bad_records, 'ALLOWED', 0.25)
+    train.main(['--data_dir', str(damaged), *SMALL, '--max_epochs', '1'])
     assert re.search(r'^epoch 1: 3 records .*train-00000-of-00001, record \d+: ', capsys.readouterr().out, re.MULTILINE)
 
 
@@ -215,9 +216,9 @@ def flipped(byte):
 @pytest.mark.parametrize(
     'damage, message',
     [
-        (lambda content: content[: len(content) // 2], r"train-00001-of-00010', record 1 at byte \d+: truncated: \d+ bytes"),
-        (flipped(2), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
-        (flipped(9), "train-00001-of-00010', record 0 at byte 0: wrong checksum of the record length"),
+        (lambda content: content[: len(content) // 2], r'train-00001-of-00010: record 1 at byte \d+: truncated: \d+ bytes'),
+        (flipped(2), 'train-00001-of-00010: record 0 at byte 0: wrong checksum of the record length'),
+        (flipped(9), 'train-00001-of-00010: record 0 at byte 0: wrong checksum of the record length'),
         (None, 'lacks shard train-00001-of-00010; copy or make all 10'),
     ],
 )

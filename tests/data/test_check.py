@@ -48,7 +48,7 @@ def test_check_shards(sets, tmp_path):
         '0 problems',
     ]
     assert cli('check', sets / 'mr').returncode == cli('check', sets / 'folder').returncode == 0
-    fails(cli('check', tmp_path), 'is empty; give')
+    fails(cli('check', tmp_path), 'only nothing; give')
     fails(cli('check', sets / 'tf', '--workers', '0'), 'workers is 0')
 
     broken = shutil.copytree(sets / 'tf', tmp_path / 'broken')

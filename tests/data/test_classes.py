@@ -9,8 +9,7 @@ from src.data.classes import check_labels, count_classes, label_offset, match_na
 from src.data.convert import convert
 from src.data.protobuf import encode_field, read_varint
 from src.data.records import open_records
-from src.data.shards import find_shards
-from src.data.tfrecord import framed, index_shards, write_shards
+from src.data.tfrecord import framed, write_shards
 from src.errors import InputError
 from src.evaluation import evaluation
 from src.runtime import Run
@@ -23,7 +22,7 @@ from tests.data.samples import folder, shards
 def test_label_offset(tmp_path, data, labels, option, offset):
     encoded = open_records(str(data), 'train').read(0)
     write_shards(tmp_path, 'train', [(encoded, label, f'{label}.jpg') for label in labels], 1)
-    records = index_shards(find_shards(tmp_path, 'train'))
+    records = open_records(tmp_path, 'train')
     assert label_offset(option, records) == offset
     check_labels(records, offset, 3)
 
@@ -41,7 +40,7 @@ def test_wrong_labels(tmp_path, data, labels, offset, message):
     encoded = open_records(str(data), 'train').read(0)
     write_shards(tmp_path, 'train', [(encoded, label, '') for label in labels], 1)
     with pytest.raises(InputError, match=message):
-        check_labels(index_shards(find_shards(tmp_path, 'train')), offset, 3)
+        check_labels(open_records(tmp_path, 'train'), offset, 3)
 
 
 def evaluated_labels(tmp_path, monkeypatch, names, offset):
@@ -245,7 +244,7 @@ def test_imagenet_is_known_by_its_word_net_ids(first, tmp_path, monkeypatch):
 def with_synset(record, synset):
     """A TFRecord (bytes) with another feature."""
     size = int.from_bytes(record[:8], 'little')
-    entry = encode_field(1, tfrecord.SYNSET) + encode_field(2, encode_field(1, encode_field(1, synset.encode())))
+    entry = encode_field(1, tfrecord.SYNSET.encode()) + encode_field(2, encode_field(1, encode_field(1, synset.encode())))
     example = record[12 : 12 + size]
     _, start = read_varint(example, 1, size)
     example = encode_field(1, encode_field(1, entry) + example[start:])

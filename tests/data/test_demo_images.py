@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from src.data import demo_images
-from src.data.shards import find_shards
-from src.data.tfrecord import index_shards
+from src.data.records import open_records
 from tests.data.samples import message
 
 
@@ -29,7 +28,7 @@ def test_demo(tmp_path):
     assert (a / 'labels.txt').read_text().splitlines()[0] == '1:red striped disc'
     images = []
     for split, per_class in (('train', 2), ('validation', 1)):
-        index = index_shards(find_shards(str(a), split))
+        index = open_records(str(a), split)
         assert Counter(index.label.tolist()) == dict.fromkeys(range(1, 11), per_class)
         assert index.label.tolist() != sorted(index.label)
         images += [index.read(i) for i in range(len(index))]

@@ -89,7 +89,7 @@ def test_batches_are_those_of_images(tmp_path):
     write_folder(tmp_path, 'train', ['a', 'b'], 4)
     (tmp_path / 'train/a/a_1.jpg').write_bytes(jpeg(1)[:-200])
     (tmp_path / 'train/b/b_2.jpg').write_bytes(jpeg(2, size=(300, 20)))  # whose crops take several draws
-    records, bad = open_records(tmp_path, 'train'), BadRecords(1, 8, 3)
+    records, bad = open_records(tmp_path, 'train'), BadRecords(8, 3)
     images = {'offset': 0, 'image_size': 75, 'batch_size': 3, 'bad': bad, **OPTIONS}
     copies = training_dataset(records, start=0, stop=0, copies=2, **images).create_tuple_iterator(num_epochs=1)
     mean = [(b[0].asnumpy().mean((2, 3)).repeat(512, 1).astype(np.float32), b[2].asnumpy(), b[3].asnumpy()) for b in copies]

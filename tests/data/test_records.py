@@ -66,12 +66,12 @@ def test_folder_labels(tmp_path):
     (tmp_path / 'labels.txt').unlink()
     write_folder(tmp_path, 'validation', ['d'], 1)
     assert "validation/d' is not in" in message(open_records, tmp_path, 'validation')
-    (tmp_path / 'val').mkdir()
+    (tmp_path / 'val' / 'a').mkdir(parents=True)
     assert 'both validation and val' in message(open_records, tmp_path, 'validation')
 
 
 def test_layout_errors(sets, tmp_path):
-    for value, part in [('', "directory is ''"), (tmp_path / 'no', 'No such file'), (tmp_path, 'is empty')]:
+    for value, part in [('', "data_dir is ''"), (tmp_path / 'no', 'No such file'), (tmp_path, 'only nothing')]:
         assert part in message(open_records, value, 'train')
     names = ['flowers_validation_00000-of-00005.tfrecord', 'imagenet.mindrecord0', 'images.zip']
     for name, part in zip(
@@ -88,22 +88,12 @@ def test_layout_errors(sets, tmp_path):
         (tmp_path / name).unlink()
     both = shutil.copytree(sets / 'tf', tmp_path / 'both')
     shutil.copytree(sets / 'folder' / 'val', both / 'val')
-    assert 'tfrecord (train-00000-of-00003) and folder (val/cat); give dataset_format' in message(
-        open_records, both, 'train'
-    )
+    expected = 'both holds a data set as tfrecord (train-00000-of-00003) and as folder (val); keep one of them in it'
+    assert expected in message(open_records, both, 'train')
     assert len(open_records(both, 'train', 'tfrecord')) == 21
     assert len(open_records(both, 'validation', 'folder')) == 6
-    assert "dataset_format is 'zip'; give auto, tfrecord" in message(open_records, both, 'train', 'zip')
-    assert 'no MindRecord file of the split train' in message(open_records, both, 'train', 'mindrecord')
-    assert 'no train folder' in message(open_records, both, 'train', 'folder')
     (tmp_path / 'empty' / 'train' / 'a').mkdir(parents=True)
     assert 'no image in' in message(open_records, tmp_path / 'empty', 'train')
-    (tmp_path / 'shards').mkdir()
-    for n in range(9):
-        (tmp_path / 'shards' / f'train-0000{n}-of-00010').write_bytes(b'x')
-    assert 'lacks shard train-00009-of-00010' in message(open_records, tmp_path / 'shards', 'train')
-    with pytest.raises(ValueError, match="split 'test'"):
-        open_records(both, 'test')
 
 
 def test_names_of_any_bytes(tmp_path):
@@ -134,9 +124,3 @@ def test_reading_needs_no_mindspore(sets):
         "sys.exit('mindspore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
-
-
-def test_records_survive_a_pickle(data):
-    records = open_records(str(data), 'train')
-    again = pickle.loads(pickle.dumps(records))
-    assert again.read(3) == records.read(3)

@@ -16,8 +16,8 @@ from PIL import Image
 import export as entry
 from src import files, runtime
 from src.data import imagenet
-from src.data.folder import open_folder
 from src.data.preprocess import PREPROCESSING, Preprocessing
+from src.data.records import open_folder
 from src.deploy import description, export, formats, graph, int8_weights, predict, predictor, quantization, verification
 from src.deploy.aipp import write_aipp
 from src.deploy.class_names import class_names, recorded_names

@@ -167,7 +167,7 @@ def test_overflows_are_counted_and_too_many_in_a_row_stop(monitor):
 
 
 def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
-    monitor.bad = BadRecords(0.5, per_epoch=80, epochs=10)
+    monitor.bad = BadRecords(per_epoch=4000, epochs=10)
     run = Run([monitor])
     for _ in range(2):
         monitor.bad.add(0, 'train-00000-of-00001 record 3: cut off')
@@ -179,10 +179,10 @@ def test_bad_records_are_logged_at_the_end_of_each_epoch(monitor):
     ]
 
 
-@pytest.mark.parametrize('fraction, allowed', [(0.05, 4), (0.001, 1), (0, 0)])
-def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed):
-    """Workers are an epoch ahead with their bad records. One is allowed, if any; the training is saved when it ends."""
-    monitor.bad, monitor.directory = BadRecords(fraction, per_epoch=80, epochs=10), tmp_path
+@pytest.mark.parametrize('per_epoch, allowed', [(4000, 4), (80, 1)])
+def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, per_epoch, allowed):
+    """Workers are an epoch ahead with their bad records. At least one is allowed; the training is saved when it ends."""
+    monitor.bad, monitor.directory = BadRecords(per_epoch, epochs=10), tmp_path
     run = Run([monitor, Checkpoints(monitor, 100, tmp_path, nn.Dense(2, 2), {'config': {}}, keep=2)])
     for _ in range(allowed):
         monitor.bad.add(0, 'first.jpg: away')
@@ -192,10 +192,9 @@ def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed
         run.step()
     assert not run.stopped
     run.step()
-    first = 'first' if allowed else 'second'
     assert run.stopped and re.fullmatch(
-        rf'{allowed + 1} of the 80 records that this rank takes in epoch 2 cannot be read or decoded, more than '
-        rf'max_bad_fraction {fraction} allows; the first was {first}.jpg: away; .*; stopped after step 11 of 100; '
+        rf'{allowed + 1} of the {per_epoch} records that this rank takes in epoch 2 cannot be read or decoded, more than '
+        rf'0.1%; the first was first.jpg: away; .*; stopped after step 11 of 100; '
         rf'checkpoints in {tmp_path}, go on with --resume auto',
         str(monitor.error_of_stop()),
     )
@@ -205,10 +204,11 @@ def test_epoch_is_judged_when_it_is_trained(monitor, tmp_path, fraction, allowed
 
 
 def test_bad_records_of_a_sink_through_two_epochs(monitor):
-    monitor.bad = BadRecords(0, per_epoch=80, epochs=10)
+    monitor.bad = BadRecords(per_epoch=80, epochs=10)
     run = Run([monitor])
     run.step(5)
-    monitor.bad.add(0, 'a.jpg: away')
+    for name in 'ab':
+        monitor.bad.add(0, f'{name}.jpg: away')
     run.step(15)
     assert run.stopped and 'in epoch 1 cannot' in monitor.problem
 

@@ -231,12 +231,10 @@ def test_stalled_disk_then_a_killed_worker(data, tmp_path):
     os.kill(worker, signal.SIGKILL)
     ended(killed, 137, rf'^a data worker \(pid {worker}\) was killed, .*: stopped after step (\d+) of 24; checkpoints in ')
 
-    away = Training(records, tmp_path, *options, '--max_bad_fraction', '1')
+    away = Training(records, tmp_path, *options)
     assert away.wait_for(lambda: steps_logged(away.text)), away.text[-3000:]
     swap(lambda shard: None)
-    ended(
-        away, 2, r'^error: 100 records drawn in a row cannot be read or decoded, .*(?:step|after step) (\d+) (?:is saved|of)'
-    )
+    ended(away, 2, r'^error: .*cannot be read or decoded, .*(?:step|after step) (\d+) (?:is saved|of)')
     for shard in data.glob('train-*'):
         shutil.copy(shard, records)
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def callbacks(directory, asked, log=print, rank=0, sink=False):
     """Monitor, checkpoints of every second step, and watch of a training of 100 steps."""
-    bad = BadRecords(1, per_epoch=80, epochs=10)
+    bad = BadRecords(per_epoch=80, epochs=10)
     monitor = TrainingMonitor(
         log, np.ones(100, np.float32), Plan(8, 1, 10, 100), 1, interruption=asked, directory=directory, bad=bad
     )

@@ -16,12 +16,12 @@ from src.data.records import fingerprint, open_records
 from src.errors import entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
+from src.graphs import Compiling
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings, named_arguments, save_settings
 from src.training import features, memory, metrics, resume, tensorboard
 from src.training import report as training_report
 from src.training.callbacks import Checkpoints, Evaluations
-from src.training.compiling import Compiling
 from src.training.interruption import Interruption
 from src.training.loop import fit
 from src.training.monitor import TrainingMonitor

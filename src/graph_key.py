@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression import MSContext
 
 from src import environment
@@ -25,10 +25,8 @@ COMPILED = ('current_phase', '__compile_cell_hook__', '__parse_method__', 'seque
 
 def sources() -> str:
     """Hash of the code of this project."""
-    digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob('*.py'), *ROOT.glob('src/**/*.py')]):
-        digest.update(f'{path.relative_to(ROOT)}\n{len(path.read_bytes())}\n'.encode() + path.read_bytes())
-    return digest.hexdigest()
+    paths = sorted([*ROOT.glob('*.py'), *ROOT.glob('src/**/*.py')])
+    return digest([[str(path.relative_to(ROOT)), path.read_bytes().decode()] for path in paths])
 
 
 def versions(device_target: str) -> list:
@@ -40,37 +38,29 @@ def versions(device_target: str) -> list:
 
 
 def structure(cell: nn.Cell) -> list:
-    """What `cell` is made of, as plain values: its cells with their attributes, its constants, its parameters without their
-    values. So constants count that no option shows, such as the table of learning rates or a recorded preprocessing."""
+    """What `cell` is made of: its cells with their attributes, its constants, its parameters without their values. So
+    constants count that no option shows, such as the table of learning rates or a recorded preprocessing."""
     # The text of the constructor's arguments has addresses in it; a cell that was compiled has the attributes of COMPILED.
-    own = {*vars(nn.Cell()), '_cell_init_args', *COMPILED}
-    found = []
+    own, found = {*vars(nn.Cell()), '_cell_init_args', *COMPILED}, []
     for name, part in cell.cells_and_names():
-        attributes = {key: _plain(value) for key, value in vars(part).items() if key not in own}
+        values = {key: value for key, value in vars(part).items() if key not in own}
+        # Keys of any kind, which JSON does not take.
+        attributes = {key: [*value.items()] if isinstance(value, dict) else value for key, value in values.items()}
         flags = {key: value for key, value in part.get_flags().items() if isinstance(value, (bool, int))}
         found.append([name, type(part).__module__, type(part).__qualname__, part.training, flags, attributes])
-    parameters = [[p.name, str(p.shape), str(p.dtype), p.requires_grad] for p in cell.get_parameters()]
-    return [found, parameters]
+    return [found, [[p.name, str(p.shape), str(p.dtype), p.requires_grad] for p in cell.get_parameters()]]
+
+
+def digest(*parts: object) -> str:
+    """Hash of `parts`."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _plain(value):
-    """`value` in what JSON can hold, or the name of its type."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, ms.Parameter):
+    """A value that JSON cannot hold in what it can, or the name of its type."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and not isinstance(value, Parameter):
         array = value.asnumpy() if isinstance(value, Tensor) else value
         return [str(array.shape), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
     if isinstance(value, ops.Primitive):
-        return [value.name, _plain(value.attrs)]
-    if isinstance(value, ms.Type):
-        return str(value)
-    return type(value).__qualname__
-
-
-def of(*parts: object) -> str:
-    """Hash of `parts`, which JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return [value.name, value.attrs]
+    return str(value) if isinstance(value, ms.Type) else type(value).__qualname__

@@ -11,10 +11,10 @@ from mindspore import Tensor, nn
 from src.data.bad_records import BadRecords
 from src.errors import InputError, TrainingError
 from src.evaluation.evaluation import Result
+from src.graphs import Compiling
 from src.log import Log
 from src.training import monitor as monitor_module
 from src.training.callbacks import Checkpoints, Evaluations
-from src.training.compiling import Compiling
 from src.training.loop import sink_length, sinks
 from src.training.monitor import TrainingMonitor
 from src.training.plan import Plan

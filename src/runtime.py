@@ -67,7 +67,7 @@ def start(settings: Settings) -> Run:
     """Set up MindSpore for this process.
 
     Ranks are started by `scripts/run_distribute_train.sh` as a dynamic cluster, which is what `init` connects them by:
-    RANK_SIZE, DEVICE_ID and LOCAL_RANKS are read here, RANK_ID and MS_* by MindSpore (src/cluster/jobs.py).
+    RANK_SIZE, DEVICE_ID and LOCAL_RANKS are read here, RANK_ID and MS_* by MindSpore (src/cluster/launch.py).
     https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
 
     Raises:

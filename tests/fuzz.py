@@ -136,15 +136,7 @@ def _rank_tables():
         Path(f'{name}.json').write_text(json.dumps(make(), indent=1))
 
     def read():
-        findings = rank_table.check('given.json')
-        for finding in findings:  # of which `read` joins ten in its message
-            check_message(finding)
-        try:
-            rank_table.read('given.json')
-        except InputError as error:
-            assert findings and '\n' not in str(error)
-        else:
-            assert not findings
+        rank_table.read('given.json')
 
     return 'given.json', ['new.json', 'old.json'], read
 

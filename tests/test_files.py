@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from src import files
-from src.cluster import rank_table
 from src.data import convert, tfrecord
 from src.errors import InputError
 from src.options import save_settings
@@ -46,7 +45,6 @@ WRITERS = {
     'config': lambda path: save_settings({'lr': 1.0}, path),
     'checkpoint': lambda path: checkpoint.write(path, ONE, {'step': 1}),
     'best': _best,
-    'rank table': lambda path: rank_table.write(path, '{}\n'),
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
     'tfrecord': _convert('tfrecord'),
     'mindrecord': _convert('mindrecord'),
@@ -68,7 +66,7 @@ def test_umask(name, umask, tmp_path):
     assert not list(tmp_path.rglob('.*'))
 
 
-@pytest.mark.parametrize('writer', ['config', 'rank table', 'safetensors'])
+@pytest.mark.parametrize('writer', ['config', 'safetensors'])
 def test_a_link_is_replaced_and_not_followed(writer, tmp_path):
     (tmp_path / 'victim').write_text('precious')
     (tmp_path / 'file').symlink_to('victim')

@@ -3,9 +3,9 @@
     python -m src.cluster.launch [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
 
 RANK_TABLE: file, directory with the file of a container, or a number of devices of this server, which are then 0, 1, ...
-Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails, the
-others are ended; with --max_restarts N all are then started again, from the newest checkpoint. SIGINT and SIGTERM are passed
-on, so that the ranks can save a checkpoint. No process is left behind.
+Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails or hangs, all
+are ended; with --max_restarts N the ranks of a single server are then started again, from the newest checkpoint. SIGINT and
+SIGTERM are passed on, so that the ranks can save a checkpoint. No process is left behind.
 """
 
 from __future__ import annotations
@@ -13,46 +13,107 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import socket
 import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from src import environment, files
 from src.cluster import rank_table
-from src.cluster.agreement import Agreement
-from src.cluster.jobs import make_jobs
-from src.cluster.logs import say
-from src.cluster.restarts import Restarts, run
-from src.cluster.servers import RankTable, address, local_server, one_server
-from src.cluster.signals import Signals
-from src.cluster.supervisor import Supervisor
+from src.cluster.rank_table import RankTable, Server
+from src.cluster.supervisor import Job, Outcome, Signals, Supervisor, log
 from src.cluster.watchdog import Watchdog
-from src.errors import InputError, Parser, entry_point
+from src.errors import InputError, Parser, TrainingError, entry_point, reading
 
-RESTART = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
-PORT = 8118  # of the scheduler of several servers, as for msrun; the launchers themselves talk over the next one
+BUSY = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
+PORT = 8118  # of the scheduler of several servers, as for msrun
+PAUSE, LONGEST = 10, 600  # seconds of the first pause before a restart, which doubles each time, and of the longest
+NEVER = (InputError.exit_status, TrainingError.exit_status)  # a restart would meet the same again
+# The scheduler blocks in init() until its workers have left. On the CPU: it must not open an NPU that a rank will use.
+SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
+# Ranks compile for minutes, not all equally long: HCCL's default of 120 s to connect is too short.
+HCCL_TIMEOUTS = {'HCCL_CONNECT_TIMEOUT': '600', 'HCCL_EXEC_TIMEOUT': '1836'}
+# MindSpore refuses a mixture of start-up methods, so a rank inherits none of their variables.
+NOT_INHERITED = {
+    *environment.RANK_TABLES,
+    *'MS_ROLE MS_WORKER_NUM MS_SCHED_HOST MS_SCHED_PORT MS_NODE_ID MS_NODE_RANK MS_LOCAL_WORKER MS_SERVER_NUM'.split(),
+    *'MS_TOPO_TIMEOUT RANK_ID RANK_SIZE DEVICE_ID LOCAL_RANKS LOCAL_CORES HEARTBEAT_FILE'.split(),
+}
 
 
-def option(options: list[str], name: str) -> str | None:
-    """The value of the last `--name value` or `--name=value` among the script's options, or None."""
-    value = None
-    for word, following in zip(options, [*options[1:], None]):
-        if word == f'--{name}':
-            value = following
-        elif word.startswith(f'--{name}='):
-            value = word.partition('=')[2]
-    return value
+class Launch(NamedTuple):
+    """What is started on this machine. On the CPU these are the ranks of all servers, a rehearsal of the real launch."""
+
+    table: RankTable
+    server: Server  # of the table, which this machine is
+    target: str  # "Ascend" or "CPU"
+    npus: list[int] | None = None  # numbers of this machine's NPUs, ascending; None: the table counts as CANN does
+    bind_core: bool = False  # give each rank its share of the cores
+
+    def jobs(self, command: list[str], port: int | None, environ: Mapping[str, str] = os.environ) -> dict[str, Job]:
+        """MindSpore's dynamic cluster, as its own launcher msrun starts it: the scheduler, if this is the first server, and
+        ranks that run `command`. InputError if a device is not here, or the port (None: any) or an address is unusable.
+
+        https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
+        """
+        devices = self.table.devices if self.target == 'CPU' else self.server.devices
+        cores, here, size = sorted(os.sched_getaffinity(0)), len(devices), len(self.table.devices)
+        common, first = self._inherited(environ, here, len(cores)), self.table.servers[0].names[0]
+        common |= {'RANK_SIZE': str(size), 'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port)}
+        with reading(f'{first}, the first server of the rank table', 'its server_id must be an address'):
+            common['MS_SCHED_HOST'] = socket.gethostbyname(first) if here < size else '127.0.0.1'  # MindSpore takes no names
+        jobs, remedy = {}, 'choose another --master_port'
+        if self.target == 'CPU' or self.server is self.table.servers[0]:
+            with reading(f'port {port}', remedy, (OverflowError,)), socket.create_server(('', port or 0)) as probe:
+                common['MS_SCHED_PORT'] = str(probe.getsockname()[1])
+            own = {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}
+            jobs['scheduler'] = Job([sys.executable, '-c', SCHEDULER], common | own, cores)
+        for i, device in enumerate(devices):
+            # A number as MS_NODE_ID is the rank. MindSpore counts the devices of a host name itself unless a rank sets its
+            # own (collective_manager.cc), as `runtime.start` does with DEVICE_ID.
+            rank, share = str(device.rank_id), cores[i * len(cores) // here : (i + 1) * len(cores) // here]
+            own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': self._index(device.device_id)}
+            bound = share if self.bind_core and share else cores
+            jobs[rank] = Job([sys.executable, '-u', *command], common | own, bound)
+        return jobs
+
+    def _inherited(self, environ, ranks, cores):
+        """The variables that all jobs inherit, and the numbers of ranks and cores of this machine."""
+        common = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
+        if self.npus is not None:  # the table says which devices are used, and its numbers count all of them
+            common.pop('ASCEND_RT_VISIBLE_DEVICES', None)
+        ours = {'OMP_NUM_THREADS': str(max(1, cores // ranks))} if self.target == 'CPU' else HCCL_TIMEOUTS
+        # The time for all ranks to come, in seconds, as for HCCL's connections.
+        return ours | common | {'LOCAL_RANKS': str(ranks), 'LOCAL_CORES': str(cores), 'MS_TOPO_TIMEOUT': '600'}
+
+    def _index(self, number):
+        """The number by which CANN knows a device: it counts those that a container sees from 0; a table has physical ones.
+        https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
+        """
+        if self.npus and number not in self.npus:
+            here = ', '.join(f'/dev/davinci{i}' for i in self.npus)
+            raise InputError(f'device {number} of the rank table is not here; there are {here}')
+        return str(self.npus.index(number) if self.npus else number)
 
 
-def choose_port(asked: int | None) -> int:
-    """`asked` if it is given, else any free TCP port. InputError if `asked` is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(('', asked or 0))
-        except OSError as error:
-            raise InputError(f'port {asked} for the scheduler: {error.strerror}; give another --master_port') from None
-        return probe.getsockname()[1]
+def with_restarts(start: Callable[[bool], Outcome], allowed: int, signals: Signals) -> int:
+    """Start the ranks until they end well, or are not to be started again: after `allowed` failures without a new checkpoint
+    between them. `start` takes whether there is a checkpoint to resume from. Returns the launcher's exit status."""
+    done, saved = 0, False
+    while True:
+        outcome = start(saved)
+        done, saved = 0 if outcome.saved else done, saved or outcome.saved
+        if not outcome.cause or signals or not allowed:
+            return outcome.status
+        if outcome.status in NEVER or done == allowed:
+            why = '' if outcome.status in NEVER else f' after {done} restarts (--max_restarts)'
+            log(f'not started again{why}: {outcome.cause}')
+            return outcome.status
+        pause, done = min(PAUSE * 2**done, LONGEST), done + 1
+        where = 'from the newest checkpoint' if saved else 'from the beginning, as nothing was saved'
+        log(f'restart {done} of {allowed} in {pause:g} s, {where}: {outcome.cause}')
+        if signals.wait(pause):
+            return 128 + signals[0]
 
 
 def _arguments(arguments):
@@ -60,139 +121,73 @@ def _arguments(arguments):
     ours = Parser(add_help=False, allow_abbrev=False)
     ours.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
     ours.add_argument('--bind_core', action='store_true', help='give each rank its share of the CPU cores')
-    ours.add_argument('--master_port', type=int, help=f'port of the scheduler (default: free; several servers: {PORT})')
-    ours.add_argument('--grace', type=float, help='seconds to save and exit after a signal (default: 60)')
-    ours.add_argument('--max_restarts', type=int, help='restarts after failures without progress between (default: 0)')
-    ours.add_argument(
-        '--stall_timeout',
-        type=float,
-        help='seconds without a step that end the training (default: 3 times the slowest so far, at least 600; 0: never)',
-    )
-    parser = Parser(
-        prog='python -m src.cluster.launch',
-        parents=[ours],
-        allow_abbrev=False,
-        description='start one process per device of this server',
-    )
+    ours.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
+    ours.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
+    ours.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint between (default: 0)')
+    text = 'seconds without a step that end the ranks (default: 3 times the slowest so far, at least 600; 0: never)'
+    ours.add_argument('--stall_timeout', type=float, help=text)
+    ours.add_argument('--rank_size', type=int, help='number of ranks that is expected')
+    ours.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
+    parser = Parser(prog='python -m src.cluster.launch', parents=[ours], allow_abbrev=False)
     parser.add_argument('rank_table', help='file, or just a number of devices of one server')
     parser.add_argument('script')
     parser.add_argument('options', nargs=argparse.REMAINDER, help='passed on to the script')
     args = parser.parse_args(arguments)
     _, options = ours.parse_known_args(args.options, args)
+    for name in ('grace', 'max_restarts', 'stall_timeout'):
+        if (value := getattr(args, name) or 0) < 0:
+            raise InputError(f'--{name} {value:g}: must be 0 or more')
     return args, options
 
 
-def _target(options):
-    """The device target, "Ascend" or "CPU": the script's option, or what this machine has."""
-    asked = option(options, 'device_target')
+def _launch(args):
+    """The `Launch` that the arguments describe."""
     npus = environment.npus()
-    if asked not in (None, 'auto', 'Ascend', 'CPU'):
-        raise InputError(f'--device_target {asked}: must be auto, Ascend or CPU')
-    if asked in ('Ascend', 'CPU'):
-        if asked == 'Ascend' and not npus:
-            say('note: --device_target Ascend, but there is no NPU here (no /dev/davinci*)')
-        return asked
-    if not npus:
-        say('no NPU here (no /dev/davinci*): the ranks run on the CPU')
-    return 'Ascend' if npus else 'CPU'
-
-
-def _hold(directory, rank):
-    """Lock the directory, so that a second launcher of these ranks is refused. Launchers of other servers, whose first
-    rank is another, may use the same directory over a network."""
-    remedy = f'start this training in another working directory, below which its logs go to {directory}'
-    return files.lock_directory(directory, remedy, RESTART, say, f'.launch-{rank}.lock')
-
-
-def _table(text, npus):
-    """(table, the physical numbers of `npus` that it refers to or None) of the argument RANK_TABLE."""
-    if text.isdecimal() and not os.path.exists(text):
-        most = len(npus) or 1024
-        if not 1 <= int(text[:6]) <= most:
-            raise InputError(f'RANK_TABLE {text}: a number of devices must be 1 to {most}{" here" * bool(npus)}')
-        return one_server(range(int(text))), None
-    rank_table.wait(text, say)
-    table = rank_table.read(text)
-    return table, npus or None
-
-
-def _complete(options, table: RankTable, target):
-    """The script's options with --rank_size and --device_target. InputError if another size is given."""
-    size = str(len(table.devices))
-    if option(options, 'rank_size') not in (None, size):
-        raise InputError(f'--rank_size {option(options, "rank_size")}, but the rank table has {size} ranks')
-    for name, value in (('rank_size', size), ('device_target', target)):
-        if option(options, name) is None:
-            options = [*options, f'--{name}', value]
-    return options
-
-
-def _checked(args):
-    """`args` with defaults. InputError if one is out of range."""
-    args.grace, args.max_restarts = 60 if args.grace is None else args.grace, args.max_restarts or 0
-    if args.master_port is not None and not 1024 <= args.master_port <= 65534:
-        raise InputError(f'--master_port {args.master_port}: must be 1024 to 65534')
-    for name in ('grace', 'max_restarts', 'stall_timeout'):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value < float('inf'):
-            raise InputError(f'--{name} {value:g}: must be 0 or more{"" if name == "max_restarts" else " seconds"}')
-    if not os.path.isfile(args.script):
-        raise InputError(f'no script {args.script}')
-    if args.bind_core and not shutil.which('taskset'):
-        raise InputError('--bind_core needs `taskset` (package util-linux)')
-    return args
-
-
-def _starter(args, options, target, table, npus, server, signals, agreement):
-    """A function that starts the ranks of this server and gives their `Outcome`; see `restarts.run`."""
-    size = len(table.devices)
-
-    def start(resume):
-        # Servers that start on their own have to agree on the port, so it cannot be just any free one.
-        port = args.master_port or (PORT if target == 'Ascend' and len(table.servers) > 1 else None)
-        if target == 'CPU' or server is table.servers[0]:  # the scheduler is here
-            port = choose_port(port)
-        jobs = make_jobs(
-            table,
-            server,
-            target,
-            [args.script, *options, *(['--resume', 'auto', '--overwrite', 'false'] if resume else [])],
-            port=port,
-            cores=sorted(os.sched_getaffinity(0)),
-            bind_core=args.bind_core,
-            npus=npus,
+    target = args.device_target if args.device_target != 'auto' else 'Ascend' if npus else 'CPU'
+    if npus and target != 'CPU':
+        environment.check()
+    if args.rank_table.isdecimal() and not os.path.exists(args.rank_table):
+        table, npus = rank_table.one_server(int(args.rank_table), npus if target != 'CPU' else []), []
+    else:
+        rank_table.wait(args.rank_table, log)
+        table = rank_table.read(args.rank_table)
+    several, size = target != 'CPU' and len(table.servers) > 1, len(table.devices)
+    if args.rank_size not in (None, size):
+        raise InputError(f'--rank_size {args.rank_size}, but the rank table has {size} ranks')
+    if several and args.max_restarts:
+        raise InputError(
+            f'--max_restarts {args.max_restarts} is for a single server; leave it out, Slurm (deploy/slurm.sh) and Volcano '
+            '(deploy/volcano_2x8.yaml) restart several'
         )
-        with Watchdog(size, args.stall_timeout) as watchdog:
-            return Supervisor(jobs, os.path.join('results', f'{size}p'), args.grace, watchdog, signals, agreement).run()
-
-    return start
+    args.master_port = args.master_port or (PORT if several else None)  # servers that start on their own agree on it
+    server = table.servers[0] if target == 'CPU' and not args.server_id else rank_table.local_server(table, args.server_id)
+    return Launch(table, server, target, npus if npus and target != 'CPU' else None, args.bind_core)
 
 
 @entry_point
 def main(arguments: list[str] | None = None):
-    """The command line. The exit status is that of the last start of the ranks (`Outcome.status`), or 2 for unusable
-    input."""
+    """The command line. The exit status is 0, that of the rank that failed first (128 + its signal), 128 + the signal that
+    ended this process, or 2 for unusable input."""
     args, options = _arguments(arguments)
-    args = _checked(args)
-    target = _target(options)
-    table, npus = _table(args.rank_table, environment.npus() if target == 'Ascend' else [])
-    if target == 'Ascend' and environment.npus():
-        environment.check()
-    options = _complete(options, table, target)
-    on_cpu = target == 'CPU'
-    server = table.servers[0] if on_cpu and args.server_id is None else local_server(table, args.server_id)
-    if on_cpu and len(table.servers) > 1:
-        say(f'CPU: the ranks of all {len(table.servers)} servers run on this machine')
-    signals, agreement, size = Signals(), None, len(table.devices)
-    directory = os.path.join('results', f'{size}p')
-    say(f'{size} ranks, {target}; logs in {os.path.join(directory, "<rank>/train.log")}')
-    with _hold(directory, server.devices[0].rank_id) or contextlib.nullcontext():
-        signals.catch()
-        if args.max_restarts and len(table.servers) > 1 and not on_cpu:
-            port = (args.master_port or PORT) + 1  # beside the scheduler's
-            agreement = Agreement(table.servers.index(server), len(table.servers), address(table.servers[0]), port)
-        start = _starter(args, options, target, table, npus, server, signals, agreement)
-        sys.exit(run(start, Restarts(args.max_restarts), signals, agreement))
+    launch = _launch(args)
+    directory = f'results/{len(launch.table.devices)}p'
+    options = [*options, '--rank_size', str(len(launch.table.devices)), '--device_target', launch.target]
+
+    def start(resume):
+        again = ['--resume', 'auto', '--overwrite', 'false'] if resume else []
+        jobs = launch.jobs([args.script, *options, *again], args.master_port)
+        watchdog = Watchdog(len(launch.table.devices), args.stall_timeout)
+        return Supervisor(jobs, directory, args.grace, watchdog, signals).supervise()
+
+    with reading(args.script):
+        os.stat(args.script)
+    # Launchers of other servers, whose first rank is another, may use the same directory over a network.
+    name = f'.launch-{launch.server.devices[0].rank_id}.lock'
+    remedy = f'start this run in another working directory, below which its logs go to {directory}'
+    with files.lock_directory(directory, remedy, BUSY, log, name) or contextlib.nullcontext():
+        signals = Signals()
+        log(f'{len(launch.table.devices)} ranks, {launch.target}; logs in {directory}/<rank>/train.log')
+        sys.exit(with_restarts(start, args.max_restarts, signals))
 
 
 if __name__ == '__main__':

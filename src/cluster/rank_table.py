@@ -1,168 +1,180 @@
-"""Rank tables say which device of which server is which rank. Files of them are read, checked and made here.
+"""Rank tables say which device of which server is which rank.
 
-python -m src.cluster.rank_table make --devices 8 [--hccn /etc/hccn.conf] [--server_id IP] [--output FILE]
-python -m src.cluster.rank_table check FILE [--rank_size N]
+    python -m src.cluster.rank_table make --devices 8 [--server_id ADDRESS ...] [--output FILE]
+    python -m src.cluster.rank_table check FILE [--rank_size N]
+
+Both formats of https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html are read: `server_list`, also that of
+MindCluster (hccl.json), and the older `group_list`. In that of ModelArts are no ranks: an instance is a container with all
+its devices, which are counted through the file, as its own start script (davincirun) does. Only servers, devices and ranks
+are taken: MindSpore 2.8 does not start from rank tables, and HCCL finds the addresses of NPUs itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from src import files
-from src.cluster import rank_table_format
-from src.cluster.make_rank_table import make
-from src.cluster.servers import RankTable
-from src.errors import InputError, Parser, entry_point
+import psutil
 
-SIZE_LIMIT = 1 << 20  # bytes; 1024 devices take about 100 KB
+from src import environment
+from src.errors import InputError, Parser, entry_point, reading
+
 PATIENCE = 300  # seconds for all containers of a job to start, as in MindCluster's own start scripts
 MINDCLUSTER, MODELARTS = '/user/serverid/devindex/config', '/user/config'  # directories in which a container finds it
 NAMES = ('jobstart_hccl.json', 'hccl.json')  # of the file there
 
 
+class Device(NamedTuple):
+    """One rank; `device_id` is the physical number of the device on its server."""
+
+    device_id: int
+    rank_id: int
+
+
+class Server(NamedTuple):
+    """A server, or a container on one. `names`: a container's address, its host's, and the server_id, which need not be an
+    address where there are others; the other servers reach it by the first."""
+
+    names: list[str]
+    devices: list[Device]
+
+
+class RankTable(NamedTuple):
+    """`servers` by their ranks; the scheduler runs on the first one."""
+
+    servers: list[Server]
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices of all servers."""
+        return [device for server in self.servers for device in server.devices]
+
+
+def one_server(count: int, npus: Sequence[int] = ()) -> RankTable:
+    """The table of devices 0, 1, ... of this machine. InputError if it has fewer `npus`."""
+    if not 1 <= count <= (len(npus) or 1024):
+        raise InputError(f'{count} devices: must be 1 to {len(npus) or 1024}{" here" * bool(npus)}')
+    return RankTable([Server(['127.0.0.1'], [Device(k, k) for k in range(count)])])
+
+
 def read(path: str | Path) -> RankTable:
-    """The table of the file `path`, or of the one of NAMES in the directory `path`; InputError with all findings if anything
-    is wrong with it."""
-    table, findings = _inspect(path)
-    if findings:
-        if len(findings) > 10:
-            findings[10:] = [f'and {len(findings) - 10} more: python -m src.cluster.rank_table check lists them']
-        raise InputError(f'rank table {json.dumps(str(path))}: {"; ".join(findings)}')
-    return table
+    """The table of the file `path`, or of the one of NAMES in the directory `path`. InputError if anything is wrong."""
+    with reading(
+        f'rank table {path}',
+        'python -m src.cluster.rank_table make writes a sound one',
+        (TypeError, AttributeError, OverflowError, RecursionError),
+    ):
+        return parse(json.loads(_file(path).read_bytes()))
 
 
-def wait(path: str | Path, tell: Callable[[str], None], patience: float | None = None, every: float = 1):
-    """Wait until MindCluster or ModelArts has completed the file; for any other file return at once.
-
-    Args:
-        tell: called with one line if there is something to wait for.
-        patience: seconds, by default PATIENCE.
-        every: seconds between two looks at the file.
-
-    Raises:
-        InputError: the file is not complete after `patience` seconds.
-    """
-    patience, deadline = PATIENCE if patience is None else patience, None
-    while _is_incomplete(path, awaited=deadline is not None):
-        if deadline is None:
-            deadline = time.monotonic() + patience
-            tell(f'rank table {json.dumps(str(path))} is not completed yet; waits for up to {patience:g} s')
-        if time.monotonic() > deadline:
-            raise InputError(
-                f'rank table {json.dumps(str(path))}: still not completed after {patience:g} s; do all '
-                'containers of this job run?'
-            )
-        time.sleep(every)
-
-
-def _is_incomplete(path, awaited):
-    """Whether the file has to be read again later; `awaited`: an earlier look said so."""
-    path = _file(path)
-    try:
-        data = _load(path)
-        return isinstance(data, dict) and data.get('status') == 'initializing'
-    except InputError:  # MindCluster empties the file before it writes it; on shared storage it is missing at first
-        if not os.path.exists(path):
-            return awaited or os.path.dirname(os.path.abspath(path)) in (MINDCLUSTER, MODELARTS)
-        return awaited or os.path.isfile(path) and not os.path.getsize(path)
-
-
-def check(path: str | Path, rank_size: int | None = None) -> list[str]:
-    """All findings, each with its place in the file; [] for a sound table (of `rank_size` ranks, if that is given)."""
-    table, findings = _inspect(path)
-    if rank_size is not None and table and len(table.devices) != rank_size:
-        findings.append(f'the table has {len(table.devices)} ranks, but rank_size is {rank_size}')
-    return findings
-
-
-def _inspect(path):
-    """(RankTable or None, findings) of a file."""
-    try:
-        return rank_table_format.parse(_load(path))
-    except InputError as error:
-        return None, [str(error)]
+def parse(data: dict) -> RankTable:
+    """The table of a JSON value. ValueError, or the error of a value of another kind, if it is none."""
+    if data.get('status') != 'completed':
+        raise ValueError(f'status {data.get("status")!r} must be "completed"')
+    entries = data.get('server_list') or [entry for group in data['group_list'] for entry in group['instance_list']]
+    servers, ranks, places = {}, [], []
+    for entry in entries:
+        names = [entry[key] for key in ('container_ip', 'host_ip') if entry.get(key)] + [entry['server_id']]
+        for device in entry['device' if 'server_list' in data else 'devices']:
+            one = Device(int(device['device_id']), int(device.get('rank_id', entry.get('rank_id', len(ranks)))))
+            servers.setdefault(entry['server_id'], Server(names, [])).devices.append(one)
+            ranks.append(f'rank {one.rank_id}')
+            places.append(f'device {one.device_id} of server {names[-1]}')
+    for name, times in Counter(places + ranks).items():
+        if times > 1:
+            raise ValueError(f'{name} is listed {times} times')
+    if missing := [rank for rank in range(len(ranks)) if f'rank {rank}' not in ranks]:
+        raise ValueError(f'rank {missing[0]} of {len(ranks)} is missing')
+    for server in servers.values():
+        server.devices.sort(key=lambda device: device.rank_id)
+    return RankTable(sorted(servers.values(), key=lambda server: server.devices[0].rank_id))
 
 
 def _file(path):
     """`path`, or the file in it if it is a directory."""
-    files_there = [os.path.join(path, name) for name in NAMES]
-    return next(filter(os.path.exists, files_there), files_there[0]) if os.path.isdir(path) else path
+    there = [Path(path, name) for name in NAMES]
+    return next(filter(Path.exists, there), there[0]) if os.path.isdir(path) else Path(path)
 
 
-def _not_json(name):
-    raise ValueError(f'{name} is not a JSON value')
+def wait(path: str | Path, log: Callable[[str], None]) -> None:
+    """Wait, at most PATIENCE seconds, until MindCluster or ModelArts has completed the file; `log` then takes a line."""
+    end = time.monotonic() + PATIENCE
+    if _is_incomplete(_file(path)):
+        log(f'rank table {path} is not completed yet; waiting up to {PATIENCE:g} s')
+    while _is_incomplete(_file(path)) and time.monotonic() < end:
+        time.sleep(0.5)
 
 
-def _load(path):
-    """The JSON value in the file; InputError that says why there is none."""
+def _is_incomplete(file):
     try:
-        found = _file(path)
-        if not os.path.isfile(found):
-            raise InputError('no such file' if found == path else f'no {" or ".join(NAMES)} in this directory')
-        with open(found, 'rb') as file:
-            data = file.read(SIZE_LIMIT + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f'cannot be read: {getattr(error, "strerror", None) or error}') from None
-    if len(data) > SIZE_LIMIT:
-        raise InputError(f'larger than {SIZE_LIMIT} bytes: not a rank table')
-    try:
-        # Python refuses to convert very long integers. Numbers are errors in a rank table, so a float does as well.
-        return json.loads(
-            data.decode('utf-8-sig'),
-            parse_constant=_not_json,
-            parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits),
-        )
-    except json.JSONDecodeError as error:
-        raise InputError(f'not JSON: line {error.lineno}, column {error.colno}: {error.msg}') from None
-    except RecursionError:
-        raise InputError('not a rank table: nested too deeply') from None
-    except ValueError as error:
-        raise InputError(f'not JSON: {error}') from None
+        return json.loads(file.read_bytes())['status'] == 'initializing'
+    except (OSError, ValueError, LookupError, TypeError):  # they empty the file before they write it
+        return str(file.parent) in (MINDCLUSTER, MODELARTS)
 
 
-def write(path: str | Path, text: str):
-    """Write a file whole or not at all. InputError if it cannot be written."""
-    try:
-        with files.replacing(path) as temporary:
-            temporary.write_text(text, encoding='utf-8')
-    except OSError as error:
-        raise InputError(f'--output {path}: {error.strerror}') from None
+def local_server(table: RankTable, server_id: str | None = None) -> Server:
+    """The server of the table that this machine is: the one that `server_id` names, else the one with an address of this
+    machine. The server of a table of one is always this machine. InputError if none fits, or several."""
+    if server_id is None and len(table.servers) == 1:
+        return table.servers[0]
+    # The host's address, which its containers need not have: MindCluster and ModelArts put it into their environment.
+    wanted = server_id or os.environ.get('XDL_IP') or os.environ.get('MA_CURRENT_HOST_IP')
+    found = [] if server_id else [server for server in table.servers if any(map(is_local, server.names))]
+    found = found or [server for server in table.servers if wanted in server.names]
+    if len(found) != 1:
+        what = f'{len(found)} servers of the rank table have ' + (server_id or 'an address of this machine')
+        raise InputError(f'{what}; choose one by --server_id: {", ".join(server.names[-1] for server in table.servers)}')
+    return found[0]
+
+
+def is_local(name: str) -> bool:
+    """Whether a host name or address belongs to this machine."""
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    with contextlib.suppress(OSError, UnicodeError):
+        return name == socket.gethostname() or socket.gethostbyname(name) in own
+    return False
+
+
+def make(count: int, server_ids: Sequence[str] = ('127.0.0.1',)) -> str:
+    """JSON text of a table of `count` devices on each server; their numbers are those of this machine's NPUs, if it has
+    some. InputError if it has fewer."""
+    npus, servers = environment.npus(), []
+    for k, name in enumerate(server_ids):
+        ranks = [count * k + device.rank_id for device in one_server(count, npus).devices]
+        devices = [{'device_id': str(number), 'rank_id': str(rank)} for number, rank in zip(npus or range(count), ranks)]
+        servers.append({'server_id': name, 'device': devices})
+    table = {'version': '1.0', 'server_count': str(len(servers)), 'server_list': servers, 'status': 'completed'}
+    return json.dumps(table, indent=1) + '\n'
 
 
 @entry_point
 def main(arguments: list[str] | None = None):
-    """The command line; status 2 if `check` has findings."""
+    """The command line."""
     parser = Parser(prog='python -m src.cluster.rank_table', description='make, check rank tables')
     commands = parser.add_subparsers(dest='command', required=True)
-    maker = commands.add_parser('make', help="table of this server's devices")
-    maker.add_argument('--devices', type=int, required=True, help='number of devices')
-    maker.add_argument('--hccn', help='file with address_X=IP lines (default: /etc/hccn.conf)')
-    maker.add_argument('--server_id', help='address of this server (default: found)')
+    maker = commands.add_parser('make', help='table of one server, or of several with as many devices')
+    maker.add_argument('--devices', type=int, required=True, help='number of devices of a server')
+    maker.add_argument('--server_id', nargs='+', default=['127.0.0.1'], help='addresses of the servers, the first one first')
     maker.add_argument('--output', help='file to write (default: the screen)')
-    checker = commands.add_parser('check', help='print every finding; exit status 2 if one is an error')
+    checker = commands.add_parser('check', help='exit status 2 if something is wrong')
     checker.add_argument('file')
     checker.add_argument('--rank_size', type=int, help='number of ranks expected')
     args = parser.parse_args(arguments)
     if args.command == 'make':
-        if not 1 <= args.devices <= 1024:
-            raise InputError(f'--devices {args.devices}: must be 1 to 1024')
-        text = make(args.devices, args.hccn, args.server_id)
-        if args.output:
-            write(args.output, text)
-        else:
-            print(text, end='')
-        return
-    findings = check(args.file, args.rank_size)
-    for finding in findings:
-        print(finding)
-    if findings:
-        sys.exit(2)
+        text = make(args.devices, args.server_id)
+        with reading(args.output), open(args.output, 'w') if args.output else contextlib.nullcontext(sys.stdout) as file:
+            return print(text, end='', file=file)
     table = read(args.file)
+    if args.rank_size not in (None, len(table.devices)):
+        raise InputError(f'rank table {args.file} has {len(table.devices)} ranks, but rank_size is {args.rank_size}')
     print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), nothing to report')
 
 

@@ -6,207 +6,221 @@ import contextlib
 import ctypes
 import os
 import queue
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
+from typing import NamedTuple
 
-from src import heartbeat, processes
-from src.cluster.agreement import Agreement
-from src.cluster.jobs import Job
-from src.cluster.logs import Screen, keep_old, last_lines, say
-from src.cluster.outcome import ELSEWHERE, OUTSIDE, Outcome, culprit, exit_status, in_words, reason, title
-from src.cluster.signals import Signals
-from src.cluster.stopped import Stopped
-from src.cluster.watchdog import Watchdog
-from src.errors import InputError
-from src.processes import ECHO
+import psutil
+
+from src.cluster.watchdog import Watchdog, dump_stacks
+from src.errors import ElsewhereError, reading
+from src.heartbeat import FILE, end_with_parent
 
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
 SYMPTOM = 2  # seconds after a failure of the scheduler in which a rank that fails is taken for its cause
+ECHO = 2.0  # seconds in which another signal counts as the same: a batch system signals a process and then its whole group
+OLD_LOGS = 5  # kept of each rank
+# The scheduler reports a rank whose MindSpore heartbeat stopped before it has the others end (meta_server_node.cc).
+LOST = re.compile(rb'worker (\d+) is the first one timed out|The node: (\d+) is timed out')
+# MindSpore's last threads write this at the end of every distributed process, whatever the log level is.
+LAST_WORDS = re.compile(rb'\[INFO\] DISTRIBUTED\(')
+
+
+class Job(NamedTuple):
+    """A process to start."""
+
+    command: list[str]
+    environment: dict[str, str]
+    cores: list[int]  # that it may use
+
+
+class Outcome(NamedTuple):
+    """How a start of all ranks of this server has ended."""
+
+    status: int  # of the launcher
+    cause: str  # the process that failed first and how, in words; '' if all went well
+    saved: bool  # whether a checkpoint was written
+
+
+class Signals(list):
+    """The numbers of the signals that have asked this process to end since its construction; their echoes are left out."""
+
+    def __init__(self):
+        self.last, numbers = -ECHO, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        for number in numbers[: 2 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else 3]:  # nohup
+            signal.signal(number, self._received)
+
+    def _received(self, number, _):
+        if time.monotonic() > self.last + ECHO:
+            self.append(number)
+            self.last = time.monotonic()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a signal, `seconds` at most; returns whether one has come."""
+        end = time.monotonic() + seconds
+        while not self and time.monotonic() < end:
+            time.sleep(0.1)
+        return bool(self)
 
 
 class Supervisor:
-    """Runs jobs until all have ended.
+    """Runs `jobs`, whose output goes to <directory>/<name>/train.log. A rank's name is its number.
 
     Args:
-        jobs: see `make_jobs`.
-        directory: gets each job's <name>/train.log.
         grace: seconds that the ranks have to save and exit after a signal.
-        watchdog: knows when the ranks hang; None for ranks that do not beat.
-        signals: those that this process has got.
-        others: the launchers of the other servers, if there are any.
+        watchdog: sees the heartbeats of the ranks.
+        signals: those that this process gets.
     """
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        directory: str,
-        grace: float,
-        watchdog: Watchdog | None = None,
-        signals: Signals | None = None,
-        others: Agreement | None = None,
-    ):
-        self.jobs, self.directory, self.grace, self.watchdog, self.others = jobs, directory, grace, watchdog, others
-        self.signals, self.ended = signals or Signals(), queue.SimpleQueue()
-        self.processes, self.logs, self.screen = {}, {}, None
-        self.failures = []  # (name, status) in the order in which they ended
-        self.stopped = Stopped()
+    def __init__(self, jobs: dict[str, Job], directory: str, grace: float, watchdog: Watchdog, signals: Signals):
+        self.jobs, self.directory, self.grace, self.watchdog, self.signals = jobs, directory, grace, watchdog, signals
+        self.processes, self.ended, self.shown = {}, queue.SimpleQueue(), 0
+        self.failures, self.hanging = [], None  # [(name, status)] in the order of their ends; (rank, 0, what happened)
 
-    def run(self) -> Outcome:
-        """Start the jobs and wait for them. The launcher's exit status is 0, that of the rank that failed first (128 + its
-        signal if one ended it), or 128 + the signal that this process got. InputError if a job cannot be started."""
-        self.signals.catch()
+    def supervise(self) -> Outcome:
+        """Start the jobs and wait until all ranks have ended. InputError if a job cannot be started."""
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
+        with reading(self.directory):
+            for name, job in self.jobs.items():
+                self._start(name, job)
         try:
-            try:
-                self._start()
-            except OSError as error:
-                raise InputError(f'cannot start: {error}') from None
-            return self._watch()
+            self._watch()
+            return self._outcome()
         finally:
-            processes.kill_descendants()
+            kill_descendants()
             self._show(final=True)
 
-    def _start(self):
-        for name, argv, env in self.jobs:
-            path = os.path.join(self.directory, name, 'train.log')
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            keep_old(path)
-            self.logs[name] = log = open(path, 'a+b')
-            self.processes[name] = subprocess.Popen(
-                argv,
-                env=env | ({heartbeat.FILE: self.watchdog.path} if self.watchdog else {}),
+    def _start(self, name, job):
+        path, end_with_this = self._log(name), end_with_parent(signal.SIGKILL)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        for old in range(OLD_LOGS, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f'{path}.{old - 1}' if old > 1 else path, f'{path}.{old}')
+        with open(path, 'ab') as output:
+            self.processes[name] = process = subprocess.Popen(
+                job.command,
+                env=job.environment | {FILE: self.watchdog.path},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
-                preexec_fn=processes.ending_with_this(signal.SIGKILL),
+                preexec_fn=lambda: (end_with_this(), os.sched_setaffinity(0, job.cores)),
             )
         # A thread waits for each process: they report in the order in which the processes end.
-        for name, process in self.processes.items():
-            threading.Thread(
-                target=lambda name=name, process=process: self.ended.put((name, process.wait())), daemon=True
-            ).start()
+        threading.Thread(target=lambda: self.ended.put((name, process.wait())), daemon=True).start()
+
+    def _log(self, name):
+        return os.path.join(self.directory, name, 'train.log')
 
     def _watch(self):
-        """Wait until all ranks have ended, and give the `Outcome`. It returns earlier, and the rest is then killed, at
-        `deadline` or a second signal."""
-        ranks = set(self.processes) - {'scheduler'}
-        self.told, self.deadline = False, float('inf')  # whether the ranks were asked to end, and when they are killed
-        self.hung, self.silence, self.elsewhere = None, '', False  # rank that all wait for, and why; another server failed
-        asked = set()  # the statuses of a rank that ended because it was asked
-        blamed_at = float('inf')  # when the first failure is certain; later ones are its consequences
-        while ranks and len(self.signals.numbers) < 2 and time.monotonic() < self.deadline:
-            if self.signals.numbers and not self.told:
-                name = signal.Signals(self.signals.numbers[0]).name
-                say(
-                    f'{name} passed on; ranks have {self.grace:g} s to save and exit, a second signal, {ECHO:g} s from now '
-                    'or later, kills them'
-                )
-                asked = self._end(self.grace)
-            self.stopped.look({process.pid: name for name, process in self.processes.items()})
+        """Wait until all ranks have ended. They are asked to after a signal, a failure or a hang, and killed later."""
+        ranks, ending = set(self.processes) - {'scheduler'}, False
+        deadline = certain = float('inf')  # of the ranks that were asked to end; of whose failure was the first
+        while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
             self._show()
-            name, status = self._next_end()
-            ranks.discard(name)
-            if status and status not in asked and time.monotonic() < blamed_at:
-                self.failures.append((name, status))
-                blamed_at = min(blamed_at, time.monotonic() + self._patience(name, status))
-            if not self.told and time.monotonic() >= blamed_at:
-                self._end(FAILURE_GRACE)
-            if not self.told and not self.failures and self._hangs():
-                asked = self._end(FAILURE_GRACE)
+            with contextlib.suppress(queue.Empty):
+                name, status = self.ended.get(timeout=0.2)
+                ranks.discard(name)
+                if status and not ending:
+                    self.failures.append((name, status))
+                    certain = min(certain, time.monotonic() + self._patience(name, status))
+            if ending:
+                continue
+            if self.signals:
+                name = signal.Signals(self.signals[0]).name
+                log(f'{name} passed on; ranks have {self.grace:g} s to save and exit; a second signal kills them')
+            elif time.monotonic() < certain and (self.failures or not self._hangs(ranks)):
+                continue
+            ending, deadline = True, time.monotonic() + (self.grace if self.signals else min(self.grace, FAILURE_GRACE))
+            for name in ranks:  # to the rank alone: it takes the end of a data worker for a failure
+                self.processes[name].terminate()  # never SIGINT: MindSpore handles that one itself within a step
+                if self.hanging:
+                    self.processes[name].send_signal(signal.SIGCONT)
         if ranks:
-            say(f'killed: {", ".join(sorted(ranks))} did not end in time')
-        return self._outcome()
+            log(f'killed: {", ".join(sorted(ranks))} did not end in time')
 
     def _patience(self, name, status):
         """Seconds in which another failure may show that this one is its consequence: the scheduler fails when a rank is
         lost, and that rank may end a moment later; a rank says by its status that another one has ended the training."""
-        return self.grace if status == ELSEWHERE else SYMPTOM if name == 'scheduler' and not self.failures[:-1] else 0
+        return self.grace if status == ElsewhereError.exit_status else SYMPTOM if name == 'scheduler' else 0
 
-    def _end(self, seconds):
-        """Ask the ranks to end within `seconds`. Gives the statuses that are then no failures."""
-        self.told, self.deadline = True, min(self.deadline, time.monotonic() + min(seconds, self.grace))
-        if self.others:
-            self.others.tell_failure()
-        self._tell(signal.SIGTERM)  # never SIGINT: MindSpore handles that one itself within a step
-        if self.hung:  # it saves with the others, if it was only stopped
-            self._tell(signal.SIGCONT)
-        return {-signal.SIGTERM, 128 + signal.SIGTERM}
+    def _hangs(self, ranks):
+        if laggard := self.watchdog.look(ranks):
+            found = {one.pid: one.info['status'] for one in psutil.process_iter(['status'])}
+            states = {name: found.get(self.processes[name].pid) for name in sorted(ranks)}
+            name = next((name for name in states if states[name] == psutil.STATUS_STOPPED), laggard)  # all wait for that one
+            self.hanging = name, 0, f'hangs ({states[name]}): {self.watchdog.silence(name)}'
+            dump_stacks([self.processes[name].pid for name in ranks])
+        return self.hanging
 
-    def _hangs(self):
-        """Whether the training hangs, which is then said, or another server's part of it has failed."""
-        pids = {name: p.pid for name, p in self.processes.items() if name.isdecimal() and processes.lives(p.pid)}
-        self.elsewhere = bool(self.others and self.others.failed())
-        laggard = self.watchdog.look(pids, self.stopped) if self.watchdog and pids else None
-        if laggard and not self.elsewhere:
-            self.hung = min(self.stopped.keys() & pids.keys(), default=laggard)
-            self.silence = self.watchdog.silence(self.hung)
-            self.watchdog.report(pids, {name: self._path(name) for name in pids}, self.hung)
-        return bool(self.hung or self.elsewhere)
+    def _first_failure(self):
+        """(name, status, what happened) of the process that failed first; the status is 0 if it did not end by itself."""
+        if 'scheduler' in self.processes and (lost := LOST.search(_end_of(self._log('scheduler')))):
+            name = (lost[1] or lost[2]).decode()
+            if name not in dict(self.failures):
+                return name, 0, 'stopped answering the scheduler'
+        ranks = [failure for failure in self.failures if failure[0] != 'scheduler'] or self.failures
+        name, code = next((failure for failure in ranks if failure[1] != ElsewhereError.exit_status), ranks[0])
+        how = f'status {code}' if code > 0 else f'signal {signal.Signals(-code).name}'
+        return name, code, f'failed first: {how}' + ' (out of memory, or killed by hand)' * (code == -signal.SIGKILL)
 
     def _outcome(self):
-        """The `Outcome`; what failed first, if anything did, is reported."""
-        name, code, line, cause = None, 0, '', ''
-        if self.hung:
-            name = self.hung
-        elif self.elsewhere:  # what failed here, failed later
-            code, cause = ELSEWHERE, 'another server has failed'
-        elif self.failures:
-            name, code = culprit(self.failures, list(self.stopped), self.logs.get('scheduler'))
-            if name not in self.processes:
-                say(f'{title(name)}, on another server, {reason(0, False, "")}')
-                name, code, cause = None, ELSEWHERE, 'another server has failed'
-        if name:
-            why = reason(code, name in self.stopped, self.silence)
-            line = self._report(name, why)
-            cause = f'{title(name)}, {in_words(code) if code else why}'
-        status = exit_status(code) if cause else 0
-        if self.signals.numbers:
-            status = 128 + self.signals.numbers[0]
-        elif not status and 'scheduler' in self.processes:
-            # It ends about a second after the last rank, which may be one of another server; its status does not matter.
-            everywhere = not self.watchdog or self.watchdog.size < len(self.processes)
+        self.watchdog.look()  # the last heartbeats
+        status, cause = 0, ''
+        if self.failures or self.hanging:
+            name, code, what = self.hanging or self._first_failure()
+            cause = f'{"rank " * name.isdecimal()}{name} {what}'
+            status = 128 - code if code < 0 else code & 255 or 1
+            if name in self.processes:
+                lines = [line for line in _end_of(self._log(name)).splitlines() if not LAST_WORDS.match(line)]
+                text = b'\n'.join(lines[-20:]).decode(errors='replace')
+                log(f'{cause}; the last lines of {self._log(name)}:\n{text}')
+            else:
+                log(f'{cause}; it is on another server')
+                status = ElsewhereError.exit_status
+            cause += f' at step {self.watchdog.step}' if self.watchdog.step else ''
+        elif 'scheduler' in self.processes:  # it ends about a second after the last rank, which may be on another server
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes['scheduler'].wait(10 if everywhere else self.grace)
-        outside = code in OUTSIDE or name in self.stopped
-        found = Outcome(status, code, cause, line, signalled=bool(self.signals.numbers), outside=outside)
-        if self.watchdog:
-            self.watchdog.look(())  # the last beats
-            found = found._replace(step=self.watchdog.step, saved=self.watchdog.saved, progress=self.watchdog.progress)
-        return found
-
-    def _next_end(self):
-        """(name, status) of the next process that ends; (None, 0) if there is none for 0.2 seconds."""
-        try:
-            return self.ended.get(timeout=0.2)
-        except queue.Empty:
-            return None, 0
-
-    def _tell(self, number):
-        """Send a signal to the ranks only: a rank takes the end of one of its data workers for a failure."""
-        for name, process in self.processes.items():
-            if name != 'scheduler':
-                process.send_signal(number)
+                self.processes['scheduler'].wait(self.grace)
+        return Outcome(128 + self.signals[0] if self.signals else status, cause, self.watchdog.saved)
 
     def _show(self, final=False):
-        """Show what the first rank has written since the last time."""
-        name = next(name for name, _, _ in self.jobs if name != 'scheduler')
-        if self.screen is None and name in self.logs:
-            self.screen = Screen(self.logs[name])
-        if self.screen:
-            elsewhere = self.failures and self.failures[0][0] != name and not self.signals.numbers
-            self.screen.show(bool(elsewhere or self.stopped), final)
+        """Show on the screen what the first rank has written since the last time: whole lines, at the end all."""
+        with open(self._log(next(name for name in self.jobs if name != 'scheduler')), 'rb') as file:
+            file.seek(self.shown)
+            data = file.read()
+        data = data if final else data[: data.rfind(b'\n') + 1]
+        self.shown += len(data)
+        try:
+            sys.stdout.buffer.write(b''.join(line for line in data.splitlines(True) if not LAST_WORDS.match(line)))
+            sys.stdout.flush()
+        except OSError:  # the reader of the pipe has ended; the training goes on without a screen
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def _path(self, name):
-        """The log of a process."""
-        return os.path.join(self.directory, name, 'train.log')
 
-    def _report(self, name, why):
-        """Say which process was the first to fail. Gives its last line, or '' if that is a stack."""
-        self._show()
-        with open(self._path(name), 'rb') as log:
-            lines = last_lines(log, 20)
-        say(f'{title(name)} {why}; the last lines of {self._path(name)}:\n' + '\n'.join(lines))
-        return lines[-1] if lines and not self.hung else ''
+def log(text: str) -> None:
+    """Print a line of the launcher to stderr."""
+    with contextlib.suppress(OSError):
+        print(f'launch: {text}', file=sys.stderr, flush=True)
+
+
+def _end_of(path):
+    """The last 64 KB of a file."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.path.getsize(path) - (1 << 16)))
+        return file.read()
+
+
+def kill_descendants() -> None:
+    """SIGKILL all descendants of this process until none is left, orphans included, whose subreaper it is."""
+    alive, end = True, time.monotonic() + 10
+    while alive and time.monotonic() < end:
+        alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+        for one in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        time.sleep(0.05)

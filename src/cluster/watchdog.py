@@ -1,4 +1,4 @@
-"""Notices a training that hangs: no beat of a rank (`src.heartbeat`) for too long. Says where each rank is (Linux)."""
+"""Notices a training that hangs: no heartbeat of a rank (`src.heartbeat`) for too long (Linux)."""
 
 from __future__ import annotations
 
@@ -7,176 +7,100 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import NamedTuple
 
-from src import heartbeat, processes
-from src.cluster.logs import end, say
-from src.heartbeat import COMPILING, EVALUATING, SAVING, STEPS
+import psutil
 
-STALL = 600  # seconds without a beat, at least
+from src.heartbeat import COMPILING, SIZE, STEPS
+
+STALL = 600  # seconds without a heartbeat, at least
 SLOWEST = 3  # times the slowest interval so far
-# What takes longer than a step gets so many times as long. Compilation and evaluation have taken minutes, a save seconds.
-PATIENCE = {STEPS: 1, SAVING: 3, COMPILING: 6, EVALUATING: 6}
-ANSWER = 3  # seconds for the stacks to arrive in the logs
-STACK = re.compile(rb'^(?:Current t|T)hread 0x\w+ .*\(most recent call first\):\n((?:  .*\n)+)', re.M)
-# Lines of HCCL and CANN's error codes for it, of MindSpore's queue between data and device, and of `training/watch.py`.
-TELLING = re.compile(rb'HCCL|\bE[IJ]\d{4}\b|GetNext|[Dd]ata ?[Qq]ueue|data_queue|^no (?:data|step) for ', re.M)
+LONGER = 6  # times as long for what is not a step: compilation and evaluation have taken minutes
 
 
 class State(NamedTuple):
     """What a rank has written last."""
 
-    count: int  # of its beats
-    step: int  # steps done
-    saved: int  # checkpoints that this process has written
-    doing: str  # one of the words above
+    count: int = 0  # of its heartbeats
+    step: int = -1  # steps done
+    saved: int = 0  # checkpoints that this process has written
+    doing: str = COMPILING
 
 
 class Watchdog:
-    """Watches the beats of the ranks of one launch; closed at the end of a `with` block.
+    """Watches the heartbeats of all ranks of one launch.
 
     Args:
-        size: number of ranks of the training, those of other servers included.
-        timeout: seconds without a beat (see PATIENCE) that make a stall; None: STALL or SLOWEST times the slowest interval
-            so far, whichever is longer; 0: never.
-        clock: gives seconds.
+        size: number of ranks, those of other servers included.
+        timeout: seconds without a heartbeat that mean a hang, times LONGER; None: STALL or SLOWEST times the slowest
+            interval so far, whichever is longer; 0: never.
+        clock: returns seconds.
 
-    `path` is the file for the environment variable `heartbeat.FILE`. It has no name on a disk, and ends with this
-    process.
+    `path` is the file for `heartbeat.FILE`. It is in memory, has no name, and ends with this process.
     """
 
     def __init__(self, size: int, timeout: float | None = None, clock: Callable[[], float] = time.monotonic):
         self.size, self.timeout, self.clock = size, timeout, clock
-        self.file = os.memfd_create('beats')
-        self.path = f'/proc/{os.getpid()}/fd/{self.file}'
-        self.states, self.since, self.slowest, self.first_step_at = {}, {}, {}, None
-        self.frozen = {}  # {rank that was stopped before its first beat: since when}
+        self.file = open(os.memfd_create('heartbeats'), 'rb')  # closed with this object
+        self.path = f'/proc/{os.getpid()}/fd/{self.file.fileno()}'
+        self.states, self.since, self.slowest = {}, {}, {}
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.close(self.file)
-
-    def look(self, ranks: Iterable[str], stopped: Container[str] = ()) -> str | None:
-        """Take note of new beats. Gives the rank that lags if one of the living `ranks` has stalled, else None. A rank that
-        has not beaten yet is watched only where it is among the `stopped`: a program need not beat."""
-        records, now = os.pread(self.file, self.size * heartbeat.SIZE, 0), self.clock()
-        for rank in range(len(records) // heartbeat.SIZE):
-            new, old = _parse(records[rank * heartbeat.SIZE : (rank + 1) * heartbeat.SIZE]), self.states.get(str(rank))
-            if new is None or new == old:
-                continue
-            name = str(rank)
-            if old:
-                self.slowest[old.doing] = max(self.slowest.get(old.doing, 0), now - self.since[name])
-                if new.step > old.step and self.first_step_at is None:
-                    self.first_step_at = now
-            self.states[name], self.since[name] = new, now
-        beaten = [rank for rank in ranks if rank in self.states]
-        self.frozen = {rank: self.frozen.get(rank, now) for rank in ranks if rank in stopped and rank not in self.states}
-        if self.timeout == 0 or not beaten and not self.frozen:
+    def look(self, ranks: Collection[str] = ()) -> str | None:
+        """Take note of new heartbeats. Returns the rank that lags if one of the living `ranks` hangs, else None. Nothing is
+        watched before the first heartbeat of any: a program need not have them."""
+        records, now = os.pread(self.file.fileno(), self.size * SIZE, 0), self.clock()
+        for number in range(len(records) // SIZE):
+            fields, rank = records[number * SIZE :][:SIZE].decode().strip('\0').split(), str(number)
+            new, old = State(*map(int, fields[:3]), fields[3]) if fields else State(), self._state(rank)
+            if new != old:
+                if old.count:
+                    self.slowest[old.doing] = max(self.slowest.get(old.doing, 0), now - self.since[rank])
+                self.states[rank], self.since[rank] = new, now
+        if not self.states or self.timeout == 0:
             return None
-        # A rank may wait for another one that does something long, or that is not as far as its first beat.
-        limit = max(self._limit(self.states[rank].doing if rank in self.states else COMPILING) for rank in ranks)
-        if any(now - since > limit for since in self.frozen.values()):
-            return min(self.frozen, key=self.frozen.get)
-        return self._laggard(beaten) if any(now - self.since[rank] > limit for rank in beaten) else None
+        for rank in ranks:
+            self.since.setdefault(rank, now)
+        # A rank may wait for another one that does something long, or that is not as far as its first heartbeat.
+        limit = max((self._limit(self._state(rank).doing) for rank in ranks), default=0)
+        if all(now - self.since[rank] <= limit for rank in ranks):
+            return None
+        return min(ranks, key=lambda rank: (self._state(rank).step, self.since[rank]))
+
+    def _state(self, rank):
+        return self.states.get(rank, State())
 
     def _limit(self, doing):
-        if self.timeout is not None:
-            return PATIENCE.get(doing, 1) * self.timeout
-        return max(PATIENCE.get(doing, 1) * STALL, SLOWEST * self.slowest.get(doing, 0))
-
-    def _laggard(self, ranks):
-        """Of `ranks` that have beaten the one with the lowest step, among those the one that has been silent for longest."""
-        return min(ranks, key=lambda rank: (self.states[rank].step, self.since[rank]))
+        times = 1 if doing == STEPS else LONGER
+        return times * self.timeout if self.timeout else max(times * STALL, SLOWEST * self.slowest.get(doing, 0))
 
     @property
-    def step(self) -> int | None:
-        """The step that the fastest rank is doing, counted from 1; None before the first beat."""
-        return max((state.step for state in self.states.values()), default=-1) + 1 or None
+    def step(self) -> int:
+        """The step that the fastest rank is doing, counted from 1; 0 before the first heartbeat."""
+        return max((state.step + 1 for state in self.states.values()), default=0)
 
     @property
     def saved(self) -> bool:
         """Whether a checkpoint has been written."""
         return any(state.saved for state in self.states.values())
 
-    @property
-    def progress(self) -> float:
-        """Seconds from the first step done to the last beat."""
-        return max(self.since.values()) - self.first_step_at if self.first_step_at is not None else 0.0
-
     def silence(self, rank: str) -> str:
-        """What there is to say about the beats of a rank."""
-        if rank not in self.states:
-            return 'no beat yet'
-        state = self.states[rank]
-        doing = f'after step {state.step}' if state.doing == STEPS else f'{state.doing} after step {state.step}'
-        return f'no beat for {self.clock() - self.since[rank]:.0f} s {doing}'
-
-    def report(self, ranks: Mapping[str, int], logs: Mapping[str, str], laggard: str) -> None:
-        """Have the stacks of all threads of the `ranks` {name: pid}, and of their data workers, written into their `logs`
-        {name: path}; say where each rank is, and which one lags."""
-        sizes = {rank: _size(logs[rank]) for rank in ranks}
-        asked = {rank: _ask(pid) for rank, pid in ranks.items()}
-        deadline = time.monotonic() + ANSWER
-        stacks = {rank: [] for rank in ranks}
-        while time.monotonic() < deadline and not all(stacks[rank] for rank in ranks if asked[rank]):
-            time.sleep(0.1)
-            stacks = {rank: STACK.findall(_from(logs[rank], sizes[rank])) for rank in ranks}
-        for pid in ranks.values():
-            for worker in processes.children(pid):
-                _ask(worker)
-        say(f'the training hangs; rank {laggard} lags: {self.silence(laggard)}')
-        for rank, pid in ranks.items():
-            letter = (processes.state(pid) or 'Z')[0]
-            if stacks[rank]:
-                where = f'{_innermost(stacks[rank])}; stacks of all threads in {logs[rank]}'
-            elif letter in 'Tt':
-                where = 'it is stopped (by SIGSTOP or a debugger) and cannot say where'
-            else:
-                where = 'it did not say where' if asked[rank] else 'it cannot say where yet'
-            say(f'rank {rank}: {self.silence(rank)}, {where}')
-            with contextlib.suppress(OSError), open(logs[rank], 'rb') as log:
-                telling = [line for line in end(log).splitlines() if TELLING.search(line)][-2:]
-                for line in telling:
-                    say(f'rank {rank} wrote: {line.decode(errors="replace").strip():.300}')
+        """For how long a rank has had no heartbeat, in words."""
+        state = self._state(rank)
+        doing = '' if state.doing == STEPS else f'{state.doing} '
+        since = f'for {self.clock() - self.since[rank]:.0f} s {doing}after step {state.step}' if state.count else 'yet'
+        return f'no heartbeat {since}'
 
 
-def _parse(record):
-    """The `State` in a rank's bytes; None if there is none yet."""
-    try:
-        count, step, saved, doing = record.decode('ascii').strip('\0 ').split()
-        return State(int(count), int(step), int(saved), doing)
-    except ValueError:
-        return None
-
-
-def _ask(pid):
-    """Send SIGUSR1 to a process that catches it; it would end another one. Gives whether it can answer."""
-    with contextlib.suppress(OSError), open(f'/proc/{pid}/status', 'rb') as file:
-        caught = re.search(rb'^SigCgt:\s*(\w+)', file.read(), re.M)
-        if caught and int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:
-            os.kill(pid, signal.SIGUSR1)
-            return (processes.state(pid) or 'Z')[0] not in 'TtZ'
-    return False
-
-
-def _size(path):
-    with contextlib.suppress(OSError):
-        return os.path.getsize(path)
-    return 0
-
-
-def _from(path, position):
-    with contextlib.suppress(OSError), open(path, 'rb') as log:
-        log.seek(position)
-        return log.read(1 << 20)
-    return b''
-
-
-def _innermost(stacks):
-    """Where the main thread is: it is the one that began in a module."""
-    frames = next((s for s in stacks if s.rstrip().endswith(b' in <module>')), stacks[-1])
-    return frames.splitlines()[0].strip().decode(errors='replace')
+def dump_stacks(ranks: Collection[int]) -> None:
+    """Have the stacks of all Python threads of the processes `ranks` and of their data workers written into the ranks' logs,
+    those of the ranks last; takes 2 s. Only processes that catch SIGUSR1 get it (`heartbeat.dump_stacks_on_request`)."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # they end anyway
+        workers = [child.pid for pid in ranks for child in psutil.Process(pid).children()]
+        for pids in (workers, ranks):
+            for pid in pids:
+                caught = re.search(r'^SigCgt:\s*(\w+)', Path(f'/proc/{pid}/status').read_text(), re.M)
+                if int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:
+                    psutil.Process(pid).send_signal(signal.SIGUSR1)
+            time.sleep(1)

@@ -310,7 +310,9 @@ def test_two_ranks_go_on_by_themselves(data, tmp_path):
     os.kill(ranks['1'], signal.SIGKILL)
     assert training.end() == 0, training.text[-3000:]
     assert re.search(
-        r'^launch: restart 1 of 2 in 10 s, from the newest checkpoint: rank 1, signal SIGKILL', training.text, re.M
+        r'^launch: restart 1 of 2 in 10 s, from the newest checkpoint: rank 1 failed first: signal SIGKILL',
+        training.text,
+        re.M,
     )
     assert re.search(r'goes on after step (2|4),', training.text) and not training.leftovers()
     name = f'results/2p/0/ckpt/inceptionv4-1_{STEPS}.ckpt'

@@ -1,0 +1,105 @@
+"""Launchers of small programs in place of train.py, on the way of Ascend with files in place of NPUs."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.processes import lives
+
+ROOT = Path(__file__).resolve().parents[2]
+# What a rank begins with: it has heartbeats, notes its options, and waits for the others of its server.
+RANK = """
+import json, os, signal, subprocess, sys, time
+from src.heartbeat import Heartbeat, dump_stacks_on_request
+dump_stacks_on_request()
+rank, heartbeat, here = int(os.environ['RANK_ID']), Heartbeat(), int(os.environ['LOCAL_RANKS'])
+def steps(first, last, seconds=0.01):
+    for step in range(first, last + 1):
+        time.sleep(seconds)
+        heartbeat('steps', step)
+def note(name, value):
+    with open(f'{name}{rank}', 'a') as file:
+        file.write(json.dumps(value) + '\\n')
+note('pid', os.getpid())
+note('starts', sys.argv[1:])
+start = len(open(f'starts{rank}').readlines())
+while not all(os.path.exists(f'starts{r}') for r in range(rank // here * here, rank // here * here + here)):
+    time.sleep(0.01)
+"""
+
+
+def table(servers, devices=8, first=0):
+    """JSON of a rank table in version 1.0, as the first server sees it, where all addresses are of this machine."""
+    rows = [
+        {
+            'server_id': f'127.0.0.{k + 1}',
+            'device': [{'device_id': str(first + i), 'rank_id': str(k * devices + i)} for i in range(devices)],
+        }
+        for k in range(servers)
+    ]
+    return json.dumps({'version': '1.0', 'server_count': str(servers), 'status': 'completed', 'server_list': rows})
+
+
+def free_port():
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]
+
+
+class Launch:
+    """A launcher in `folder`, which has so many `npus`, of the program `script` after RANK.
+
+    Args:
+        ranks: a number, or the name of a rank table in `folder`.
+        patch: Python lines that the launcher begins with.
+        scheduler: Python program of the scheduler; None: the real one.
+    """
+
+    def __init__(self, folder, script, *options, ranks='2', npus=range(8), patch='', scheduler='pass', environ=()):
+        self.folder = folder
+        for number in npus:
+            (folder / f'davinci{number}').touch()
+        (folder / 'script.py').write_text(script)
+        code = (
+            f'from src import environment\nfrom src.cluster import launch\nlaunch.PAUSE = 0.1\n'
+            f'environment.NPUS, environment.check = {str(folder / "davinci[0-9]*")!r}, lambda: None\n'
+            f'launch.SCHEDULER = {scheduler!r} or launch.SCHEDULER\n{patch}\nlaunch.main()'
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', code, ranks, 'script.py', '--device_target', 'Ascend', *options],
+            cwd=folder,
+            env={**os.environ, 'PYTHONPATH': str(ROOT), **dict(environ)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def wait_for(self, *names):
+        """Wait until the ranks have written these files."""
+        end = time.monotonic() + 100
+        while not all((self.folder / name).exists() for name in names):
+            assert time.monotonic() < end and self.process.poll() is None, names
+            time.sleep(0.02)
+
+    def end(self):
+        """(exit status, stdout, stderr); no process that wrote a file pid* may be left."""
+        out, err = self.process.communicate(timeout=100)
+        for path in self.folder.glob('pid*'):
+            for pid in path.read_text().split():
+                assert not lives(int(pid)), path.name
+        return self.process.returncode, out, err
+
+    def log(self, rank, suffix=''):
+        return next(self.folder.glob(f'results/*p/{rank}/train.log{suffix}')).read_text()
+
+    def starts(self, rank=0):
+        """[options of each start of a rank]"""
+        with contextlib.suppress(FileNotFoundError):
+            return [json.loads(line) for line in (self.folder / f'starts{rank}').read_text().splitlines()]
+        return []

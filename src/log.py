@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.errors import unwritable
+from src.errors import reading
 
 
 class Log:
@@ -18,25 +18,19 @@ class Log:
     """
 
     def __init__(self, path: Path | None = None):
-        try:
-            if path:
+        self.file, self.lost = None, False
+        if path:
+            with reading(path, 'choose another --log_dir'):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            # Names of files may be any bytes; they look as on the screen, see `errors.entry_point`.
-            self.file = open(path, 'a', encoding='utf-8', errors='backslashreplace') if path else None
-        except OSError as error:
-            message = f'{path}: the log cannot be written ({error.strerror}); choose another --log_dir'
-            raise unwritable(message, error) from None
-        self.lost = False
+                # Names of files may be any bytes; they look as on the screen, see `errors.entry_point`.
+                self.file = open(path, 'a', encoding='utf-8', errors='backslashreplace')
 
     def __call__(self, line: str):
         # A full disk or a closed pipe is no reason to end a training.
         written = False
-        with contextlib.suppress(OSError):
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-            written = True
-        if self.file:
+        for file in filter(None, (sys.stdout, self.file)):
             with contextlib.suppress(OSError):
-                print(line, file=self.file, flush=True)
+                tqdm.write(line, file=file)
+                file.flush()
                 written = True
         self.lost |= not written

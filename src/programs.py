@@ -17,8 +17,8 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
     """Run an entry point (`train.py`) or a module (`src.data.check`) and return its exit status, one of `good`. With any
     other status this process ends, too, with the same. The output goes to the screen.
 
-    SIGINT, SIGTERM and SIGHUP go on to the program, which may have something to save. (`subprocess.run` would kill it.) If
-    this process is killed, the program gets SIGTERM.
+    SIGINT and SIGTERM go on to the program, which may have something to save. (`subprocess.run` would kill it.) If this
+    process is killed, the program gets SIGTERM.
     """
     start = [program] if program.endswith('.py') else ['-m', program]
     words = [str(argument) for argument in arguments]
@@ -26,15 +26,12 @@ def run(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
     start = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
     child = subprocess.Popen([sys.executable, *start, *words], preexec_fn=end_with_parent(signal.SIGTERM))
     # After Ctrl-C the program gets the signal twice; trainings take the second one as the same request.
-    earlier = {
-        number: signal.signal(number, lambda number, _: child.send_signal(number))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # nohup
-    }
+    numbers = signal.SIGINT, signal.SIGTERM
+    earlier = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in numbers]
     try:
         status = child.wait()
     finally:
-        for number, handler in earlier.items():
+        for number, handler in zip(numbers, earlier):
             signal.signal(number, handler)
     status = status if status >= 0 else 128 - status
     if status not in good:

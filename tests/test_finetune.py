@@ -240,4 +240,4 @@ def test_status_of_a_program(capfd, tmp_path, monkeypatch):
     assert programs.run('src.data.check', '/nowhere', good=(0, 2)) == 2
     with pytest.raises(SystemExit) as stopped:
         programs.run('src.data.check', '/nowhere')
-    assert stopped.value.code == 2 and "'/nowhere': No such file" in capfd.readouterr().err
+    assert stopped.value.code == 2 and '/nowhere: No such file' in capfd.readouterr().err

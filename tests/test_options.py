@@ -203,7 +203,7 @@ def test_bad_command_lines(argv, part):
         ('lr: [1', 'line 1: expected'),
         ('lr: 1: 2', 'line 1: mapping values'),
         (b'\x00\x01\x02', 'not YAML'),
-        (b'\xff\xfe\x80', 'is not utf-8'),
+        (b'\xff\xfe\x80', "'utf-8' codec can't decode"),
         (b'#' * (1 << 20), 'larger than'),
     ],
 )
@@ -247,7 +247,7 @@ def test_save_round_trip(tmp_path, argv):
 def test_save_failures_leave_nothing(tmp_path):
     (tmp_path / 'taken').mkdir()
     for path in tmp_path / 'absent' / 'saved.yaml', tmp_path / 'taken':
-        with pytest.raises(InputError, match=f'^({tmp_path}/absent|{tmp_path}/taken): '):
+        with pytest.raises(InputError, match=f'^{path}: '):
             save_settings(load_settings([]), path)
     assert [item.name for item in tmp_path.iterdir()] == ['taken']
 

@@ -15,7 +15,7 @@ from src import files
 from src.data import imagenet
 from src.data.classes import named
 from src.data.records import Records
-from src.errors import DiskFullError, InputError, only_warned, unwritable
+from src.errors import DiskFullError, InputError, only_warned, reading
 from src.evaluation import outcomes as found
 from src.evaluation import page, plots
 from src.evaluation.evaluation import Evaluation
@@ -27,13 +27,10 @@ SHOWN = 12  # images of each group that are shown
 def prepare(directory: str | Path) -> None:
     """Make `directory`; InputError if that cannot be done, or if what a report needs is not installed."""
     plots.require()
-    try:
+    with reading(f'report {directory}', 'choose another directory'):
         Path(directory).mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(13, 'no permission to write')
-    except OSError as error:
-        message = f'report {directory}: cannot be written ({error.strerror}); choose another directory'
-        raise unwritable(message, error) from None
 
 
 def class_labels(records: Records, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:

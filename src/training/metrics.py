@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from src import files
-from src.errors import only_warned, unwritable
+from src.errors import InputError, only_warned, reading
 from src.training import tensorboard
 from src.training.plan import Plan
 from src.training.tensorboard import TensorBoard
@@ -58,12 +58,12 @@ class Metrics:
     ):
         self.path, self.start, self.readers, self.file, self.torn = path and Path(path), start, readers, None, False
         try:
-            self._open()
-        except OSError as error:
-            problem = f'{path}: cannot be written ({error.strerror})'
+            with reading(path, 'choose another --log_dir'):
+                self._open()
+        except InputError as error:
             if say is None:
-                raise unwritable(f'{problem}; choose another --log_dir', error) from None
-            say(f'warning: {problem}: tried again with each record')
+                raise
+            say(f'warning: {error}: tried again with each record')
 
     def _open(self):
         if self.path and self.file is None:

@@ -196,8 +196,8 @@ def test_report_of_a_training_is_on_its_best_evaluation(tmp_path, monkeypatch):
 def test_directory_that_cannot_be_written(tmp_path):
     pytest.importorskip('matplotlib', reason='the plots of a report need matplotlib (requirements-report.txt)')
     (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match='file/out: cannot be written .*; choose another directory'):
+    with pytest.raises(InputError, match='file/out: .*; choose another directory'):
         report.prepare(tmp_path / 'file/out')
     (tmp_path / 'images.csv').mkdir()
-    with pytest.raises(InputError, match='cannot be written'):
+    with pytest.raises(InputError, match='choose another directory'):
         report.write_files(tmp_path, 'net', HAND, Records(5), ['a', 'b', 'c'], {})

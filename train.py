@@ -77,7 +77,8 @@ def train(config, interruption):
     watch = Watch(monitor, saving, interruption, run.rank, run.sink)
     batches = partial(build_batches, config, run, data, bad)
     if config.cache_features:
-        batches = build_feature_batches(config, run, data, plan, step, batches)
+        copies = min(config.cache_features, plan.epochs)
+        batches = features.cached(data, step.network, copies, config, run, bad)
     with record.until_end(lambda: monitor.step):
         fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if run.sink else None)
     if run.rank == 0:
@@ -137,35 +138,17 @@ def build_step(config, run, network, rates):
     options = {name: config[name] for name in OPTIMIZER_OPTIONS}
     optimizer = make_optimizer(config.optimizer, network, rates, **options, on_cpu=on_cpu)
     aux_loss_weight = config.aux_loss_weight if config.aux_logits else None
-    augment_dtype = None if config.augment_device == 'host' else ms.float32 if in_float32 else ms.float16
+    augment_dtype = ms.float32 if in_float32 else ms.float16
     with_loss = NetworkWithLoss(network, config.label_smoothing, aux_loss_weight, augment_dtype)
     # float32 on the CPU needs no loss scale.
     loss_scale = None if config.loss_scale == 'dynamic' and in_float32 and on_cpu else config.loss_scale
     return TrainStep(with_loss, optimizer, loss_scale, config.clip_norm, config.ema_decay, config.drop_overflow_update)
 
 
-def build_batches(config, run, data, bad, start, stop, image_size, copies=0):
-    """The batches of the steps `start` to `stop`, or with `copies` the images of which features are to be computed."""
-    return pipeline.training_dataset(
-        data.records,
-        offset=data.offset,
-        **{name: config[name] for name in pipeline.OPTIONS} | {'image_size': image_size},
-        start=start,
-        stop=stop,
-        augment_on_host=config.augment_device == 'host',
-        bad=bad,
-        rank=run.rank,
-        world=run.world,
-        num_workers=pipeline.workers(config.num_workers, run.ranks_here),
-        copies=copies,
-    )
-
-
-def build_feature_batches(config, run, data, plan, step, batches):
-    """`batches` with features for the images, and `step` made to take them."""
-    made_from = [data.fingerprint, data.offset, config.augment_device, run.device_target, run.amp_level]
-    copies, options = min(config.cache_features, plan.epochs), {name: config[name] for name in pipeline.OPTIONS}
-    return features.cached(batches, step.network, made_from, copies, len(data.records), options, run.directory, run.log)
+def build_batches(config, run, data, bad, start, stop, image_size):
+    """The batches of the steps `start` to `stop`."""
+    settings = config.but(image_size=image_size)
+    return pipeline.training_dataset(data.records, data.offset, settings, range(start, stop), run, bad)
 
 
 def build_monitor(config, run, plan, network, rates, bad, interruption, record):

@@ -15,6 +15,8 @@ from src.data.classes import count_classes, label_offset
 from src.data.preprocess import scale
 from src.data.records import open_records
 from src.errors import InputError, entry_point
+from src.options import load_settings
+from src.runtime import Run
 from src.weights.names import names_in
 from src.weights.read import read_weights
 
@@ -74,12 +76,12 @@ def fine_tune(
     optimizer = torch.optim.SGD(groups, lr, momentum=MOMENTUM)
     steps = len(records) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_epochs * steps)
-    common = {'offset': offset, 'image_size': image_size, 'batch_size': batch_size}
-    validation = pipeline.evaluation_dataset(held, **common)
-    drawn = {'seed': seed, 'dropout_keep_prob': 1.0, 'min_object_covered': min_object_covered}
+    values = {'image_size': image_size, 'batch_size': batch_size, 'min_object_covered': min_object_covered}
+    settings = load_settings([]).but(**values, seed=seed, dropout_keep_prob=1.0, num_workers=1)
+    validation = pipeline.evaluation_dataset(held, offset, settings, Run())
     for epoch in range(max_epochs):
         model.train()
-        batches = pipeline.training_dataset(records, **common, **drawn, start=epoch * steps, stop=(epoch + 1) * steps)
+        batches = pipeline.training_dataset(records, offset, settings, range(epoch * steps, (epoch + 1) * steps), Run())
         for x, label in _tensors(batches):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), label, label_smoothing=label_smoothing).backward()

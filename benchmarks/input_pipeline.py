@@ -31,6 +31,8 @@ from src.data.pipeline import training_dataset, workers
 from src.data.preprocess import random_crop
 from src.data.records import open_records
 from src.errors import InputError, Parser, entry_point
+from src.options import load_settings
+from src.runtime import Run
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 1.0  # seconds; threads of MindSpore and TensorFlow look for work for a while after their last batch
@@ -80,24 +82,14 @@ def make_records(directory, images, count, at_least):
     return sizes
 
 
-def ours(layout, on_host):
+def ours(layout):
     """Function of the arguments and a number of batches that gives this project's pipeline on records of `layout`."""
 
     def make(a, batches):
         records = open_records(a.records / layout, 'train')
-        return training_dataset(
-            records,
-            offset=0,
-            image_size=a.size,
-            batch_size=a.batch_size,
-            seed=1,
-            dropout_keep_prob=0.8,
-            start=0,
-            stop=batches,
-            augment_on_host=on_host,
-            num_workers=a.workers,
-            bad=BadRecords(len(records), -(-batches * a.batch_size // len(records)) + 1),
-        )
+        settings = load_settings([]).but(image_size=a.size, batch_size=a.batch_size, num_workers=a.workers)
+        bad = BadRecords(len(records), -(-batches * a.batch_size // len(records)) + 1)
+        return training_dataset(records, 0, settings, range(batches), Run(), bad)
 
     return make
 
@@ -143,10 +135,9 @@ def floor(a):
 
 
 PIPELINES = {
-    'this pipeline, TFRecord': ours('tfrecord', False),
-    'this pipeline, MindRecord': ours('mindrecord', False),
-    'this pipeline, folder': ours('folder', False),
-    'this pipeline, TFRecord, augment_device host': ours('tfrecord', True),
+    'this pipeline, TFRecord': ours('tfrecord'),
+    'this pipeline, MindRecord': ours('mindrecord'),
+    'this pipeline, folder': ours('folder'),
     'floor: crop-decode and resize alone': folder_pipeline(floor),
     'MindCV (crop, flip, normalise)': folder_pipeline(mindcv),
     'model zoo (crop, flip, jitter, normalise)': folder_pipeline(model_zoo),

@@ -44,18 +44,8 @@ def main(data_dir, source, out, rank_size):
         step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
         if run.world > 1:
             collective.share(step.get_parameters())
-        train = pipeline.training_dataset(
-            open_records(data_dir, 'train'),
-            offset=1,
-            image_size=75,
-            dropout_keep_prob=0.8,
-            seed=1,
-            batch_size=GLOBAL_BATCH // run.world,
-            start=0,
-            stop=STEPS,
-            rank=run.rank,
-            world=run.world,
-        )
+        settings = load_settings([]).but(image_size=75, batch_size=GLOBAL_BATCH // run.world, num_workers=1)
+        train = pipeline.training_dataset(open_records(data_dir, 'train'), 1, settings, range(STEPS), run)
         result['norms'] = [float(step(*batch)[1].asnumpy()) for batch in train.create_tuple_iterator(num_epochs=1)]
         result['weights'] = out + '.npz'
         if run.rank == 0:

@@ -26,6 +26,7 @@ from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
 from src.evaluation.evaluation import STATISTICS
+from src.options import load_settings
 from src.runtime import Run
 from src.training import resume
 from src.training.step import on_host
@@ -169,7 +170,8 @@ class Steps:
     def evaluation_between(self):
         """An evaluation between sinks does not change the training."""
         self.step = self._step(self.state)
-        data = pipeline.evaluation_dataset(self.validation, offset=1, image_size=SMALL['image_size'], batch_size=BATCH)
+        settings = load_settings([]).but(image_size=SMALL['image_size'], batch_size=BATCH, num_workers=1)
+        data = pipeline.evaluation_dataset(self.validation, 1, settings, self.run)
         evaluation_step, results = evaluation.make_step(SMALL, self.run.amp_level), []
 
         def evaluate():

@@ -54,19 +54,9 @@ def make_step(
 
 def training_data(records, options: dict, batch_size: int, start: int, stop: int, rank=0, world=1, num_workers=1):
     """The batches of the steps `start` to `stop` for `InceptionV4(**options)`, see `pipeline.training_dataset`."""
-    return pipeline.training_dataset(
-        records,
-        offset=1,
-        image_size=options.get('image_size', 299),
-        batch_size=batch_size,
-        seed=1,
-        dropout_keep_prob=0.8,
-        start=start,
-        stop=stop,
-        rank=rank,
-        world=world,
-        num_workers=num_workers,
-    )
+    size = options.get('image_size', 299)
+    settings = load_settings([]).but(image_size=size, batch_size=batch_size, num_workers=num_workers)
+    return pipeline.training_dataset(records, 1, settings, range(start, stop), Run(rank=rank, world=world))
 
 
 class Recorder(Callback):

@@ -126,7 +126,7 @@ def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
             try:
                 encoded = read(number)
                 image = EncodedImage(encoded)
-                if encoded.startswith(b'\xff\xd8') and not jpeg.starts_well(encoded):
+                if encoded.startswith(b'\xff\xd8') and not jpeg.has_header(encoded):
                     image.decode((0, 0, 1, 1))
             except ValueError as error:
                 damaged[number] = where_and_why(records, number, error)

@@ -10,15 +10,14 @@ from src.data.image import (
     BROKEN,
     ImageError,
     UnsupportedError,
+    as_jpeg,
     is_transparent,
     open_image,
     orientation,
     pixels,
     quiet,
-    rgb_jpeg,
 )
 
-_LOSSLESS = 3  # of `jpeg.frame`
 TINY, HUGE = 32, 20e6  # pixels a side, pixels in all
 UNREADABLE = ('undecodable', 'truncated', 'unsupported')
 TO_FIX = ('cmyk', 'png_in_jpeg', 'other_format')  # greyscale JPEG needs none: every JPEG decoder reads it
@@ -38,7 +37,7 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
         found = _unusual(opened, name)
         warning = jpeg.warning(encoded)
         if opened.format in ('JPEG', 'MPO') and warning != '':
-            if (jpeg.frame(encoded) or (0,))[0] != _LOSSLESS:  # which has no smaller size
+            if jpeg.frame(encoded)[0] != jpeg.LOSSLESS:  # which has no smaller size
                 opened.draft(None, (1, 1))
             with quiet():
                 opened.load()
@@ -77,7 +76,7 @@ def for_shard(encoded: bytes, name: str, upright: bool, fix: bool) -> tuple[byte
     unfit = any(kind in found for kind in TO_FIX)
     changed = upright and ('exif_rotated' in found or 'transparent' in found)
     if unfit and fix or changed:
-        encoded, name = rgb_jpeg(encoded, upright), os.path.splitext(name)[0] + '.jpg'
+        encoded, name = as_jpeg(encoded, upright), os.path.splitext(name)[0] + '.jpg'
     return encoded, name, unfit, changed
 
 

@@ -8,6 +8,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -15,33 +16,20 @@ from PIL import Image, PngImagePlugin
 from src.data import jpeg
 
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # not EPS and the like, which run programs
-# Sound files that are called .jpg now and then, by how they begin.
-_UNSUPPORTED = {
+_UNSUPPORTED = {  # sound files that are called .jpg now and then, by how they begin
     'AVIF': rb'....ftyp.{0,56}avi[fs]',
     'HEIC': rb'....ftyp.{0,56}(hei|hev|mif1|msf1)',
     'JPEG 2000': rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51',
     'JPEG XL': rb'\0\0\0\x0cJXL |\xff\x0a',
-    'JPEG XR': rb'II\xbc',
-    'SVG': rb'\s*(<\?xml.{0,500})?<svg',
-    'Photoshop': rb'8BPS',
 }
 MOST_PIXELS = 1 << 29  # of an image: 1.6 GB as RGB; from 2^31 bytes on MindSpore's resize cannot count them
 _TOO_LARGE = f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)'
 _MOST_TEXT = 1 << 28  # bytes of a PNG's texts and colour profile, unpacked
 BROKEN = (  # hostile bytes get nearly any exception out of Pillow
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError),
+    *(ValueError, struct.error, zlib.error),
 )
+_JPEG = b'\xff\xd8'  # how one begins
 
 
 class ImageError(ValueError):
@@ -53,7 +41,7 @@ class UnsupportedError(ImageError):
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Without Pillow's warnings about huge images, broken EXIF and the like."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -61,7 +49,7 @@ def quiet():
 
 
 @contextlib.contextmanager
-def one_image():
+def one_image() -> Iterator[None]:
     """Any failure within is that of this image and becomes an `ImageError`, also when it runs out of memory."""
     try:
         yield
@@ -72,7 +60,7 @@ def one_image():
     except MemoryError:
         raise ImageError('cannot be decoded (it needs more memory than there is)') from None
     except BROKEN as error:
-        raise ImageError(f'cannot be decoded ({error})') from None
+        raise ImageError(f'cannot be decoded ({error or type(error).__name__})') from None
 
 
 class EncodedImage:
@@ -90,11 +78,12 @@ class EncodedImage:
 
     def __init__(self, encoded: bytes, upright: bool = False):
         self.encoded, self.upright = encoded, upright
+        _check_whole(encoded)
         self._stored = jpeg.size(encoded)  # height and width before turning
-        if self._stored and self._stored[0] * self._stored[1] > MOST_PIXELS:
-            raise ImageError(_TOO_LARGE)
-        self._opened = None if self._stored and _check_whole(encoded) else open_image(encoded)
+        self._opened = None if self._stored else open_image(encoded)
         self._stored = self._stored or self._opened.size[::-1]
+        if self._stored[0] * self._stored[1] > MOST_PIXELS:
+            raise ImageError(_TOO_LARGE)
         self.turn = orientation(encoded, self._opened) if upright else 1
         self.height, self.width = self._stored[::-1] if self.turn > 4 else self._stored
 
@@ -103,21 +92,23 @@ class EncodedImage:
 
         ImageError on what cannot be decoded.
         """
-        box = _stored_box(box or (0, 0, self.height, self.width), self.height, self.width, self.turn)
+        top, left, h, w = box or (0, 0, self.height, self.width)
+        top = self.height - top - h if self.turn in (3, 4, 7, 8) else top
+        left = self.width - left - w if self.turn in (2, 3, 6, 7) else left
+        box = (left, top, w, h) if self.turn > 4 else (top, left, h, w)  # as it is stored
         with one_image():
             part = None if self._opened else jpeg.decode(self.encoded, box)
-            return turned(self._by_pillow(box) if part is None else part, self.turn)
+            return turned(self._by_pillow(*box) if part is None else part, self.turn)
 
-    def _by_pillow(self, box):
+    def _by_pillow(self, top, left, height, width):
         opened = self._opened or open_image(self.encoded)
         if opened.size[::-1] != self._stored:
-            raise ImageError(f'cannot be decoded (its header gives two sizes, {opened.size} and {self._stored[::-1]})')
+            raise ImageError(f'cannot be decoded (its header has two sizes, {opened.size} and {self._stored[::-1]})')
         # Pillow's draft mode at full size: libjpeg's fast DCT, which is what TensorFlow decodes with by default. It rounds
         # down, so with the accurate one red and blue would be more than a grey level above what the original saw. (It also
         # repeats the colours of 4:2:0 images instead of interpolating them, unlike TensorFlow and libturbojpeg.)
         if opened.format == 'JPEG':
             opened.decoderconfig = (1, 1)
-        top, left, height, width = box
         return pixels(opened, self.upright)[top : top + height, left : left + width]
 
 
@@ -130,25 +121,19 @@ def open_image(encoded: bytes):
         try:
             return Image.open(io.BytesIO(encoded), formats=_FORMATS)
         except Image.UnidentifiedImageError:  # whose own message is the address of an object
-            raise _unidentified(encoded) from None
-
-
-def _unidentified(encoded):
-    """The `ImageError` for what is no image of `_FORMATS`."""
-    what = [name for name, start in _UNSUPPORTED.items() if re.match(start, encoded[:600], re.DOTALL)]
-    if encoded.startswith(b'\xff\xd8') and (found := jpeg.frame(encoded)) and found[1] != 8:
-        what = [f'JPEG of {found[1]} bits a sample']
-    if what:
-        return UnsupportedError(f'{what[0]}, which is not supported; convert it to an ordinary JPEG')
-    return ImageError('not an image' if encoded else 'not an image: no bytes')
+            what = [name for name, start in _UNSUPPORTED.items() if re.match(start, encoded[:600], re.DOTALL)]
+            if encoded.startswith(_JPEG) and (bits := jpeg.frame(encoded)[1]) not in (0, 8):
+                what = [f'JPEG of {bits} bits a sample']
+            if what:
+                raise UnsupportedError(f'{what[0]}, which is not supported; convert it to an ordinary JPEG') from None
+            raise ImageError('not an image' if encoded else 'not an image: no bytes') from None
 
 
 def _check_whole(encoded):
-    """True, or ImageError for a JPEG without an end and a PNG of which a byte is missing or wrong: decoders ignore both."""
-    if encoded.startswith(b'\xff\xd8'):
-        if not jpeg.is_whole(encoded):
-            raise ImageError('cannot be decoded (truncated: the end of the image is missing)')
-    elif encoded.startswith(b'\x89PNG\r\n\x1a\n'):
+    """ImageError for a JPEG without an end and a PNG of which a byte is missing or wrong: decoders ignore both."""
+    if encoded.startswith(_JPEG) and not jpeg.has_end(encoded):
+        raise ImageError('cannot be decoded (truncated: the end of the image is missing)')
+    if encoded.startswith(b'\x89PNG\r\n\x1a\n'):
         view, position, name = memoryview(encoded), 8, b''
         while name != b'IEND':
             length, name = struct.unpack('>I4s', encoded[position : position + 8].ljust(8, b'\xff'))
@@ -158,7 +143,6 @@ def _check_whole(encoded):
             if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], 'big'):
                 raise ImageError(f'cannot be decoded (wrong checksum of its bytes {position} to {end})')
             position = end + 4
-    return True
 
 
 def pixels(opened, white: bool = False) -> np.ndarray:
@@ -194,18 +178,18 @@ def is_transparent(opened) -> bool:
 
 
 def orientation(encoded: bytes, opened=None) -> int:
-    """EXIF orientation, 1 to 8, of an encoded image; of other formats than JPEG only the PIL image `opened` tells it.
-
-    ImageError if `opened` cannot be decoded: Pillow decodes a PNG to find its EXIF, and fails only once.
-    """
-    if encoded.startswith(b'\xff\xd8'):
-        return jpeg.orientation(encoded)
-    with quiet(), one_image():
-        opened.load()
+    """EXIF orientation, 1 to 8, of an encoded image; 1 where there is none, or none that makes sense. `opened` is its PIL
+    image, if there is one. ImageError if it is no JPEG and cannot be decoded."""
+    if encoded.startswith(_JPEG):
+        if encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:  # which spares most JPEGs Pillow's 60 microseconds
+            return 1
+    else:
+        with quiet(), one_image():
+            opened.load()  # Pillow decodes a PNG to find its EXIF, and fails only once
     try:
-        with quiet():
-            found = opened.getexif().get(0x0112, 1)
-    except BROKEN:
+        with quiet(), one_image():
+            found = (opened or open_image(encoded)).getexif().get(0x0112, 1)
+    except ImageError:
         return 1
     return found if found in range(1, 9) else 1
 
@@ -218,33 +202,12 @@ def turned(stored: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(stored[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1])
 
 
-def _stored_box(box, height, width, turn):
-    """The part `box` (top, left, height, width) of an upright image of `height` x `width` as a part of the stored one."""
-    top, left, h, w = box
-    top = height - top - h if turn in (3, 4, 7, 8) else top
-    left = width - left - w if turn in (2, 3, 6, 7) else left
-    return (left, top, w, h) if turn > 4 else (top, left, h, w)
-
-
-def rgb_jpeg(encoded: bytes, upright: bool = False) -> bytes:
-    """The image as an RGB JPEG of quality 95 without EXIF, its pixels as they are stored or `upright` as in `EncodedImage`.
-
-    ImageError if it cannot be decoded.
-    """
-    opened, file = open_image(encoded), io.BytesIO()
-    turn = orientation(encoded, opened) if upright else 1
-    with one_image():
-        Image.fromarray(turned(pixels(opened, upright), turn)).save(file, 'JPEG', quality=95)
-    return file.getvalue()
-
-
-def thumbnail(encoded: bytes, side: int, upright: bool = False) -> bytes:
-    """The image as a JPEG of at most `side` x `side` pixels, `upright` as in `EncodedImage`.
-
-    ImageError if it cannot be decoded.
-    """
+def as_jpeg(encoded: bytes, upright: bool = False, side: int = 0) -> bytes:
+    """The image as an RGB JPEG without EXIF, `upright` as in `EncodedImage`: of quality 95, or with `side` of quality 85 and
+    at most `side` x `side` pixels. ImageError if it cannot be decoded."""
     with one_image():
         image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
-        image.thumbnail((side, side))
-        image.save(file, 'JPEG', quality=85)
+        if side:
+            image.thumbnail((side, side))
+        image.save(file, 'JPEG', quality=85 if side else 95)
         return file.getvalue()

@@ -11,8 +11,6 @@ import ctypes
 import functools
 import glob
 import os
-import re
-import struct
 import threading
 from importlib.util import find_spec
 
@@ -23,8 +21,8 @@ _CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
 _SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT, _LOSSLESS = 4, 5, 6, 8, 10, 15  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 _SCAN, _END = 0xDA, b'\xff\xd9'  # markers: start of pixels, end of the image
-_MARKER = re.compile(rb'\xff[\x01-\xcf\xd8-\xfe]')  # any that ends a scan: FF 00 and D0 to D7 belong to the pixels
 OFFICIAL = '/opt/libjpeg-turbo/lib64/libturbojpeg.so.0'  # of libjpeg-turbo's own packages and of a build by its defaults
+LOSSLESS = 3  # of `frame`
 _thread = threading.local()
 
 
@@ -45,59 +43,27 @@ def _segments(encoded):
             break
 
 
-def orientation(encoded: bytes) -> int:
-    """EXIF orientation (1 to 8) in the header of a JPEG; 1 where there is none, or none that makes sense.
-
-    Only the lengths of the segments in front of the pixels are looked at: 5 microseconds, where Pillow takes 60.
-    """
-    for marker, start, end in _segments(encoded):
-        if marker == 0xE1 and encoded.startswith(b'Exif\0\0', start):
-            return _orientation(encoded[start + 6 : end])
-    return 1
-
-
-def frame(encoded: bytes) -> tuple[int, int] | None:
-    """(kind, bits a sample) of a JPEG, the kind by its number in the standard: 0 to 2 are the usual ones, 3 is lossless;
-    None where the header has neither."""
+def frame(encoded: bytes) -> tuple[int, int]:
+    """(kind, bits a sample) of a JPEG, the kind by its number in the standard: 0 to 2 are the usual ones, LOSSLESS; (0, 0)
+    where the header has neither."""
     for marker, start, _ in _segments(encoded):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start < len(encoded):
             return marker - 0xC0, encoded[start]
-    return None
+    return 0, 0
 
 
-def is_whole(encoded: bytes) -> bool:
-    """Whether a JPEG has the end of its image: nearly all end with it, in others it is looked for behind the pixels, where a
-    telephone may have put a video."""
+def has_end(encoded: bytes) -> bool:
+    """Whether a JPEG has the end of its image: nearly all end with it, in others it is looked for behind the header, where a
+    telephone may have put a film behind the image."""
     if encoded.endswith(_END):
         return True
-    end = [end for marker, _, end in _segments(encoded) if marker == _SCAN]
-    while end and (found := _MARKER.search(encoded, end[0])):
-        if found[0] == _END:
-            return True
-        end = [found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], 'big')]
-    return False
+    scan = [end for marker, _, end in _segments(encoded) if marker == _SCAN]
+    return bool(scan) and encoded.find(_END, scan[0]) > 0
 
 
-def starts_well(first: bytes) -> bool:
-    """Whether the segments in the `first` bytes of a JPEG follow each other to its pixels or to the end of these bytes."""
-    segments = list(_segments(first))
-    return bool(segments) and (segments[-1][0] == _SCAN and frame(first) is not None or segments[-1][2] + 4 > len(first))
-
-
-def _orientation(tiff):
-    """The orientation in the first directory of EXIF data (bytes), which have the layout of a TIFF file; 1 without."""
-    order = {b'II': '<', b'MM': '>'}.get(tiff[:2], '<')
-    try:
-        (start,) = struct.unpack_from(order + 'I', tiff, 4)
-        (count,) = struct.unpack_from(order + 'H', tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + 'HH', tiff, entry)
-            if tag == 0x0112:
-                (value,) = struct.unpack_from(order + ('I' if kind == 4 else 'H'), tiff, entry + 8)
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+def has_header(encoded: bytes) -> bool:
+    """Whether the segments of a JPEG follow each other to its pixels."""
+    return frame(encoded) != (0, 0) and [marker for marker, *_ in _segments(encoded)][-1] == _SCAN
 
 
 class _Region(ctypes.Structure):

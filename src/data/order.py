@@ -7,7 +7,12 @@ fixed parts.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from src.options import Settings
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -21,24 +26,26 @@ def generator(seed: int, epoch: int, record: int) -> np.random.Generator:
 
 
 class TrainingOrder:
-    """Iterable of (epoch, record) for one rank, from step `start` to step `stop`.
+    """Iterable of (epoch, record) for the rank `rank` of `world`, in `steps` of a training with `count` records.
 
     Step s of an epoch takes the next world * batch_size records of its order, of which a rank has batch_size
     neighbours: N ranks with batches of B see in a step what one rank with batches of N * B sees. What is left over at
     the end of an epoch is another part in every epoch.
     """
 
-    def __init__(self, count, seed, batch_size, rank, world, start, stop):
-        self.count, self.seed, self.batch_size, self.rank, self.world = count, seed, batch_size, rank, world
-        self.start, self.stop = start, stop
+    columns = ('epoch', 'record')
+
+    def __init__(self, count: int, settings: Settings, steps: range, rank: int = 0, world: int = 1):
+        self.count, self.seed, self.batch_size = count, settings.seed, settings.batch_size
+        self.steps, self.rank, self.world = steps, rank, world
 
     def __len__(self):
-        return (self.stop - self.start) * self.batch_size
+        return len(self.steps) * self.batch_size
 
     def __iter__(self):
         steps_per_epoch = self.count // (self.batch_size * self.world)
         order, order_epoch = None, -1
-        for step in range(self.start, self.stop):
+        for step in self.steps:
             epoch, position = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.seed, epoch, self.count), epoch
@@ -48,19 +55,17 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Iterable of records for one rank, each of `count` or of `numbers` on one rank once, filled up with -1 to whole
-    batches."""
+    """Iterable of records for one rank, each of `numbers` on one rank once, filled up with -1 to whole batches."""
 
-    def __init__(self, count: int, batch_size: int, rank: int, world: int, numbers: np.ndarray | None = None):
-        self.numbers = np.arange(count) if numbers is None else numbers
-        count = len(self.numbers)
-        self.count, self.rank, self.world = count, rank, world
-        self.length = -(-count // (world * batch_size)) * batch_size
+    columns = ('record',)
+
+    def __init__(self, numbers: np.ndarray, batch_size: int, rank: int, world: int):
+        self.numbers, self.rank, self.world = numbers, rank, world
+        self.length = -(-len(numbers) // (world * batch_size)) * batch_size
 
     def __len__(self):
         return self.length
 
     def __iter__(self):
-        for i in range(self.length):
-            record = i * self.world + self.rank
-            yield (np.int64(self.numbers[record] if record < self.count else -1),)
+        for i in range(self.rank, self.length * self.world, self.world):
+            yield (np.int64(self.numbers[i] if i < len(self.numbers) else -1),)

@@ -197,15 +197,6 @@ def colour(x, brightness, saturation, maximum, minimum):
     return minimum(maximum((value - 1) - (largest - x) * factor, -1), 1)
 
 
-def augment(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """What `Augment` does, on the host: uint8 (3, H, W), draws (2,) -> float32 (3, H, W)."""
-    result = np.empty(image.shape, np.float32)
-    for row in range(0, image.shape[1], 32):  # strips that stay in the cache: half the time
-        rows = slice(row, row + 32)
-        result[:, rows] = colour(image[:, rows].astype(np.float32), *draws * DRAWN, np.maximum, np.minimum)
-    return result
-
-
 class Augment(nn.Cell):
     """uint8 (N, 3, H, W) and draws (N, 2) of `draw_augmentation` -> (N, 3, H, W) in [-1, 1]: `colour`.
 

@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from src.data.folder import read_file
-from src.data.image import thumbnail
+from src.data.image import as_jpeg
 from src.data.pool import cores
 from src.data.preprocess import Preprocessing, evaluation_image
 
@@ -35,7 +35,7 @@ def load(path: str, size: int, preprocessing: Preprocessing, with_thumbnail: boo
     try:
         encoded = read_file(path)
         image = evaluation_image(encoded, size, preprocessing, upright=True)
-        return Loaded(path, image, None, thumbnail(encoded, THUMBNAIL, upright=True) if with_thumbnail else None)
+        return Loaded(path, image, None, as_jpeg(encoded, True, THUMBNAIL) if with_thumbnail else None)
     except (OSError, ValueError) as error:
         return Loaded(path, None, getattr(error, 'strerror', None) or str(error), None)
 

@@ -25,6 +25,7 @@ from src.evaluation.outcomes import FEW, Outcomes, Rows, merit
 from src.evaluation.step import EvaluationStep
 from src.graphs import OFF, Graphs
 from src.inceptionv4 import set_precision
+from src.options import Settings
 from src.runtime import Run
 from src.weights import checkpoint
 from src.weights.network import empty_network
@@ -167,12 +168,11 @@ class Evaluation:
             collective.require_same({'the validation records': fingerprint(records)}, run.rank, run.world)
         refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(options, run.amp_level, preprocessing, per_image)
-        order = EvaluationOrder(len(records), batch_size, run.rank, run.world) if per_image else ()
+        order = EvaluationOrder(np.arange(len(records)), batch_size, run.rank, run.world) if per_image else ()
         self.order = np.array([record for (record,) in order])
         self.rows, self.best, self.known = None, None, known or {}  # `best` is one of the dicts of `of_checkpoints`
-        share = {'rank': run.rank, 'world': run.world, 'batch_size': batch_size, 'num_workers': num_workers}
-        kind = {'image_size': options['image_size'], 'preprocessing': preprocessing}
-        self.batches = partial(pipeline.evaluation_dataset, records, **kind, **share)
+        settings = Settings({'image_size': options['image_size'], 'batch_size': batch_size, 'num_workers': num_workers})
+        self.batches = partial(pipeline.evaluation_dataset, records, settings=settings, run=run, preprocessing=preprocessing)
         self.data = self.batches(offset=offset)
 
     def of_training(

@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Iterator
 
-from src.data.image import thumbnail
+from src.data.image import as_jpeg
 from src.data.records import Records
 from src.errors import InputError, counted
 from src.evaluation import plots
@@ -144,7 +144,7 @@ def plot(png: bytes, alt: str) -> str:
 def figure(image: dict, records: Records) -> str:
     """A thumbnail, read from the records once more, with its labels."""
     try:
-        small = thumbnail(records.read(image['number']), THUMBNAIL, records.upright)
+        small = as_jpeg(records.read(image['number']), records.upright, THUMBNAIL)
         shown = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
     except (InputError, ValueError):  # gone since it was evaluated
         shown = '<p class="small">cannot be read any more</p>'

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -14,6 +15,7 @@ from mindspore import nn
 from tqdm import tqdm
 
 from src.data import features
+from src.data.bad_records import BadRecords
 from src.data.preprocess import Preprocessing, scale
 from src.errors import InputError
 from src.evaluation.evaluation import Evaluation, Result, take_weights
@@ -21,6 +23,11 @@ from src.evaluation.step import EvaluationStep
 from src.inceptionv4 import InceptionV4
 from src.training.step import NetworkWithLoss
 from src.weights.misfit import first_of
+
+if TYPE_CHECKING:
+    from src.options import Settings
+    from src.runtime import Run
+    from train import TrainingSet
 
 CLASSIFIER = 'logits'
 
@@ -98,23 +105,10 @@ def _inside(network) -> InceptionV4:
 
 
 def cached(
-    batches: Callable[..., ds.Dataset],
-    with_loss: NetworkWithLoss,
-    made_from: list,
-    copies: int,
-    count: int,
-    options: dict,
-    directory: Path,
-    log: Callable[[str], None],
-) -> Callable[[int, int], ds.Dataset]:
-    """Batches of features in place of the images of `batches`; `with_loss` is changed so that it takes them.
-
-    Args:
-        batches (callable): start, stop, image_size, copies -> data set, see `pipeline.training_dataset`.
-        made_from (list): what the features depend on beside `options` and the weights.
-        copies, count (int): copies of the training's `count` records.
-        options (dict): values of `pipeline.OPTIONS`.
-        directory (Path): where the features are kept.
+    data: TrainingSet, with_loss: NetworkWithLoss, copies: int, settings: Settings, run: Run, bad: BadRecords
+) -> Callable[[int, int, int], ds.Dataset]:
+    """Batches of the features of so many augmented `copies` of each image of `data`, kept in `run.directory`; `with_loss` is
+    changed so that it takes them.
 
     Returns:
         callable: start, stop, image_size -> data set of the steps from `start` to `stop`; the size is that of the features.
@@ -122,20 +116,21 @@ def cached(
     network, augment = _inside(with_loss.network), with_loss.augment
     with_loss.network, with_loss.augment = Classifier(network), None
     weights = ((p.name, p.asnumpy()) for p in network.get_parameters() if not p.name.startswith(CLASSIFIER + '.'))
-    images = {name: options[name] for name in ('image_size', 'seed', 'min_object_covered')}
-    path = Path(directory) / features.name([images, made_from, copies, count], weights)
-    rows, begun = features.read(path, copies, count), time.perf_counter()
+    images = {name: settings[name] for name in ('image_size', 'seed', 'min_object_covered')}
+    made_from = [images, data.fingerprint, data.offset, run.device_target, run.amp_level, copies]
+    count, begun = len(data.records), time.perf_counter()
+    path = Path(run.directory) / features.name(made_from, weights)
+    rows = features.read(path, copies, count)
     if rows is None:
-        cell = Features(network, augment)
-        data = _progress(batches(0, 0, options['image_size'], copies), 'computing features')
-        found = ((cell(image, draws).asnumpy(), size.asnumpy(), label.asnumpy()) for image, draws, size, label in data)
+        cell, load = Features(network, augment), features.LoadCopies(data.records, data.offset, settings, bad)
+        batches = _progress(features.copies_dataset(load, copies, run.ranks_here), 'computing features')
+        found = ((cell(image, draws).asnumpy(), size.asnumpy(), label.asnumpy()) for image, draws, size, label in batches)
         features.write(path, copies, count, found)
         rows = features.read(path, copies, count)
-        log(f'features of {copies} x {count} images computed in {time.perf_counter() - begun:.1f} s: {path.name}')
+        run.log(f'features of {copies} x {count} images computed in {time.perf_counter() - begun:.1f} s: {path.name}')
     else:
-        log(f'features of {copies} x {count} images taken from {path.name}')
-    options = {name: value for name, value in options.items() if name != 'image_size'}
-    return lambda start, stop, image_size: features.feature_dataset(rows, start=start, stop=stop, **options)
+        run.log(f'features of {copies} x {count} images taken from {path.name}')
+    return lambda start, stop, image_size: features.feature_dataset(rows, settings, range(start, stop))
 
 
 def _progress(data, title):

@@ -20,7 +20,7 @@ from src.data.records import open_records
 from src.deploy import decoding
 from src.errors import InputError
 from tests.conftest import SMALL
-from tests.data.samples import cli, fails, jpeg, write_folder
+from tests.data.samples import cli, fails, jpeg, settings, write_folder
 
 needs_library = pytest.mark.skipif(
     not decoder.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)'
@@ -135,7 +135,7 @@ def test_damaged_pngs(tmp_path):
         assert decoding.load(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE).error
     records = open_records(tmp_path, 'train', 'folder')
     counted = BadRecords(len(records), 1)
-    load = LoadTraining(records, 0, 75, 1, 0.8, 0.1, bad=counted)
+    load = LoadTraining(records, 0, settings(), counted)
     load(np.zeros(len(records), int), np.arange(len(records)))
     assert counted.count(0) == len(bad) == 80
     found = check(tmp_path, 2)['findings']

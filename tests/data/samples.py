@@ -11,6 +11,7 @@ from PIL import Image
 
 from src.data.tfrecord import write_shards
 from src.errors import InputError
+from src.options import load_settings
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -41,6 +42,11 @@ def message(call, *args, **kw):
         call(*args, **kw)
     assert '\n' not in str(caught.value)
     return str(caught.value)
+
+
+def settings(**values):
+    """The defaults, for small images in this process."""
+    return load_settings([]).but(**{'image_size': 75, 'batch_size': 4, 'num_workers': 1, **values})
 
 
 def cli(module, *args, **kw):

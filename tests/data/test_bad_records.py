@@ -13,7 +13,9 @@ from src.data.order import TrainingOrder
 from src.data.pipeline import LoadEvaluation, LoadTraining, training_dataset
 from src.data.records import open_records
 from src.errors import InputError, input_error
+from src.runtime import Run
 from tests.conftest import SMALL
+from tests.data.samples import settings
 
 CUT, NO_BYTES, NO_IMAGE = 3, 7, 11  # records of `damaged`
 DAMAGED = {CUT, NO_BYTES, NO_IMAGE}
@@ -46,20 +48,9 @@ def damaged(images, tmp_path_factory):
     return directory
 
 
-def batches(directory, bad, num_workers=1, start=0, stop=6, **kwargs):
-    data = training_dataset(
-        open_records(str(directory), 'train'),
-        offset=1,
-        image_size=75,
-        batch_size=BATCH,
-        seed=5,
-        dropout_keep_prob=0.8,
-        start=start,
-        stop=stop,
-        num_workers=num_workers,
-        bad=bad,
-        **kwargs,
-    )
+def batches(directory, bad, num_workers=1, steps=range(6)):
+    options = settings(seed=5, num_workers=num_workers)
+    data = training_dataset(open_records(str(directory), 'train'), 1, options, steps, Run(), bad)
     rows = list(data.create_tuple_iterator(num_epochs=1, output_numpy=True))
     return [np.concatenate(column) for column in zip(*rows)]
 
@@ -70,9 +61,9 @@ def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
     assert [bad.count(0), bad.count(1)] == [3, 3]
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     sound = batches(tmp_path, BadRecords(EPOCH, 2))
-    replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, 5, BATCH, 0, 1, 0, 6)])
+    replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6))])
     assert replaced.sum() == 6
-    first = next(int(record) for _, record in TrainingOrder(EPOCH, 5, BATCH, 0, 1, 0, 6) if int(record) in DAMAGED)
+    first = next(int(record) for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6)) if int(record) in DAMAGED)
     assert bad.first.startswith(f'{damaged}/train-00000-of-00001, record {first}: ')
     for ours, theirs in zip(found, sound):  # image, draws, mask, label
         assert np.array_equal(ours[~replaced], theirs[~replaced])
@@ -81,7 +72,7 @@ def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
     # All is as repeatable as without damage: with other workers, and from the middle on.
     for again, skipped in (
         (batches(damaged, BadRecords(EPOCH, 2), num_workers=2), 0),
-        (batches(damaged, BadRecords(EPOCH, 2), start=4), 4 * BATCH),
+        (batches(damaged, BadRecords(EPOCH, 2), steps=range(4, 6)), 4 * BATCH),
     ):
         assert all(np.array_equal(ours[skipped:], theirs) for ours, theirs in zip(found, again))
 
@@ -154,7 +145,7 @@ def test_reading_is_tried_again(images, tmp_path, pauses, error):
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     records, bad = open_records(str(tmp_path), 'train'), BadRecords(EPOCH, 2)
     for make, arguments in (
-        (lambda read: LoadTraining(read, 1, 75, 5, 0.8, 0.1, bad=bad), (0, 3)),
+        (lambda read: LoadTraining(read, 1, settings(seed=5), bad), (0, 3)),
         (lambda read: LoadEvaluation(read, 1, 75), (3,)),
     ):
         disk = Disk(records, [3], error=error)
@@ -168,7 +159,7 @@ def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses):
     """After some seconds; the next such one costs less, until waiting has helped again."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     disk, bad = Disk(open_records(str(tmp_path), 'train'), [3, 4], always=True), BadRecords(EPOCH, 2)
-    load = LoadTraining(disk, 1, 75, 5, 0.8, 0.1, bad=bad)
+    load = LoadTraining(disk, 1, settings(seed=5), bad)
     load.sample(0, 3)
     assert pauses == [0.2, 0.5, 1, 2, 4] and bad.count(0) == 1
     load.sample(0, 4)
@@ -188,7 +179,7 @@ def test_worker_without_memory(images, tmp_path, monkeypatch, num_workers):
     bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(tmp_path, bad, num_workers)
-    assert str(input_error(ended.value)) == bad.failure == 'a data worker got no memory; fewer --num_workers need less'
+    assert str(input_error(ended.value)) == bad.failure == 'a data worker ran out of memory; lower --num_workers'
     assert 'MemoryError' not in str(ended.value)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from src.data import tfrecord
 from src.data.check import check
 from src.data.convert import convert
-from src.data.image import rgb_jpeg
+from src.data.image import as_jpeg
 from src.data.records import open_records
 from tests.data.samples import ODD, ROOT, cli, fails, message, write_folder
 
@@ -184,8 +184,8 @@ def test_fix(odd, tmp_path, layout):
     assert len(images & original) == 13 - 4 - 1 - 1  # one of the others is there twice
     for fixed in images - original:
         with Image.open(io.BytesIO(fixed)) as image:
-            size = (40, 48) if fixed == rgb_jpeg(ODD['exif_rotated'], True) else (48, 40)
+            size = (40, 48) if fixed == as_jpeg(ODD['exif_rotated'], True) else (48, 40)
             assert (image.format, image.mode, image.size) == ('JPEG', 'RGB', size)
-    assert {rgb_jpeg(ODD['cmyk']), rgb_jpeg(ODD['exif_rotated'], True)} <= images - original
+    assert {as_jpeg(ODD['cmyk']), as_jpeg(ODD['exif_rotated'], True)} <= images - original
     assert set(check(dst, 1)['findings']) == {'greyscale', 'tiny', 'huge', 'two_labels'}
     assert '3 images left out' in cli('convert', *call, '--fix').stdout  # which the first run did

@@ -11,10 +11,10 @@ from src.data.features import feature_dataset
 from src.data.order import epoch_order
 from src.data.pipeline import LoadTraining, training_dataset
 from src.data.records import open_records
-from tests.data.samples import jpeg, message, write_folder
+from src.runtime import Run
+from tests.data.samples import jpeg, message, settings, write_folder
 
 COPIES, COUNT = 2, 5
-OPTIONS = {'seed': 3, 'dropout_keep_prob': 0.8, 'min_object_covered': 0.1}
 
 
 def batches(rng=None):
@@ -42,14 +42,6 @@ def test_file(path):
     assert os.listdir(path.parent) == ['features-b.npy']  # of another training, or of this one with other options
 
 
-@pytest.mark.parametrize('place', [3, 1000, -1], ids=['header', 'inside', 'end'])
-def test_damaged_files_are_not_used(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-    assert features.read(path, COPIES, COUNT) is None
-
-
 @pytest.mark.parametrize('size', [0, 50, 5000, -1])
 def test_cut_files_are_not_used(path, size):
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
@@ -71,17 +63,17 @@ def test_failed_computation_leaves_nothing(tmp_path):
 
 def test_name(monkeypatch):
     """Another one for anything on which features depend."""
-    weights, settings = {'a': np.zeros(3, np.float32), 'b': np.ones(2, np.float32)}, [{'seed': 1}, 'records']
-    one = features.name(settings, weights.items())
+    weights, made_from = {'a': np.zeros(3, np.float32), 'b': np.ones(2, np.float32)}, [{'seed': 1}, 'records']
+    one = features.name(made_from, weights.items())
     assert features.name([{'seed': 1}, 'records'], list(weights.items())) == one
     others = [
         features.name([{'seed': 2}, 'records'], weights.items()),
         features.name([{'seed': 1}, 'others'], weights.items()),
-        features.name(settings, {**weights, 'b': np.float32([1, 1 + 1e-7])}.items()),
-        features.name(settings, {'a': weights['a'], 'c': weights['b']}.items()),
+        features.name(made_from, {**weights, 'b': np.float32([1, 1 + 1e-7])}.items()),
+        features.name(made_from, {'a': weights['a'], 'c': weights['b']}.items()),
     ]
     monkeypatch.setattr(preprocess, 'BRIGHTNESS', 0.1)
-    assert len({one, *others, features.name(settings, weights.items())}) == 6
+    assert len({one, *others, features.name(made_from, weights.items())}) == 6
 
 
 def test_batches_are_those_of_images(tmp_path):
@@ -90,15 +82,15 @@ def test_batches_are_those_of_images(tmp_path):
     (tmp_path / 'train/a/a_1.jpg').write_bytes(jpeg(1)[:-200])
     (tmp_path / 'train/b/b_2.jpg').write_bytes(jpeg(2, size=(300, 20)))  # whose crops take several draws
     records, bad = open_records(tmp_path, 'train'), BadRecords(8, 3)
-    images = {'offset': 0, 'image_size': 75, 'batch_size': 3, 'bad': bad, **OPTIONS}
-    copies = training_dataset(records, start=0, stop=0, copies=2, **images).create_tuple_iterator(num_epochs=1)
+    options = settings(batch_size=3, seed=3)
+    copies = features.copies_dataset(features.LoadCopies(records, 0, options, bad), 2).create_tuple_iterator(num_epochs=1)
     mean = [(b[0].asnumpy().mean((2, 3)).repeat(512, 1).astype(np.float32), b[2].asnumpy(), b[3].asnumpy()) for b in copies]
     assert len(mean) == 6 and [bad.count(epoch) for epoch in range(3)] == [1, 1, 0]
     features.write(tmp_path / 'features-a.npy', 2, 8, iter(mean))
     rows = features.read(tmp_path / 'features-a.npy', 2, 8)
-    found = feature_dataset(rows, batch_size=3, start=1, stop=6, **OPTIONS).create_tuple_iterator(num_epochs=1)
-    load = LoadTraining(records, 0, 75, 3, 0.8, 0.1, bad=bad)
-    plain = training_dataset(records, start=1, stop=6, **images).create_tuple_iterator(num_epochs=1)
+    found = feature_dataset(rows, options, range(1, 6)).create_tuple_iterator(num_epochs=1)
+    load = LoadTraining(records, 0, options, bad)
+    plain = training_dataset(records, 0, options, range(1, 6), Run(), bad).create_tuple_iterator(num_epochs=1)
     for step, (ours, theirs) in enumerate(zip(found, plain), 1):
         ours, theirs = ([column.asnumpy() for column in batch] for batch in (ours, theirs))
         assert [column.dtype for column in ours[1:]] == [column.dtype for column in theirs[1:]]

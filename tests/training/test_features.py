@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -22,10 +21,12 @@ from src.training.optimizer import freeze
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
 from tests.conftest import SMALL
+from tests.data.samples import settings
+from train import TrainingSet
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
-OPTIONS = {'image_size': 75, 'batch_size': 8, 'seed': 5, 'dropout_keep_prob': 0.8, 'min_object_covered': 0.3}
+SETTINGS = settings(batch_size=8, seed=5, min_object_covered=0.3)
 
 
 def build():
@@ -41,7 +42,7 @@ def train(step, batches, network):
     """Losses of the steps of two epochs and the first of a third."""
     step.set_train()
     network.set_train(False)  # frozen parts are in inference mode
-    data = batches(start=0, stop=15, image_size=OPTIONS['image_size']).create_tuple_iterator(num_epochs=1)
+    data = batches(start=0, stop=15, image_size=75).create_tuple_iterator(num_epochs=1)
     return [float(step(*batch)[0].asnumpy()) for batch in data]
 
 
@@ -49,24 +50,15 @@ def train(step, batches, network):
 @pytest.mark.compiles
 def test_cached_is_uncached(data, tmp_path):
     """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""
-    records = open_records(str(data), 'train')
-    batches = partial(pipeline.training_dataset, records, offset=1, **OPTIONS)
+    records, lines = open_records(str(data), 'train'), []
+    run, training_set = Run(directory=tmp_path, log=lines.append), TrainingSet(records, 'records', 1, 10)
     network, step = build()
-    losses = train(step, batches, network)
+    data_of = lambda start, stop, image_size: pipeline.training_dataset(records, 1, SETTINGS, range(start, stop), run)  # noqa: E731
+    losses = train(step, data_of, network)
     expected = {name: value.copy() for name, value in checkpoint.values(step).items()}
-    lines = []
     for attempt in ('computed in', 'taken from features-'):
         network, step = build()
-        features = cached(
-            lambda start, stop, image_size, copies: batches(start=start, stop=stop, copies=copies),
-            step.network,
-            ['records'],
-            2,
-            len(records),
-            OPTIONS,
-            tmp_path,
-            lines.append,
-        )
+        features = cached(training_set, step.network, 2, SETTINGS, run, None)
         ours = train(step, features, network)
         assert np.allclose(ours[:14], losses[:14], rtol=0, atol=1e-5) and np.ptp(losses) > 0.1
         assert abs(ours[14] - losses[14]) > 1e-4  # the third epoch has the images of the first
@@ -110,7 +102,7 @@ def test_what_features_cannot_replace():
 
 @pytest.mark.compiles
 def test_resume(data, tmp_path):
-    """A training that goes on ends in the same checkpoint, bit for bit, although its file of features was damaged."""
+    """A training that goes on ends in the same checkpoint, bit for bit, although its file of features was cut off."""
 
     def run(*options):
         command = [sys.executable, str(ROOT / 'train.py'), '--data_dir', data, *SMALL, '--cache_features', 2, '--lr', 0.01]
@@ -125,7 +117,7 @@ def test_resume(data, tmp_path):
     expected, features = checkpoint.load(last)[0], kept.read_bytes()
     for path in checkpoint.by_age(tmp_path / 'log')[1:]:
         path.unlink()
-    kept.write_bytes(features[:-1000] + bytes(1000))
+    kept.write_bytes(features[:-1000])
     resumed = run('--resume', 'auto')
     assert resumed.returncode == 0 and 'goes on after step 20' in resumed.stdout, resumed.stderr
     assert 'features of 2 x 60 images computed in' in resumed.stdout and kept.read_bytes() == features

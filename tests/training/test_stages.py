@@ -9,6 +9,7 @@ import pytest
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+from src import runtime
 from src.data.pipeline import training_dataset
 from src.data.records import open_records
 from src.errors import InputError
@@ -18,6 +19,7 @@ from src.training import monitor
 from src.training.loop import parts
 from src.training.plan import Plan, make_plan
 from src.training.stages import Stage, grids, make_stages, multiplications, relative_computing, stage_sizes
+from tests.data.samples import settings
 from tests.training.test_callbacks import Run
 
 
@@ -148,9 +150,12 @@ def test_steps_of_all_parts_are_those_of_the_plan(loop):
 def test_images_are_the_same_at_every_size(data):
     """Crop, flip and draws of a record in an epoch do not depend on the size: a stage takes what comes next."""
     records = open_records(data, 'train')
-    options = {'offset': 1, 'batch_size': 4, 'seed': 1, 'dropout_keep_prob': 0.8, 'start': 2, 'stop': 4}
     small, large = (
-        list(training_dataset(records, image_size=size, **options).create_tuple_iterator(num_epochs=1, output_numpy=True))
+        list(
+            training_dataset(records, 1, settings(image_size=size), range(2, 4), runtime.Run()).create_tuple_iterator(
+                num_epochs=1, output_numpy=True
+            )
+        )
         for size in (75, 83)
     )
     assert len(small) == len(large) == 2

@@ -15,13 +15,13 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from src import environment, files
 from src.cluster import rank_table
 from src.cluster.rank_table import RankTable, Server
-from src.cluster.supervisor import Job, Outcome, Signals, Supervisor, log
+from src.cluster.supervisor import Signals, Supervisor, log
 from src.cluster.watchdog import Watchdog
 from src.errors import InputError, Parser, TrainingError, entry_point, reading
 
@@ -47,10 +47,10 @@ class Launch(NamedTuple):
     table: RankTable
     server: Server  # of the table, which this machine is
     target: str  # "Ascend" or "CPU"
-    npus: list[int] | None = None  # numbers of this machine's NPUs, ascending; None: the table counts as CANN does
+    npus: list[int]  # numbers of this machine's NPUs, ascending; []: the table counts as CANN does
     bind_core: bool = False  # give each rank its share of the cores
 
-    def jobs(self, command: list[str], port: int | None, environ: Mapping[str, str] = os.environ) -> dict[str, Job]:
+    def jobs(self, command: list[str], port: int | None) -> dict[str, tuple]:
         """MindSpore's dynamic cluster, as its own launcher msrun starts it: the scheduler, if this is the first server, and
         ranks that run `command`. InputError if a device is not here, or the port (None: any) or an address is unusable.
 
@@ -58,33 +58,30 @@ class Launch(NamedTuple):
         """
         devices = self.table.devices if self.target == 'CPU' else self.server.devices
         cores, here, size = sorted(os.sched_getaffinity(0)), len(devices), len(self.table.devices)
-        common, first = self._inherited(environ, here, len(cores)), self.table.servers[0].names[0]
-        common |= {'RANK_SIZE': str(size), 'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port)}
+        common = {'OMP_NUM_THREADS': str(max(1, len(cores) // here))} if self.target == 'CPU' else HCCL_TIMEOUTS
+        common = common | {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        if self.npus:  # the table says which devices are used, and its numbers count all of them
+            common.pop('ASCEND_RT_VISIBLE_DEVICES', None)
+        common |= {'LOCAL_RANKS': str(here), 'LOCAL_CORES': str(len(cores)), 'RANK_SIZE': str(size)}
+        # The time for all ranks to come, in seconds, is that of HCCL's connections.
+        common |= {'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port), 'MS_TOPO_TIMEOUT': '600'}
+        first, jobs = self.table.servers[0].names[0], {}
         with reading(f'{first}, the first server of the rank table', 'its server_id must be an address'):
             common['MS_SCHED_HOST'] = socket.gethostbyname(first) if here < size else '127.0.0.1'  # MindSpore takes no names
-        jobs, remedy = {}, 'choose another --master_port'
         if self.target == 'CPU' or self.server is self.table.servers[0]:
-            with reading(f'port {port}', remedy, (OverflowError,)), socket.create_server(('', port or 0)) as probe:
-                common['MS_SCHED_PORT'] = str(probe.getsockname()[1])
+            with reading(f'port {port}', 'choose another --master_port', (OverflowError,)):
+                with socket.create_server(('', port or 0)) as probe:
+                    common['MS_SCHED_PORT'] = str(probe.getsockname()[1])
             own = {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}
-            jobs['scheduler'] = Job([sys.executable, '-c', SCHEDULER], common | own, cores)
+            jobs['scheduler'] = [sys.executable, '-c', SCHEDULER], common | own, cores
         for i, device in enumerate(devices):
             # A number as MS_NODE_ID is the rank. MindSpore counts the devices of a host name itself unless a rank sets its
             # own (collective_manager.cc), as `runtime.start` does with DEVICE_ID.
             rank, share = str(device.rank_id), cores[i * len(cores) // here : (i + 1) * len(cores) // here]
             own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': self._index(device.device_id)}
             bound = share if self.bind_core and share else cores
-            jobs[rank] = Job([sys.executable, '-u', *command], common | own, bound)
+            jobs[rank] = [sys.executable, '-u', *command], common | own, bound
         return jobs
-
-    def _inherited(self, environ, ranks, cores):
-        """The variables that all jobs inherit, and the numbers of ranks and cores of this machine."""
-        common = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
-        if self.npus is not None:  # the table says which devices are used, and its numbers count all of them
-            common.pop('ASCEND_RT_VISIBLE_DEVICES', None)
-        ours = {'OMP_NUM_THREADS': str(max(1, cores // ranks))} if self.target == 'CPU' else HCCL_TIMEOUTS
-        # The time for all ranks to come, in seconds, as for HCCL's connections.
-        return ours | common | {'LOCAL_RANKS': str(ranks), 'LOCAL_CORES': str(cores), 'MS_TOPO_TIMEOUT': '600'}
 
     def _index(self, number):
         """The number by which CANN knows a device: it counts those that a container sees from 0; a table has physical ones.
@@ -96,22 +93,22 @@ class Launch(NamedTuple):
         return str(self.npus.index(number) if self.npus else number)
 
 
-def with_restarts(start: Callable[[bool], Outcome], allowed: int, signals: Signals) -> int:
+def with_restarts(start: Callable[[bool], tuple[int, str, bool]], allowed: int, signals: Signals) -> int:
     """Start the ranks until they end well, or are not to be started again: after `allowed` failures without a new checkpoint
-    between them. `start` takes whether there is a checkpoint to resume from. Returns the launcher's exit status."""
+    between them. `start` takes whether there is a checkpoint to resume from, and returns what `Supervisor.supervise` does.
+    Returns the launcher's exit status."""
     done, saved = 0, False
     while True:
-        outcome = start(saved)
-        done, saved = 0 if outcome.saved else done, saved or outcome.saved
-        if not outcome.cause or signals or not allowed:
-            return outcome.status
-        if outcome.status in NEVER or done == allowed:
-            why = '' if outcome.status in NEVER else f' after {done} restarts (--max_restarts)'
-            log(f'not started again{why}: {outcome.cause}')
-            return outcome.status
+        status, cause, saved_now = start(saved)
+        done, saved = 0 if saved_now else done, saved or saved_now
+        if not cause or signals or not allowed:
+            return status
+        if status in NEVER or done == allowed:
+            log(f'not started again{"" if status in NEVER else f" after {done} restarts (--max_restarts)"}: {cause}')
+            return status
         pause, done = min(PAUSE * 2**done, LONGEST), done + 1
         where = 'from the newest checkpoint' if saved else 'from the beginning, as nothing was saved'
-        log(f'restart {done} of {allowed} in {pause:g} s, {where}: {outcome.cause}')
+        log(f'restart {done} of {allowed} in {pause:g} s, {where}: {cause}')
         if signals.wait(pause):
             return 128 + signals[0]
 
@@ -161,7 +158,7 @@ def _launch(args):
         )
     args.master_port = args.master_port or (PORT if several else None)  # servers that start on their own agree on it
     server = table.servers[0] if target == 'CPU' and not args.server_id else rank_table.local_server(table, args.server_id)
-    return Launch(table, server, target, npus if npus and target != 'CPU' else None, args.bind_core)
+    return Launch(table, server, target, npus if target != 'CPU' else [], args.bind_core)
 
 
 @entry_point

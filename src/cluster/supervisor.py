@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import NamedTuple
+from pathlib import Path
 
 import psutil
 
@@ -28,22 +28,6 @@ OLD_LOGS = 5  # kept of each rank
 LOST = re.compile(rb'worker (\d+) is the first one timed out|The node: (\d+) is timed out')
 # MindSpore's last threads write this at the end of every distributed process, whatever the log level is.
 LAST_WORDS = re.compile(rb'\[INFO\] DISTRIBUTED\(')
-
-
-class Job(NamedTuple):
-    """A process to start."""
-
-    command: list[str]
-    environment: dict[str, str]
-    cores: list[int]  # that it may use
-
-
-class Outcome(NamedTuple):
-    """How a start of all ranks of this server has ended."""
-
-    status: int  # of the launcher
-    cause: str  # the process that failed first and how, in words; '' if all went well
-    saved: bool  # whether a checkpoint was written
 
 
 class Signals(list):
@@ -68,25 +52,27 @@ class Signals(list):
 
 
 class Supervisor:
-    """Runs `jobs`, whose output goes to <directory>/<name>/train.log. A rank's name is its number.
+    """Runs processes, whose output goes to <directory>/<name>/train.log.
 
     Args:
+        jobs: {name: (command, environment variables, cores that it may use)}; a rank's name is its number.
         grace: seconds that the ranks have to save and exit after a signal.
         watchdog: sees the heartbeats of the ranks.
         signals: those that this process gets.
     """
 
-    def __init__(self, jobs: dict[str, Job], directory: str, grace: float, watchdog: Watchdog, signals: Signals):
+    def __init__(self, jobs: dict[str, tuple], directory: str, grace: float, watchdog: Watchdog, signals: Signals):
         self.jobs, self.directory, self.grace, self.watchdog, self.signals = jobs, directory, grace, watchdog, signals
         self.processes, self.ended, self.shown = {}, queue.SimpleQueue(), 0
         self.failures, self.hanging = [], None  # [(name, status)] in the order of their ends; (rank, 0, what happened)
 
-    def supervise(self) -> Outcome:
-        """Start the jobs and wait until all ranks have ended. InputError if a job cannot be started."""
+    def supervise(self) -> tuple[int, str, bool]:
+        """Start the jobs and wait until all ranks have ended. Returns the launcher's exit status, the process that failed
+        first and how, in words ('' if none did), and whether a checkpoint was written. InputError if a job cannot start."""
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphaned descendants become our children
         with reading(self.directory):
             for name, job in self.jobs.items():
-                self._start(name, job)
+                self._start(name, *job)
         try:
             self._watch()
             return self._outcome()
@@ -94,27 +80,27 @@ class Supervisor:
             kill_descendants()
             self._show(final=True)
 
-    def _start(self, name, job):
+    def _start(self, name, command, environment, cores):
         path, end_with_this = self._log(name), end_with_parent(signal.SIGKILL)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         for old in range(OLD_LOGS, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f'{path}.{old - 1}' if old > 1 else path, f'{path}.{old}')
         with open(path, 'ab') as output:
             self.processes[name] = process = subprocess.Popen(
-                job.command,
-                env=job.environment | {FILE: self.watchdog.path},
+                command,
+                env=environment | {FILE: self.watchdog.path},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=lambda: (end_with_this(), os.sched_setaffinity(0, job.cores)),
+                preexec_fn=lambda: (end_with_this(), os.sched_setaffinity(0, cores)),
             )
         # A thread waits for each process: they report in the order in which the processes end.
         threading.Thread(target=lambda: self.ended.put((name, process.wait())), daemon=True).start()
 
     def _log(self, name):
-        return os.path.join(self.directory, name, 'train.log')
+        return Path(self.directory, name, 'train.log')
 
     def _watch(self):
         """Wait until all ranks have ended. They are asked to after a signal, a failure or a hang, and killed later."""
@@ -159,7 +145,7 @@ class Supervisor:
 
     def _first_failure(self):
         """(name, status, what happened) of the process that failed first; the status is 0 if it did not end by itself."""
-        if 'scheduler' in self.processes and (lost := LOST.search(_end_of(self._log('scheduler')))):
+        if 'scheduler' in self.processes and (lost := LOST.search(self._log('scheduler').read_bytes())):
             name = (lost[1] or lost[2]).decode()
             if name not in dict(self.failures):
                 return name, 0, 'stopped answering the scheduler'
@@ -174,19 +160,18 @@ class Supervisor:
         if self.failures or self.hanging:
             name, code, what = self.hanging or self._first_failure()
             cause = f'{"rank " * name.isdecimal()}{name} {what}'
-            status = 128 - code if code < 0 else code & 255 or 1
             if name in self.processes:
-                lines = [line for line in _end_of(self._log(name)).splitlines() if not LAST_WORDS.match(line)]
-                text = b'\n'.join(lines[-20:]).decode(errors='replace')
-                log(f'{cause}; the last lines of {self._log(name)}:\n{text}')
+                status = 128 - code if code < 0 else code or 1
+                lines = [line for line in self._log(name).read_bytes().splitlines() if not LAST_WORDS.match(line)]
+                log(f'{cause}; the last lines of {self._log(name)}:\n' + b'\n'.join(lines[-20:]).decode(errors='replace'))
             else:
-                log(f'{cause}; it is on another server')
                 status = ElsewhereError.exit_status
+                log(f'{cause}; it is on another server')
             cause += f' at step {self.watchdog.step}' if self.watchdog.step else ''
         elif 'scheduler' in self.processes:  # it ends about a second after the last rank, which may be on another server
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes['scheduler'].wait(self.grace)
-        return Outcome(128 + self.signals[0] if self.signals else status, cause, self.watchdog.saved)
+        return 128 + self.signals[0] if self.signals else status, cause, self.watchdog.saved
 
     def _show(self, final=False):
         """Show on the screen what the first rank has written since the last time: whole lines, at the end all."""
@@ -208,19 +193,14 @@ def log(text: str) -> None:
         print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
-def _end_of(path):
-    """The last 64 KB of a file."""
-    with open(path, 'rb') as file:
-        file.seek(max(0, os.path.getsize(path) - (1 << 16)))
-        return file.read()
-
-
 def kill_descendants() -> None:
     """SIGKILL all descendants of this process until none is left, orphans included, whose subreaper it is."""
     alive, end = True, time.monotonic() + 10
     while alive and time.monotonic() < end:
-        alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-        for one in alive:
+        alive = False
+        for one in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                if one.status() != psutil.STATUS_ZOMBIE:
+                    alive = True
+                    one.kill()
         time.sleep(0.05)

@@ -96,7 +96,7 @@ class Watchdog:
 def dump_stacks(ranks: Collection[int]) -> None:
     """Have the stacks of all Python threads of the processes `ranks` and of their data workers written into the ranks' logs,
     those of the ranks last; takes 2 s. Only processes that catch SIGUSR1 get it (`heartbeat.dump_stacks_on_request`)."""
-    with contextlib.suppress(psutil.NoSuchProcess):  # they end anyway
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):  # one has just ended
         workers = [child.pid for pid in ranks for child in psutil.Process(pid).children()]
         for pids in (workers, ranks):
             for pid in pids:

@@ -157,7 +157,7 @@ def test_nothing_saved_begins_where_it_began_and_is_given_up(tmp_path):
 
 
 def test_a_new_checkpoint_resets_the_count(monkeypatch):
-    outcomes = iter([supervisor.Outcome(7, 'rank 1', saved) for saved in (False, False, True, False, False)])
+    outcomes = iter([(7, 'rank 1', saved) for saved in (False, False, True, False, False)])
     given = []
     monkeypatch.setattr(launch, 'PAUSE', 0)
     signals = type('Signals', (list,), {'wait': lambda *_: False})()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from src import runtime
 from src.data import jpeg, pipeline
-from src.data.preprocess import recorded_preprocessing
 from src.errors import InputError, entry_point
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation, write_json
@@ -41,7 +40,6 @@ def evaluate_path(argv: list, run: runtime.Run, path, log) -> list:
     config = load_settings(argv, info['config'])
     if config.report and run.rank == 0:
         report.prepare(config.report)
-    preprocessing = recorded_preprocessing(info.get('preprocessing'))
     names = info.get('class_names')
     records, offsets = open_validation(
         config.data_dir,
@@ -59,7 +57,7 @@ def evaluate_path(argv: list, run: runtime.Run, path, log) -> list:
         run,
         batch_size=config.batch_size or 64,
         num_workers=pipeline.workers(config.num_workers, run.ranks_here),
-        preprocessing=preprocessing,
+        preprocessing=info['preprocessing'],
         per_image=bool(config.report),
         known={newest: (parameters, info)} if len(paths) == 1 else None,
     )
@@ -90,8 +88,7 @@ def read_newest(paths: list) -> tuple:
     problem = None
     for path in reversed(paths):
         try:
-            parameters, info = read_weights(path)
-            return path, parameters, checkpoint.with_classes(info, parameters, path)
+            return path, *read_weights(path, classifier=True)
         except InputError as error:
             problem = problem or error
     raise problem

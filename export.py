@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from src import runtime
-from src.data.preprocess import PREPROCESSING, recorded_preprocessing
+from src.data.preprocess import PREPROCESSING
 from src.data.records import find_format, open_records, splits
 from src.deploy import description
 from src.deploy.aipp import write_aipp
@@ -38,7 +38,7 @@ def main(argv=None):
     print(runtime.describe(run, device), flush=True)
 
     network, info, config = load_network(config.ckpt_path, argv)
-    preprocessing = recorded_preprocessing(info.get('preprocessing'))
+    preprocessing = info['preprocessing']
     opset = config.opset if config.opset != 'auto' else INT8_OPSET if config.quantize == 'int8' else OPSET
     on_npu = run.device_target == 'Ascend' and config.export_precision == 'float32'
     computed_in = 'float16 or HF32' if on_npu else config.export_precision

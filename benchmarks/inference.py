@@ -27,7 +27,7 @@ from benchmarks.rounds import Threads, environment, interleaved, machine, spread
 from src import runtime
 from src.data import demo_images, imagenet
 from src.data.classes import match_names
-from src.data.preprocess import PREPROCESSING, recorded_preprocessing
+from src.data.preprocess import PREPROCESSING
 from src.data.records import open_records
 from src.deploy import quantization
 from src.deploy.export import Encoding, export_network
@@ -106,7 +106,7 @@ def new_network(weights):
     """(network, preprocessing) of the file `weights`, random for ''."""
     if weights:
         network, info, _ = load_network(weights)
-        return network, recorded_preprocessing(info.get('preprocessing'))
+        return network, info['preprocessing']
     ms.set_seed(1)
     network = InceptionV4().set_train(False)
     rng = np.random.default_rng(1)

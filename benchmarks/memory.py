@@ -36,7 +36,7 @@ def main(argv=None):
     if len(case) not in (0, 2):
         raise InputError(f'{len(case)} numbers given; expected none, or BATCH_SIZE IMAGE_SIZE')
     from src.training import memory
-    from src.weights.network import empty_network
+    from src.weights.read import empty_network
 
     weights = sum(parameter.size for parameter in empty_network({}).get_parameters())
     with tempfile.TemporaryDirectory() as directory:

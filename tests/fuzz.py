@@ -84,14 +84,14 @@ def _checkpoints():
 
 
 def _safetensors():
-    from src.weights import safetensors_file
+    from src.weights.torch_file import read_safetensors, write_safetensors
 
-    safetensors_file.write('one.safetensors', {'a.weight': np.ones((4, 3), np.float32), 'b': np.ones(9, np.float32)})
-    safetensors_file.write('two.safetensors', {'c': np.ones((2, 2, 2), np.float32)})
+    write_safetensors('one.safetensors', {'a.weight': np.ones((4, 3), np.float32), 'b': np.ones(9, np.float32)})
+    write_safetensors('two.safetensors', {'c': np.ones((2, 2, 2), np.float32)})
     return (
         'given.safetensors',
         ['one.safetensors', 'two.safetensors'],
-        lambda: safetensors_file.read('given.safetensors'),
+        lambda: read_safetensors('given.safetensors'),
         [
             struct.pack('<Q', len(header)) + header + bytes(1000)
             for header in (
@@ -107,9 +107,10 @@ def _safetensors():
 def _tensorflow():
     """The table of a TensorFlow checkpoint; its data stay what they are."""
     from src.weights import tf_file
+    from tests.weights import tensorflow
 
-    tf_file.write('one', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
-    tf_file.write('two', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
+    tensorflow.write('one', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
+    tensorflow.write('two', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
     os.link('two.data-00000-of-00001', 'given.data-00000-of-00001')
     return 'given.index', ['two.index', 'one.index'], lambda: tf_file.read('given')
 

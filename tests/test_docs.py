@@ -24,7 +24,7 @@ from src.data import demo_images
 from src.inceptionv4 import InceptionV4
 from src.options import load_settings
 from src.weights import checkpoint
-from src.weights.__main__ import main as weights_entry
+from tests.weights import tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -52,7 +52,6 @@ RUN = {
     'bash scripts/run_predict.sh photo.jpg --model inceptionv4.onnx': ('photo.jpg', []),
     'bash scripts/run_predict.sh photos/ more/*.jpg --model CKPT': ('"probability"', []),
     'bash scripts/run_predict.sh photos/ --model inceptionv4.mindir': ('page.html', []),
-    'python -m src.weights export-tf CKPT': ('tensors written', []),
     'python -m src.environment': ('NPU', []),
     'python -m src.data.check DIR': ('0 problems', []),
     'python -m src.data.convert': ('converted', ['--workers', '1', '--shards', '2']),
@@ -169,7 +168,7 @@ def place(tmp_path_factory):
     (folder / 'CKPT').symlink_to(saved)
     foreign = InceptionV4(1001, block_counts=(1, 1, 1), image_size=75)
     foreign = checkpoint.save(folder / 'bin', foreign, step=0, epoch=0, config={**about, 'num_classes': 1001})
-    weights_entry(['export-tf', str(foreign), '--out', str(folder / 'inception_v4.ckpt')])
+    tensorflow.write(folder / 'inception_v4.ckpt', tensorflow.to_tf_slim(checkpoint.load(foreign)[0]))
     (folder / 'photos').mkdir()
     (folder / 'more').mkdir()
     encoded = open_image(data)

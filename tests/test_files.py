@@ -18,7 +18,7 @@ from src import files
 from src.data import convert, tfrecord
 from src.errors import InputError
 from src.options import save_settings
-from src.weights import checkpoint, safetensors_file
+from src.weights import checkpoint, torch_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = {'logits.bias': np.ones(3, np.float32)}
@@ -48,7 +48,7 @@ WRITERS = {
     'shards': lambda path: tfrecord.write_shards(path.parent, 'train', [(b'', n, '') for n in range(4)], 2),
     'tfrecord': _convert('tfrecord'),
     'mindrecord': _convert('mindrecord'),
-    'safetensors': lambda path: safetensors_file.write(path, ONE),
+    'safetensors': lambda path: torch_file.write_safetensors(path, ONE),
 }
 
 

@@ -10,7 +10,7 @@ from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
 from src.training.optimizer import decayed_parameters, make_optimizer
 from src.training.plan import batch_norm_decay, learning_rates, scaled_rate
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
-from src.weights.names import from_tf_slim, tf_slim_name
+from src.weights.names import fit, names_in, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
 
 WEIGHT_DECAY = INFO['weight_decay']
@@ -39,7 +39,8 @@ def network(compiles):
 def load(network, variables):
     """All of `variables` into `network`; what the optimizer and the last test did to it is gone."""
     parameters = dict(network.parameters_and_names())
-    for name, value in from_tf_slim(variables, {k: v.shape for k, v in parameters.items()}).items():
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    for name, value in fit(variables, names_in('tf_slim', shapes), shapes, hwio=True).items():
         parameters[name].set_data(Tensor(value))
 
 

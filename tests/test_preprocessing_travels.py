@@ -14,7 +14,7 @@ from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_image, 
 from src.data.records import open_records
 from src.errors import InputError
 from src.weights import checkpoint
-from src.weights.network import empty_network
+from src.weights.read import empty_network
 from tests.conftest import SMALL
 
 OTHER = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.7, 'bicubic', True)

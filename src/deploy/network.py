@@ -7,8 +7,7 @@ from pathlib import Path
 from src.inceptionv4 import InceptionV4
 from src.options import load_settings
 from src.weights import checkpoint
-from src.weights.network import empty_network
-from src.weights.read import read_weights
+from src.weights.read import empty_network, read_weights
 
 
 def load_network(path: str | Path, argv: list[str] | tuple[str, ...] = ()) -> tuple[InceptionV4, dict, dict]:
@@ -24,8 +23,7 @@ def load_network(path: str | Path, argv: list[str] | tuple[str, ...] = ()) -> tu
     Raises:
         InputError: the file cannot be read, or does not fit the options.
     """
-    parameters, info = read_weights(path)
-    info = checkpoint.with_classes(info, parameters, path)
+    parameters, info = read_weights(path, classifier=True)
     config = load_settings(list(argv), info['config'])
     network = empty_network({**config, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, checkpoint.averaged(parameters), path)

@@ -9,7 +9,7 @@ from typing import Callable
 import numpy as np
 from mindspore import Tensor
 
-from src.data.preprocess import Preprocessing, recorded_preprocessing
+from src.data.preprocess import Preprocessing
 from src.deploy import description
 from src.deploy.class_names import class_names, recorded_names
 from src.deploy.formats import LOADERS, need_utf8
@@ -51,7 +51,7 @@ def open_model(path: str | Path, labels_path: str = '') -> Predictor:
 
 def _open_checkpoint(path, labels_path):
     network, info, config = load_network(path)
-    preprocessing = recorded_preprocessing(info.get('preprocessing'))
+    preprocessing = info['preprocessing']
     served = Served(network, preprocessing=preprocessing).set_train(False)
     return Predictor(
         lambda images: ranked(served(Tensor(images)).asnumpy()),

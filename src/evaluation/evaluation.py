@@ -28,8 +28,7 @@ from src.inceptionv4 import set_precision
 from src.options import Settings
 from src.runtime import Run
 from src.weights import checkpoint
-from src.weights.network import empty_network
-from src.weights.read import main_file, read_weights
+from src.weights.read import empty_network, main_file, read_weights
 
 # Accuracies in per cent; top5 is None among FEW classes, where it says nothing.
 Result = namedtuple('Result', 'top1 top5 loss images')

@@ -22,7 +22,7 @@ from src.evaluation.evaluation import Evaluation, Result, take_weights
 from src.evaluation.step import EvaluationStep
 from src.inceptionv4 import InceptionV4
 from src.training.step import NetworkWithLoss
-from src.weights.misfit import first_of
+from src.weights.names import first_of
 
 if TYPE_CHECKING:
     from src.options import Settings

@@ -20,7 +20,7 @@ from src.runtime import Run
 from src.training import metrics
 from src.training.plan import DECAY_UNITS, RATE_OPTIONS, Plan, batch_norm_decay, learning_rates, scaled_rate
 from src.weights import checkpoint
-from src.weights.misfit import first_of
+from src.weights.names import first_of
 from src.weights.read import read_weights
 
 OPTIMIZER_STATE = ('moment', 'mean_square')

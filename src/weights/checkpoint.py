@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import re
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from google.protobuf.internal.decoder import _DecodeVarint
+from google.protobuf.message import DecodeError
 from mindspore import Tensor, nn
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src import files
-from src.errors import InputError
-from src.weights import mindspore_file, misfit
+from src.errors import InputError, reading
+from src.weights import names
 
 PREFIX = 'inceptionv4'
 BEST = f'{PREFIX}-best.ckpt'
@@ -24,8 +29,8 @@ AVERAGE = 'ema.'  # prefix of a parameter's name: the moving average of its valu
 CLASSIFIERS = ('logits.', 'aux_logits.')
 # What a checkpoint may say beside its parameters.
 INFO = tuple('format_version step epoch position config data preprocessing class_names source training evaluation'.split())
-DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError)  # of reading a damaged file
 JSON_INFO = {'config', 'preprocessing', 'class_names', 'evaluation'}  # stored as JSON text
+DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError, DecodeError)  # of damaged files
 
 
 def _digest(parameters, info):
@@ -54,9 +59,8 @@ def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> No
     entries = {'sha256': np.frombuffer(_digest(parameters, info), np.uint8), **parameters}
     with files.replacing(path) as temporary:
         whole = temporary.with_name('whole.ckpt')  # MindSpore would add the suffix to another name
-        ms.save_checkpoint(
-            [{'name': name, 'data': Tensor(value)} for name, value in entries.items()], str(whole), append_dict=info
-        )
+        stored = [{'name': name, 'data': Tensor(value)} for name, value in entries.items()]
+        ms.save_checkpoint(stored, str(whole), append_dict=info)
         whole.rename(temporary)
 
 
@@ -65,11 +69,8 @@ def save(
 ) -> Path:
     """Write `state`, a cell or its `values`, to `inceptionv4-<epoch>_<step>.ckpt`: its path. OSError if it cannot."""
     path = numbered(directory, step, epoch)
-    write(
-        path,
-        values(state) if isinstance(state, nn.Cell) else state,
-        {'step': step, 'epoch': epoch, 'config': dict(config), **info},
-    )
+    parameters = values(state) if isinstance(state, nn.Cell) else state
+    write(path, parameters, {'step': step, 'epoch': epoch, 'config': dict(config), **info})
     return path
 
 
@@ -84,7 +85,7 @@ def values(cell: nn.Cell) -> dict[str, np.ndarray]:
 
 
 def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
-    """`values` that stay as they are when the training goes on."""
+    """`values` that stay as they are when the training run continues."""
     return {name: value.copy() for name, value in values(cell).items()}
 
 
@@ -101,35 +102,25 @@ def mark_best(path: Path, evaluation: dict) -> None:
 
 def best_evaluation(directory: str | Path) -> dict:
     """What the evaluation of the best checkpoint in `directory` found, empty if it is not known."""
-    best, found = Path(directory, BEST), {}
     with contextlib.suppress(*DAMAGED):
-        if best.exists():  # earlier versions wrote a file beside it
-            found = json.loads(best.with_suffix('.json').read_text())
-    with contextlib.suppress(*DAMAGED):
-        found = json.loads(mindspore_file.read_some(best, ['evaluation'])['evaluation'])
-    return found if isinstance(found, dict) else {}
+        return dict(json.loads(_recorded(Path(directory, BEST), ['evaluation'])['evaluation']))
+    return {}
 
 
 def written_by(directory: str | Path, training: str) -> list[Path]:
-    """Numbered checkpoints of `directory` that the training with the mark `training`, or one that it resumed, wrote; oldest
-    first."""
-    found = []
-    for path in by_age(directory):
-        with contextlib.suppress(*DAMAGED):  # a damaged one belongs to nobody
-            if mindspore_file.read_some(path, ['training'])['training'] == training:
-                found.append(path)
-    return found
+    """Numbered checkpoints of `directory` that the training run with the mark `training`, or one that it resumed, wrote;
+    oldest first."""
+    return [path for path in by_age(directory) if _recorded(path, ['training']).get('training') == training]
 
 
 def progress(path: str | Path) -> tuple[int, ...]:
-    """How far the training of a checkpoint was, to be compared: whole epochs, images of the next one, steps. As the file
+    """How far the training run of a checkpoint was, to be compared: whole epochs, images of the next one, steps. As the file
     records it, since its time is lost when it is copied; by its name if it cannot be read."""
-    try:
-        found = mindspore_file.read_some(path, ['epoch', 'position', 'step'])
+    found = _recorded(path, ['epoch', 'position', 'step'])
+    if {'epoch', 'step'} <= found.keys():
         return int(found['epoch']), int(found.get('position', 0)), int(found['step'])
-    except DAMAGED:
-        named = re.fullmatch(rf'{PREFIX}-(\d+)_(\d+)\.ckpt', Path(path).name)
-        return (int(named[1]), 0, int(named[2])) if named else (-1, 0, -1)
+    named = re.fullmatch(rf'{PREFIX}-(\d+)_(\d+)\.ckpt', Path(path).name)
+    return (int(named[1]), 0, int(named[2])) if named else (-1, 0, -1)
 
 
 def by_age(directory: str | Path) -> list[Path]:
@@ -145,9 +136,8 @@ def of_training(directory: str | Path) -> list[Path]:
 
 def disagreement(paths: list[Path]) -> str:
     """A line if by the times of the files another one than the last of `paths`, by `progress`, is the newest; else ''."""
-    times = [(path.stat().st_mtime_ns, place) for place, path in enumerate(paths) if path.exists()]
-    latest = paths[max(times)[1]] if times else None
-    if latest in (None, paths[-1]):
+    latest = max(filter(Path.exists, paths), key=lambda path: path.stat().st_mtime_ns, default=paths[-1])
+    if latest == paths[-1] or latest.stat().st_mtime_ns == paths[-1].stat().st_mtime_ns:
         return ''
     return (
         f'warning: by the times of the files {latest.name} is newer than {paths[-1].name}, by the steps that they record it '
@@ -155,17 +145,50 @@ def disagreement(paths: list[Path]) -> str:
     )
 
 
-def find(path: str | Path) -> list[Path]:
-    """Checkpoints at `path`, the newest last: the file itself, or those of a directory. InputError if there is none."""
-    path = Path(path)
-    if path.is_dir():
-        found = by_age(path)
-        if not found:
-            raise InputError(f'{path}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
+def find(directory: str | Path) -> list[Path]:
+    """Checkpoints in `directory`, the newest last. InputError if there is none."""
+    if found := by_age(directory):
         return found
-    if not path.is_file():
-        raise InputError(f'{path}: no such checkpoint')
-    return [path]
+    raise InputError(f'{directory}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
+
+
+def _entries(path):
+    """Yield the entries of the file `path`, a protocol buffer, as memoryviews; large tensors are not read for that."""
+    with open(path, 'rb') as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    end, at = len(data) - 17 * (data[-17:-10] == b'crc_num'), 0  # a checksum that MindSpore can add
+    while at < end:
+        size, start = _DecodeVarint(data, at + 1)
+        if data[at] != 0x0A or start + size > end:
+            raise ValueError('it ends too early, or is of another format')
+        yield data[start : (at := start + size)]
+
+
+def _stored(entries):
+    """{name: ndarray or str} of `entries`. Not by `ms.load_checkpoint`, which does not compare a tensor's shape with the
+    size of its content, so that a damaged file can write over other memory."""
+    tensors = {}
+    for entry in map(Checkpoint.Value.FromString, entries):
+        tensors.setdefault(entry.tag, []).append(entry.tensor)  # a large one comes in pieces, each with the whole shape
+    found = {}
+    for name, (first, *more) in tensors.items():
+        content = b''.join([first.tensor_content, *(piece.tensor_content for piece in more)])
+        if first.tensor_type == 'str':
+            found[name] = content.decode('utf-32-le').rstrip('\0')
+            continue
+        shape, dtype = tuple(first.dims), np.dtype(first.tensor_type.lower())
+        if (math.prod(shape) if shape != (0,) else 1) * dtype.itemsize != len(content):
+            raise ValueError(f'{name:.60} of the shape {shape} has {len(content)} bytes')
+        found[name] = np.frombuffer(content, dtype).reshape(shape if shape != (0,) else ())
+    return found
+
+
+def _recorded(path, wanted):
+    """Those of `wanted`, names of `INFO`, that the checkpoint `path` has, as they are stored; {} if it cannot be read."""
+    starts = tuple(b'\x0a' + bytes([len(name)]) + name.encode() + b'\x12' for name in wanted)
+    with contextlib.suppress(*DAMAGED):
+        return _stored([entry for entry in _entries(path) if bytes(entry[:32]).startswith(starts)])
+    return {}
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -174,42 +197,21 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     InputError if it cannot be read, if its content does not fit its checksum, or if a weight is not finite. Checkpoints of
     other programs have no checksum.
     """
-    if not Path(path).is_file():
-        raise InputError(f'{path}: no such checkpoint')
-    parameters, info, checksum = {}, {}, None
-    try:
-        for name, value in mindspore_file.read(path).items():
-            if name == 'sha256':
-                checksum = bytes(value)
-            elif name in INFO:
-                info[name] = value if isinstance(value, str) else value.item()
-            elif not isinstance(value, str):  # other programs store notes of their own
-                parameters[name] = value
-        if checksum is None and 'format_version' in info or checksum not in (None, _digest(parameters, info)):
+    with reading(path, 'not a MindSpore checkpoint, or a damaged one; use another one or copy it again', also=DAMAGED):
+        stored = _stored(_entries(path))
+        checksum = stored.pop('sha256', None)
+        info = {name: value if isinstance(value, str) else value.item() for name, value in stored.items() if name in INFO}
+        # Other programs store notes of their own.
+        parameters = {name: value for name, value in stored.items() if name not in INFO and not isinstance(value, str)}
+        checked = checksum is not None or 'format_version' in info
+        if checked and (checksum is None or bytes(checksum) != _digest(parameters, info)):
             raise ValueError('its checksum does not fit')
-        for name in JSON_INFO & info.keys():
-            info[name] = json.loads(info[name])
+        info.update({name: json.loads(info[name]) for name in JSON_INFO & info.keys()})
         if not isinstance(info.get('config', {}), dict):
             raise ValueError('its configuration is not one')
-    except DAMAGED as error:
-        reason = ' '.join(str(error).split())
-        raise InputError(
-            f'{path}: not a MindSpore checkpoint, or a damaged one ({reason:.150}); use another one or copy it again'
-        ) from None
-    if problem := misfit.not_finite(parameters):
-        raise InputError(f'{path}: {problem}')
+    with reading(path):
+        names.check_finite(parameters)
     return parameters, info
-
-
-def with_classes(info: dict, parameters: dict[str, np.ndarray], path: str | Path) -> dict:
-    """`info` of the weights `parameters` at `path`, its `config` with at least the number of classes. InputError if the
-    classifier is missing, from whose size it is known."""
-    config = dict(info.get('config', {}))
-    if 'num_classes' not in config:
-        if 'logits.bias' not in parameters:
-            raise InputError(f'{path}: {misfit.NO_CLASSIFIER}')
-        config['num_classes'] = parameters['logits.bias'].size
-    return {**info, 'config': config}
 
 
 def averaged(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -228,12 +230,12 @@ def load_into(
         (loaded, left): lists of names.
 
     Raises:
-        InputError: the parameters do not fit, see `misfit.describe`; the message names `path`. Then none is set.
+        InputError: the parameters do not fit; the message names `path`. Then none is set.
     """
     targets = cell.parameters_dict()
     left = [name for name in targets if name.startswith(tuple(left_out))]
     shapes = {name: parameter.shape for name, parameter in targets.items() if name not in left}
-    if problem := misfit.describe(parameters, shapes, targets):
+    if problem := names.mismatch(parameters, shapes, targets):
         raise InputError(f'{path}: {problem}')
     for name in shapes:
         targets[name].set_data(Tensor(parameters[name], targets[name].dtype))

@@ -1,48 +1,47 @@
-"""Names and axes of InceptionV4's weights in other programs, to ours and back. NumPy only."""
+"""Names and axes of InceptionV4's weights in other programs, and whether weights fit a network. NumPy only."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
 
-from src.errors import InputError
-
+OPTIMIZER = ('moment', 'mean_square')  # beginnings of the names of an optimizer's state
+NO_CLASSIFIER = (
+    'the classifier is missing (logits.weight, logits.bias); a training run may start from it (--restore_path), but it '
+    'cannot be evaluated, exported or imported'
+)
 # TF-slim spells these in capitals; every other component is ours with a capital first letter.
 _SPELLING = {'aux_logits': 'AuxLogits'}
-_LEAVES = {
-    'conv.weight': 'weights',
-    'weight': 'weights',
-    'bias': 'biases',
-    'bn.beta': 'BatchNorm/beta',
-    'bn.gamma': 'BatchNorm/gamma',
-    'bn.moving_mean': 'BatchNorm/moving_mean',
-    'bn.moving_variance': 'BatchNorm/moving_variance',
-}
-_TIMM_LEAVES = {
-    'conv.weight': 'conv.weight',
-    'bn.gamma': 'bn.weight',
-    'bn.beta': 'bn.bias',
-    'bn.moving_mean': 'bn.running_mean',
-    'bn.moving_variance': 'bn.running_var',
+_LEAVES = {  # ours: TF-slim's, timm's
+    'conv.weight': ('weights', 'conv.weight'),
+    'bn.beta': ('BatchNorm/beta', 'bn.bias'),
+    'bn.gamma': ('BatchNorm/gamma', 'bn.weight'),
+    'bn.moving_mean': ('BatchNorm/moving_mean', 'bn.running_mean'),
+    'bn.moving_variance': ('BatchNorm/moving_variance', 'bn.running_var'),
+    'weight': ('weights', 'weight'),
+    'bias': ('biases', 'bias'),
 }
 # The branches 1 and 2 of block C, which fork.
-_TIMM_FORKS = {1: ('1_0', '1_1a', '1_1b'), 2: ('2_0', '2_1', '2_2', '2_3a', '2_3b')}
-_MINDCV_FORKS = {1: ('1', '1_1', '1_2'), 2: ('2.0', '2.1', '2.2', '2_1', '2_2')}
+_FORKS = {
+    'timm': {1: ('1_0', '1_1a', '1_1b'), 2: ('2_0', '2_1', '2_2', '2_3a', '2_3b')},
+    'mindcv': {1: ('1', '1_1', '1_2'), 2: ('2.0', '2.1', '2.2', '2_1', '2_2')},
+}
 
 
 def tf_slim_name(name: str) -> str:
     """Name of one of our parameters in TF-slim: `mixed_5b.branch_1.conv2d_0b_3x3.conv.weight` is
-    `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`. InputError for other names."""
+    `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`. ValueError for other names."""
     leaf = next((leaf for leaf in _LEAVES if name.endswith('.' + leaf)), None)
     if leaf is None:
-        raise InputError(f'{name}: not the name of an InceptionV4 parameter')
+        raise ValueError(f'{name}: not the name of an InceptionV4 parameter')
     path = name[: -len(leaf) - 1].split('.')
     scopes = [_SPELLING.get(path[0], path[0].capitalize())] + [part.capitalize() for part in path[1:]]
     if path == ['logits']:
         scopes.append('Logits')  # the dense layer stands in a scope of its own name
-    return '/'.join(['InceptionV4', *scopes, _LEAVES[leaf]])
+    return '/'.join(['InceptionV4', *scopes, _LEAVES[leaf][0]])
 
 
 def _layers(names):
@@ -56,28 +55,19 @@ def _layers(names):
                 yield layer, number, block, int(branch) if branch else None, position, len(group)
 
 
-def _timm_layer(number, block, branch, position, count):
-    """timm numbers all layers of the stem and all blocks, and the layers of a branch where it has several."""
-    place = f'features.{number}'
+def _layer(layout, number, block, branch, position, count):
+    """timm numbers all layers of the stem and all blocks, and the layers of a branch where it has several. MindCV names the
+    layers of the stem, which is its block 0, as TF-slim does."""
+    stem = layout == 'mindcv' and block < 'mixed_5b'
+    place = f'features.{number}' if layout == 'timm' else f'features.0.{block}' if stem else f'features.{number - 5}'
     if branch is None:
         return place
-    if block in ('mixed_3a', 'mixed_5a'):  # the only convolution beside a pool
+    if layout == 'timm' and block in ('mixed_3a', 'mixed_5a'):  # the only convolution beside a pool
         return f'{place}.conv'
-    if block > 'mixed_7a' and branch in _TIMM_FORKS:
-        return f'{place}.branch{_TIMM_FORKS[branch][position]}'
+    place += '.branch' if layout == 'timm' else '_branch_' if stem else '.branch_'
+    if block > 'mixed_7a' and branch in _FORKS[layout]:
+        return place + _FORKS[layout][branch][position]
     if branch == 3:  # after a pool
-        return f'{place}.branch3.1'
-    return f'{place}.branch{branch}' + (f'.{position}' if count > 1 else '')
-
-
-def _mindcv_layer(number, block, branch, position, count):
-    """MindCV names the layers of the stem, which is its block 0, as TF-slim does, and numbers the rest as timm does."""
-    if branch is None:
-        return f'features.0.{block}'
-    place = f'features.0.{block}_branch_' if block < 'mixed_5b' else f'features.{number - 5}.branch_'
-    if block > 'mixed_7a' and branch in _MINDCV_FORKS:
-        return place + _MINDCV_FORKS[branch][position]
-    if branch == 3:
         return f'{place}3.1'
     return f'{place}{branch}' + (f'.{position}' if count > 1 else '')
 
@@ -86,24 +76,21 @@ def names_in(layout: str, ours: Iterable[str]) -> dict[str, str]:
     """{our name: name in `layout` ('tf_slim', 'timm' or 'mindcv')} for the parameters `ours` that exist there."""
     if layout == 'tf_slim':
         return {name: tf_slim_name(name) for name in ours}
-    layer_name, classifier = (_timm_layer, 'last_linear') if layout == 'timm' else (_mindcv_layer, 'classifier')
-    result = {}
+    result, classifier = {}, 'last_linear' if layout == 'timm' else 'classifier'
     for layer, *place in _layers(ours):
-        for leaf, timm_leaf in _TIMM_LEAVES.items():
-            result[f'{layer}.{leaf}'] = f'{layer_name(*place)}.{timm_leaf if layout == "timm" else leaf}'
+        for leaf, (_, timm_leaf) in list(_LEAVES.items())[:5]:  # a convolution's
+            result[f'{layer}.{leaf}'] = f'{_layer(layout, *place)}.{timm_leaf if layout == "timm" else leaf}'
     return {**result, 'logits.weight': f'{classifier}.weight', 'logits.bias': f'{classifier}.bias'}
 
 
-def transposed(array: np.ndarray, inverse: bool = False) -> np.ndarray:
-    """Kernels of convolutions HWIO as OIHW, of dense layers IO as OI, or with `inverse` back; anything else as it is."""
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0) if inverse else array.transpose(3, 2, 0, 1)
-    return array.T if array.ndim == 2 else array
+def transposed(array: np.ndarray) -> np.ndarray:
+    """Kernels of convolutions HWIO as OIHW, of dense layers IO as OI; anything else as it is."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T if array.ndim == 2 else array
 
 
 def fit(
     tensors: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple], hwio: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> dict[str, np.ndarray]:
     """Take the tensors of another program as our parameters.
 
     Args:
@@ -113,46 +100,73 @@ def fit(
         hwio: kernels of convolutions are HWIO, of dense layers IO, as in TensorFlow.
 
     Returns:
-        (parameters, left): float32 ndarrays for every name in `shapes`, kernels OIHW, dense OI; the unused tensors.
+        float32 ndarrays for every name in `shapes`, kernels OIHW, dense OI.
 
     Raises:
-        InputError: a tensor is missing or of another shape.
+        ValueError: a tensor is missing, of another shape, or has no place.
     """
-    left, result, findings = dict(tensors), {}, []
+    result = {}
     for name, shape in shapes.items():
-        foreign = names[name]
-        if foreign not in left and name.endswith('.bn.gamma'):
-            result[name] = np.ones(shape, np.float32)
-        elif foreign not in left:
-            findings.append(f'{foreign} is missing')
-        else:
-            found = left.pop(foreign)
-            value = transposed(found) if hwio else found
-            if value.shape != tuple(shape):
-                findings.append(f'{foreign} has the shape {found.shape}, {name} needs {tuple(shape)}')
-            with np.errstate(over='ignore'):  # infinite then, which the caller finds
-                result[name] = np.ascontiguousarray(value, np.float32)
-    if findings:
-        raise InputError('; '.join(findings[:5]) + (f'; and {len(findings) - 5} more' if len(findings) > 5 else ''))
-    return result, left
-
-
-def from_tf_slim(variables: dict[str, np.ndarray], shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
-    """TF-slim's model variables to our parameters with the names and shapes `shapes`, as `fit` does; InputError if one
-    has no place in this network either."""
-    result, left = fit(variables, names_in('tf_slim', shapes), shapes, hwio=True)
-    if left:
-        raise InputError('; '.join(f'{name} has no place in this network' for name in left))
+        value = tensors.get(names[name])
+        if value is None and name.endswith('.bn.gamma'):
+            value = np.ones(shape, np.float32)
+        elif value is None:
+            raise ValueError(f'{names[name]} is missing')
+        elif (transposed(value) if hwio else value).shape != tuple(shape):
+            raise ValueError(f'{names[name]} has the shape {value.shape}, {name} needs {tuple(shape)}')
+        with np.errstate(over='ignore'):  # infinite then, which `check_finite` finds
+            result[name] = np.ascontiguousarray(transposed(value) if hwio else value, np.float32)
+    if left := tensors.keys() - names.values():
+        raise ValueError(f'{min(left)} has no place in this network ({len(left)} such tensors)')
     return result
 
 
-def to_tf_slim(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_tf_slim`: our names, OIHW and OI to TF-slim's names, HWIO and IO.
+def check_finite(parameters: dict[str, np.ndarray]) -> None:
+    """ValueError, with the remedy, if weights among `parameters` have values that are not finite."""
+    for name, value in parameters.items():
+        if value.dtype.kind == 'f' and not name.startswith(OPTIMIZER) and not np.isfinite(value).all():
+            raise ValueError(
+                f'{name} has values that are not finite (NaN or infinite): its training run had diverged; use an earlier '
+                'checkpoint, or other weights'
+            )
 
-    Gammas that are all one, which is how a network without batch norm scale keeps them, are left out.
+
+def first_of(names: list[str], shown: int = 6) -> str:
+    """All of `names` up to `shown`, of more their number and the first three."""
+    return ', '.join(names) if len(names) <= shown else f'{len(names)}: {", ".join(names[:3])}, ...'
+
+
+def mismatch(parameters: dict[str, np.ndarray], shapes: dict[str, tuple], network: Iterable[str]) -> str:
+    """Why `parameters` do not fit where the `shapes` {name: shape} are needed, and the remedy; '' if they fit.
+
+    Blocks that are not among the parameters `network` of the whole network do not fit either: with a part of its blocks a
+    network computes something else.
     """
-    return {
-        tf_slim_name(name): np.ascontiguousarray(transposed(value, inverse=True))
-        for name, value in parameters.items()
-        if not (name.endswith('.bn.gamma') and (value == 1).all())
-    }
+    wrong = [name for name, shape in shapes.items() if name not in parameters or parameters[name].shape != shape]
+    theirs, ours = _block_counts(parameters), _block_counts(network)
+    if not wrong and all(there <= here for there, here in zip(theirs, ours)):
+        return ''
+    missing = [name for name in wrong if name not in parameters]
+    if theirs != ours and min(theirs):
+        counts = ','.join(map(str, theirs))
+        return f'it has {counts} Inception blocks, the network {",".join(map(str, ours))}; use --block_counts {counts}'
+    if missing and all(name.startswith('logits.') for name in missing):
+        return NO_CLASSIFIER
+    if any(name.startswith('aux_logits.') for name in missing):
+        return 'it has no auxiliary classifier; use --aux_logits false'
+    if 'logits.bias' in wrong:
+        classes = parameters['logits.bias'].size
+        return f'it has {classes} classes, the network {shapes["logits.bias"][0]}; use --num_classes {classes}'
+    if all(name.startswith('aux_logits.') for name in wrong):
+        return "the auxiliary classifier's size depends on the images'; use the --image_size that it was trained with"
+    found = 'is missing' if missing else f'has the shape {parameters[wrong[0]].shape}'
+    return (
+        f'parameter {(missing or wrong)[0]} {found}, the network needs {shapes[(missing or wrong)[0]]}: it is of another '
+        'network, or of a training run with other options (optimizer, freeze, ema_decay)'
+    )
+
+
+def _block_counts(names):
+    """The numbers of Inception A, B and C blocks of which there are parameters in `names`."""
+    blocks = {name.partition('.')[0] for name in names}
+    return [sum(bool(re.fullmatch(f'mixed_{stage}[b-z]', block)) for block in blocks) for stage in (5, 6, 7)]

@@ -1,27 +1,28 @@
-"""TensorFlow's checkpoints, read and written by our own code: no other library than TensorFlow does it, and
-nobody should have to install that for a file. Both formats are read, the newer one is written.
+"""TensorFlow's checkpoints, read by our own code: only TensorFlow does it, and nobody should have to install it.
 
-Both keep a table of sorted keys in the layout of LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md)
+Both formats keep a table of sorted keys in LevelDB's layout (https://github.com/google/leveldb/blob/main/doc/table_format.md)
 with protocol buffers as values. V1, a single file, has the tensors themselves in it (saved_tensor_slice.proto); V2
 (tensor_bundle.proto) has their places in `<prefix>.data-?????-of-?????` in the table `<prefix>.index`.
 """
+
+from __future__ import annotations
 
 import math
 import mmap
 import os
 import re
-import struct
+from pathlib import Path
 
 import numpy as np
+from google.protobuf.internal.decoder import _DecodeVarint
+from google.protobuf.message import DecodeError
 
-from src.data.protobuf import encode_field, encode_varint, read_values, read_varint
 from src.data.tfrecord import masked_crc
-from src.errors import InputError
-from src.files import replacing
+from src.errors import reading
 
 MAGIC = bytes.fromhex('57fb808b247547db')
 DTYPES = {1: '<f4', 2: '<f8', 3: '<i4', 9: '<i8', 19: '<f2'}  # DataType of types.proto
-BLOCK_BYTES = 4096
+REMEDY = 'not a TensorFlow checkpoint, or a damaged one; copy it again, all files of the checkpoint must lie together'
 
 
 def _part(data, at, size):
@@ -30,37 +31,52 @@ def _part(data, at, size):
     return data[at : at + size]
 
 
+def _fields(message):
+    """Yield (number, value) of a protocol buffer: int, or a slice of `message`."""
+    at = 0
+    while at < len(message):
+        tag, at = _DecodeVarint(message, at)
+        value, at = _DecodeVarint(message, at) if tag & 7 in (0, 2) else ({1: 8, 5: 4}[tag & 7], at)
+        if tag & 7:
+            value, at = _part(message, at, value), at + value
+        yield tag >> 3, value
+
+
 def _shape(message):
     """(int, ...) of a TensorShapeProto."""
-    return tuple(dict(read_values(dim)).get(1, 0) for number, dim in read_values(message) if number == 2)
+    return tuple(dict(_fields(dim)).get(1, 0) for number, dim in _fields(message) if number == 2)
 
 
-def _block(table, at, size):
+def _varints(data, at, count):
+    """([int], position after them) of the `count` varints at data[at]."""
+    numbers = []
+    for _ in range(count):
+        number, at = _DecodeVarint(data, at)
+        numbers.append(number)
+    return numbers, at
+
+
+def _block(table, start, size):
     """Yield (key, value) of a block; keys are shortened by what they share with the one before."""
-    body = _part(table, at, size + 5)
-    if masked_crc(body[: size + 1]) != struct.unpack('<I', body[size + 1 :])[0]:
-        raise ValueError('a checksum does not fit')
-    if body[size]:
-        raise ValueError('it is compressed, which TensorFlow does not do')
-    end = size - 4 - 4 * struct.unpack('<I', _part(body, size - 4, 4))[0]
+    body = _part(table, start, size + 5)
+    if masked_crc(body[: size + 1]) != int.from_bytes(body[size + 1 :], 'little') or body[size]:
+        raise ValueError('a checksum does not fit, or it is compressed, which TensorFlow does not do')
     key, at = b'', 0
-    while at < end:
-        shared, at = read_varint(body, at, end)
-        rest, at = read_varint(body, at, end)
-        length, at = read_varint(body, at, end)
+    while at < size - 4 - 4 * int.from_bytes(body[size - 4 : size], 'little'):
+        (shared, rest, length), at = _varints(body, at, 3)
         key = key[:shared] + bytes(_part(body, at, rest))
         yield key, _part(body, at + rest, length)
         at += rest + length
 
 
-def _table(table):
-    footer, at = table[-48:], 0
-    for _ in range(2):  # of the two handles the second is the index
-        start, at = read_varint(footer, at, 48)
-        size, at = read_varint(footer, at, 48)
+def _table(path):
+    """Yield (key, value) of the table in the file `path`."""
+    table = _map(path)
+    if table[-8:] != MAGIC:
+        raise ValueError('it is no table')
+    (_, _, start, size), _ = _varints(table[-48:], 0, 4)  # of the two handles the second is the index
     for _, handle in _block(table, start, size):
-        start, at = read_varint(handle, 0, len(handle))
-        yield from _block(table, start, read_varint(handle, at, len(handle))[0])
+        yield from _block(table, *_varints(handle, 0, 2)[0])
 
 
 def _map(path):
@@ -74,121 +90,54 @@ def _array(data, dtype, shape):
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _read_v1(table):
+def _read_v1(path):
     shapes, result = {}, {}
-    for key, value in _table(table):
-        for number, content in read_values(value):
-            fields = list(read_values(content))
+    for key, value in _table(path):
+        for number, content in _fields(value):
             if not key and number == 1:  # what is in the file
-                for tensor in (list(read_values(value)) for number, value in fields if number == 1):
-                    name = str(dict(tensor)[1], 'utf-8')
-                    if sum(number == 4 for number, _ in tensor) > 1:
-                        raise ValueError(f'{name} is saved in parts (a partitioned variable)')
-                    shapes[name] = _shape(dict(tensor).get(2, b'')), dict(tensor).get(3)
+                for tensor in (dict(_fields(value)) for number, value in _fields(content) if number == 1):
+                    shapes[str(tensor[1], 'utf-8')] = _shape(tensor.get(2, b'')), tensor.get(3)
             elif key and number == 2:
-                slice_ = dict(fields)
-                name = str(slice_[1], 'utf-8')
-                shape, dtype = shapes[name]
-                values = dict(read_values(slice_[3]))
+                tensor = dict(_fields(content))
+                shape, dtype = shapes[name := str(tensor[1], 'utf-8')]
                 if dtype == 1:
-                    result[name] = _array(values.get(5, b''), '<f4', shape)
-                elif dtype in (3, 9):  # int_val, int64_val: packed varints
-                    packed, numbers, at = values.get(7 if dtype == 3 else 10, b''), [], 0
-                    while at < len(packed):
-                        found, at = read_varint(packed, at, len(packed))
-                        numbers.append(found)
-                    result[name] = _array(np.array(numbers, np.uint64).tobytes(), '<i8', shape)
+                    result[name] = _array(dict(_fields(tensor[3])).get(5, b''), '<f4', shape)
     return {name: result.get(name) for name in shapes}
 
 
-def _read_v2(prefix, table):
+def _read_v2(prefix):
     result, shards, number_of_shards = {}, {}, 1
-    for key, value in _table(table):
-        fields = dict(read_values(value))
+    for key, value in _table(f'{prefix}.index'):
+        fields = dict(_fields(value))
         if not key:  # the header
             number_of_shards = fields.get(1, 1)
-            if fields.get(2):
-                raise ValueError('it is big-endian')
-            continue
-        name, shard = key.decode(), fields.get(3, 0)
-        if 7 in fields:
-            raise ValueError(f'{name} is saved in parts (a partitioned variable)')
-        dtype = DTYPES.get(fields.get(1))
-        if not dtype:
-            result[name] = None
-            continue
-        if shard not in shards:
-            shards[shard] = _map(f'{prefix}.data-{shard:05d}-of-{number_of_shards:05d}')
-        data = _part(shards[shard], fields.get(4, 0), fields.get(5, 0))
-        if masked_crc(data) != fields.get(6):
-            raise ValueError(f'the checksum of {name} does not fit')
-        result[name] = _array(data, dtype, _shape(fields.get(2, b'')))
+        elif fields.get(1) not in DTYPES:
+            result[key.decode()] = None
+        else:
+            shard = f'{prefix}.data-{fields.get(3, 0):05d}-of-{number_of_shards:05d}'
+            shards[shard] = shards.get(shard) or _map(shard)
+            data = _part(shards[shard], fields.get(4, 0), fields.get(5, 0))
+            if masked_crc(data) != int.from_bytes(fields[6], 'little'):
+                raise ValueError(f'the checksum of {key.decode()} does not fit')
+            result[key.decode()] = _array(data, DTYPES[fields[1]], _shape(fields.get(2, b'')))
     return result
 
 
-def prefix_of(path):
+def prefix_of(path: str | Path) -> str | None:
     """What TensorFlow calls the checkpoint of which `path` is the prefix or one of the V2 files, else None."""
-    path = str(path)
-    prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
+    prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', str(path))
     return prefix if os.path.isfile(f'{prefix}.index') else None
 
 
-def read(path):
+def read(path: str | Path) -> dict[str, np.ndarray | None]:
     """All tensors of the checkpoint `path`: the file of V1; of V2 the prefix or one of its files.
 
     Returns:
-        dict[str, ndarray | None]: views of the mapped file; None for what is no number.
+        Views of the mapped file; None for what is no number, and for what is no float32 in V1.
 
     Raises:
         InputError: the file cannot be read; of V2 all checksums are compared.
     """
     prefix = prefix_of(path)
-    try:
-        if prefix is None:
-            return _read_v1(_map(path))
-        table = _map(f'{prefix}.index')
-        if table[-8:] != MAGIC:
-            raise ValueError(f'{prefix}.index is no table')
-        return _read_v2(prefix, table)
-    except OSError as error:
-        raise InputError(
-            f'{error.filename or path}: cannot be read ({error.strerror}); all files of the checkpoint must lie together'
-        ) from None
-    except (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError) as error:
-        raise InputError(
-            f'{path}: not a TensorFlow checkpoint, or a damaged one ({error!s:.150}); use another one or copy it again'
-        ) from None
-
-
-def write(prefix, tensors):
-    """Write float32 ndarrays ({name: value}) as the V2 checkpoint `prefix`, the index last. OSError if it cannot."""
-    entries, offset = {b'': encode_field(1, 1) + encode_field(3, encode_field(1, 1))}, 0  # one shard; written by version 1
-    with replacing(f'{prefix}.index') as index_path, replacing(f'{prefix}.data-00000-of-00001') as data_path:
-        with open(data_path, 'wb') as data:
-            for name in sorted(tensors, key=str.encode):
-                value = np.asarray(tensors[name], '<f4')
-                shape = b''.join(encode_field(2, encode_field(1, size)) for size in value.shape)
-                entries[name.encode()] = (
-                    encode_field(1, 1)
-                    + encode_field(2, shape)
-                    + encode_field(4, offset)
-                    + encode_field(5, value.nbytes)
-                    + b'\x35'
-                    + struct.pack('<I', masked_crc(value.tobytes()))
-                )
-                offset += data.write(value.tobytes())
-        with open(index_path, 'wb') as table:
-
-            def add(block):
-                start, block = table.tell(), block + struct.pack('<IIB', 0, 1, 0)  # one restart, at 0; not compressed
-                table.write(block + struct.pack('<I', masked_crc(block)))
-                return encode_varint(start) + encode_varint(len(block) - 1)
-
-            index = block = b''
-            for i, (key, value) in enumerate(entries.items(), 1):
-                block += b'\0' + encode_varint(len(key)) + encode_varint(len(value)) + key + value
-                if len(block) > BLOCK_BYTES or i == len(entries):
-                    handle, block = add(block), b''
-                    index += b'\0' + encode_varint(len(key)) + encode_varint(len(handle)) + key + handle
-            handles = add(b'') + add(index)
-            table.write(handles + bytes(40 - len(handles)) + MAGIC)
+    with reading(path, REMEDY, also=(DecodeError, TypeError, OverflowError)):
+        return _read_v2(prefix) if prefix else _read_v1(path)

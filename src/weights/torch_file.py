@@ -1,110 +1,89 @@
-"""`.pth` files, read by our own code: `torch.load` would need PyTorch, and a pickle is a program that may do anything."""
+"""Files of PyTorch's programs: `.pth`, read by our own code since `torch.load` would need PyTorch, and safetensors."""
 
 from __future__ import annotations
 
 import functools
 import math
-import pickletools
-import struct
+import pickle
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
-from src.errors import InputError
-from src.weights.safetensors_file import DTYPES, widened
+from src.errors import reading
+from src.files import replacing
 
-MAX_PICKLE = 16 << 20  # bytes; that of InceptionV4 has about 100,000
-LEGACY = bytes.fromhex('80028a0a6cfc9c46f920')  # how torch.save began a file before PyTorch 1.6
-
-# The only names with which a `.pth` builds anything here; see `BUILDERS`.
-KINDS = {'Half': 'F16', 'Float': 'F32', 'Double': 'F64', 'Int': 'I32', 'Long': 'I64', 'BFloat16': 'BF16'}
-STORAGES = {f'torch {kind}Storage': dtype for kind, dtype in KINDS.items()}
-ARGUMENTS = ('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'GLOBAL')
-NEW = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple, 'NEWFALSE': bool}
-# How many values an instruction takes from the stack; None: all since the last mark.
-TAKEN = {'TUPLE': None, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3, 'SETITEM': 2, 'SETITEMS': None, 'APPEND': 1, 'APPENDS': None}
-TAKEN.update(BINPERSID=1, REDUCE=2, NEWOBJ=2, BUILD=1)
-
-# What the modules above and this one raise on damaged files.
-DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-DAMAGE += (struct.error, zipfile.BadZipFile)
+DTYPES = {'F16': '<f2', 'F32': '<f4', 'F64': '<f8', 'I32': '<i4', 'I64': '<i8', 'BF16': '<u2'}  # bfloat16: see `_array`
+STORAGES = {'HalfStorage': 'F16', 'FloatStorage': 'F32', 'DoubleStorage': 'F64', 'IntStorage': 'I32', 'LongStorage': 'I64'}
+STORAGES['BFloat16Storage'] = 'BF16'
+DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, AttributeError, MemoryError, RuntimeError, TypeError)
+REMEDY = (
+    'not a state dict of PyTorch, or a damaged one; with PyTorch, write model.state_dict() with safetensors.torch.save_file'
+)
 
 
-class _Object(dict):
-    """In place of any other object of a pickle, whose code is never run: its attributes, where tensors may be."""
+def _array(data, dtype):
+    """The numbers in the bytes `data`; of BF16, which NumPy lacks, the same values in float32."""
+    array = np.frombuffer(data, DTYPES[dtype])
+    return (array.astype('<u4') << 16).view('<f4') if dtype == 'BF16' else array
 
 
-def _content(program, storage):
-    """(value, names): what the pickle `program` (bytes) describes, built of dicts, lists, tuples, numbers, text, tensors and
-    `_Object` alone, and the names of what the latter stand for; `storage(dtype, key)` gives the numbers of a storage.
-    ValueError if it has an instruction that PyTorch does not use."""
-    stack, marks, memo, others = [], [], {}, []
-    for instruction, argument, _ in pickletools.genops(program):
-        name = instruction.name
-        if name in ARGUMENTS:
-            stack.append(argument)
-        elif name in NEW:
-            stack.append(NEW[name]())
-        elif name in ('NONE', 'NEWTRUE'):
-            stack.append({'NONE': None, 'NEWTRUE': True}[name])
-        elif name == 'MARK':
-            marks.append(len(stack))
-        elif name in ('BINPUT', 'LONG_BINPUT'):
-            memo[argument] = stack[-1]
-        elif name in ('BINGET', 'LONG_BINGET'):
-            stack.append(memo[argument])
-        elif name in TAKEN:
-            start = marks.pop() if TAKEN[name] is None else len(stack) - TAKEN[name]
-            items = stack[start:]
-            del stack[start:]
-            _apply(name, items, stack, storage, others)
-        elif name not in ('PROTO', 'STOP'):
-            raise ValueError(f'it has the instruction {name}, which is not the content of a state dict')
-    return stack.pop(), others
-
-
-def _apply(name, items, stack, storage, others):
-    """Give the last value of `stack` the `items`, or put on it what they make."""
-    if name.startswith('TUPLE'):
-        stack.append(tuple(items))
-    elif name.startswith('SETITEM'):
-        stack[-1].update(zip(items[::2], items[1::2]))
-    elif name.startswith('APPEND'):
-        if isinstance(stack[-1], list):
-            stack[-1].extend(items)
-    elif name == 'BINPERSID':
-        _, kind, key, *_ = items[0]
-        stack.append((storage(STORAGES[kind], key), STORAGES[kind]) if kind in STORAGES else None)
-    elif name == 'BUILD':
-        if isinstance(stack[-1], _Object) and isinstance(items[0], dict):
-            stack[-1].update(items[0])
-    elif name == 'REDUCE' and items[0] in BUILDERS:
-        stack.append(BUILDERS[items[0]](*items[1]))
-    else:  # REDUCE or NEWOBJ of anything else
-        others.append(items[0])
-        stack.append(_Object())
-
-
-def _tensor(storage, offset, shape, strides, *_):
-    if storage is None:  # of bytes or truth values
+def _tensor(values, offset, shape, strides, *_):
+    if values is None:  # of bytes or truth values
         return None
-    values, dtype = storage
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides))
     unfit = len(shape) != len(strides) or min((offset, *shape, *strides)) < 0 or math.prod(shape) > values.size
     if unfit or last >= max(values.size, 1):
         raise ValueError(f'a tensor of the shape {shape} lies outside of its storage')
     steps = [step * values.itemsize for step in strides]
-    return widened(np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False), dtype)
+    return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+
+
+class _Object(dict):
+    """In place of any other object of a pickle, whose code is never run: its attributes, where tensors may be."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        super().__init__()
+
+    def __setstate__(self, state):
+        self.update(state if isinstance(state, dict) else {})
 
 
 BUILDERS = {
-    'collections OrderedDict': dict,
-    'torch._utils _rebuild_tensor_v2': _tensor,
-    'torch._utils _rebuild_parameter': lambda value, *_: value,
-    'torch._utils _rebuild_parameter_with_state': lambda value, *_: value,
-    'torch._tensor _rebuild_from_type_v2': lambda builder, kind, arguments, *_: BUILDERS[builder](*arguments),
+    '_rebuild_tensor_v2': _tensor,
+    '_rebuild_parameter': lambda value, *_: value,
+    '_rebuild_parameter_with_state': lambda value, *_: value,
+    '_rebuild_from_type_v2': lambda builder, kind, arguments, *_: builder(*arguments),
 }
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, tuples, numbers, text and tensors. Nothing that a pickle names is ever imported or run: what is
+    not one of PyTorch's functions for tensors becomes an `_Object`."""
+
+    def __init__(self, archive, files):
+        super().__init__(archive.open(files['data.pkl']))
+        self.storage = functools.lru_cache(None)(lambda dtype, key: _array(archive.read(files[f'data/{key}']), dtype))
+        self.others = []  # names of what is not built
+
+    def find_class(self, module, name):
+        """What stands for a name in the pickle."""
+        if module == 'torch' and name.endswith('Storage'):
+            return STORAGES.get(name, 'other')
+        if module in ('torch._utils', 'torch._tensor') and name in BUILDERS:
+            return BUILDERS[name]
+        self.others += [f'{module}.{name}'] * (name != 'OrderedDict')
+        return _Object
+
+    def persistent_load(self, pid):
+        """The numbers of a storage, None for those that are no weights."""
+        _, dtype, key, *_ = pid
+        return self.storage(dtype, key) if dtype in DTYPES else None  # tensors may share a storage
 
 
 def _tensors(value, seen):
@@ -118,33 +97,32 @@ def _tensors(value, seen):
             yield from ((f'{key}.{name}', tensor) for name, tensor in _tensors(item, seen))
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     """{name: ndarray} of all tensors in what `torch.save` writes since PyTorch 1.6: a state dict, dicts of them (names are
     joined by dots) or a whole model, whose own names come with PyTorch's `_modules` and the like. InputError on anything
-    else; nothing in the file is ever run."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = {info.filename.partition('/')[2]: info for info in archive.infolist()}
-            if 'data.pkl' not in files:
-                held = ', '.join(archive.namelist())
-                raise InputError(f'{path}: a ZIP archive of {held:.100}; unpack it, and name the weights in it')
-            if any(info.compress_type != zipfile.ZIP_STORED for info in files.values()):
-                raise ValueError('it is compressed, which PyTorch does not do')
-            if files['data.pkl'].file_size > MAX_PICKLE:
-                raise ValueError(f'data.pkl has {files["data.pkl"].file_size} bytes')
+    else."""
+    with reading(path, REMEDY, also=DAMAGE), zipfile.ZipFile(path) as archive:
+        files = {info.filename.partition('/')[2]: info for info in archive.infolist()}
+        if 'data.pkl' not in files:
+            raise ValueError(f'a ZIP archive of {", ".join(archive.namelist()):.100}; unpack it, and name the weights in it')
+        unpickler = _Unpickler(archive, files)
+        if found := dict(_tensors(unpickler.load(), set())):
+            return found
+        raise ValueError(f'it asks for {(*unpickler.others, "nothing")[0]}, which is not run')
 
-            @functools.lru_cache(None)  # tensors may share a storage
-            def storage(dtype, key):
-                return np.frombuffer(archive.read(files[f'data/{key}']), DTYPES[dtype])
 
-            content, others = _content(archive.read(files['data.pkl']), storage)
-        found = dict(_tensors(content, set()))
-        if not found:
-            raise ValueError(f'it asks for {(*others, "nothing")[0]}, which is not the content of a state dict')
-        return found
-    except DAMAGE as error:
-        reason = f'{error!s:.150}' or type(error).__name__
-        raise InputError(
-            f'{path}: not a state dict saved by PyTorch, or a damaged one ({reason}); with PyTorch, write '
-            'model.state_dict() with safetensors.torch.save_file'
-        ) from None
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray | None]:
+    """{name: ndarray} of the file `path`, bfloat16 as float32; None for types that hold no weights. InputError if it is
+    damaged."""
+    with reading(path, 'not a safetensors file, or a damaged one; use another one or copy it again', also=DAMAGE):
+        return {
+            name: _array(entry['data'], entry['dtype']).reshape(entry['shape']) if entry['dtype'] in DTYPES else None
+            for name, entry in deserialize(Path(path).read_bytes())
+        }
+
+
+def write_safetensors(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write `tensors` as float32, whole or not at all, marked as PyTorch's. OSError if it cannot be written."""
+    content = save({name: np.asarray(value, '<f4', 'C') for name, value in tensors.items()}, {'format': 'pt'})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -25,6 +25,7 @@ from src.deploy.quantization import Quantization, Sample, compare, quantized, sp
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
+from src.weights.read import read_weights
 
 OTHER = Preprocessing((124.0, 117.0, 104.0), (58.0, 57.0, 56.5), 0.9, 'bicubic', True)
 NAMES = [f'class "{i}"' for i in range(10)]
@@ -350,7 +351,7 @@ def test_air_from_the_command_line(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(formats.WRITERS, 'AIR', write)
     monkeypatch.setattr(runtime, 'start', lambda settings: runtime.Run('Ascend', amp_level='O3'))
     monkeypatch.setattr(
-        entry, 'load_network', lambda path, argv: (_Constant(), checkpoint.load(path)[1], entry.load_settings(argv))
+        entry, 'load_network', lambda path, argv: (_Constant(), read_weights(path)[1], entry.load_settings(argv))
     )
     entry.main(
         [

@@ -1,4 +1,4 @@
-"""Foreign weights: what the programs themselves computed and wrote, and what a stranger might.
+"""Weights of other programs: what the programs themselves computed and wrote, and what a stranger might.
 
 tests/files/foreign_networks.npz holds the tensors' names and the logits of timm 1.0.31 (PyTorch 2.13) and MindCV 0.3.0 with
 weights made from their names; tensorflow_v1, tensorflow_v2.* and the .pth were written by TensorFlow 2.21 and PyTorch 2.13.
@@ -19,36 +19,17 @@ import pytest
 from mindspore import Tensor
 
 from src.data import imagenet
-from src.data.preprocess import evaluation_image, recorded_preprocessing, scale
+from src.data.preprocess import evaluation_image, scale
 from src.errors import InputError
-from src.inceptionv4 import InceptionV4
-from src.training import resume
-from src.training.optimizer import make_optimizer
-from src.training.step import NetworkWithLoss, TrainStep
-from src.weights import checkpoint, safetensors_file, tf_file, torch_file
+from src.weights import checkpoint, tf_file, torch_file
 from src.weights.__main__ import main
-from src.weights.convert import convert
-from src.weights.names import to_tf_slim
-from src.weights.network import empty_network
-from src.weights.read import read_tensors, read_weights
+from src.weights.read import convert, empty_network, read_tensors, read_weights
 from tests.reference import DATA, FIGURES, SHARED, batches, tf_variables
+from tests.weights import tensorflow
+from tests.weights.tensorflow import to_tf_slim
 
 BOUND = 1e-4  # of the logits, relative to the largest
 SMALL = {'num_classes': 1001, 'block_counts': [1, 1, 1], 'aux_logits': True}
-
-
-def relative(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
-
-
-def logits(path, x):
-    """Logits of the weights at `path`, with the network that the file itself describes, and its info."""
-    parameters, info = read_weights(path)
-    network = empty_network({**info['config'], 'aux_logits': False}).set_train(False)
-    checkpoint.load_into(network, parameters, path)
-    return network(Tensor(x)).asnumpy(), info
-
-
 DRAWS = np.random.RandomState(0).standard_normal(99991).astype('f4')  # a prime: tensors do not repeat row by row
 
 
@@ -88,54 +69,55 @@ def small():
     }
 
 
-# What the programs compute and write.
-
-
 @pytest.mark.compiles
 @pytest.mark.parametrize(
-    'program, scaled, preprocessing',
+    'program, preprocessing',
     [
-        ('timm', True, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bicubic', True)),
-        ('mindcv', True, ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.875, 'bilinear', True)),
-        ('tf_slim', False, ((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear', False)),
+        ('timm', ((127.5,) * 3, (127.5,) * 3, 0.875, 'bicubic', True)),
+        ('mindcv', ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 0.875, 'bilinear', True)),
+        ('tf_slim', ((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear', False)),
     ],
 )
-def test_same_logits(tmp_path, program, scaled, preprocessing):
+def test_same_logits(tmp_path, program, preprocessing):
+    """With the network that the file itself describes; and back to timm's names and shapes."""
+    path = tmp_path / 'weights.ckpt'
+    tensors, expected = (tf_variables(), FIGURES['eval/logits']) if program == 'tf_slim' else foreign(program)
     if program == 'tf_slim':
-        path, expected = tmp_path / 'model.ckpt-1', FIGURES['eval/logits']
-        tf_file.write(path, tf_variables())
+        tensorflow.write(path, tensors)
+    elif program == 'timm':
+        torch_file.write_safetensors(path, tensors)
     else:
-        tensors, expected = foreign(program)
-        path = tmp_path / {'timm': 'timm.safetensors', 'mindcv': 'inception_v4-1_1.ckpt'}[program]
-        if program == 'timm':
-            safetensors_file.write(path, tensors)
-        else:
-            ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in tensors.items()], str(path))
-    found, info = logits(path, batches()[0][0][:1])
-    assert relative(found, expected[:1]) < BOUND
+        ms.save_checkpoint([{'name': name, 'data': Tensor(value)} for name, value in tensors.items()], str(path))
+    parameters, info = read_weights(path)
+    network = empty_network({**info['config'], 'aux_logits': False}).set_train(False)
+    checkpoint.load_into(network, parameters, path)
+    found = network(Tensor(batches()[0][0][:1])).asnumpy()
+    assert np.abs(found - expected[:1]).max() / np.abs(expected[:1]).max() < BOUND
     assert info['config'] == {
         'num_classes': 1000,
         'block_counts': [4, 7, 3],
         'aux_logits': program == 'tf_slim',
-        'bn_scale': scaled,
+        'bn_scale': program != 'tf_slim',
         'image_size': 299,
     }
-    assert recorded_preprocessing(json.loads(json.dumps(info['preprocessing']))) == preprocessing
+    assert info['preprocessing'] == preprocessing
     # The original trained its 1000 classes with labels from 1, so nobody knows what its class 0 is.
     assert info['class_names'] == (None if program == 'tf_slim' else imagenet.names())
+    if program == 'timm':
+        main(['import', str(path), '--out', str(tmp_path / 'ours.ckpt')])
+        main(['export-timm', str(tmp_path / 'ours.ckpt')])
+        back, _ = read_tensors(tmp_path / 'ours.safetensors')
+        kept = {name for name in tensors if not name.endswith('num_batches_tracked')}
+        assert set(back) == kept and all(np.array_equal(back[name], tensors[name]) for name in kept)
 
 
-@pytest.mark.parametrize(
-    'name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001']
-)
+@pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2', 'tensorflow_v2.data-00000-of-00001'])
 def test_what_tensorflow_wrote(name):
     found, _ = read_tensors(DATA / name)
-    assert {name: (value.shape, value.tolist()) for name, value in found.items()} == {
-        'InceptionV4/Conv2d_1a_3x3/weights': ((2, 3, 4), (np.arange(24, dtype='f4').reshape(2, 3, 4) / 7).tolist()),
-        'a/b': ((2,), [-1.5, 2.25]),
-        'global_step': ((), 1234567),
-        'count': ((), -7),
-    }
+    first = np.arange(24, dtype='f4').reshape(2, 3, 4) / 7
+    assert np.array_equal(found['InceptionV4/Conv2d_1a_3x3/weights'], first) and found['a/b'].tolist() == [-1.5, 2.25]
+    others = [None, None] if name.endswith('v1') else [1234567, -7]  # V1's integers are no weights
+    assert len(found) == 4 and [found['global_step'], found['count']] == others
 
 
 def test_what_pytorch_wrote():
@@ -180,145 +162,53 @@ def test_types_of_safetensors(tmp_path):
     assert all(np.array_equal(value, [1, -2]) for value in found.values()) and found['BF16'].dtype == np.float32
 
 
-# The tool.
-
-
-@pytest.mark.compiles
-def test_import_with_state_of_the_training(tmp_path, small, capsys):
-    """A TensorFlow training with 1001 classes, all there and back, and the training step takes the result."""
+def test_import(tmp_path, small, capsys):
+    """1001 classes of a TensorFlow training run, with the background and without."""
     slim = to_tf_slim(small)
-    trained = [name for name in slim if not name.endswith(('moving_mean', 'moving_variance'))]
-    unused = 'InceptionV4/AuxLogits/Aux_logits/biases'  # the original adds no loss there: TensorFlow keeps no state
-    slots = {
-        name + suffix: np.random.default_rng(len(name)).uniform(1, 2, slim[name].shape).astype('f4')
-        for suffix in ('/RMSProp', '/RMSProp_1')
-        for name in trained
-        if name != unused
-    }
-    source, out = str(tmp_path / 'model.ckpt-5'), str(tmp_path / 'imported.ckpt')
-    tf_file.write(source, {**slim, **slots, 'global_step': np.float32(5), 'loss_scale': np.float32(1)})
-
-    main(['import', source, '--out', out])
+    source, out = tmp_path / 'model.ckpt-5', tmp_path / 'imported.ckpt'
+    slots = {f'{name}/RMSProp': value for name, value in slim.items()}
+    tensorflow.write(source, {**slim, **slots, 'global_step': 5})
+    main(['import', str(source), '--out', str(out)])
     text = capsys.readouterr().out
-    assert (
-        'InceptionV4/Conv2d_1a_3x3/weights (3, 3, 3, 32) -> conv2d_1a_3x3.conv.weight: loaded\n'
-        'InceptionV4/Conv2d_1a_3x3/weights/RMSProp (3, 3, 3, 32): left out: state of RMSProp'
-    ) in text
-    assert 'loss_scale (): left out: not part of the network' in text and 'use --drop_background' in text
-    assert (
-        len([line for line in text.splitlines() if ': loaded' in line or ': left out' in line]) == len(slim) + len(slots) + 2
-    )
-    assert 'logits of a random image: finite' in text
+    assert 'InceptionV4/Conv2d_1a_3x3/weights (3, 3, 3, 32) -> conv2d_1a_3x3.conv.weight' in text
+    assert 'global_step () : left out' in text and 'without it: --drop_background' in text
+    assert f'{len(slim)} tensors loaded, {len(slim) + 1} left out' in text
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
     assert info['config']['num_classes'] == 1001 and info['config']['label_offset'] == '0' and info['step'] == 0
-    assert info['class_names'] == ['background', *imagenet.names()]
+    assert info['class_names'] == ['background', *imagenet.names()] and info['source'] == f'tf_slim {source}'
 
-    main(['import', source, '--out', out, '--slots', '--drop_background'])
-    text = capsys.readouterr().out
-    assert 'class k is now ImageNet class k of 0..999' in text and 'as in a new training: aux_logits.aux_logits.bias' in text
+    main(['import', str(source), '--out', str(out), '--drop_background'])
+    assert "class k is now ImageNet's class k of 0..999" in capsys.readouterr().out
     parameters, info = checkpoint.load(out)
     assert info['config']['num_classes'] == 1000 and 'label_offset' not in info['config']
-    assert info['step'] == 5 and info['position'] == 5 * 128 and info['class_names'] == imagenet.names()
-    assert np.array_equal(parameters['logits.bias'], small['logits.bias'][1:])
-    assert np.array_equal(parameters['moment.logits.weight'], slots['InceptionV4/Logits/Logits/weights/RMSProp_1'].T[1:])
-    assert (parameters['mean_square.aux_logits.aux_logits.bias'] == 1).all()
-    network = InceptionV4(1000, block_counts=(1, 1, 1), aux_logits=True)
-    optimizer = make_optimizer('rmsprop', network, np.full(9, 0.01, np.float32), weight_decay=0.0, momentum=0.9, on_cpu=True)
-    step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer)
-    resume.load(step, resume.State(out, parameters, info), info['step'])
-    assert int(optimizer.global_step.asnumpy()[0]) == 5
-    state = {p.name: p.asnumpy() for p in (*optimizer.ms, *optimizer.moment)}
-    assert np.array_equal(
-        state['mean_square.conv2d_1a_3x3.conv.weight'],
-        slots['InceptionV4/Conv2d_1a_3x3/weights/RMSProp'].transpose(3, 2, 0, 1),
-    )
-
-    prefix = str(tmp_path / 'exported')
-    main(['export-tf', out, '--out', prefix])
-    exported = tf_file.read(prefix)
-    assert set(exported) == set(slim)
-    for name, value in slim.items():
-        dropped = value[..., 1:] if value.shape[-1] == 1001 else value
-        assert np.array_equal(exported[name], dropped), name
-
-
-def test_export_timm_and_back(tmp_path, small, capsys):
-    ours = {
-        name: value + 0.25 if name.endswith('gamma') else value
-        for name, value in small.items()
-        if not name.startswith('aux_logits.')
-    }
-    config = {**SMALL, 'aux_logits': False, 'bn_scale': True}
-    path = tmp_path / 'inceptionv4-1_1.ckpt'
-    checkpoint.write(path, {**ours, 'moment.logits.bias': np.zeros(3, 'f4')}, {'step': 1, 'epoch': 1, 'config': config})
-    main(['export-timm', str(path)])
-    assert f'{len(ours)} tensors written, 1 of' in capsys.readouterr().out
-    parameters, info = read_weights(tmp_path / 'inceptionv4-1_1.safetensors')
-    assert set(parameters) == set(ours) and all(np.array_equal(parameters[name], ours[name]) for name in ours)
-    assert info['config']['bn_scale'] and info['config']['block_counts'] == [1, 1, 1]
-    main(['export-tf', str(path)])
-    assert 'scale=True' in capsys.readouterr().out
-    assert 'InceptionV4/Conv2d_1a_3x3/BatchNorm/gamma' in tf_file.read(tmp_path / 'inceptionv4-1_1')
-
-
-@pytest.mark.compiles
-def test_restore_path_takes_foreign_files(tmp_path, small):
-    """All but the classifiers, whatever the number of classes."""
-    tf_file.write(tmp_path / 'slim', to_tf_slim(small))
-    network = InceptionV4(7, block_counts=(1, 1, 1))
-    line, count = resume.restore(network, str(tmp_path / 'slim')), len(list(network.get_parameters()))
-    assert line == f'{tmp_path}/slim: {count - 2} of {count} parameters loaded, all but logits.weight, logits.bias'
-    weight = network.parameters_dict()['mixed_7a.branch_1.conv2d_0b_1x7.conv.weight']
-    assert np.array_equal(weight.asnumpy(), small[weight.name])
-
-
-# What cannot be used.
+    assert info['class_names'] == imagenet.names()
+    for name in ('logits.bias', 'logits.weight', 'aux_logits.aux_logits.weight'):
+        assert np.array_equal(parameters[name], small[name][1:])
+    assert 'already a checkpoint of this project' in one_line(out, capsys)
 
 
 def test_other_networks_are_refused(small):
     slim = to_tf_slim(small)
-    with pytest.raises(InputError, match='older MindSpore model zoo.*batch norm on the pooled features'):
-        convert({'features.0.conv2d_1a_3x3.conv.conv.weight': np.zeros(1), 'bn0.gamma': np.zeros(1)})
-    with pytest.raises(InputError, match='no InceptionV4 of TF-slim, timm, MindCV.*2 tensors: conv1.weight, fc.bias'):
-        convert({'conv1.weight': np.zeros(1), 'fc.bias': np.zeros(1)})
-    with pytest.raises(InputError, match='Mixed_5b/Branch_0/Conv2d_0a_1x1/BatchNorm/beta is missing'):
-        convert({name: value for name, value in slim.items() if 'Mixed_5b/Branch_0/Conv2d_0a_1x1/BatchNorm/b' not in name})
-    with pytest.raises(InputError, match='InceptionV4/Mixed_9a/weights has no place'):
-        convert({**slim, 'InceptionV4/Mixed_9a/weights': np.zeros(3, 'f4')})
-    with pytest.raises(InputError, match=r'beta has the shape \(33,\)'):
-        convert({**slim, 'InceptionV4/Conv2d_1a_3x3/BatchNorm/beta': np.zeros(33, 'f4')})
-    with pytest.raises(InputError, match='blocks A, B and C'):
-        convert({name: value for name, value in slim.items() if 'Mixed_6b' not in name})
-    with pytest.raises(InputError, match='--slots: there is no state'):
-        convert(slim, slots=True)
-    with pytest.raises(InputError, match='--drop_background: the file has 7 classes'):
-        convert(
-            {
-                **slim,
-                **{
-                    f'InceptionV4/{scope}/{leaf}': slim[f'InceptionV4/{scope}/{leaf}'][..., :7]
-                    for scope in ('Logits/Logits', 'AuxLogits/Aux_logits')
-                    for leaf in ('weights', 'biases')
-                },
-            },
-            drop_background=True,
-        )
-
-
-def test_auxiliary_classifier_of_another_image_size_is_left_out(small):
-    slim = to_tf_slim(small)
-    slim['InceptionV4/AuxLogits/Conv2d_2a/weights'] = np.zeros((3, 3, 128, 768), 'f4')
-    found = convert(slim)
-    assert not found.config['aux_logits'] and not any(name.startswith('aux') for name in found.parameters)
-    assert any(name.endswith('Aux_logits/biases') and 'not for 299 pixels' in remark for name, *_, remark in found.report)
-
-
-def test_weights_that_are_not_finite_are_not_written(tmp_path, small, capsys):
-    tf_file.write(tmp_path / 'slim', {**to_tf_slim(small), 'InceptionV4/Logits/Logits/biases': np.full(1001, np.nan)})
-    with pytest.raises(SystemExit) as stop:
-        main(['import', str(tmp_path / 'slim'), '--out', str(tmp_path / 'out.ckpt')])
-    assert stop.value.code == 2 and 'not finite' in capsys.readouterr().err and not (tmp_path / 'out.ckpt').exists()
+    beta = 'InceptionV4/Conv2d_1a_3x3/BatchNorm/beta'
+    seven = {
+        f'InceptionV4/{scope}/{leaf}': slim[f'InceptionV4/{scope}/{leaf}'][..., :7]
+        for scope in ('Logits/Logits', 'AuxLogits/Aux_logits')
+        for leaf in ('weights', 'biases')
+    }
+    for tensors, message in (
+        ({'bn0.gamma': np.zeros(1)}, 'older MindSpore model zoo.*batch norm on the pooled features'),
+        ({'conv1.weight': np.zeros(1)}, 'no InceptionV4 of TF-slim, timm, MindCV.*1 tensors: conv1.weight'),
+        ({name: value for name, value in slim.items() if name != beta}, f'{beta} is missing'),
+        ({**slim, 'InceptionV4/Mixed_9a/weights': np.zeros(3, 'f4')}, 'InceptionV4/Mixed_9a/weights has no place'),
+        ({**slim, beta: np.zeros(33, 'f4')}, r'beta has the shape \(33,\)'),
+        ({name: value for name, value in slim.items() if 'Mixed_6b' not in name}, 'blocks A, B and C'),
+        ({**slim, **seven}, '--drop_background: the file has 7 classes'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(tensors, drop_background=True)
+    parameters, info, _ = convert({**slim, 'InceptionV4/AuxLogits/Conv2d_2a/weights': np.zeros((3, 3, 128, 768), 'f4')})
+    assert not info['config']['aux_logits'] and not any(name.startswith('aux') for name in parameters)  # of other images
 
 
 def one_line(path, capsys):
@@ -337,7 +227,8 @@ class Evil:
         return os.system, (f'touch {self.marker}',)
 
 
-def test_a_pickle_runs_nothing(tmp_path, capsys):
+def test_a_pickle_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for content in (
         pickle.dumps({'w': Evil(tmp_path / 'ran')}, 2),
         pickle.dumps(Evil(tmp_path / 'ran'), 4),
@@ -346,220 +237,51 @@ def test_a_pickle_runs_nothing(tmp_path, capsys):
         path = tmp_path / 'evil.pth'
         with zipfile.ZipFile(path, 'w') as archive:
             archive.writestr('archive/data.pkl', content)
-        assert 'not the content of a state dict' in one_line(path, capsys)
-    assert not (tmp_path / 'ran').exists() and not Path('ran').exists()
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('archive/data.pkl', bytes(100))
-    assert 'compressed' in one_line(path, capsys)
-    path.write_bytes(torch_file.LEGACY + bytes(100))
-    assert 'before 1.6' in one_line(path, capsys)
+        assert 'which is not run; not a state dict' in one_line(path, capsys)
+    assert not Path('ran').exists()
+
+
+@pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2.index', 'state_dict.pth', 'x.safetensors', 'x.ckpt'])
+def test_damaged_files(tmp_path, name):
+    """A byte changed, or the file cut there: one line, or tensors; never another error. Of our own files nothing wrong."""
+    for file in DATA.glob('tensorflow_v2*'):
+        shutil.copy(file, tmp_path)
+    path = tmp_path / name
+    torch_file.write_safetensors(tmp_path / 'x.safetensors', {'a.b': np.ones((2, 3), 'f4')})
+    checkpoint.write(tmp_path / 'x.ckpt', {'a.b': np.ones((2, 3), 'f4')}, {'step': 3, 'config': {}})
+    read = {'.pth': torch_file.read_pth, '.safetensors': torch_file.read_safetensors, '.ckpt': checkpoint.load}
+    whole = (path if path.exists() else DATA / name).read_bytes()
+    path.unlink(missing_ok=True)
+    refused = []
+    for place in range(0, len(whole), len(whole) // 100 + 1):
+        for damaged in (whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :], whole[:place]):
+            path.write_bytes(damaged)
+            try:
+                found = read.get(path.suffix, tf_file.read)(path)
+                assert name != 'x.ckpt' or found[1]['step'] == 3 and np.array_equal(found[0]['a.b'], np.ones((2, 3)))
+            except InputError as error:
+                refused.append(str(error))
+    assert len(refused) > 20 and not any('\n' in line for line in refused)
+    assert all(line.startswith(f'{path}: ') for line in refused)
 
 
 def test_lengths_are_checked_before_memory_is_taken(tmp_path, capsys):
     path = tmp_path / 'big.safetensors'
-    for header in (
-        struct.pack('<Q', 1 << 60) + b'{}',
-        *(
-            struct.pack('<Q', len(text)) + text
-            for text in (
-                json.dumps({'w': entry}).encode()
-                for entry in (
-                    {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]},
-                    {'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 4]},
-                    {'dtype': 'F32', 'shape': [-1, -1], 'data_offsets': [0, 4]},
-                    {'dtype': 'F32', 'shape': [1], 'data_offsets': [-4, 0]},
-                    {'dtype': 'F32', 'shape': [1]},
-                    [],
-                    None,
-                )
-            )
-        ),
-    ):
-        path.write_bytes(header + bytes(4))
+    for entry in ({'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]}, {'dtype': 'F32', 'shape': [1]}, None):
+        text = json.dumps({'w': entry}).encode()
+        path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(4))
         assert 'not a safetensors file' in one_line(path, capsys)
-    for content in (b'', b'x', b'no weights at all ' * 9):
-        (tmp_path / 'x.ckpt').write_bytes(content)
-        one_line(tmp_path / 'x.ckpt', capsys)
     for place in (tmp_path / 'missing', tmp_path):
-        assert 'cannot be read' in one_line(place, capsys)
-
-
-@pytest.mark.parametrize(
-    'name',
-    ['tensorflow_v1', 'tensorflow_v2.index', 'tensorflow_v2.data-00000-of-00001', 'state_dict.pth', 'tiny.safetensors'],
-)
-def test_damaged_files(tmp_path, name):
-    """A byte changed, or the file cut there: an InputError, or tensors; never another error."""
-    for file in DATA.glob('tensorflow_v2*'):
-        shutil.copy(file, tmp_path)
-    safetensors_file.write(tmp_path / 'tiny.safetensors', {'a.b': np.ones((2, 3), 'f4')})
-    path = tmp_path / name
-    whole = (path if path.exists() else DATA / name).read_bytes()
-    path.unlink(missing_ok=True)
-    refused = 0
-    for place in range(0, len(whole), len(whole) // 300 + 1):
-        flipped = whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
-        for damaged in (flipped, whole[:place]) if place % 7 == 0 else (flipped,):
-            path.write_bytes(damaged)
-            try:
-                if name.endswith('.pth'):
-                    torch_file.read(path)
-                elif name.endswith('.safetensors'):
-                    safetensors_file.read(path)
-                else:
-                    tf_file.read(path)
-            except InputError as error:
-                refused += 1
-                assert '\n' not in str(error)
-    assert refused > 20
-
-
-# The programs themselves, where they are installed (requirements-import.txt).
-
-
-def test_with_tensorflow(tmp_path, small):
-    tf = pytest.importorskip('tensorflow', reason='TensorFlow is not installed')
-    slim = {**to_tf_slim(small), 'global_step': np.int64(7)}
-    for version in (tf.compat.v1.train.SaverDef.V1, tf.compat.v1.train.SaverDef.V2):
-        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            variables = [tf.compat.v1.get_variable(name, initializer=value) for name, value in slim.items()]
-            session.run(tf.compat.v1.global_variables_initializer())
-            path = tf.compat.v1.train.Saver(variables, write_version=version).save(session, str(tmp_path / f'v{version}'))
-        found, _ = read_tensors(path)
-        assert set(found) == set(slim) and all(np.array_equal(found[name], slim[name]) for name in slim)
-    tf_file.write(tmp_path / 'ours', slim)
-    reader = tf.train.load_checkpoint(str(tmp_path / 'ours'))
-    assert all(np.array_equal(reader.get_tensor(name), slim[name]) for name in slim)
-
-
-def test_with_timm(tmp_path):
-    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
-    timm = pytest.importorskip('timm', reason='timm cannot be imported', exc_type=ImportError)
-    from safetensors.torch import load_file, save_file
-
-    network = timm.create_model('inception_v4', num_classes=1000).eval()
-    state = network.state_dict()
-    for name, value in state.items():
-        if not name.endswith('num_batches_tracked'):
-            value.copy_(torch.from_numpy(made_from_name(name, tuple(value.shape))))
-    x = batches()[0][0][:1]
-    with torch.no_grad():
-        expected = network(torch.from_numpy(x)).numpy()
-    assert relative(expected, np.load(DATA / 'foreign_networks.npz')['timm_logits']) < BOUND
-    torch.save(state, tmp_path / 'timm.pth')
-    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / 'timm.safetensors')
-    for file in ('timm.pth', 'timm.safetensors'):
-        assert relative(logits(tmp_path / file, x)[0], expected) < BOUND
-    main(['import', str(tmp_path / 'timm.pth'), '--out', str(tmp_path / 'ours.ckpt')])
-    main(['export-timm', str(tmp_path / 'ours.ckpt'), '--out', str(tmp_path / 'back.safetensors')])
-    back = load_file(tmp_path / 'back.safetensors')
-    assert all(torch.equal(back[name], state[name]) for name in back)
-    network.load_state_dict(back)  # refuses a missing or an unknown name
+        assert 'name a checkpoint file' in one_line(place, capsys)
 
 
 # ImageNet's number of each of the 100 classes of the images.
-CLASSES = (
-    0,
-    11,
-    14,
-    21,
-    22,
-    39,
-    42,
-    46,
-    103,
-    114,
-    120,
-    125,
-    129,
-    159,
-    164,
-    168,
-    180,
-    270,
-    271,
-    378,
-    381,
-    385,
-    386,
-    405,
-    414,
-    426,
-    428,
-    479,
-    488,
-    506,
-    509,
-    518,
-    521,
-    525,
-    531,
-    532,
-    534,
-    545,
-    546,
-    556,
-    563,
-    566,
-    569,
-    570,
-    582,
-    586,
-    590,
-    598,
-    604,
-    605,
-    606,
-    639,
-    640,
-    644,
-    645,
-    647,
-    649,
-    653,
-    656,
-    665,
-    670,
-    676,
-    686,
-    689,
-    693,
-    710,
-    721,
-    725,
-    727,
-    728,
-    729,
-    736,
-    738,
-    741,
-    744,
-    752,
-    754,
-    755,
-    759,
-    766,
-    768,
-    783,
-    784,
-    789,
-    791,
-    795,
-    805,
-    876,
-    883,
-    884,
-    886,
-    888,
-    892,
-    897,
-    904,
-    908,
-    912,
-    916,
-    917,
-    921,
-)
+CLASSES = """
+    0 11 14 21 22 39 42 46 103 114 120 125 129 159 164 168 180 270 271 378 381 385 386 405 414 426 428 479 488 506 509
+    518 521 525 531 532 534 545 546 556 563 566 569 570 582 586 590 598 604 605 606 639 640 644 645 647 649 653 656 665
+    670 676 686 689 693 710 721 725 727 728 729 736 738 741 744 752 754 755 759 766 768 783 784 789 791 795 805 876 883
+    884 886 888 892 897 904 908 912 916 917 921
+"""
 
 
 @pytest.mark.slow
@@ -569,7 +291,7 @@ def test_real_weights_recognise_images():
     if not weights.exists() or not paths:
         pytest.skip('needs weights and images that are not part of the project')
     parameters, info = read_weights(weights)
-    preprocessing = recorded_preprocessing(info['preprocessing'])
+    preprocessing = info['preprocessing']
     network = empty_network(info['config']).set_train(False)
     checkpoint.load_into(network, parameters, weights)
     images = np.stack([evaluation_image(path.read_bytes(), 299, preprocessing) for path in paths]).transpose(0, 3, 1, 2)
@@ -579,7 +301,7 @@ def test_real_weights_recognise_images():
             for i in range(0, len(images), 20)
         ]
     )
-    label = np.array(CLASSES) + 1  # 0 is the background
+    label = np.array(CLASSES.split(), int) + 1  # 0 is the background
     above = (found > found[np.arange(len(label)), label][:, None]).sum(1)
     print(f'\ntop-1 {(above < 1).mean():.0%}, top-5 {(above < 5).mean():.0%} of {len(label)} images')
     assert (above < 1).mean() > 0.7 and (above < 5).mean() > 0.85

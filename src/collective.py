@@ -24,11 +24,10 @@ class AllReduce(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.reduce = ops.AllReduce()
+        self.operation = ops.AllReduce()
 
     def construct(self, x):
-        """The sum."""
-        return self.reduce(x)
+        return self.operation(x)
 
 
 class Broadcast(nn.Cell):
@@ -36,16 +35,13 @@ class Broadcast(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.broadcast = ops.Broadcast(0)
+        self.operation = ops.Broadcast(0)
 
     def construct(self, x):
-        """The x of rank 0."""
-        return self.broadcast((x,))[0]
+        return self.operation((x,))[0]
 
 
-@functools.lru_cache(None)
-def _graph(kind):
-    return kind()
+_graph = functools.lru_cache(None)(lambda kind: kind())  # one of each
 
 
 def summed(values: Sequence[float]) -> np.ndarray:
@@ -81,26 +77,21 @@ def require_same(values: dict[str, object], rank: int, world: int) -> None:
         return
     texts = [str(value).encode(errors='backslashreplace') for value in values.values()]
     checksums = gathered([zlib.crc32(text) >> 8 for text in texts], rank, world)  # of 24 bits, which float32 holds
-    other, number = next(iter(np.argwhere(checksums != checksums[0])), (0, None))
-    if number is None:
-        return
-    letters = gathered([*texts[number][:LETTERS].ljust(LETTERS, b'\0')], rank, world).astype(np.uint8)
-    first, second = (letters[n].tobytes().rstrip(b'\0').decode(errors='replace') for n in (0, other))
-    raise InputError(
-        f'{[*values][number]} differs: rank 0 has {first}, rank {other} has {second}; give all servers the same records and '
-        'the same options'
-    )
+    for other, number in np.argwhere(checksums != checksums[0])[:1]:
+        letters = gathered([*texts[number][:LETTERS].ljust(LETTERS, b'\0')], rank, world).astype(np.uint8)
+        first, second = (letters[n].tobytes().rstrip(b'\0').decode(errors='replace') for n in (0, other))
+        raise InputError(
+            f'{[*values][number]} differs: rank 0 has {first}, rank {other} has {second}; give all servers the same records '
+            'and the same options'
+        )
 
 
 def from_first(values: np.ndarray) -> np.ndarray:
     """The `values` (float32, one axis) of rank 0, bit for bit; every rank must call it with as many."""
     length = min(PIECE, len(values))
-    found = np.empty_like(values)
-    for start in range(0, len(values), length):
-        part = values[start : start + length]
-        padded = np.concatenate([part, np.zeros(length - len(part), np.float32)])  # a single length needs a single graph
-        found[start : start + length] = _graph(Broadcast)(Tensor(padded)).asnumpy()[: len(part)]
-    return found
+    padded = np.pad(values, (0, -len(values) % length))  # a single length needs a single graph
+    found = [_graph(Broadcast)(Tensor(part)).asnumpy() for part in padded.reshape(-1, length)]
+    return np.concatenate(found)[: len(values)]
 
 
 def share(parameters: Iterable[Parameter]) -> None:
@@ -114,12 +105,8 @@ def share(parameters: Iterable[Parameter]) -> None:
     values = [parameter.asnumpy() for parameter in parameters]
     # Integers are sent byte by byte, each as a float32: not every device can send integers, and float32 holds only those up
     # to 2^24.
-    flat = [
-        value.ravel() if value.dtype == np.float32 else value.reshape(-1).view(np.uint8).astype(np.float32)
-        for value in values
-    ]
+    flat = [v.ravel() if v.dtype == np.float32 else v.reshape(-1).view(np.uint8).astype(np.float32) for v in values]
     parts = np.split(from_first(np.concatenate(flat)), np.cumsum([len(part) for part in flat])[:-1])
     for parameter, value, part in zip(parameters, values, parts):
-        if value.dtype != np.float32:
-            part = part.astype(np.uint8).view(value.dtype)
+        part = part if value.dtype == np.float32 else part.astype(np.uint8).view(value.dtype)
         parameter.set_data(Tensor(part.reshape(value.shape), parameter.dtype))

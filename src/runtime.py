@@ -24,6 +24,14 @@ from src.heartbeat import dump_stacks_on_request
 from src.log import Log
 from src.options import Settings
 
+# MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
+# MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
+# the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
+FUSION_MB = 32
+PATIENCE = 2  # seconds for children that other libraries have left to end with this process
+# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone. `graphs` sets these for the one that is wanted.
+GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
+
 
 class Run(NamedTuple):
     """What this process is in a run of a program: its device, its rank, where it writes."""
@@ -41,50 +49,34 @@ class Run(NamedTuple):
 
     @property
     def sink(self) -> bool:
-        """Whether the device has dataset sink mode. MindSpore would not say that the CPU has none and would run another
-        number of steps (Model.train)."""
+        """Whether the device has dataset sink mode. The CPU has none and would run another number of steps (Model.train)."""
         return self.device_target == 'Ascend'
 
 
-# MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
-# MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
-# the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
-FUSION_MB = 32
-PATIENCE = 2  # seconds for children that other libraries have left to end with this process
-
-# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone. `graphs.Graphs` sets these for the one that is
-# wanted.
-GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
-
-
 def chip() -> str:
-    """The name that MindSpore gives the NPU, and by which it decides: ascend910 (the first generation), ascend910b,
-    ascend910_93, ...; '' without an NPU."""
+    """MindSpore's name of the NPU: ascend910 (the first generation), ascend910b, ascend910_93, ...; '' without an NPU."""
     return MSContext.get_instance().get_ascend_soc_version()
 
 
 def start(settings: Settings) -> Run:
     """Set up MindSpore for this process.
 
-    Ranks are started by `scripts/run_distribute_train.sh` as a dynamic cluster, which is what `init` connects them by:
-    RANK_SIZE, DEVICE_ID and LOCAL_RANKS are read here, RANK_ID and MS_* by MindSpore (src/cluster/launch.py).
+    Ranks are started by `src.cluster.launch` as a dynamic cluster, which is what `init` connects them by: RANK_SIZE,
+    DEVICE_ID and LOCAL_RANKS are read here, RANK_ID and MS_* by MindSpore.
     https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
 
-    Raises:
-        InputError: no such device, CANN cannot work as it is, `rank_size` and the launched processes disagree, the
-            environment names a rank table, or MindSpore's cache of graphs is on.
+    InputError if there is no such device, CANN cannot work as it is, or the environment is that of another start.
     """
     # What can be refused comes first: MindSpore's own errors are late and long.
     _check_variables(settings.rank_size)
     dump_stacks_on_request()
     multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
-    target = _find_device(settings.device_target)
+    target, amp_level = _find_device(settings.device_target), settings.amp_level
+    if amp_level == 'auto':
+        amp_level = 'O3' if target == 'Ascend' else 'O0'
     # A single rank of the launcher joins too: the scheduler waits for it, and its device is the rank table's.
     launched = settings.rank_size > 1 or 'LOCAL_RANKS' in os.environ
     device_id = int(os.environ.get('DEVICE_ID', settings.device_id)) if launched else settings.device_id
-    amp_level = settings.amp_level
-    if amp_level == 'auto':
-        amp_level = 'O3' if target == 'Ascend' else 'O0'
     # The device before the ranks: it can be set only once, and `init` connects the ranks through it.
     ms.set_context(mode=ms.GRAPH_MODE)
     if target == 'Ascend':
@@ -100,8 +92,8 @@ def start(settings: Settings) -> Run:
     # The seed before the first weight is drawn.
     ms.set_seed(settings.seed)
     ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if world > 1 else 1
-    first, own = (0, rank) if world > 1 else (device_id, device_id)
-    directories = (Path('results', f'{world}p', str(number), settings.log_dir) for number in (own, first))
+    numbers = (rank, 0) if world > 1 else (device_id, device_id)
+    directories = (Path('results', f'{world}p', str(number), settings.log_dir) for number in numbers)
     return Run(target, device_id, rank, world, ranks_here, amp_level, *directories)
 
 
@@ -110,6 +102,29 @@ def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
     run = run._replace(log=Log(path if run.rank == 0 else None))
     run.log(describe(run, settings.device_target))
     return run._replace(graphs=open_cache(settings, run))
+
+
+def describe(run: Run, option: str) -> str:
+    """One line for the log on what `start` set; `option` is the device target that was asked for."""
+    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and run.device_target == 'CPU' else ''
+    device = f'device: {run.device_target}{why}, rank {run.rank} of {run.world}'
+    return f'{device}, precision {run.amp_level}, MindSpore {ms.__version__}'
+
+
+def facts(run: Run) -> dict[str, object]:
+    """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
+    model = re.search(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(errors='replace'), re.M)
+    device = f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target
+    versions = {'MindSpore': ms.__version__, 'CANN': environment.look().version or None}
+    return {
+        'host': platform.node(),
+        'processor': model[1] if model else platform.machine(),  # not on every processor
+        'cores': len(os.sched_getaffinity(0)),
+        'device': device,
+        'ranks': run.world,
+        'precision': run.amp_level,
+        'versions': {**versions, 'Python': platform.python_version(), 'NumPy': np.__version__},
+    }
 
 
 @contextlib.contextmanager
@@ -123,15 +138,15 @@ def eager() -> Iterator[None]:
 
 
 def _end_children():
-    """End the children of `multiprocessing` that other libraries have left at the exit of this process, which would wait for
-    them for ever: CANN's compilers may have SIGTERM blocked."""
-    children, end = multiprocessing.active_children(), time.monotonic() + PATIENCE
+    """End the children that other libraries have left. The exit of this process would wait for them for ever: CANN's
+    compilers may have SIGTERM blocked."""
+    children = multiprocessing.active_children()
     for child in children:
         child.terminate()
+    end = time.monotonic() + PATIENCE
     for child in children:
         child.join(max(0, end - time.monotonic()))
-        if child.is_alive():
-            child.kill()
+        child.kill()
 
 
 def _check_variables(rank_size):
@@ -145,10 +160,8 @@ def _check_variables(rank_size):
             raise InputError(f'{name}={value} is set: {reason}, and unset {name}')
     launched = os.environ.get('RANK_SIZE', '1')
     if launched != str(rank_size):
-        raise InputError(
-            f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}; start several with '
-            'scripts/run_distribute_train.sh RANK_TABLE'
-        )
+        number = f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
+        raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')
 
 
 def _find_device(device_target):
@@ -157,10 +170,8 @@ def _find_device(device_target):
         environment.check()  # before MindSpore loads CANN, whose own errors are numbers
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
-        raise InputError(
-            'device_target Ascend: MindSpore sees no NPU here (is CANN installed and its set_env.sh '
-            'sourced?); use --device_target CPU or auto'
-        )
+        remedy = 'is CANN installed and its set_env.sh sourced?); use --device_target CPU or auto'
+        raise InputError(f'device_target Ascend: MindSpore sees no NPU here ({remedy}')
     return device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
 
 
@@ -168,14 +179,12 @@ def _join_ranks():
     """Connect the ranks and let MindSpore sum their gradients. Returns (rank, number of ranks)."""
     init()
     rank, world = get_rank(), get_group_size()
-    # The mean would be a multiplication of each gradient more: `TrainStep.unscale` divides by the number of ranks.
-    # `collective.share` says why parameter_broadcast is off.
     if world > 1:
         ms.set_auto_parallel_context(
             parallel_mode=ms.ParallelMode.DATA_PARALLEL,
-            gradients_mean=False,
+            gradients_mean=False,  # a multiplication of each gradient more: `TrainStep` divides by the number of ranks
             device_num=world,
-            parameter_broadcast=False,
+            parameter_broadcast=False,  # `collective.share` says why
             comm_fusion={'allreduce': {'mode': 'size', 'config': FUSION_MB}},
         )
     return rank, world
@@ -189,32 +198,3 @@ def _set_precision(amp_level):
         precision.precision_mode('allow_fp32_to_fp16')
     elif amp_level == 'O0':
         precision.conv_allow_hf32(False)  # which keeps 10 bits of the mantissa instead of 23, and is on by default
-
-
-def describe(run: Run, option: str) -> str:
-    """One line for the log on what `start` set; `option` is the device target that was asked for."""
-    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and run.device_target == 'CPU' else ''
-    return (
-        f'device: {run.device_target}{why}, rank {run.rank} of {run.world}, precision '
-        f'{run.amp_level}, MindSpore {ms.__version__}'
-    )
-
-
-def facts(run: Run) -> dict[str, object]:
-    """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
-    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
-        model = re.search(r'^model name\s*: (.*)', file.read(), re.M)  # not on every processor
-    return {
-        'host': platform.node(),
-        'processor': model[1] if model else platform.machine(),
-        'cores': len(os.sched_getaffinity(0)),
-        'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
-        'ranks': run.world,
-        'precision': run.amp_level,
-        'versions': {
-            'MindSpore': ms.__version__,
-            'CANN': environment.look().version or None,
-            'Python': platform.python_version(),
-            'NumPy': np.__version__,
-        },
-    }

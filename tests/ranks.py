@@ -67,4 +67,4 @@ def main(data_dir, source, out, rank_size):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:4], int(sys.argv[-1]))
+    main(*sys.argv[1:4], int(sys.argv[sys.argv.index('--rank_size') + 1]))

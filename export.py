@@ -4,17 +4,15 @@ NAME [--option value ...]`; docs/deploy.md says what to do with it."""
 import sys
 from pathlib import Path
 
+import mindspore as ms
+import numpy as np
+
 from src import runtime
-from src.data.preprocess import PREPROCESSING
 from src.data.records import find_format, open_records, splits
-from src.deploy import description
-from src.deploy.aipp import write_aipp
-from src.deploy.class_names import class_names, recorded_names
-from src.deploy.export import Encoding, export_network
-from src.deploy.formats import INT8_OPSET, OPSET, check_format
-from src.deploy.graph import Signature
-from src.deploy.network import load_network
-from src.deploy.quantization import Quantization, Sample, spread
+from src.deploy import description, quantization
+from src.deploy.export import export_network
+from src.deploy.formats import need_onnx
+from src.deploy.predictor import load_network
 from src.errors import InputError, entry_point
 from src.evaluation.evaluation import open_validation
 from src.options import load_settings
@@ -24,114 +22,92 @@ from src.weights.read import main_file
 @entry_point
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    config = load_settings(argv)
-    check_format(config.file_format)
-    check_encoding(config)
-    if config.aipp and config.export_input == 'uint8':
-        raise InputError('aipp and export_input uint8 would both scale the pixels; use --export_input float with --aipp')
-    if config.aipp and not config.ckpt_path:
-        return write_default_aipp(config)
-    path = target(config)
+    settings = load_settings(argv)
+    check_options(settings)
+    path = target(settings)
+
     # MINDIR and ONNX are the same wherever they are made, and the CPU verifies them in float32.
-    device = 'CPU' if config.device_target == 'auto' and config.file_format != 'AIR' else config.device_target
-    run = runtime.start(config.but(device_target=device))
+    device = 'CPU' if settings.device_target == 'auto' and settings.file_format != 'AIR' else settings.device_target
+    run = runtime.start(settings.but(device_target=device))
     print(runtime.describe(run, device), flush=True)
 
-    network, info, config = load_network(config.ckpt_path, argv)
-    preprocessing = info['preprocessing']
-    opset = config.opset if config.opset != 'auto' else INT8_OPSET if config.quantize == 'int8' else OPSET
-    on_npu = run.device_target == 'Ascend' and config.export_precision == 'float32'
-    computed_in = 'float16 or HF32' if on_npu else config.export_precision
-    material = quantization(config, info, load_settings(argv).label_offset) if config.quantize == 'int8' else None
-    report = export_network(
-        network,
-        path,
-        Signature(config.image_size, preprocessing, config.export_input, config.export_output, config.batch_size),
-        origin(config, info),
-        Encoding(config.fold_bn, config.export_precision, opset, material),
-        computed_in,
+    given_offset = settings.label_offset
+    network, info, settings = load_network(settings.ckpt_path, argv)
+    signature = description.Signature(
+        settings.image_size,
+        info['preprocessing'],
+        settings.export_input,
+        settings.export_output,
+        settings.batch_size,
+        settings.export_precision,
     )
-    if config.aipp:
-        write_aipp(config.aipp, preprocessing, config.image_size)
-    print(description.as_text(path, report))
-    if config.aipp:
-        print(f'{config.aipp}: scaling of the same preprocessing for atc')
+    samples = int8_samples(settings, info, given_offset) if settings.quantize == 'int8' else None
+    about = classes_and_source(settings, info)
+    report = export_network(network, path, signature, about, samples)
+
+    found = report['deviation']
+    print(f'{path}: {path.stat().st_size / 1e6:.0f} MB; {description.record_of(path)} says what it takes and returns')
+    print(
+        f"deviation of {found['measured_on']} from the checkpoint's network: {found['largest']:.1e} "
+        f'(bound {found["bound"]:.0e}, {found["computed_in"]})'
+    )
+    if samples:
+        print(quantization.as_text(report['quantization']))
 
 
-def check_encoding(config):
-    """InputError if options exclude each other."""
-    if config.export_precision != 'float32' and config.file_format != 'MINDIR':
+def check_options(settings):
+    """InputError before anything is loaded if options exclude each other, or the format cannot be written here."""
+    if settings.file_format == 'AIR' and not ms.device_context.ascend.is_available():
         raise InputError(
-            f'export_precision {config.export_precision}: only MINDIR is written in it, {config.file_format} in float32, '
-            'which atc makes float16 by itself; leave it out, or use --file_format MINDIR'
+            'file_format AIR: only an NPU can write it and MindSpore sees none here; run the same command on the NPU, or '
+            'use --file_format ONNX and convert with atc (docs/deploy.md)'
         )
-    if config.quantize == 'none':
-        return
-    for option, needed in (('file_format', 'ONNX'), ('fold_bn', True)):
-        if config[option] != needed:
-            raise InputError(f'quantize int8 needs {option} {needed}, not {config[option]}; use --{option} {needed}')
-    if config.opset != 'auto' and config.opset < 13:
+    if settings.file_format == 'ONNX':
+        need_onnx()
+    if settings.export_precision != 'float32' and settings.file_format != 'MINDIR':
         raise InputError(
-            f'opset {config.opset} has no scales per channel, which quantize int8 needs; use --opset 13 or more'
+            f'export_precision {settings.export_precision}: only MINDIR is written in it, {settings.file_format} in '
+            'float32, which atc makes float16 by itself; leave it out, or use --file_format MINDIR'
         )
-    if not config.data_dir:
-        raise InputError('quantize int8 needs images to calibrate with; use --data_dir DIR')
+    if settings.quantize == 'int8' and (settings.file_format != 'ONNX' or not settings.data_dir):
+        raise InputError('quantize int8 needs ONNX and images to calibrate with; use --file_format ONNX --data_dir DIR')
 
 
-def quantization(config, info, asked):
-    """The images of `data_dir` with which the file is quantized and compared (Quantization); `asked` is the option
-    label_offset without what the checkpoint records."""
-    layout = find_format(config.data_dir)
-    train = open_records(config.data_dir, 'train', layout)
-    calibration = Sample(train, spread(train.label, config.calibration_images, config.seed))
-    if 'validation' in splits(config.data_dir, layout):
-        names = recorded_names(info)
-        records, offsets = open_validation(
-            config.data_dir,
-            asked,
-            config.num_classes,
-            print,
-            names=names,
-            recorded_offset=info['config'].get('label_offset'),
-            source=config.ckpt_path,
-        )
-        evaluation = Sample(records, spread(records.label, config.validation_images or len(records), config.seed), offsets)
-    else:
-        count = config.validation_images or config.calibration_images
-        evaluation = Sample(train, spread(train.label, count, config.seed, calibration.numbers))
-    if not len(evaluation.numbers):
-        raise InputError(
-            f'data_dir {config.data_dir} has no validation images, and all {len(train)} training images are used for '
-            'calibration; give fewer --calibration_images'
-        )
-    return Quantization(calibration, evaluation, config.max_accuracy_loss)
-
-
-def write_default_aipp(config):
-    """The file `aipp` without a checkpoint."""
-    write_aipp(config.aipp, PREPROCESSING, config.image_size)
-    size = f'{config.image_size} x {config.image_size} pixels'
-    print(f'{config.aipp}: scaling of the default preprocessing for images of {size}')
-
-
-def target(config):
+def target(settings):
     """Path of the file to write. InputError before anything is loaded if the checkpoint's or the file's name is no good."""
-    if not config.ckpt_path:
-        raise InputError('ckpt_path is empty; use --ckpt_path FILE')
-    if Path(config.ckpt_path).is_dir():
-        raise InputError(f'ckpt_path {config.ckpt_path} is a directory; name one checkpoint in it')
-    suffix = f'.{config.file_format.lower()}'
-    path = Path(config.file_name.removesuffix(suffix) + suffix)
-    description.check_target(path)
+    if not Path(settings.ckpt_path).name or Path(settings.ckpt_path).is_dir():
+        raise InputError(f'ckpt_path {settings.ckpt_path!r} is not a file; use --ckpt_path FILE, a checkpoint')
+    suffix = f'.{settings.file_format.lower()}'
+    path = Path(settings.file_name.removesuffix(suffix) + suffix)
+    if path.suffix != suffix:
+        raise InputError(f'file_name {settings.file_name!r} has no name of a file at its end; use --file_name NAME')
     return path
 
 
-def origin(config, info):
+def int8_samples(settings, info, given_offset):
+    """The images of `data_dir` with which the file is quantized and compared; `given_offset` is the option label_offset
+    without what the checkpoint records."""
+    train = open_records(settings.data_dir, 'train')
+    if 'validation' not in splits(settings.data_dir, find_format(settings.data_dir)):
+        return quantization.choose_samples(train, None, settings.seed)
+    records, offsets = open_validation(
+        settings.data_dir,
+        given_offset,
+        settings.num_classes,
+        print,
+        names=description.recorded_names(info),
+        recorded_offset=info['config'].get('label_offset'),
+        source=settings.ckpt_path,
+    )
+    return quantization.choose_samples(train, quantization.Sample(records, np.arange(len(records)), offsets), settings.seed)
+
+
+def classes_and_source(settings, info):
     """What the JSON file says about the classes and the checkpoint (dict). InputError if class names do not fit."""
-    file = main_file(config.ckpt_path)
+    file = main_file(settings.ckpt_path)
     return {
-        'classes': class_names(config.export_labels, recorded_names(info), config.num_classes, '--export_labels'),
-        'num_classes': config.num_classes,
+        'classes': description.class_names(description.recorded_names(info), settings.num_classes, settings.ckpt_path),
+        'num_classes': settings.num_classes,
         'source': {
             'checkpoint': Path(file).name,
             'sha256': description.sha256(file),

@@ -26,18 +26,17 @@ from benchmarks.peers import timm_model
 from benchmarks.rounds import Threads, environment, interleaved, machine, spread
 from src import runtime
 from src.data import demo_images, imagenet
-from src.data.classes import match_names
+from src.data.classes import Offsets, match_names
 from src.data.preprocess import PREPROCESSING
 from src.data.records import open_records
 from src.deploy import quantization
-from src.deploy.export import Encoding, export_network
-from src.deploy.formats import INT8_OPSET, load_mindir, load_onnx
-from src.deploy.graph import Signature
-from src.deploy.network import load_network
+from src.deploy.description import Signature
+from src.deploy.export import export_network
+from src.deploy.formats import load_mindir, load_onnx
+from src.deploy.image_files import find_images
 from src.deploy.predict import predict
-from src.deploy.predictor import open_model
-from src.deploy.quantization import Quantization, Sample
-from src.deploy.sources import find_images
+from src.deploy.predictor import load_network, open_model
+from src.deploy.quantization import Sample, Samples
 from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
 from src.options import load_settings
@@ -82,7 +81,6 @@ def _first(run):
 # Name -> function of the directory of the files that gives the function to time
 CANDIDATES = {
     'MINDIR': lambda d: _first(load_mindir(d / 'folded.mindir')),
-    'MINDIR, not folded': lambda d: _first(load_mindir(d / 'unfolded.mindir')),
     'ONNX in ONNX Runtime': lambda d: _first(load_onnx(d / 'folded.onnx')),
     'ONNX in ONNX Runtime, int8': lambda d: _first(load_onnx(d / 'int8.onnx')),
     'ONNX in OpenVINO': lambda d: openvino_network(d / 'folded.onnx'),
@@ -94,12 +92,6 @@ CANDIDATES = {
     'timm, compiled, channels last': lambda d: timm_network(d / 'weights.npz', True, compiled=True),
 }
 NEARLY = ('int8', 'bfloat16')  # parts of the names of those that give other logits
-FILES = {
-    'folded.mindir': Encoding(),
-    'unfolded.mindir': Encoding(fold_bn=False),
-    'folded.onnx': Encoding(),
-    'int8.onnx': Encoding(opset=INT8_OPSET),
-}
 
 
 def new_network(weights):
@@ -120,37 +112,31 @@ def new_network(weights):
 
 def write_files(directory, weights, data_dir):
     """The exported files that are missing, and the same weights under timm's names."""
-    for name, encoding in FILES.items():
+    for name in ('folded.mindir', 'folded.onnx'):
         if (directory / name).exists():
             continue
         network, preprocessing = new_network(weights)
         signature, classes = Signature(SIZE, preprocessing), network.logits.out_channels
-        if name == 'int8.onnx':
-            halves = photo_halves(directory, weights, data_dir, classes)
-            encoding = encoding._replace(quantization=halves[0])
         values = {name: p.asnumpy() for name, p in network.parameters_dict().items()}
         np.savez(directory / 'weights.npz', **{foreign: values[name] for name, foreign in names_in('timm', values).items()})
-        about = {'classes': None, 'num_classes': classes}
-        report = export_network(network, directory / name, signature, about, encoding)
-        if name == 'int8.onnx' and weights and data_dir:
-            shutil.copy(directory / 'folded.onnx', directory / 'other.onnx')
-            run = load_onnx(directory / 'folded.onnx')
-            other = quantization.quantized(directory / 'other.onnx', run, 'other.onnx', signature, halves[1])
-            for figures in (report['quantization'], other):
-                print(f'one half of the photos: {quantization.as_text(figures)}', flush=True)
+        export_network(network, directory / name, signature, {'classes': None, 'num_classes': classes})
+    if not (directory / 'int8.onnx').exists():
+        for samples in photo_halves(directory, weights, data_dir, classes):
+            shutil.copy(directory / 'folded.onnx', directory / 'int8.onnx')
+            figures = quantization.quantize(directory / 'int8.onnx', signature, samples)
+            print(f'one half of the photos: {quantization.as_text(figures)}', flush=True)
 
 
 def photo_halves(directory, weights, data_dir, classes):
-    """Two `Quantization`s: calibrated with photos of either half, compared on the other half."""
+    """Two `Samples`: calibrated with photos of either half, compared on the other half."""
     made = data_dir or demo_images.make(directory / 'images', train_per_class=10, validation_per_class=1)
     records, offset = open_records(made, 'train'), None
     if weights and data_dir:
-        records, offset = match_names(records, imagenet.class_names(classes), weights), 0
-    halves = [
-        Sample(records, half, offset) for half in np.array_split(quantization.spread(records.label, len(records), 1), 2)
-    ]
+        records, offset = match_names(records, imagenet.class_names(classes), weights), Offsets([0])
+    numbers = quantization.spread(records.label, len(records), 1)
+    halves = [Sample(records, numbers[half::2], offset) for half in (0, 1)]
     return [
-        Quantization(first._replace(numbers=first.numbers[:CALIBRATION]), second, 100)
+        Samples(first._replace(numbers=np.random.default_rng(1).permutation(first.numbers)[:CALIBRATION]), second)
         for first, second in (halves, halves[::-1])
     ]
 
@@ -184,7 +170,7 @@ def peak_memory(directory, name, batch):
 
 def compare_predict(directory, data_dir, rounds, batch):
     """Print how much of its own rate each ONNX file has in `src.deploy.predict`, which reads and decodes photos."""
-    photos = find_images(data_dir)
+    photos = find_images(data_dir, print)
     paths = [photos[i % len(photos)] for i in range(-(-40 // batch) * batch)]
     for name in ('folded.onnx', 'int8.onnx'):
         seconds = predict_seconds(open_model(directory / name), paths, batch, rounds)
@@ -259,6 +245,7 @@ def main(argv=None):
     parser.add_argument('--alone', default='', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     runtime.start(load_settings(['--device_target', 'CPU']))
+    quantization.MAX_LOSS = 100  # random weights have no accuracy to lose
     if args.alone:
         run, x = CANDIDATES[args.alone](Path(args.directory)), image_batch(int(args.batch))
         for _ in range(3):

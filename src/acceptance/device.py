@@ -19,7 +19,7 @@ from src.acceptance.speed import SIZES, measure
 from src.acceptance.steps import Steps
 from src.acceptance.training import recorded
 from src.data import demo_images, preprocess
-from src.deploy.verification import BOUNDS
+from src.deploy.export import BOUNDS
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings
 from src.weights import checkpoint

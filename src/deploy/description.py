@@ -1,49 +1,78 @@
-"""The JSON file beside an exported file, which says what the file takes and gives and where it comes from."""
+"""What an exported file takes and returns, and the JSON file beside it, which says so to other programs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from src.data.preprocess import recorded_preprocessing
-from src.deploy import quantization
-from src.deploy.formats import SUFFIXES, need_utf8
-from src.deploy.graph import INPUT_TYPES, OUTPUT_NAMES, Signature
-from src.errors import InputError
+import numpy as np
+from mindspore import Tensor
+
+from src.data import imagenet
+from src.data.preprocess import Preprocessing, recorded_preprocessing, scale
+from src.errors import InputError, reading
+
+INPUT_TYPES = {'float': 'float32', 'uint8': 'uint8'}
+OUTPUT_NAMES = {'logits': ['logits'], 'softmax': ['probabilities'], 'top5': ['probabilities', 'classes']}
 
 
-def check_target(path: str | Path) -> dict:
-    """What the JSON file beside the model file `path`, which is to be written, already says about other model files of the
-    same name that are still there ({name: description}). InputError if it is another program's, which would be lost."""
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f'file_name {str(path.parent)!r} has no name of a file at its end')
-    need_utf8(path)
-    record = path.with_suffix('.json')
-    try:
-        described = _by_suffix(record)
-        there = {path.with_suffix(suffix): about for suffix, about in described.items() if suffix != path.suffix}
-        return {other.name: about for other, about in there.items() if other.is_file()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+class Signature(NamedTuple):
+    """What an exported file takes and returns; src/deploy/export.py has the graph."""
+
+    image_size: int  # height and width, pixels
+    preprocessing: Preprocessing
+    input_type: str = 'float'  # a key of INPUT_TYPES; float: float32 (N, 3, H, W), scaled; uint8: pixels (N, H, W, 3)
+    output: str = 'logits'  # a key of OUTPUT_NAMES; top5: the five highest probabilities and their class numbers
+    batch_size: int = 0  # images in a call; 0: any number
+    precision: str = 'float32'  # of the weights and what is computed
+
+    def as_input(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 (N, H, W, 3) as the file takes them."""
+        return host_scale(images, self.preprocessing) if self.input_type == 'float' else images
+
+
+def host_scale(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
+    return scale(Tensor(images.transpose(0, 3, 1, 2).astype(np.float32)), preprocessing).asnumpy()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, classes) of `logits` (N, classes)."""
+    x = np.exp(logits - logits.max(1, keepdims=True))
+    return x / x.sum(1, keepdims=True)
+
+
+def recorded_names(info: dict) -> list[str] | None:
+    """Class names in a checkpoint's `info`, or ImageNet's for weights of other programs that were imported without any."""
+    layout, classes = str(info.get('source', '')).partition(' ')[0], info['config'].get('num_classes')
+    if info.get('class_names') or layout not in ('tf_slim', 'timm', 'mindcv'):
+        return info.get('class_names')
+    # The original trained 1000 classes with labels from 1, so of its own weights one cannot tell what class 0 is.
+    return imagenet.class_names(classes) if (layout, classes) != ('tf_slim', 1000) else None
+
+
+def class_names(names: list[str] | None, num_classes: int, source: str | Path) -> list[str] | None:
+    """The `names` by class number, None if there are none; that of a background is left out where the network has a class
+    less. InputError naming their `source` if they do not fit."""
+    if names and len(names) == num_classes + 1 and names[0] in ('background', ''):
+        names = names[1:]
+    if names and len(names) != num_classes:
         raise InputError(
-            f'{record}: would be replaced, but was not written by export.py; choose another --file_name or move it'
-        ) from None
+            f'{source} names the classes 0 to {len(names) - 1}, but the network has {num_classes} classes; use '
+            'src.deploy.predict --labels FILE with one line per class'
+        )
+    return [name or f'class {number}' for number, name in enumerate(names)] if names else None
 
 
-def _by_suffix(record):
-    """{suffix: description} of the model files that the JSON file `record` describes: they have its name, although they were
-    renamed together. OSError, ValueError, KeyError, TypeError, AttributeError or RecursionError if it is another file."""
-    about = json.loads(record.read_text(encoding='utf-8'))
-    described = {**about.pop('other_files'), about['file']: about}
-    return {Path(name).suffix: value for name, value in described.items()}
+def record_of(path: Path) -> Path:
+    """The JSON file about the model file `path`."""
+    return path.with_name(f'{path.name}.json')
 
 
 def of_signature(signature: Signature, outputs: list) -> dict:
-    """The entries `input`, `output` and `preprocessing` for a file of `signature` that gave `outputs` (list of ndarrays)."""
+    """The entries of the JSON file for a file of `signature` that returned `outputs` (ndarrays)."""
     scaled, size = signature.input_type == 'float', signature.image_size
     batch_size = signature.batch_size or None
     return {
@@ -58,37 +87,27 @@ def of_signature(signature: Signature, outputs: list) -> dict:
         'output': {
             'kind': signature.output,
             'names': OUTPUT_NAMES[signature.output],
-            'shapes': [[batch_size, *part.shape[1:]] for part in outputs],
-            'types': [str(part.dtype) for part in outputs],
+            'shapes': [[batch_size, *output.shape[1:]] for output in outputs],
+            'types': [str(output.dtype) for output in outputs],
         },
         'preprocessing': signature.preprocessing._asdict(),
+        'precision': signature.precision,
     }
 
 
-def read(path: str | Path) -> dict:
-    """What export.py wrote about the model file `path`; `preprocessing` is a `Preprocessing`. InputError if there is
-    nothing about it, or if it is about another file by its checksum; the first versions wrote none, which a line says."""
-    record = Path(path).with_suffix('.json')
-    try:
-        about = _by_suffix(record)[Path(path).suffix]
-        names, count = about['classes'], about['num_classes']
-        if not isinstance(count, int) or not all(isinstance(name, str) for name in names or ()):
-            raise ValueError
-        _ = about['input']['type'], about['input']['shape'], OUTPUT_NAMES[about['output']['kind']]
+def read(path: Path) -> tuple[Signature, dict]:
+    """What export.py wrote about the model file `path`: (signature, the JSON file's entries). InputError if there is no JSON
+    file, or if it is about another file by its checksum."""
+    with reading(path, 'name a file of export.py'):
+        checksum = sha256(path)
+    with reading(record_of(path), 'copy both files that export.py wrote, or export again', (TypeError, AttributeError)):
+        about = json.loads(record_of(path).read_text(encoding='utf-8'))
+        if about['sha256'] != checksum:
+            raise ValueError(f'describes another file than {path}: the SHA-256 differs')
+        batch_size, *size = about['input']['shape']
+        input_type = {text: kind for kind, text in INPUT_TYPES.items()}[about['input']['type']]
         preprocessing = recorded_preprocessing(about['preprocessing'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(
-            f'{record}: missing, or does not describe {Path(path).name}; it belongs beside the model as '
-            'export.py wrote it, export again'
-        ) from None
-    if 'sha256' not in about:
-        print(f'note: {record} has no checksum of {Path(path).name}, which may be another file or damaged', file=sys.stderr)
-    elif about['sha256'] != sha256(path):
-        raise InputError(
-            f'{path}: not the file that {record.name} describes: its SHA-256 is another, so it is of another export or '
-            'damaged; copy both together again, or export again'
-        )
-    return {**about, 'preprocessing': preprocessing}
+        return Signature(size[1], preprocessing, input_type, about['output']['kind'], batch_size or 0), about
 
 
 def sha256(path: str | Path) -> str:
@@ -98,21 +117,3 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def as_text(path: Path, report: dict) -> str:
-    """Lines that say what was written to `path` with the description `report`."""
-    takes, gives, found = report['input'], report['output'], report['deviation']
-    outputs = ', '.join(f'{name} {_shape(shape)}' for name, shape in zip(gives['names'], gives['shapes']))
-    compared = f'{quantization.as_text(report["quantization"])}\n' if 'quantization' in report else ''
-    return (
-        f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {takes["type"]} {_shape(takes["shape"])}, output {outputs}\n'
-        f'{compared}'
-        f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random "
-        f'pixels, {found["smooth"]:.1e} for smooth images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it '
-        f'in {path.with_suffix(".json")}'
-    )
-
-
-def _shape(shape):
-    return f'({", ".join("any" if length is None else str(length) for length in shape)})'

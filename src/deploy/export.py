@@ -3,138 +3,201 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
+from PIL import Image
 
 from src import files, runtime
-from src.deploy import description, verification
-from src.deploy.formats import LOADERS, OPSET, WRITERS, convert_opset, parameter_types, plain_name
-from src.deploy.graph import OUTPUT_NAMES, Served, Signature, as_function, as_input, fold, set_precision
-from src.deploy.quantization import Quantization, quantized
-from src.errors import InputError
+from src.data.preprocess import scale
+from src.deploy import description, quantization
+from src.deploy.description import OUTPUT_NAMES, Signature, softmax
+from src.deploy.formats import LOADERS, WRITERS, as_function, parameter_types
+from src.errors import InputError, unwritable
+from src.inceptionv4 import ConvBN
+
+PRECISIONS = {'float32': ms.float32, 'float16': ms.float16, 'bfloat16': ms.bfloat16}
+# Of the largest logit, or of the probability 1. A folded convolution in float16 or HF32 (10 bits both) is rounded in
+# another way than the unfolded one and batch norm behind it: 6e-4 measured. bfloat16 has 7 bits.
+BOUNDS = {'float32': 1e-4, 'float16 or HF32': 1e-2, 'float16': 1e-2, 'bfloat16': 8e-2}
 
 
-class Encoding(NamedTuple):
-    """How the network is written.
+class Served(nn.Cell):
+    """`network` with the work around it that a server would do: scaling before it and probabilities behind it.
 
-    Attributes:
-        fold_bn: make convolution and batch norm one convolution.
-        precision: of the weights and of what is computed, a key of `graph.PRECISIONS`; below float32 for MINDIR only.
-        opset: version of ONNX's operators.
-        quantization: if given, the ONNX file is quantized with it.
+    Args:
+        signature: its precision is that to which `convert_parameters` has brought the network. Logits and probabilities are
+            float32 (N, classes); `top5`: the highest probabilities, float32 (N, 5), and their classes, int32 (N, 5).
     """
 
-    fold_bn: bool = True
-    precision: str = 'float32'
-    opset: int = OPSET
-    quantization: Quantization | None = None
+    def __init__(self, network: nn.Cell, signature: Signature):
+        super().__init__(auto_prefix=False)
+        self.network, self.dtype = network, PRECISIONS[signature.precision]
+        self.preprocessing, self.input_type, self.output = signature[1:4]
+
+    def construct(self, x):
+        if self.input_type == 'uint8':
+            x = scale(x.astype(ms.float32).transpose(0, 3, 1, 2), self.preprocessing)
+        x = self.network(x.astype(self.dtype)).astype(ms.float32)
+        if self.output == 'logits':
+            return x
+        x = ops.softmax(x, 1)
+        if self.output == 'softmax':
+            return x
+        values, classes = ops.topk(x, min(5, x.shape[1]))
+        return values, classes.astype(ms.int32)
 
 
-FLOAT32 = Encoding()
+def convert_parameters(network: nn.Cell, precision: str) -> None:
+    """Bring the parameters of `network` to `precision`, a key of `PRECISIONS`."""
+    for parameter in network.get_parameters():
+        parameter.set_dtype(PRECISIONS[precision])
+
+
+def fold(network: nn.Cell) -> None:
+    """Make convolution and batch norm of every `ConvBN` of `network` one convolution with a bias, in place.
+
+    The bias goes through the average pool of `PoolConvBN` unchanged, because padding does not count in its mean.
+    """
+    for name, cell in list(network.cells_and_names()):
+        if isinstance(cell, ConvBN):
+            cell.conv = _folded(cell.conv, cell.bn)
+            cell.bn = nn.Identity()
+            cell.update_parameters_name(f'{name}.')
+
+
+def _folded(conv, bn):
+    """`nn.Conv2d` that computes `bn(conv(x))`; the new weights are computed in float64."""
+    gamma, beta, mean, variance = (
+        p.asnumpy().astype(np.float64) for p in (bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance)
+    )
+    factor = gamma / np.sqrt(variance + bn.eps)
+    weight = Tensor(conv.weight.asnumpy() * factor[:, None, None, None], ms.float32)
+    bias = Tensor(beta - mean * factor, ms.float32)
+    kind = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.pad_mode
+    return nn.Conv2d(*kind, has_bias=True, weight_init=weight, bias_init=bias)
 
 
 def export_network(
-    network: nn.Cell,
-    path: str | Path,
-    signature: Signature,
-    about: dict,
-    encoding: Encoding = FLOAT32,
-    computed_in: str = 'float32',
+    network: nn.Cell, path: Path, signature: Signature, about: dict, samples: quantization.Samples | None = None
 ) -> dict:
     """Write `network` to `path`, in the format of its suffix, and beside it a JSON file with what a server must know.
 
-    The file is loaded by its own runtime and must give what the network gives for images of random pixels and smooth
-    ones, within the bound of the precision `computed_in` (of `verification.BOUNDS`); only then do both files get their
-    names. AIR has no runtime but the NPU's after atc: there the graph is compared before it is written. bfloat16, which
-    MindSpore does not compute on a CPU, is there known by the types of the weights. A quantized file is compared with that
-    in float32 on real images.
+    The file is loaded by its own runtime and must compute what the network does for images of random pixels and smooth
+    ones, within the bound of the precision; only then do both files get their names. AIR has no runtime but the NPU's after
+    atc: there the graph is compared before it is written.
 
     Args:
         network: in evaluation mode, never exported before, because MindSpore keeps the first graph of a cell. It is
             changed by this.
-        signature: what the file takes and gives; AIR has a fixed batch size, 1 instead of any.
+        signature: what the file takes and returns; AIR has a fixed batch size, 1 instead of any.
         about: further entries of the JSON file.
+        samples: if given, the ONNX file is quantized with them.
 
     Returns what the JSON file holds. InputError if the file deviates, loses too much, or cannot be written.
     """
-    path = Path(path)
     if path.suffix == '.air' and not signature.batch_size:
         signature = signature._replace(batch_size=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path.with_suffix('.json')) as record, files.replacing(path) as temporary:
-            made = _write_and_check(network, path, temporary, signature, encoding, computed_in)
-            report = {
-                'file': path.name,
-                'file_format': path.suffix[1:].upper(),
-                'sha256': description.sha256(temporary),
-                **about,
-                **made,
-                'mindspore': ms.__version__,
-                'other_files': description.check_target(path),
-            }
+        with files.replacing(description.record_of(path)) as record, files.replacing(path) as temporary:
+            made = _write_and_check(network, temporary, signature)
+            if samples:
+                made['quantization'] = quantization.quantize(temporary, signature, samples)
+            kept = {'file': path.name, 'file_format': path.suffix[1:].upper(), 'sha256': description.sha256(temporary)}
+            report = {**kept, **about, **made, 'mindspore': ms.__version__}
             record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from None
+        raise unwritable(f'{path}: cannot be written ({error.strerror}); choose another --file_name', error) from error
     return report
 
 
-def _write_and_check(network, path, temporary, signature, encoding, computed_in):
-    """Write the file `temporary`, which is to be `path`; gives the entries of the JSON file that follow from it."""
-    images = np.concatenate(list(verification.check_images(signature.image_size).values()))
-    inputs = as_input(images, signature)
-    # On the CPU this is faster than to compile a graph for one call.
-    with runtime.eager() if computed_in == 'float32' else contextlib.nullcontext():
-        logits = network(Tensor(as_input(images, signature._replace(input_type='float')))).asnumpy().copy()
-    if encoding.fold_bn:
-        fold(network)
-    by_types = encoding.precision == 'bfloat16' and ms.get_context('device_target') == 'CPU'
-    write = _write_unseen if by_types else _write
-    run, measured_on = write(network, temporary, signature, inputs, encoding)
-    outputs = verification.run_in_calls(run, inputs, signature.batch_size)
-    found = {**verification.check(path, outputs, logits, signature.output, computed_in), 'measured_on': measured_on}
-    made = {
-        **description.of_signature(signature, outputs),
-        'fold_bn': encoding.fold_bn,
-        'precision': encoding.precision,
-        'opset': encoding.opset if path.suffix == '.onnx' else None,
-        'deviation': found,
-    }
-    if encoding.quantization:
-        found['measured_on'] = 'the file in float32, before quantization'
-        made['quantization'] = quantized(temporary, run, path.name, signature, encoding.quantization)
-    return made
+def computed_in(precision: str) -> str:
+    """What this device makes of `precision`, a key of BOUNDS."""
+    return 'float16 or HF32' if precision == 'float32' and ms.get_context('device_target') == 'Ascend' else precision
 
 
-def _write(network, path, signature, inputs, encoding):
-    """Write the graph to `path`; returns the function (ndarray -> tuple of ndarrays) of the file, for AIR of the graph, and
-    which it is."""
-    set_precision(network, encoding.precision)
-    cell = _served(network, signature, encoding.precision)
-    example = Tensor(inputs[:1].repeat(signature.batch_size or 1, 0))
-    with plain_name(path) as plain:
-        write = WRITERS[path.suffix[1:].upper()]
-        write(cell, plain, example, OUTPUT_NAMES[signature.output], signature.batch_size == 0)
-    if path.suffix == '.onnx':
-        convert_opset(path, encoding.opset)
+def _write_and_check(network, path, signature):
+    """Write the file `path`; returns the entries of the JSON file that follow from it."""
+    images, found_in = check_images(signature.image_size), computed_in(signature.precision)
+    # Operation by operation in float32, where on the CPU this is faster than to compile a graph for one call.
+    with runtime.eager() if found_in == 'float32' else contextlib.nullcontext():
+        logits = network(Tensor(description.host_scale(images, signature.preprocessing))).asnumpy().copy()
+    fold(network)
+    call, measured_on = _write(network, path, signature)
+    size, inputs = signature.batch_size or len(images), signature.as_input(images)
+    results = [call(np.resize(inputs[i : i + size], (size, *inputs.shape[1:]))) for i in range(0, len(images), size)]
+    outputs = [np.concatenate(found)[: len(images)] for found in zip(*results)]
+    verified = verify(path.name, outputs, logits, signature.output, found_in)
+    return {**description.of_signature(signature, outputs), 'deviation': {**verified, 'measured_on': measured_on}}
+
+
+def _write(network, path, signature):
+    """Write the graph to `path`; returns the function that is to be verified and its name: that of the file, or, where there
+    is no runtime for it here, that of the graph."""
+    convert_parameters(network, signature.precision)
+    cell = Served(network, signature).set_train(False)
+    blank = np.zeros((signature.batch_size or 1, signature.image_size, signature.image_size, 3), np.uint8)
+    example, names = Tensor(signature.as_input(blank)), OUTPUT_NAMES[signature.output]
+    # MindSpore's exporters refuse names and directories with spaces and all that is not ASCII.
+    with tempfile.TemporaryDirectory(prefix='export-') as plain:
+        written = Path(plain, f'model{path.suffix}')
+        WRITERS[path.suffix[1:].upper()](cell, written, example, names, signature.batch_size == 0)
+        shutil.move(written, path)
+    if signature.precision == 'bfloat16' and ms.get_context('device_target') == 'CPU':
+        # MindSpore has no kernels for it there: what can be known is the type of the weights, and what their rounding does.
+        if (types := parameter_types(path)) != {'BFLOAT16'}:
+            raise InputError(f'{path.name}: its weights are of the types {", ".join(sorted(types))}; no file was written')
+        convert_parameters(network, 'float32')
+        cell = Served(network, signature._replace(precision='float32')).set_train(False)
+        return as_function(cell), 'the rounded weights, in float32'
     if path.suffix in LOADERS:
         return LOADERS[path.suffix](path), 'the file'
     return as_function(cell), 'the graph before it was written'
 
 
-def _write_unseen(network, path, signature, inputs, encoding):
-    """As `_write`, where the device has no kernels for the precision: the function is that of a network in float32 with the
-    weights as they are rounded, and the file is known by their types."""
-    _write(network, path, signature, inputs, encoding)
-    if (types := parameter_types(path)) != {encoding.precision.upper()}:
-        raise InputError(f'{path.name}: its weights are of the types {", ".join(sorted(types))}; no file was written')
-    set_precision(network, 'float32')
-    return as_function(_served(network, signature, 'float32')), 'the rounded weights, in float32'
+def check_images(size: int) -> np.ndarray:
+    """Images to compare with, uint8 (4, size, size, 3): two of random pixels, whose mean is all that deep layers see, and
+    two smooth ones, because images of the world are: each pixel lies between its neighbours of a coarse random grid."""
+    rng = np.random.default_rng(0)
+    grids = rng.integers(0, 256, (2, 9, 9, 3), np.uint8)
+    smooth = [Image.fromarray(grid).resize((size, size), Image.Resampling.BILINEAR) for grid in grids]
+    return np.concatenate([rng.integers(0, 256, (2, size, size, 3), np.uint8), np.stack(smooth)])
 
 
-def _served(network, signature, precision):
-    return Served(network, signature.input_type, signature.output, signature.preprocessing, precision).set_train(False)
+def deviation(outputs: list[np.ndarray], logits: np.ndarray, output: str) -> float:
+    """How far the `outputs` of the kind `output` (see `Served`) are from those of the network's own `logits` (N, classes):
+    the largest difference in parts of the largest logit, or of probabilities. Infinite if an output is not finite.
+
+    Of classes that are equally probable any may be among the five.
+    """
+    expected, unit = ((logits,), max(np.abs(logits).max(), 1e-30)) if output == 'logits' else ((softmax(logits),), 1)
+    if output == 'top5':
+        values, classes = outputs
+        outputs = values, values
+        expected = np.take_along_axis(expected[0], classes, 1), -np.sort(-expected[0], 1)[:, : values.shape[1]]
+    largest = max(float(np.abs(found - wanted).max()) for found, wanted in zip(outputs, expected))
+    return largest / unit if math.isfinite(largest) else math.inf
+
+
+def verify(name: str, found: list[np.ndarray], logits: np.ndarray, output: str, computed_in: str) -> dict:
+    """Compare the outputs `found` of the file `name` for `check_images` with the network's own `logits`.
+
+    Returns the `largest` deviation, its `bound` and the precision `computed_in`. InputError if the deviation is above the
+    bound, or, below float32, another class is the likeliest.
+    """
+    largest, bound = deviation(found, logits, output), BOUNDS[computed_in]
+    best = found[1][:, 0] if output == 'top5' else found[0].argmax(1)
+    problem = None
+    if not largest <= bound:
+        problem = f'deviates by {largest:.1e} (bound {bound:.0e}, computed in {computed_in})'
+    elif computed_in != 'float32' and (best != logits.argmax(1)).any():
+        problem = f"finds another class than the checkpoint's (deviation {largest:.1e}, computed in {computed_in})"
+    if problem:
+        raise InputError(f'{name}: the exported network {problem}; no file was written')
+    return {'largest': largest, 'bound': bound, 'computed_in': computed_in}

@@ -1,12 +1,20 @@
-"""An ONNX file in 8-bit integers: made by ONNX Runtime's quantizer, compared with the float32 file on real images."""
+"""An ONNX file in 8-bit integers, made by ONNX Runtime's quantizer, and compared with the float32 file on real images.
+
+How it is calibrated:
+
+1. Images: CALIBRATION training images, spread over the classes (`choose_samples`).
+2. Activations: the quantizer takes the range of each from these images, uint8 (`quantize`).
+3. Weights: int8, a scale for each output channel, such that no sum overflows (`weight_scales`).
+4. Biases: less by what the rounding of the weights adds on average, for these images (`_round_weights`).
+5. Both files run on all validation images; above MAX_LOSS no file is written (`compare`).
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +24,17 @@ from src.data.bad_records import where_and_why
 from src.data.classes import Offsets
 from src.data.preprocess import evaluation_image
 from src.data.records import Records
-from src.deploy import int8_weights
-from src.deploy.decoding import batches
-from src.deploy.formats import Run, load_onnx
-from src.deploy.graph import Signature, as_input
+from src.deploy.description import Signature
+from src.deploy.formats import Function, convert_opset, load_onnx
+from src.deploy.image_files import load_batches
 from src.errors import InputError
 
+CALIBRATION = 100  # images
+MAX_LOSS = 1.0  # percentage points of top-1, without labels of agreement
+OPSET = 17  # version of ONNX's operators; scales per channel need 13 at least
 # The others stay in float32: they take little time, and with the classifier in integers the logits deviate twice as far.
 QUANTIZED = ['Conv', 'Relu', 'Concat', 'MaxPool', 'AveragePool']
-BATCH, TIMED_BATCHES, ROUNDS = 8, (1, 8), 5
+BATCH = 8
 
 
 class Sample(NamedTuple):
@@ -32,98 +42,77 @@ class Sample(NamedTuple):
 
     records: Records
     numbers: np.ndarray
-    offset: int | Offsets | None = None
+    offsets: Offsets | None = None
 
     def labels(self, predicted: np.ndarray) -> np.ndarray | None:
         """int64 (images,), as the network counts them; where that is open, by the classes that it has `predicted` for the
         images. InputError if it stays open."""
-        if self.offset is None:
+        if self.offsets is None:
             return None
-        offsets = self.offset if isinstance(self.offset, Offsets) else Offsets([self.offset])
         labels = self.records.label[self.numbers]
-        hits = [int((predicted == labels - offset).sum()) for offset in offsets.possible]
-        offset, why = offsets.settled(hits, len(labels))
+        hits = [int((predicted == labels - offset).sum()) for offset in self.offsets.possible]
+        offset, why = self.offsets.settled(hits, len(labels))
         if why:
             print(why)
         return labels - offset
 
-    def batches(self, signature: Signature, size: int) -> Iterator[np.ndarray]:
-        """Yield what a file of `signature` takes, at most `size` images at a time. InputError naming a bad record."""
+    def batches(self, signature: Signature, title: str, size: int = BATCH) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield what a call of a file of `signature` takes, and how many images of it are of the sample: the last call is
+        filled up with the first ones. `size` is for files of any batch size. InputError naming a bad record."""
 
         def load(number):
             try:
                 encoded = self.records.read(number)
                 return evaluation_image(encoded, signature.image_size, signature.preprocessing, self.records.upright)
             except ValueError as error:
-                raise InputError(f'{where_and_why(self.records, number, error)}; mend or remove it') from None
+                raise InputError(f'{where_and_why(self.records, number, error)}; mend or remove it') from error
 
-        for images in batches(map(int, self.numbers), size, load):
-            yield as_input(np.stack(images), signature)
+        with tqdm(total=len(self.numbers), desc=title, unit='image', leave=False, disable=None) as bar:
+            for images in load_batches(map(int, self.numbers), signature.batch_size or size, load):
+                filled = np.resize(images, (signature.batch_size or len(images), *images[0].shape))
+                yield signature.as_input(filled), len(images)
+                bar.update(len(images))
 
 
-class Quantization(NamedTuple):
-    """What the quantization works with: images that set the ranges of activations, others on which both files are compared,
-    and the loss in percentage points of top-1, or without labels of agreement, that is too much."""
+class Samples(NamedTuple):
+    """Images that calibrate, and others on which both files are compared."""
 
     calibration: Sample
     evaluation: Sample
-    max_loss: float
 
 
-def spread(labels: np.ndarray, count: int, seed: int, without: Collection[int] = ()) -> np.ndarray:
-    """Numbers of `count` records with the `labels`, in random order, equally many of each class as far as it has
-    them, and none of those in `without`."""
+def choose_samples(train: Records, validation: Sample | None, seed: int) -> Samples:
+    """CALIBRATION training images, and `validation`, or without it as many other training images."""
+    if validation is not None:
+        return Samples(Sample(train, spread(train.label, CALIBRATION, seed)), validation)
+    numbers = spread(train.label, 2 * CALIBRATION, seed)
+    return Samples(Sample(train, numbers[::2]), Sample(train, numbers[1::2]))
+
+
+def spread(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Numbers of `count` records, of each class in proportion to those that the `labels` say."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[~np.isin(order, list(without))]
-    by_class = np.argsort(labels[order], kind='stable')
-    found = labels[order][by_class]
-    turn = np.empty(len(order), np.int64)
-    turn[by_class] = np.arange(len(order)) - np.searchsorted(found, found)  # how many of its class come before it
-    return order[np.argsort(turn, kind='stable')][:count]
+    order = order[np.argsort(labels[order], kind='stable')]
+    return order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
 
 
-def quantized(path: Path, run: Run, name: str, signature: Signature, quantization: Quantization) -> dict:
-    """Replace the float32 file `path`, which `run` runs, by one in 8-bit integers. Gives the figures of the comparison.
+def quantize(path: Path, signature: Signature, samples: Samples) -> dict:
+    """Replace the float32 file `path` by one in 8-bit integers. Returns the figures of `compare`.
 
-    InputError, with the figures and the `name` of the file, if it loses more than is allowed.
+    InputError if it loses more than MAX_LOSS.
     """
-    original = path.with_name('float32.onnx')
-    shutil.move(path, original)
-    _quantize(original, path, signature, quantization.calibration)
-    runs = {'float32': run, 'int8': load_onnx(path)}
-    figures = {
-        'scheme': 'int8, QDQ, weights per channel in 7 to 8 bits',
-        'calibration_images': len(quantization.calibration.numbers),
-        **compare(runs, signature, quantization.evaluation),
-        'megabytes': {kind: os.path.getsize(file) / 1e6 for kind, file in (('float32', original), ('int8', path))},
-    }
-    if not figures['loss'] <= quantization.max_loss:
-        raise InputError(
-            f'{name}: {as_text(figures)}; this loses more than max_accuracy_loss {quantization.max_loss:g}, no file was '
-            'written; calibrate with more or other images (--calibration_images, --seed)'
-        )
-    return {**figures, 'images_per_second': speed(runs, signature, quantization.evaluation)}
-
-
-def _quantize(source, target, signature, sample):
-    """Write the ONNX file `source` to `target` in 8-bit integers, calibrated with `sample`."""
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self.inputs = _calibration(sample, signature, 'ranges of the activations')
-
-        def get_next(self):
-            images = next(self.inputs, None)
-            return None if images is None else {'input': images}
-
-    prepared = source.with_name('prepared.onnx')
-    quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    scales = int8_weights.prepare(prepared, _calibration(sample, signature, 'means of the activations'))
+    original, prepared = path.with_name('float32.onnx'), path.with_name('prepared.onnx')
+    shutil.move(path, original)
+    convert_opset(original, OPSET)
+    quantization.quant_pre_process(str(original), str(prepared), skip_symbolic_shape=True)
+    scales = _round_weights(prepared, samples.calibration.batches(signature, 'means of the activations', 1))
+    inputs = ({'input': images} for images, _ in samples.calibration.batches(signature, 'ranges of the activations', 1))
     quantization.quantize_static(
         str(prepared),
-        str(target),
-        Reader(),
+        str(path),
+        SimpleNamespace(get_next=lambda: next(inputs, None)),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=QUANTIZED,
         per_channel=True,
@@ -131,72 +120,88 @@ def _quantize(source, target, signature, sample):
         weight_type=quantization.QuantType.QInt8,
         extra_options={'TensorQuantOverrides': scales},
     )
+    figures = compare({'float32': load_onnx(original), 'int8': load_onnx(path)}, signature, samples.evaluation)
+    if not figures['loss'] <= MAX_LOSS:
+        raise InputError(
+            f'{path.name}: {as_text(figures)}; this loses more than {MAX_LOSS:g} percentage points, no file was written; '
+            'calibrate with other images (--data_dir, --seed)'
+        )
+    return {'calibration_images': len(samples.calibration.numbers), **figures}
 
 
-def _calibration(sample, signature, title):
-    """Iterator of the images of `sample` in calls of the model."""
-    size = signature.batch_size or 1
-    calls = -(-len(sample.numbers) // size)
-    for images in tqdm(sample.batches(signature, size), title, calls, leave=False, disable=None):
-        yield _filled(images, signature.batch_size)
+def weight_scales(weights: np.ndarray) -> np.ndarray:
+    """Scales float32 (out,) of the integers for the `weights` (out, in, height, width) of a convolution.
+
+    x86 processors without VNNI add the products of two neighbouring inputs in 16 bits, in the order height, width, input
+    channel. With inputs up to 255 the sum fits if two such weights of the same sign add up to 128 at most: 127 and
+    rounding. So most channels use more of the 8 bits than 7.
+    """
+    rows = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1).astype(np.float64)
+    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
+    largest = np.maximum(*(np.maximum(sign * pairs, 0).sum(2).max(1) for sign in (1, -1)))
+    return np.where(largest > 0, largest / 127, 1).astype(np.float32)
 
 
-def compare(runs: dict[str, Run], signature: Signature, sample: Sample) -> dict:
-    """How the files `runs`, float32 first, fare on the images of `sample`: `top1` of each in per cent, None without labels,
-    `agreement` of their likeliest classes in per cent, `deviation`, the largest difference of an output in parts of the
-    largest one, `loss` in percentage points and the number of `images`."""
-    size, best, deviations, largest = signature.batch_size or BATCH, {kind: [] for kind in runs}, [], []
-    images = len(sample.numbers)
-    with tqdm(total=images, desc='comparing', unit='image', leave=False, disable=None) as bar:
-        for batch in sample.batches(signature, size):
-            outputs = [[part[: len(batch)] for part in run(_filled(batch, signature.batch_size))] for run in runs.values()]
-            for kind, found in zip(runs, outputs):
-                best[kind].append(found[1][:, 0] if signature.output == 'top5' else found[0].argmax(1))
-            deviations.append(np.abs(outputs[0][0] - outputs[1][0]).max())
-            largest.append(np.abs(outputs[0][0]).max())
-            bar.update(len(batch))
-    first, second = (np.concatenate(found) for found in best.values())
-    agreement, labels = 100 * float((first == second).mean()), sample.labels(first)
-    top1 = None if labels is None else {kind: 100 * float((c == labels).mean()) for kind, c in zip(runs, (first, second))}
-    loss = 100 - agreement if labels is None else top1['float32'] - top1['int8']
-    deviation = float(max(deviations) / max(largest))
-    return {'images': images, 'top1': top1, 'agreement': agreement, 'loss': loss, 'deviation': deviation}
+def _round_weights(path, calls):
+    """Change the biases in the ONNX file `path` by what the rounding of the weights adds on average in the `calls`, so that
+    no output is shifted. Returns the scales of the weights, as `TensorQuantOverrides` of ONNX Runtime's quantizer: {weight:
+    [options of each output channel]}. Every convolution has a bias."""
+    import onnx
+    from onnx import numpy_helper
+
+    model, scales = onnx.load(path), {}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
+    means = _mean_inputs(model, convolutions, calls)
+    for node in convolutions:
+        source, weight, bias = node.input
+        weights, biases = (numpy_helper.to_array(stored[name]) for name in (weight, bias))
+        scale = weight_scales(weights)
+        step = scale[:, None, None, None]
+        error = (np.round(weights / step) * step - weights).sum((2, 3)) @ means[source]
+        stored[bias].CopyFrom(numpy_helper.from_array((biases - error).astype(np.float32), bias))
+        scales[weight] = [{'axis': 0, 'scale': value, 'zero_point': np.int8(0)} for value in scale]
+    onnx.save(model, path)
+    return scales
 
 
-def speed(runs: dict[str, Run], signature: Signature, sample: Sample) -> dict:
-    """{file: {images in a call: images a second}}, medians of calls in turns, without decoding."""
-    found = {kind: {} for kind in runs}
-    for size in (signature.batch_size,) if signature.batch_size else TIMED_BATCHES:
-        images = _filled(next(sample.batches(signature, size)), size)
-        seconds = {kind: [] for kind in runs}
-        for turn in range(1 + ROUNDS):
-            for kind, run in runs.items():
-                start = time.perf_counter()
-                run(images)
-                if turn:
-                    seconds[kind].append(time.perf_counter() - start)
-        for kind in runs:
-            found[kind][str(size)] = round(size / float(np.median(seconds[kind])), 2)
-    return found
+def _mean_inputs(model, convolutions, calls):
+    """{name: float32 (channels,)}: means of what the `convolutions` of `model` take, over the `calls` and all positions."""
+    import onnx
+    import onnxruntime
+
+    watched, names = onnx.ModelProto(), list(dict.fromkeys(node.input[0] for node in convolutions))
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    for name in names:
+        watched.graph.node.append(onnx.helper.make_node('GlobalAveragePool', [name], [f'mean of {name}']))
+        watched.graph.output.append(onnx.helper.make_tensor_value_info(f'mean of {name}', onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=['CPUExecutionProvider'])
+    found = [[mean.mean((0, 2, 3)) for mean in session.run(None, {'input': images})] for images, _ in calls]
+    return {name: np.mean(means, 0) for name, means in zip(names, zip(*found))}
 
 
-def _filled(images, batch_size):
-    """`images` repeated to `batch_size`, as they are for 0."""
-    return np.resize(images, (batch_size, *images.shape[1:])) if batch_size else images
+def compare(functions: dict[str, Function], signature: Signature, sample: Sample) -> dict:
+    """How the files float32 and int8 do on the images of `sample`: `top1` of each in per cent, None without labels,
+    `agreement` of their likeliest classes in per cent, `loss` in percentage points and the number of `images`."""
+    best = {kind: [] for kind in functions}
+    for images, count in sample.batches(signature, 'comparing'):
+        for kind, call in functions.items():
+            found = call(images)
+            best[kind].append((found[1][:, 0] if signature.output == 'top5' else found[0].argmax(1))[:count])
+    classes = {kind: np.concatenate(found) for kind, found in best.items()}
+    agreement, labels = 100 * float((classes['float32'] == classes['int8']).mean()), sample.labels(classes['float32'])
+    top1 = None if labels is None else {kind: 100 * float((found == labels).mean()) for kind, found in classes.items()}
+    loss = 100 - agreement if top1 is None else top1['float32'] - top1['int8']
+    return {'images': len(sample.numbers), 'top1': top1, 'agreement': agreement, 'loss': loss}
 
 
 def as_text(figures: dict) -> str:
-    """One line with what `compare` found, and, where they are known, the sizes and speeds."""
+    """One line with what `compare` found."""
     top1, images = figures['top1'], figures['images']
-    text = (
-        f'int8 and float32 agree on {figures["agreement"]:.2f} % of {images} images'
-        if top1 is None
-        else f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32, the same class for '
+    if top1 is None:
+        return f'int8 and float32 agree on {figures["agreement"]:.2f} % of {images} images'
+    return (
+        f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32, the same class for '
         f'{figures["agreement"]:.2f} % of {images} validation images'
     )
-    text += f', largest deviation of an output {figures["deviation"]:.1%} of the largest one'
-    if 'images_per_second' in figures:
-        sizes, rates = figures['megabytes'], figures['images_per_second']
-        batches = ', '.join(f'{rates["int8"][n]} and {rates["float32"][n]} at batch {n}' for n in rates['int8'])
-        text += f'; {sizes["int8"]:.0f} and {sizes["float32"]:.0f} MB; {batches} images/s'
-    return text

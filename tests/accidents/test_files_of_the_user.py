@@ -14,6 +14,7 @@ import pytest
 
 import export
 import train
+from src import files
 from src.data import split
 from src.evaluation import report
 from src.evaluation.outcomes import Outcomes
@@ -81,14 +82,14 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(weights, tmp_path)
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGSTOP)
-        export.main(['--aipp', str(tmp_path / 'first')])
+        files.remove_abandoned(tmp_path)
         assert left[0].exists()
     finally:
         process.kill()
         process.wait()
     assert left[0].exists()
-    export.main(['--aipp', str(tmp_path / 'second')])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 'second']
+    export.main(['--ckpt_path', str(weights), '--file_name', str(tmp_path / 'm')])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['m.mindir', 'm.mindir.json']
 
 
 @pytest.mark.parametrize('kind', ['link', 'hard link', 'dangling', 'pipe', 'content'])

@@ -13,7 +13,7 @@ from src.data.check import check
 from src.data.convert import convert
 from src.data.records import open_records
 from src.data.split import open_list, split, write_list
-from src.deploy.sources import find_images
+from src.deploy.image_files import find_images
 from src.finetune import main as finetune
 from src.weights import checkpoint
 from tests.data.samples import cli, fails, folder, jpeg, message, write_folder

@@ -17,7 +17,7 @@ from src.data.image import EncodedImage
 from src.data.pipeline import LoadTraining
 from src.data.preprocess import Preprocessing, evaluation_image, training_image
 from src.data.records import open_records
-from src.deploy import decoding
+from src.deploy.image_files import load_image
 from src.errors import InputError
 from tests.conftest import SMALL
 from tests.data.samples import cli, fails, jpeg, settings, write_folder
@@ -132,7 +132,7 @@ def test_damaged_pngs(tmp_path):
         ):
             with pytest.raises(ValueError, match='cannot be decoded|not an image'):
                 call(*arguments)
-        assert decoding.load(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE).error
+        assert load_image(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE)[2]
     records = open_records(tmp_path, 'train', 'folder')
     counted = BadRecords(len(records), 1)
     load = LoadTraining(records, 0, settings(), counted)
@@ -155,7 +155,7 @@ def test_truncated(form, tmp_path):
             for upright in (False, True):
                 with pytest.raises(ValueError, match='cannot be decoded|not an image'):
                     evaluation_image(data[:-count] + tail, 75, upright=upright)
-            assert decoding.load(str(tmp_path / 'x'), 75, SQUARE).error
+            assert load_image(str(tmp_path / 'x'), 75, SQUARE)[2]
 
 
 def test_jpegs_with_something_behind_the_end():
@@ -266,7 +266,7 @@ def test_want_of_memory_is_one_image_s(tmp_path, monkeypatch):
 
     (tmp_path / 'a.png').write_bytes(encoded(COLOURS))
     monkeypatch.setattr(Image.Image, 'resize', no_memory)
-    assert 'more memory than there is' in decoding.load(str(tmp_path / 'a.png'), 75, SQUARE).error
+    assert 'more memory than there is' in load_image(str(tmp_path / 'a.png'), 75, SQUARE)[2]
 
 
 HEIC = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(200)
@@ -282,7 +282,7 @@ def test_other_formats_are_named(tmp_path):
     folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
     for name, data in others.items():
         (folder / f'{name}.jpg').write_bytes(data)
-        error = decoding.load(str(folder / f'{name}.jpg'), 75, SQUARE).error
+        error = load_image(str(folder / f'{name}.jpg'), 75, SQUARE)[2]
         assert error == f'{name}, which is not supported; convert it to an ordinary JPEG'
     (folder / 'c.heic').write_bytes(HEIC)
     (folder / 'd.jfif').write_bytes(jpeg(1))
@@ -312,7 +312,7 @@ def test_no_regular_files(tmp_path, monkeypatch):
     run = cli('check', tmp_path, timeout=60)
     assert run.returncode == 1 and '5 x pipe, socket, device or link to nothing, not read' in run.stdout, run.stdout
     for name in ('pipe.jpg', 'zero.jpg', 'socket.jpg'):
-        assert decoding.load(str(folder / name), 75, SQUARE).error
+        assert load_image(str(folder / name), 75, SQUARE)[2]
 
 
 def test_damaged_validation_images_are_named_before_the_first_step(tmp_path, capsys, monkeypatch):

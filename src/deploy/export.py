@@ -18,7 +18,7 @@ from src.data.preprocess import scale
 from src.deploy import description, quantization
 from src.deploy.description import OUTPUT_NAMES, Signature, softmax
 from src.deploy.formats import LOADERS, WRITERS, as_function, parameter_types
-from src.errors import InputError, unwritable
+from src.errors import InputError
 from src.inceptionv4 import ConvBN
 
 PRECISIONS = {'float32': ms.float32, 'float16': ms.float16, 'bfloat16': ms.bfloat16}
@@ -113,7 +113,7 @@ def export_network(
             report = {**kept, **about, **made, 'mindspore': ms.__version__}
             record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
-        raise unwritable(f'{path}: cannot be written ({error.strerror}); choose another --file_name', error) from error
+        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from error
     return report
 
 

@@ -131,8 +131,7 @@ def test_dropout(small):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize('level', ['O0', 'O2', 'O3'])
-@pytest.mark.parametrize('decay', [0.5, 1.0])
+@pytest.mark.parametrize('level, decay', [('O0', 1.0), ('O2', 0.5), ('O3', 0.5)])
 def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
     """Where a part is frozen, or everywhere with a decay of 1: the same output, and averages that stay."""
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -155,7 +154,7 @@ def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
         assert np.array_equal(inferred, trained) == np.array_equal(before, norm.moving_mean.asnumpy()) == frozen
 
 
-@pytest.mark.parametrize('size, aux', [(75, 3), (107, 5), (299, 17), (331, 19)])
+@pytest.mark.parametrize('size, aux', [(75, 3), (299, 17), (331, 19)])
 def test_auxiliary_kernel_fits(size, aux):
     with no_init_parameters():
         network = InceptionV4(num_classes=3, block_counts=(1, 1, 1), aux_logits=True, image_size=size)
@@ -172,16 +171,9 @@ def test_freeze():
     with no_init_parameters():
         network = InceptionV4(**SMALL)
     freeze(network, ['conv2d_1a_3x3', 'mixed_5b.branch_1'])
-    held = {
-        name
-        for name, p in network.parameters_and_names()
-        if not p.requires_grad and not name.endswith('gamma') and 'moving' not in name
-    }
-    assert held == {
-        name
-        for name, _ in network.parameters_and_names()
-        if 'moving' not in name and not name.endswith('gamma') and name.startswith(('conv2d_1a_3x3.', 'mixed_5b.branch_1.'))
-    }
+    names = [name for name, p in network.parameters_and_names() if 'moving' not in name and not name.endswith('gamma')]
+    frozen = {name for name in names if not network.parameters_dict()[name].requires_grad}
+    assert frozen == {name for name in names if name.startswith(('conv2d_1a_3x3.', 'mixed_5b.branch_1.'))}
     with pytest.raises(InputError, match='freeze mixed_5: .*mixed_5a, mixed_5b'):
         freeze(network, ['mixed_5'])
     freeze(network, ['mixed_6*'])

@@ -120,18 +120,14 @@ def same(path, expected):
 
 @pytest.mark.parametrize('prefix', ['timm_model.', 'module._orig_mod.', 'net.backbone.'])
 def test_prefixes(prefix, ours, timm, tmp_path, capsys):
-    write_safetensors(tmp_path / 'x.safetensors', {prefix + name: value for name, value in timm.items()})
-    config = same(tmp_path / 'x.safetensors', ours)['config']
-    assert config['num_classes'] == 10 and config['block_counts'] == [1, 1, 1] and not capsys.readouterr().err
-
-
-def test_parts_that_are_wrapped(ours, timm, tmp_path):
+    """Also within the names, where parts are wrapped."""
     names = {
-        name: name.replace('features.', 'features._orig_mod.').replace('conv.', '_fsdp_wrapped_module.conv.')
+        name: prefix + name.replace('features.', 'features._orig_mod.').replace('conv.', '_fsdp_wrapped_module.conv.')
         for name in timm
     }
     write_safetensors(tmp_path / 'x.safetensors', {names[name]: value for name, value in timm.items()})
-    same(tmp_path / 'x.safetensors', ours)
+    config = same(tmp_path / 'x.safetensors', ours)['config']
+    assert config['num_classes'] == 10 and config['block_counts'] == [1, 1, 1] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize('program', ['tf_slim', 'mindcv', 'this'])
@@ -139,6 +135,8 @@ def test_prefixes_of_other_programs(program, ours, tmp_path):
     if program == 'tf_slim':
         path = tmp_path / 'model.ckpt-1'
         tensorflow.write(path, {f'tower_0/{name}': value for name, value in to_tf_slim(ours).items()})
+        path = tmp_path / 'model.ckpt-1.meta'  # the graph beside its checkpoint is enough
+        path.write_bytes(b'\x0a\xf2\x80\x01')
     else:
         path, names = tmp_path / 'x.ckpt', {name: name for name in ours} if program == 'this' else names_in('mindcv', ours)
         values = [{'name': f'network.{foreign}', 'data': Tensor(ours[name])} for name, foreign in names.items()]
@@ -232,12 +230,6 @@ def test_what_holds_no_weights(name, content, message, ours, tmp_path, capsys):
     assert re.match(rf'error: {re.escape(str(tmp_path))}/.*{message}', error), error
 
 
-def test_graph_beside_its_checkpoint_is_enough(ours, tmp_path):
-    tensorflow.write(tmp_path / 'model.ckpt', to_tf_slim(ours))
-    (tmp_path / 'model.ckpt.meta').write_bytes(b'\x0a\xf2\x80\x01')
-    same(tmp_path / 'model.ckpt.meta', ours)
-
-
 def programs(path, data, tmp_path):
     """(main, arguments) of every program that reads weights."""
     (tmp_path / 'x.png').write_bytes(b'')
@@ -267,8 +259,7 @@ def test_without_a_classifier(kind, ours, timm, data, tmp_path, capsys):
     assert not (tmp_path / 'out.ckpt').exists()
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-@pytest.mark.parametrize('kind', ['this', 'averages', 'timm', 'float64'])
+@pytest.mark.parametrize('kind, value', [('this', np.inf), ('averages', np.nan), ('timm', np.nan), ('float64', np.nan)])
 def test_values_that_are_not_finite(kind, value, ours, timm, data, tmp_path, monkeypatch, capsys):
     """The tensor is named by every program, a training that would start from it included."""
     monkeypatch.chdir(tmp_path)

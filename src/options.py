@@ -51,9 +51,6 @@ GONE_OF_RESULT = [*GONE][:7]
 OTHER_NAMES = {
     'data_dir': 'data data_path data_url dataset root',
     'image_size': 'imgsz input_size resolution',
-    'min_object_covered': 'scale',
-    'num_workers': 'j threads',
-    'dropout_keep_prob': 'drop drop_rate',
     'batch_size': 'b bs',
     'lr': 'base_lr learning_rate',
     'lr_schedule': 'sched scheduler',
@@ -62,7 +59,6 @@ OTHER_NAMES = {
     'device_target': 'device platform',
     'rank_size': 'device_num nproc_per_node world_size',
     'amp_level': 'dtype fp16 mixed_precision precision',
-    'iterations_per_loop': 'dataset_sink_mode sink_size',
     'log_dir': 'output output_dir save_dir train_url',
 }
 
@@ -100,12 +96,13 @@ class Settings(EasyDict):
     def idle(self) -> list[str]:
         """A line for every option that is not at its default and has no effect together with the others: its help text
         says `only with OPTION VALUE`."""
-        found = []
-        for name, option in declared().items():
-            condition = CONDITION.search(option.help)
-            if condition and self[name] != option.default and str(self[condition[1]]).lower() != condition[2]:
-                found.append(f'{name} {self[name]} has no effect with {condition[1]} {self[condition[1]]}')
-        return found
+        changed = {name: option for name, option in declared().items() if self[name] != option.default}
+        conditions = {name: found.groups() for name, option in changed.items() if (found := CONDITION.search(option.help))}
+        return [
+            f'{name} {self[name]} has no effect with {other} {self[other]}'
+            for name, (other, value) in conditions.items()
+            if str(self[other]).lower() != value
+        ]
 
 
 @functools.lru_cache(None)
@@ -214,9 +211,9 @@ def named_arguments(argv: list[str], *names: str) -> list[str]:
     """`argv` with names of options before its first arguments where these have none: they are the values of the last of
     `names`, as MindSpore's model zoo calls its scripts."""
     count = next((number for number, word in enumerate(argv) if word.startswith('-')), len(argv))
-    if not 0 < count <= len(names):
+    if count > len(names):
         return argv
-    pairs = zip(names[-count:], argv)
+    pairs = zip(names[len(names) - count :], argv)
     return [word for name, value in pairs for word in (f'--{name}', value)] + argv[count:]
 
 

@@ -4,14 +4,13 @@ import os
 import platform
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
 import train
 from src import environment, runtime
 from src.cluster import launch
-from src.data import jpeg
 from src.errors import InputError
 from src.options import load_settings
 
@@ -108,16 +107,12 @@ def test_one_line_that_mends_it(server, change, message):
     assert message.replace('HOME', str(server.home)).replace('ROOT', str(server.root)) in err
 
 
-@pytest.mark.parametrize(
-    'path, version, note',
-    [('compiler', '9.0.0', True), ('compiler', '8.3.RC1', False), ('share/info/runtime', '9.1.0', True)],
-)
-def test_versions_that_mindspore_would_only_warn_of(server, path, version, note):
+def test_version_that_mindspore_was_not_made_for(server):
     (server.home / 'compiler/version.info').unlink()
-    server.write(f'Ascend/8.5.0/{path}/version.info', f'Version={version}\n')
+    server.write('Ascend/8.5.0/share/info/runtime/version.info', 'Version=9.1.0\n')
     status, out, err = server.run()
-    assert (status, err) == (0, '') and f'CANN      {version} in {server.home}' in out
-    assert ('MindSpore 2.8 was made for 8.2, 8.3, 8.5' in out) == note
+    assert (status, err) == (0, '')
+    assert f'CANN      9.1.0 in {server.home}; MindSpore 2.8 was made for 8.2, 8.3, 8.5' in out
 
 
 def test_no_npu(server):
@@ -144,11 +139,8 @@ def test_entry_points_check_before_mindspore_is_asked(server, monkeypatch, tmp_p
 
 
 def test_requirements_of_an_npu():
-    with open(os.path.join(ROOT, 'requirements-ascend.txt')) as file:
-        lines = file.read().split('\n')
-    with open(os.path.join(ROOT, 'requirements.txt')) as file:
-        lines += file.read().split('\n')
-    assert {*environment.PACKAGES, '-r requirements.txt'} <= set(lines)
+    lines = Path(ROOT, 'requirements-ascend.txt').read_text() + Path(ROOT, 'requirements.txt').read_text()
+    assert {*environment.PACKAGES, '-r requirements.txt'} <= set(lines.split('\n'))
 
 
 STUB = """#!/bin/bash
@@ -197,15 +189,3 @@ def test_allocator(environment, expected):
     command = f'set -e; source {script}; "$PYTHON" -c "print(open(\'/proc/self/maps\').read())"'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=environ)
     assert (done.returncode, done.stderr, 'libjemalloc' in done.stdout) == (0, '', expected)
-
-
-def test_jpeg_decoder_is_named(monkeypatch):
-    monkeypatch.setattr(jpeg, 'library', lambda: None)
-    assert jpeg.describe().startswith('JPEG decoder: Pillow, slower; docs/input_pipeline.md')
-    for name, shown in (
-        ('libturbojpeg.so.0', 'libturbojpeg.so.0'),
-        ('/a/turbojpeg.libs/libturbojpeg-1.so', 'of the wheel'),
-        (jpeg.OFFICIAL, jpeg.OFFICIAL),
-    ):
-        monkeypatch.setattr(jpeg, 'library', lambda name=name: SimpleNamespace(_name=name))
-        assert jpeg.describe() == f'JPEG decoder: libturbojpeg 3 ({shown})'

@@ -160,18 +160,14 @@ def test_what_determines_a_result_counts(tmp_path):
 
 
 def test_source_and_versions_count(tmp_path, monkeypatch):
-    for name in ('train.py', 'src/layers.py', 'src/training/step.py'):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(graph_key.ROOT / name, tmp_path / name)
-    before = graph_key.sources(), graph_key.versions('CPU')
+    (tmp_path / 'train.py').write_text('1')
+    before = graph_key.versions('CPU')
     monkeypatch.setattr(graph_key, 'ROOT', tmp_path)
-    small = graph_key.sources()
-    assert small != before[0]
-    with open(tmp_path / 'src/training/step.py', 'a') as file:
-        file.write('#')
-    assert graph_key.sources() != small
-    monkeypatch.setattr(ms, '__version__', '2.9.0')
-    assert graph_key.versions('CPU') != before[1]
+    one = graph_key.sources()
+    (tmp_path / 'train.py').write_text('2')
+    assert graph_key.sources() != one
+    monkeypatch.setenv('MS_DEV_X', '1')
+    assert graph_key.versions('CPU') != before
 
 
 def test_structure():

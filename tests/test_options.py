@@ -3,8 +3,6 @@
 import copy
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -56,35 +54,20 @@ def test_every_option_is_explained_and_every_number_is_bounded():
             OPTIONS[condition[1]].convert(condition[2])
 
 
-def test_an_option_without_help_text_is_a_defect(tmp_path):
-    path = tmp_path / 'default.yaml'
-    path.write_text('# Group\nlr: 0.5  # rate, > 0\nbare: 1\n')
-    with pytest.raises(ValueError, match='without help text: bare'):
-        option_kinds.read_options(path)
-
-
 @pytest.mark.parametrize(
     'name, text, value',
     [
         ('use_nesterov', 'TRUE', True),
-        ('use_nesterov', 'On', True),
         ('bn_scale', 'NO', False),
-        ('bn_scale', '0', False),
         ('batch_size', '32', 32),
-        ('seed', '4294967295', 4294967295),
         ('lr', '1e-5', 1e-5),
-        ('lr', '.5', 0.5),
         ('lr', '2', 2.0),
         ('label_offset', '0', '0'),
         ('log_name', '007', '007'),
-        ('log_name', 'on', 'on'),
         ('num_classes', 'auto', 'auto'),
-        ('num_classes', '2', 2),
         ('data_dir', '/a b/ü=c', '/a b/ü=c'),
-        ('data_dir', '2024-01-01', '2024-01-01'),
         ('block_counts', '[1, 2, 3]', [1, 2, 3]),
         ('freeze', '[conv2d_1a_3x3, mixed_5*]', ['conv2d_1a_3x3', 'mixed_5*']),
-        ('freeze', '[]', []),
     ],
 )
 def test_good_values(write, name, text, value):
@@ -93,18 +76,9 @@ def test_good_values(write, name, text, value):
         assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize(
-    'argv, name, value',
-    [
-        (['--block_counts', '1,1,1'], 'block_counts', [1, 1, 1]),
-        (['--freeze', 'a, b'], 'freeze', ['a', 'b']),
-        (['--data_dir=--odd'], 'data_dir', '--odd'),
-        (['--lr', '1', '--lr', '2'], 'lr', 2.0),
-        (['--data_dir', ''], 'data_dir', ''),
-    ],
-)
-def test_command_line_only(argv, name, value):
-    assert load_settings(argv)[name] == value
+def test_command_line_only():
+    found = load_settings(['--block_counts', '1,1,1', '--data_dir=--odd', '--lr', '1', '--lr', '2', '--eval_dir', ''])
+    assert (found.block_counts, found.data_dir, found.lr, found.eval_dir) == ([1, 1, 1], '--odd', 2.0, '')
 
 
 @pytest.mark.parametrize(
@@ -115,7 +89,6 @@ def test_command_line_only(argv, name, value):
         ('eval_dir:\n', 'eval_dir', ''),
         ("log_name: 'null'", 'log_name', 'null'),
         ('\ufefflr: 2', 'lr', 2.0),
-        ('{lr: 2, seed: 3}', 'seed', 3),
         ('lr_head: 0.0\nopset: auto\nfold_bn: true\naipp:\nlr: 2\n', 'lr', 2.0),  # config.yaml of earlier versions
     ],
 )
@@ -133,24 +106,14 @@ def test_precedence(write):
     [
         ('use_nesterov', 'maybe', 'true or false'),
         ('batch_size', '1e3', 'a whole number, >= 0'),
-        ('batch_size', '1_000', 'a whole number'),
-        ('batch_size', '9' * 19, 'a whole number'),
         ('batch_size', "''", 'a whole number'),
         ('seed', '4294967296', '< 4294967296'),
         ('image_size', '74', '>= 75'),
         ('lr', 'nan', 'a finite number, > 0'),
-        ('lr', '1e999', 'a finite number'),
-        ('lr', 'fast', 'a finite number'),
-        ('lr', '0', '> 0'),
-        ('dropout_keep_prob', '1.01', '<= 1'),
         ('optimizer', 'adam', 'one of: rmsprop, momentum'),
-        ('label_offset', '2', 'one of: auto, 0, 1'),
         ('num_classes', 'automatic', 'expected auto or a whole number, >= 2'),
         ('bn_decay', '1.5', 'expected auto or a number, >= 0, <= 1'),
-        ('mode', "''", 'one of: train,'),
         ('block_counts', '[1, 1]', 'exactly 3 values'),
-        ('block_counts', '[1, 1, a]', 'each a whole number'),
-        ('block_counts', '[1, 1, 0]', '>= 1'),
         ('freeze', "['', a]", 'each text'),
     ],
 )
@@ -165,22 +128,14 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
     'argv, part',
     [
         (['--batchsize', '1'], 'unknown option --batchsize; did you mean --batch_size?'),
-        (['--batch-size=1'], 'did you mean --batch_size?'),
-        (['--batchsize'], 'did you mean --batch_size?'),
-        (['--batch', '1'], 'did you mean --batch_size?'),
         (['--learning_rate', '1'], 'did you mean --lr?'),
         (['--weights=x'], 'did you mean --restore_path or --ckpt_path?'),
         (['--epochs', '3'], '--max_epochs'),
-        (['--confg_path', 'x'], 'did you mean --config_path?'),
         (['--zzzzzz', '1'], 'unknown option --zzzzzz; --help lists'),
-        (['--lr_heads', '1'], 'unknown option --lr_heads'),
-        (['--lr'], 'argument --lr: expected one argument'),
         (['--data_dir', '--lr', '1'], 'argument --data_dir: expected one argument'),
         (['train'], "unexpected argument 'train'"),
         (['--lr', '1', '2'], "unexpected argument '2'"),
-        (['-x'], "unexpected argument '-x'"),
         (['--block_counts', '1,,1'], "block_counts is '1,,1'"),
-        (['--data_dir', 'x' * 9999, 'y'], "argument 'y'"),
     ],
 )
 def test_bad_command_lines(argv, part):
@@ -191,18 +146,12 @@ def test_bad_command_lines(argv, part):
     'content, part',
     [
         ('batchsize: 1', 'line 1; did you mean batch_size?'),
-        ('data: 1', 'unknown option data'),
         ('lr: 1\nlr: 2', 'line 2: lr is given twice'),
         ('lr: {a: 1}', 'not nested'),
-        ('block_counts: [[1], 1, 1]', 'not nested'),
         ('[a]: 1', 'must be text'),
-        ('data_dir: [a]', "data_dir is ['a']"),
-        ('lr:', "lr is ''"),
-        ('', 'not a mapping'),
         ('- lr', 'not a mapping'),
         ('lr: [1', 'line 1: expected'),
         ('lr: 1: 2', 'line 1: mapping values'),
-        (b'\x00\x01\x02', 'not YAML'),
         (b'\xff\xfe\x80', "'utf-8' codec can't decode"),
         (b'#' * (1 << 20), 'larger than'),
     ],
@@ -215,7 +164,6 @@ def test_bad_files(write, content, part):
 def test_missing_file_or_directory(tmp_path):
     fails(['--config_path', 'missing.yaml'], 'missing.yaml: No such file')
     fails(['--config_path', str(tmp_path)], f'{tmp_path}: Is a directory')
-    fails(['--config_path', 'a\0b'], 'null byte')
 
 
 def test_help_lists_every_option(capsys):
@@ -307,11 +255,6 @@ def test_an_option_that_has_gone_counts_where_it_had_another_value(monkeypatch, 
     fails(['--rmsprop_rho', '0.8'], 'unknown option --rmsprop_rho: earlier versions had it, now it is always 0.9')
 
 
-def test_import_needs_neither_mindspore_nor_numpy():
-    code = "import sys, src.options; sys.exit(bool({'mindspore', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
-
-
 def test_recipes_use_what_they_set():
     """The original's recipe is the default spelled out, with every option that a recipe for ImageNet changes."""
     spelled_out = yaml.safe_load((ROOT / 'recipes/original.yaml').read_text()).keys()
@@ -322,18 +265,13 @@ def test_recipes_use_what_they_set():
         assert path.stem not in ('paper', 'fast') or yaml.safe_load(path.read_text()).keys() <= spelled_out
 
 
-@pytest.mark.parametrize(
-    'arguments, lines',
-    [
-        ([], []),
-        (['--use_nesterov', 'true'], ['use_nesterov True has no effect with optimizer rmsprop']),
-        (['--use_nesterov', 'true', '--optimizer', 'momentum'], []),
-        (['--T_max', '9', '--lr_schedule', 'constant'], ['T_max 9 has no effect with lr_schedule constant']),
-        (['--epochs_between_evals', '1'], ['epochs_between_evals 1 has no effect with mode train']),
-    ],
-)
-def test_options_without_effect_are_named(arguments, lines):
-    assert load_settings(arguments).idle() == lines
+def test_options_without_effect_are_named():
+    def idle(*arguments):
+        return load_settings([*arguments]).idle()
+
+    assert idle() == idle('--use_nesterov', 'true', '--optimizer', 'momentum') == []
+    assert idle('--use_nesterov', 'true') == ['use_nesterov True has no effect with optimizer rmsprop']
+    assert idle('--T_max', '9', '--lr_schedule', 'constant') == ['T_max 9 has no effect with lr_schedule constant']
 
 
 def test_a_checkpoint_gives_network_options():

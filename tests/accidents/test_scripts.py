@@ -21,13 +21,10 @@ RECORDER = '#!/bin/sh\nprintf "<%s>" "$@"\necho\n'
 CALLS = {
     'run_standalone_train.sh --lr 1': 'ROOT/train.py --lr 1',
     'run_distribute_train.sh t.json --lr 1': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/train.py --lr 1',
-    'run_distribute_train.sh t.json /data': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/train.py /data',
     'run_eval.sh --report "a b"': 'ROOT/eval.py --report "a b"',
     'run_eval.sh 2 --lr 1': 'ROOT/scripts/module.py src.cluster.launch 2 ROOT/eval.py --lr 1',
-    'run_eval.sh t.json --lr 1': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/eval.py --lr 1',
     'run_eval.sh t.json /data c.ckpt': 'ROOT/scripts/module.py src.cluster.launch t.json ROOT/eval.py /data c.ckpt',
     'run_eval.sh 0 /data c.ckpt': 'ROOT/eval.py 0 /data c.ckpt',
-    'run_eval.sh': 'ROOT/eval.py',
     'run_export.sh --file_format ONNX': 'ROOT/export.py --file_format ONNX',
     'run_predict.sh a.jpg --model n.onnx': 'ROOT/scripts/module.py src.deploy.predict a.jpg --model n.onnx',
     'run_finetune.sh photos "my weights"': 'ROOT/scripts/module.py src.finetune photos "my weights"',
@@ -67,13 +64,6 @@ def test_every_script_by_every_way(text, start, tmp_path):
 
 def test_all_scripts_are_tried():
     assert {text.split()[0] for text in CALLS} | {'run_tests.sh'} == {p.name for p in (ROOT / 'scripts').glob('run_*.sh')}
-
-
-def test_a_project_in_a_path_with_spaces(start, tmp_path):
-    """Linked twice: a link in bin/ to one of the project's scripts, in a project that is a link itself."""
-    (tmp_path / 'my project').symlink_to(ROOT)
-    (tmp_path / 'demo').symlink_to('my project/scripts/run_demo.sh')
-    assert start(['./demo', 'a b'], tmp_path) == [f'{ROOT}/scripts/module.py', 'src.demo', 'a b']
 
 
 PIP = 'import os, sys\nprint("pip", *(w.rsplit("/", 1)[-1] for w in sys.argv[1:]))\nsys.exit("FAIL" in os.environ)\n'
@@ -149,13 +139,6 @@ def test_without_a_network_the_rest_is_done(project):
     assert (status, lines[-1]) == (0, 'started') and err.startswith('warning: not installed') and err.count('\n') == 1
 
 
-def test_docker_image_has_what_the_demo_and_a_fine_tuning_need():
-    text = (ROOT / 'docker/Dockerfile.cpu').read_text()
-    (files,) = (re.findall(r'-r (\S+)', line) for line in text.splitlines() if 'pip install' in line)
-    named = ''.join((ROOT / name).read_text() for name in files)
-    assert {'matplotlib', 'onnx', 'onnxruntime', '-r requirements.txt'} <= set(named.splitlines())
-
-
 def test_help_of_the_demo_is_its_own(tmp_path):
     """Also in a directory with a `src` and a `config.py` of its own."""
     (tmp_path / 'src').mkdir()
@@ -175,9 +158,7 @@ TEXT = {'capture_output': True, 'text': True}
     [
         (train.main, ['0', '/data/none'], '/data/none'),
         (train.main, ['/data/none', '--lr', '1'], '/data/none'),
-        (train.main, ['x', '/data/none'], "device_id is 'x'"),
         (train.main, ['1', '2', '3'], "unexpected argument '1'"),
-        (train.main, ['--lr', '1', '/data'], "unexpected argument '/data'"),
         (eval_entry.main, ['0', '/data', 'none.ckpt'], 'none.ckpt: cannot be read'),
         (eval_entry.main, ['/data', 'none.ckpt', '--seed', '2'], 'none.ckpt: cannot be read'),
     ],
@@ -205,20 +186,9 @@ def test_missing_weights_say_where_there_are_some(entry, arguments, capsys):
         assert all(address in text for address in re.findall(r'https://[^ \n]+', line)), page
 
 
-@pytest.mark.parametrize(
-    'other, ours',
-    [
-        ('learning_rate', '--lr'),
-        ('data_path', '--data_dir'),
-        ('workers', '--num_workers'),
-        ('imgsz', '--image_size'),
-        ('weights', '--restore_path or --ckpt_path'),
-        ('device', '--device_target'),
-        ('LR', '--lr'),
-    ],
-)
-def test_names_of_other_programs(other, ours, capsys, tmp_path):
-    assert f'unknown option --{other}; did you mean {ours}?\n' in message_of(train.main, [f'--{other}', '1'], capsys)
-    (tmp_path / 'other.yaml').write_text(f'{other}: 1\n')
+def test_names_of_other_programs(capsys, tmp_path):
+    line = message_of(train.main, ['--learning_rate', '1'], capsys)
+    assert line == 'error: unknown option --learning_rate; did you mean --lr?\n'
+    (tmp_path / 'other.yaml').write_text('weights: 1\n')
     line = message_of(train.main, ['--config_path', tmp_path / 'other.yaml'], capsys)
-    assert f'line 1; did you mean {ours.replace("--", "")}?' in line
+    assert 'line 1; did you mean restore_path or ckpt_path?' in line

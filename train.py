@@ -19,8 +19,7 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.graphs import Compiling
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings, named_arguments, save_settings
-from src.training import features, memory, metrics, resume, tensorboard
-from src.training import report as training_report
+from src.training import curves, features, memory, metrics, resume
 from src.training.callbacks import Checkpoints, Evaluations
 from src.training.interruption import Interruption
 from src.training.loop import fit
@@ -49,7 +48,8 @@ def main(argv=None):
 
 def train(config, interruption):
     """The training that `config` (Settings) describes, from its records to its last checkpoint."""
-    tensorboard.require(config.tensorboard)
+    if config.tensorboard:
+        metrics.need_tensorboard()
     run, claim = start(config)
     data, config, plan = open_training_set(config, run)
     # Resume before restore: a training that goes on has weights of its own.
@@ -82,7 +82,7 @@ def train(config, interruption):
     with record.until_end(lambda: monitor.step):
         fit(step, batches, monitor, callbacks, watch, config.iterations_per_loop if run.sink else None)
     if run.rank == 0:
-        training_report.at_end(saving.follow(), run.log)
+        curves.at_end(saving.follow(), run.log)
 
 
 def start(config):
@@ -199,12 +199,10 @@ def build_callbacks(config, run, claim, data, monitor, step, training, resumed):
 
 def build_evaluation(config, run, data):
     """The `Evaluation` of a training on `data`: validation images, and a network of its own."""
-    offset = config.label_offset
-    known = {'names': data.records.class_names, 'recorded_offset': offset, 'source': 'the training records'}
-    validation, offsets = open_validation(config.data_dir, offset, data.num_classes, run.log, **known)
+    known = (data.records.class_names, config.label_offset, 'the training records')
+    validation, offsets = open_validation(config, run.log, *known)
     kind = features.FeatureEvaluation if config.cache_features else Evaluation
-    workers, options = pipeline.workers(config.num_workers, run.ranks_here), config.network()
-    return kind(validation, offsets.possible[0], options, run, batch_size=config.batch_size, num_workers=workers)
+    return kind(validation, offsets.possible[0], config, run)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 #!/bin/sh
 # usage: bash scripts/run_eval.sh [RANK_TABLE] [--option value ...], or [RANK_TABLE|DEVICE] DATA CKPT [--option value ...];
 # default_config.yaml lists the options
-case "$*" in *--report*) MORE_REQUIREMENTS=requirements-report.txt ;; esac
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 # A rank table is a file .json. A number is that of ranks where no DATA follow, else the device, as in the model zoo.
 case "${1:--}:${2:--}" in

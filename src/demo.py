@@ -13,8 +13,7 @@ from src.data.records import open_records, read_labels
 from src.errors import entry_point
 from src.options import load_settings
 from src.programs import ROOT, print_table, run
-from src.training import report as training_report
-from src.training.runs import Run
+from src.training import curves
 
 USAGE = """usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N] [--option value ...]
 
@@ -41,12 +40,12 @@ def main():
     run('train.py', *demo, *anew, *arguments)
     checkpoint = max((output / 'training').glob('*.ckpt'), key=lambda path: path.stat().st_mtime)
     run('eval.py', '--ckpt_path', checkpoint, '--data_dir', data)
-    training_report.at_end(output / 'training', lambda _: None)  # once more, now with the evaluation
+    curves.at_end(output / 'training', lambda _: None)  # once more, now with the evaluation
     run('export.py', '--ckpt_path', checkpoint, '--file_name', output / 'inceptionv4')
     shown, predictions = show(data, output / 'images'), output / 'predictions.html'
     run('src.deploy.predict', *shown, '--model', output / 'inceptionv4.mindir', '--top', 3, '--html', predictions)
     result = json.loads((output / 'training/evaluation.json').read_text())[0]
-    trained, page = Run(output / 'training'), output / 'training' / training_report.NAME
+    trained, page = curves.TrainingRun(output / 'training'), output / 'training' / curves.PAGE
     print_table(
         [
             ('images', f'{data} (10 classes, seed {config.seed})'),

@@ -23,13 +23,11 @@ from src.data import stamp
 from src.data.split import open_list, open_photos
 from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point
-from src.evaluation import plots
 from src.options import load_settings
 from src.programs import ROOT, print_table, run
 from src.training import metrics
+from src.training.curves import PAGE, TrainingRun, number
 from src.training.plan import default_batch_size
-from src.training.report import NAME as PAGE
-from src.training.runs import Run, number
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
 
@@ -113,7 +111,7 @@ def evaluation_of(training: Path, step: int) -> dict | None:
     """The figures of the checkpoint of `step` that the training has recorded, or else eval.py beside it; None if neither."""
     found = []
     with contextlib.suppress(OSError):
-        found += metrics.read(training / metrics.NAME)[0]
+        found += metrics.read(training / metrics.NAME)
     with contextlib.suppress(OSError, ValueError, TypeError):  # missing, damaged, or something else
         found += json.loads((training / 'evaluation.json').read_text())
     with_step = [one for one in found if isinstance(one, dict) and one.get('step') == step]
@@ -128,10 +126,10 @@ def reported_step(report: Path) -> int | None:
 
 def evaluate(trained: Path, output: Path, batch_size: int) -> list[tuple[str, object]]:
     """Evaluate the checkpoint `trained` unless its training has left its figures and the report on it. Rows of the table."""
-    step, report, missing = checkpoint.load(trained)[1]['step'], output / 'report', _missing(plots.require)
+    step, report = checkpoint.load(trained)[1]['step'], output / 'report'
     result = evaluation_of(trained.parent, step)
-    if not result or not missing and reported_step(report) != step:
-        options = [] if missing else ['--report', report]
+    if not result or reported_step(report) != step:
+        options = ['--report', report]
         run('eval.py', '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', batch_size, *options)
         result = evaluation_of(trained.parent, step)
     if not result:
@@ -140,7 +138,7 @@ def evaluate(trained: Path, output: Path, batch_size: int) -> list[tuple[str, ob
     return [
         ('checkpoint', trained),
         ('top-1, top-5' if top5 else 'top-1', f'{result["top1"]:.1f} %{top5} of {result["images"]} validation photos'),
-        ('report', missing or report / 'index.html'),
+        ('report', report / 'index.html'),
     ]
 
 
@@ -171,7 +169,7 @@ def _missing(need):
 def _speed(training):
     """[steps and speed of the training], empty where an older version trained, which recorded none."""
     try:
-        return [Run(training).summary()]
+        return [TrainingRun(training).summary()]
     except InputError:
         return []
 
@@ -221,7 +219,7 @@ def main():
     going_on = [] if config.resume or config.overwrite else ['--resume', 'auto']
     batch = min(config.batch_size or default_batch_size(1), len(parts['train']))
     length = epochs_for(len(parts['train']), batch, config, options)
-    report = [] if _missing(plots.require) else ['--report', output / 'report']
+    report = ['--report', output / 'report']
     run('train.py', *recipe, *where, *going_on, *report, *network, *length, *options, '--batch_size', batch)
     shown = [held.where(k) for k in sorted({*np.linspace(0, len(held) - 1, SHOWN, dtype=int).tolist()})]
     trained = trained_checkpoint(training)

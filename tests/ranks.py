@@ -14,8 +14,9 @@ from src import collective, runtime
 from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
+from src.evaluation.outcomes import Result
 from src.inceptionv4 import InceptionV4
-from src.options import load_settings
+from src.options import Settings, load_settings
 from src.training.optimizer import make_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
@@ -58,9 +59,9 @@ def main(data_dir, source, out, rank_size):
         gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)
         result['equal'] = bool((gathered == gathered[0]).all())
         result['gathered'] = collective.gathered([run.rank, 0.5], run.rank, run.world).tolist()
-    options = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
-    evaluated = evaluation.Evaluation(validation, 1, options, run, batch_size=4, num_workers=1)
-    result['evaluation'] = [evaluated.of_checkpoints([source], print)[0][name] for name in evaluation.Result._fields]
+    options = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75, 'batch_size': 4, 'num_workers': 1}
+    evaluated = evaluation.Evaluation(validation, 1, Settings(options), run)
+    result['evaluation'] = [evaluated.of_checkpoints([source], print)[0][name] for name in Result._fields]
     result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes()._asdict().items()}
     if run.rank == 0:
         Path(out + '.json').write_text(json.dumps(result))

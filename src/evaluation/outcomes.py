@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +11,36 @@ BINS = 15  # of the confidence, as Guo et al. 2017 (https://arxiv.org/abs/1706.0
 Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean
 FEW = 5  # classes among which top-5 says nothing
 INTERVALS = '95 % confidence intervals: Wilson score interval for top-1 and top-5, normal approximation for the mean loss'
+HEADER = f'{"step":>9} {"epoch":>7} {"top1":>7} {"top5":>7} {"loss":>8}  checkpoint_time(UTC)'
+
+
+class Result(NamedTuple):
+    """Accuracies in per cent, mean loss, and of how many images; top5 is None among FEW classes."""
+
+    top1: float
+    top5: float | None
+    loss: float
+    images: int
+
+
+def row(result: Result, step: int, epoch: float, when: float | None = None) -> str:
+    """A line of the original's table below `HEADER`; `when` in seconds since 1970, now if None."""
+    utc = datetime.timezone.utc
+    time = datetime.datetime.fromtimestamp(when, utc) if when else datetime.datetime.now(utc)
+    top5 = '-' if result.top5 is None else f'{result.top5:.2f}'
+    return f'{step:>9} {epoch:>7.1f} {result.top1:>7.2f} {top5:>7} {result.loss:>8.4f}  {time:%Y-%m-%d %H:%M:%S}'
+
+
+def merit(found: dict) -> tuple[float, float]:
+    """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A figure that is missing
+    or not finite counts least."""
+    figures = [found.get(name) for name in ('top1', 'loss')]
+    top1, loss = (value if isinstance(value, (int, float)) and np.isfinite(value) else None for value in figures)
+    return -np.inf if top1 is None else top1, -np.inf if loss is None else -loss
 
 
 class Rows:
-    """What an evaluation step gives for every image, float32 (images, 6): see `Outcomes`, but places from 0.
+    """What an evaluation step returns for every image, float32 (images, 6): see `Outcomes`, but places from 0.
 
     Args:
         order (array): record numbers of this rank's batches, one after the other; -1 where a batch is filled up.
@@ -45,9 +72,8 @@ class Outcomes(NamedTuple):
         """From the `values` of `Rows`."""
         label, predicted, probability, probability_true, loss, place = rows.T.astype(np.float64)
         predicted = np.where(place < 1, label, predicted)  # of equally likely classes the true one counts, as in top-1
-        integers = (column.astype(np.int64) for column in (label, predicted, place + 1))
-        label, predicted, place = integers
-        # A network that gives NaN is sure of nothing.
+        label, predicted, place = (column.astype(np.int64) for column in (label, predicted, place + 1))
+        # A network that returns NaN is sure of nothing.
         return cls(label, predicted, np.nan_to_num(probability), np.nan_to_num(probability_true), loss, place)
 
     @property
@@ -64,21 +90,9 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def merit(found: dict) -> tuple[float, float]:
-    """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A figure that is missing
-    or not finite counts least."""
-    figures = [found.get(name) for name in ('top1', 'loss')]
-    top1, loss = (value if isinstance(value, (int, float)) and np.isfinite(value) else None for value in figures)
-    return -np.inf if top1 is None else top1, -np.inf if loss is None else -loss
-
-
-def finite(value: float) -> float | None:
-    """`value`, or None, which JSON can say, if it is NaN or infinite."""
-    return float(value) if np.isfinite(value) else None
-
-
 def figures(outcomes: Outcomes, num_classes: int) -> dict:
-    """Everything that is counted: top1, top5 (per cent) and loss with their intervals, calibration, per_class, confusion."""
+    """Everything that is counted: top1, top5 (per cent) and loss with their intervals, calibration, per_class, confusion:
+    [true class, predicted class, images], most images first, without the pairs that have none."""
     images = len(outcomes.label)
     found = {'images': images, 'intervals': INTERVALS}
     for name, place in (('top1', 1), ('top5', 5)):
@@ -87,10 +101,11 @@ def figures(outcomes: Outcomes, num_classes: int) -> dict:
         found[name] = {'value': 100 * hits / images, 'low': 100 * low, 'high': 100 * high}
     mean = outcomes.loss.mean()
     half = Z * outcomes.loss.std(ddof=1) / np.sqrt(images) if images > 1 else np.nan
-    found['loss'] = {'value': finite(mean), 'low': finite(mean - half), 'high': finite(mean + half)}
-    found['calibration'] = calibration(outcomes)
-    found['per_class'] = per_class(outcomes, num_classes)
-    found['confusion'] = confusion(outcomes, num_classes)
+    ends = {'value': mean, 'low': mean - half, 'high': mean + half}
+    found['loss'] = {name: float(value) if np.isfinite(value) else None for name, value in ends.items()}  # JSON has no NaN
+    pairs, counts = np.unique(outcomes.label * num_classes + outcomes.predicted, return_counts=True)
+    confusion = [[*divmod(int(pairs[i]), num_classes), int(counts[i])] for i in np.argsort(-counts, kind='stable')]
+    found.update(calibration=calibration(outcomes), per_class=per_class(outcomes, num_classes), confusion=confusion)
     return found
 
 
@@ -98,73 +113,33 @@ def calibration(outcomes: Outcomes) -> dict:
     """Expected calibration error (Guo et al. 2017): over the bins of the confidence, the mean distance of the accuracy from
     the mean confidence, weighted by their images. A bin contains its upper end."""
     number = np.clip(np.ceil(outcomes.probability * BINS).astype(int) - 1, 0, BINS - 1)
-    images, accuracy, confidence = (
+    images, hits, confidence = (
         np.bincount(number, weights, BINS) for weights in (None, outcomes.hit.astype(float), outcomes.probability)
     )
-    error = np.abs(accuracy - confidence).sum() / images.sum()
-    bins = [
-        {
-            'low': i / BINS,
-            'high': (i + 1) / BINS,
-            'images': int(n),
-            'accuracy': float(accuracy[i] / n) if n else None,
-            'confidence': float(confidence[i] / n) if n else None,
-        }
-        for i, n in enumerate(images)
-    ]
-    return {'expected_calibration_error': float(error), 'bins': bins}
+    bins = []
+    for i, n in enumerate(images):
+        means = (float(sums[i] / n) if n else None for sums in (hits, confidence))
+        bins.append(
+            {'low': i / BINS, 'high': (i + 1) / BINS, 'images': int(n), **dict(zip(('accuracy', 'confidence'), means))}
+        )
+    return {'expected_calibration_error': float(np.abs(hits - confidence).sum() / images.sum()), 'bins': bins}
 
 
 def per_class(outcomes: Outcomes, num_classes: int) -> list[dict]:
     """Of each class: its images, images predicted as it, hits, precision, recall (0 to 1; None where nothing is divided)."""
-    images, predicted, hits = (
-        np.bincount(labels, minlength=num_classes).tolist()
-        for labels in (outcomes.label, outcomes.predicted, outcomes.label[outcomes.hit])
-    )
+    counts = [outcomes.label, outcomes.predicted, outcomes.label[outcomes.hit]]
+    rows = zip(*(np.bincount(labels, minlength=num_classes).tolist() for labels in counts))
     return [
         {
-            'class': c,
-            'images': images[c],
-            'predicted': predicted[c],
-            'hits': hits[c],
-            'precision': hits[c] / predicted[c] if predicted[c] else None,
-            'recall': hits[c] / images[c] if images[c] else None,
+            **{'class': number, 'images': images, 'predicted': predicted, 'hits': hits},
+            'precision': hits / predicted if predicted else None,
+            'recall': hits / images if images else None,
         }
-        for c in range(num_classes)
+        for number, (images, predicted, hits) in enumerate(rows)
     ]
-
-
-def confusion(outcomes: Outcomes, num_classes: int) -> list[list[int]]:
-    """[true class, predicted class, images] for all pairs with images, most images first; the matrix without its zeros,
-    which of 1000 classes are nearly all of a million."""
-    pairs, counts = np.unique(outcomes.label * num_classes + outcomes.predicted, return_counts=True)
-    order = np.argsort(-counts, kind='stable')
-    return [[*divmod(int(pairs[i]), num_classes), int(counts[i])] for i in order]
 
 
 def confident_mistakes(outcomes: Outcomes) -> np.ndarray:
     """Numbers of the images that are predicted wrongly, the most confident first."""
     wrong = np.flatnonzero(~outcomes.hit)
     return wrong[np.argsort(-outcomes.probability[wrong], kind='stable')]
-
-
-def unsure_hits(outcomes: Outcomes) -> np.ndarray:
-    """Numbers of the images that are predicted rightly, the least confident first."""
-    right = np.flatnonzero(outcomes.hit)
-    return right[np.argsort(outcomes.probability[right], kind='stable')]
-
-
-def suspected_label_errors(outcomes: Outcomes, num_classes: int) -> np.ndarray:
-    """Numbers of the images whose label may be wrong, the most suspicious first.
-
-    Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068): the threshold of a class is the mean
-    probability that its own images give it; an image is suspected if it gives another class at least the threshold of that.
-    Here the other class is always the likeliest, as only its probability is kept: a class less likely, but with a lower
-    threshold, is not considered. Sorted by how much likelier than the label the other class is.
-    """
-    images = np.bincount(outcomes.label, minlength=num_classes)
-    sums = np.bincount(outcomes.label, outcomes.probability_true, num_classes)
-    threshold = np.where(images > 0, sums / np.maximum(images, 1), np.inf)  # without images nothing can be said
-    suspected = np.flatnonzero(~outcomes.hit & (outcomes.probability >= threshold[outcomes.predicted]))
-    margin = (outcomes.probability - outcomes.probability_true)[suspected]
-    return suspected[np.argsort(-margin, kind='stable')]

@@ -1,36 +1,83 @@
-"""The report of an evaluation: a page that needs no network, `index.html`, with `report.json` and `images.csv` beside it."""
+"""The report on an evaluation: a page that needs no network, `index.html`, with `report.json` and `images.csv` beside it.
+The writer of pages serves the page on a training run, too (src/training/curves.py)."""
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import csv
+import html
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src import files
 from src.data import imagenet
 from src.data.classes import named
+from src.data.image import as_jpeg
 from src.data.records import Records
-from src.errors import DiskFullError, InputError, only_warned, reading
+from src.errors import InputError, counted, only_warned, reading
 from src.evaluation import outcomes as found
-from src.evaluation import page, plots
-from src.evaluation.evaluation import Evaluation
-from src.evaluation.outcomes import Outcomes
+from src.evaluation.outcomes import FEW, Outcomes
 
-SHOWN = 12  # images of each group that are shown
+if TYPE_CHECKING:
+    from src.evaluation.evaluation import Evaluation
+
+SHOWN, PAIRS, OPEN = 12, 20, 30  # mistakes; rows of the confusions; rows that are not folded away, classes of a matrix
+THUMBNAIL, LONGEST = 240, 90  # pixels of the longer side; characters of a name
+STYLE = """* { box-sizing: border-box }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1em; max-width: 1100px; color: #222;
+  background: #fafafa; overflow-wrap: anywhere }
+h1 { font-size: 1.5em; margin: .3em 0 } h2 { font-size: 1.15em; margin: 1.8em 0 .4em }
+p { margin: .4em 0; max-width: 75ch } .small, figcaption { font-size: 13px; color: #555 } b { color: #222 }
+.grid { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)) }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)) }
+.grid > * { background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 10px; margin: 0; min-width: 0 }
+.figure b { display: block; font-size: 1.6em } img { max-width: 100% } .grid:not(.wide) img { max-height: 150px }
+.table { overflow-x: auto } table { border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }
+th, td { border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }
+td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointer; margin: .6em 0 }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums } .up { writing-mode: vertical-rl }
+.field { display: block; margin: -3px -8px; padding: 3px 6px; min-width: 2em; min-height: 1.8em }
+@media (max-width: 600px) { body { padding: .7em } h1 { font-size: 1.25em } table { font-size: 13px }
+  th, td { padding: 3px 5px; max-width: 11em } .grid:not(.wide) { grid-template-columns: 1fr 1fr } }"""
 
 
 def prepare(directory: str | Path) -> None:
-    """Make `directory`; InputError if that cannot be done, or if what a report needs is not installed."""
-    plots.require()
-    with reading(f'report {directory}', 'choose another directory'):
+    """Make `directory`; InputError if nothing can be written there."""
+    with reading(directory, 'choose another directory'):
         Path(directory).mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(13, 'no permission to write')
+            raise PermissionError(13, 'no permission to write', str(directory))
+
+
+def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Callable[[str], None]) -> Callable[[int], None]:
+    """What a training run calls with its last step after the last evaluation, on every rank: the report on its best
+    evaluation goes to `directory` or, if that is '', to `report` in `log_directory`. One that fails does not make the
+    training fail. InputError if a `directory` was given and no report can be written there."""
+    if directory and evaluation.run.rank == 0:
+        prepare(directory)
+    place = files.Place(log_directory)
+
+    def write_after(_):
+        with only_warned(log, 'report on the evaluation'):
+            write(directory or place.find() / 'report', evaluation, f'training after step {evaluation.best["step"]}')
+
+    return write_after
+
+
+def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: list[str] | None = None) -> None:
+    """Write the report on the best evaluation of `evaluation`; to be called by every rank, rank 0 writes. `title` says what
+    was evaluated, `recorded` are the class names in the checkpoint. InputError if it cannot be written."""
+    outcomes = evaluation.outcomes()
+    if evaluation.run.rank == 0:
+        prepare(directory)
+        labels = class_labels(evaluation.records, evaluation.offset, evaluation.num_classes, recorded)
+        write_files(directory, title, outcomes, evaluation.records, labels, evaluation.best)
+        evaluation.run.log(f'report: {Path(directory, "index.html")}')
 
 
 def class_labels(records: Records, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:
@@ -47,100 +94,141 @@ def class_labels(records: Records, offset: int, num_classes: int, recorded: list
     ]
 
 
-def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Callable[[str], None]) -> Callable[[int], None]:
-    """What a training calls with its last step after the last evaluation, on every rank: the report on its best evaluation
-    goes to `directory` or, if that is '', to `report` in `log_directory`. One that fails does not make the training fail.
-
-    InputError if a `directory` was given and no report can be written there.
-    """
-    if directory and evaluation.rank == 0:
-        with contextlib.suppress(DiskFullError):  # there may be room at the end
-            prepare(directory)
-    place = files.Place(log_directory)
-
-    def write_after(_):
-        path = Path(directory or place.find() / 'report')
-        with only_warned(log, 'report on the evaluation'):
-            write(path, evaluation, f'training after step {evaluation.best["step"]}', evaluation.best, log)
-
-    return write_after
-
-
-def write(
-    directory: str | Path,
-    evaluation: Evaluation,
-    title: str,
-    about: dict,
-    log: Callable[[str], None],
-    recorded: list[str] | None = None,
-) -> None:
-    """Write the report on what `evaluation` keeps; to be called by every rank, rank 0 writes.
-
-    Args:
-        title (str): what was evaluated.
-        about (dict): further facts for report.json.
-        recorded (list of str): class names in the checkpoint.
-
-    InputError if it cannot be written.
-    """
-    outcomes = evaluation.outcomes()
-    if evaluation.rank == 0:
-        prepare(directory)
-        labels = class_labels(evaluation.records, evaluation.offset, evaluation.num_classes, recorded)
-        write_files(directory, title, outcomes, evaluation.records, labels, about)
-        log(f'report: {Path(directory, "index.html")}')
-
-
 def write_files(
     directory: str | Path, title: str, outcomes: Outcomes, records: Records, labels: list[str], about: dict
 ) -> None:
-    """Write the report on the `outcomes` of the images `records`; `labels` by class. Each file is whole or not there.
-
-    InputError if one cannot be written.
-    """
+    """Write the report on the `outcomes` of the images `records`; `labels` by class, `about`: further facts for report.json.
+    Each file is whole or not there. InputError if one cannot be written."""
     figures = found.figures(outcomes, len(labels))
-    groups = {
-        'confident_mistakes': found.confident_mistakes(outcomes),
-        'suspected_label_errors': found.suspected_label_errors(outcomes, len(labels)),
-        'unsure_hits': found.unsure_hits(outcomes),
-    }
-    listed = {
-        name: {'count': len(numbers), 'first': [_image(int(i), outcomes, records, labels) for i in numbers[:SHOWN]]}
-        for name, numbers in groups.items()
-    }
     for one in figures['per_class']:
         one['name'] = labels[one['class']]
-    try:
-        write_table(Path(directory, 'images.csv'), outcomes, records, labels, groups['suspected_label_errors'])
+    wrong = found.confident_mistakes(outcomes)
+    first = [
+        {
+            **{'number': int(i), 'name': records.name(int(i))},
+            **{'true': labels[outcomes.label[i]], 'predicted': labels[outcomes.predicted[i]]},
+            **{name: float(getattr(outcomes, name)[i]) for name in ('probability', 'probability_true')},
+        }
+        for i in wrong[:SHOWN]
+    ]
+    figures['confident_mistakes'] = {'count': len(wrong), 'first': first}
+    with reading(directory, 'choose another directory'):
+        write_table(Path(directory, 'images.csv'), outcomes, records, labels)
         with files.replacing(Path(directory, 'report.json')) as temporary:
-            temporary.write_text(files.as_json({**about, **figures, **listed}, 1) + '\n')
-        with files.replacing(Path(directory, 'index.html')) as temporary:
-            with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-                file.writelines(page.parts(title, figures, listed, records))
-    except OSError as error:
-        raise InputError(f'report {directory}: cannot be written ({error.strerror}); choose another directory') from None
+            temporary.write_text(files.as_json({**about, **figures}, 1) + '\n')
+        write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, records))
 
 
-def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[str], suspected: np.ndarray) -> None:
+def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[str]) -> None:
     """images.csv: a line for each image, in the order of the records. OSError if it cannot be written."""
-    marked = np.zeros(len(outcomes.label), int)
-    marked[suspected] = 1
-    header = ['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true', 'suspected_label_error']
+    header = ['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true']
     with files.replacing(path) as temporary:
         with open(temporary, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
             rows = csv.writer(file)
             rows.writerow(header)
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
-                numbers = [f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place, marked[i]]
-                rows.writerow([*map(files.as_cell, (records.name(i), labels[label], labels[predicted])), *numbers])
+                texts = map(files.as_cell, (records.name(i), labels[label], labels[predicted]))
+                rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
 
 
-def _image(i, outcomes, records, labels):
-    return {
-        'number': i,
-        'name': records.name(i),
-        'true': labels[outcomes.label[i]],
-        'predicted': labels[outcomes.predicted[i]],
-        'probability': float(outcomes.probability[i]),
-        'probability_true': float(outcomes.probability_true[i]),
-    }
+def write_page(path: str | Path, title: str, parts: Iterable[str]) -> None:
+    """Write a page of `parts` (HTML) that needs no network, whole or not at all. OSError if it cannot be written."""
+    head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+    head += (
+        f'initial-scale=1">\n<title>{text(title)}</title>\n<style>\n{STYLE}\n</style></head><body>\n<h1>{text(title)}</h1>\n'
+    )
+    with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
+        file.writelines([head, *parts, '</body></html>\n'])
+
+
+def text(value: object) -> str:
+    """A name of any bytes and any length as HTML that shows it in one line, without the middle of a long one."""
+    shown = ''.join(c if c.isprintable() or c == '\xa0' else c.encode('unicode_escape').decode() for c in str(value))
+    return html.escape(shown if len(shown) <= LONGEST else f'{shown[: LONGEST - 30]}…{shown[-29:]}')
+
+
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 as per cent; a dash for None."""
+    return '–' if share is None else f'{100 * share:.1f}\xa0%'
+
+
+def card(what: str, value: str, remark: str = '') -> str:
+    """A main figure."""
+    return f'<div class="figure">{what}<b>{text(value)}</b><span class="small">{text(remark)}</span></div>\n'
+
+
+def table(head: list[str], rows: list[list], numbers: set[int] = frozenset()) -> str:
+    """A table; cells are HTML, those of the columns `numbers` stand to the right. A sentence without `rows`."""
+    if not rows:
+        return '<p class="small">There are none.</p>\n'
+    kind = [' class="n"' * (i in numbers) for i in range(len(head))]
+    lines = [''.join(f'<th{kind[i]}>{cell}</th>' for i, cell in enumerate(head))]
+    lines += [''.join(f'<td{kind[i]}>{cell}</td>' for i, cell in enumerate(row)) for row in rows]
+    return f'<div class="table"><table>{"".join(f"<tr>{line}</tr>" + chr(10) for line in lines)}</table></div>\n'
+
+
+def sections(figures: dict, records: Records) -> Iterator[str]:
+    """The page on the `figures` of report.json, piece by piece; thumbnails are read from `records`."""
+    classes, (count, first) = figures['per_class'], figures['confident_mistakes'].values()
+    names = [text(one['name']) for one in classes]
+    yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(classes)} classes.</p>\n<div class="grid">'
+    for what, key, unit in (('top-1', 'top1', ' %'), ('top-5', 'top5', ' %'), ('mean loss', 'loss', '')):
+        if key != 'top5' or len(classes) > FEW:
+            value, low, high = ('–' if end is None else f'{end:.{1 if unit else 3}f}' for end in figures[key].values())
+            yield card(what, value + unit, f'95 %: {low} to {high}{unit}')
+    yield card('calibration error', percent(figures['calibration']['expected_calibration_error']), '0 is best')
+    yield f'</div>\n<p class="small">{figures["intervals"]}.</p>\n<h2>Most frequent confusions</h2>\n'
+    wrong = [pair for pair in figures['confusion'] if pair[0] != pair[1]]
+    rows = [[names[i], names[j], n, percent(n / classes[i]['images'])] for i, j, n in wrong[:PAIRS]]
+    yield table(['true', 'predicted as', 'images', 'of the class'], rows, {2, 3})
+    if len(wrong) > PAIRS:
+        yield f'<p class="small">{PAIRS} of {len(wrong)} pairs; all are in report.json.</p>\n'
+    if len(classes) <= OPEN:
+        yield matrix(figures['confusion'], names)
+    yield f'<h2>Most confident mistakes</h2>\n<p class="small">{len(first)} of {count} images whose class is predicted '
+    yield 'wrongly. Some may be labelled wrongly.</p>\n<div class="grid">\n'
+    yield from (mistake(one, records) for one in first)
+    yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
+    yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'
+    bins = [one for one in figures['calibration']['bins'] if one['images']]
+    rows = [[*map(percent, (one['low'], one['high'], one['confidence'], one['accuracy'])), one['images']] for one in bins]
+    yield table(['probability from', 'to', 'mean', 'right', 'images'], rows, {0, 1, 2, 3, 4})
+    yield '<h2>Classes</h2>\n<p class="small">Recall: share of the images of a class that are predicted as it. Precision: '
+    yield 'share of the images predicted as a class that are of it. The lowest recall comes first.</p>\n'
+    taken = {true: names[predicted] for true, predicted, _ in reversed(wrong)}  # most images first
+    order = sorted(classes, key=lambda one: (one['recall'] is None, one['recall'] or 0, one['class']))
+    numbers = [one['class'] for one in order]
+    shares = [(percent(one['recall']), percent(one['precision'])) for one in order]
+    rows = [[i, names[i], classes[i]['images'], *both, taken.get(i, '')] for i, both in zip(numbers, shares)]
+    head = ['no.', 'class', 'images', 'recall', 'precision', 'most often mistaken for']
+    yield table(head, rows[:OPEN], {0, 2, 3, 4})
+    if rest := rows[OPEN:]:
+        yield f'<details><summary>The other {len(rest)} classes</summary>\n{table(head, rest, {0, 2, 3, 4})}</details>\n'
+    yield '<p class="small">images.csv lists all images, report.json all figures.</p>\n'
+
+
+def matrix(confusion: list[list[int]], names: list[str]) -> str:
+    """The confusion matrix as a table; the colour of a field is its share of the row."""
+    counts = np.zeros((len(names), len(names)), int)
+    for true, predicted, images in confusion:
+        counts[true, predicted] = images
+    field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    rows = [[name, *map(field.format, share, row)] for name, share, row in zip(names, shares, counts)]
+    head = ['', *(f'<span class="up">{name}</span>' for name in names)]
+    return (
+        '<h2>Confusion matrix</h2>\n<p class="small">Images of each true class (row) by predicted class (column); the '
+        f'darker a field, the larger its share of the row.</p>\n{table(head, rows, {*range(1, len(head))})}'
+    )
+
+
+def mistake(one: dict, records: Records) -> str:
+    """A thumbnail, read from the records once more, with its labels."""
+    try:
+        small = as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)
+        shown = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
+    except (InputError, ValueError):  # gone since it was evaluated
+        shown = '<p class="small">cannot be read any more</p>'
+    predicted = f'predicted: <b>{text(one["predicted"])}</b>, {percent(one["probability"])}'
+    true = f'true: <b>{text(one["true"])}</b>, {percent(one["probability_true"])}'
+    return f'<figure>{shown}<figcaption>{predicted}<br>{true}<br>{text(one["name"])}</figcaption></figure>\n'

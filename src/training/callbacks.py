@@ -14,7 +14,7 @@ from mindspore.train import Callback
 
 from src import files
 from src.errors import TrainingError
-from src.evaluation import evaluation
+from src.evaluation import outcomes
 from src.heartbeat import EVALUATING, SAVING
 from src.training.kept import Best, Newest
 from src.training.monitor import TrainingMonitor
@@ -197,7 +197,7 @@ class Evaluations(Every):
 
     Args:
         every (int): steps between two evaluations.
-        evaluate (callable): returns an `evaluation.Result`, or None if it was asked to stop.
+        evaluate (callable): returns an `outcomes.Result`, or None if it was asked to stop.
         checkpoints (Checkpoints): saves before each evaluation and marks the best; None on the other ranks than 0.
         report (callable): called with the last step after its evaluation, on every rank.
         records (str): fingerprint of the validation records.
@@ -207,7 +207,7 @@ class Evaluations(Every):
         self,
         monitor: TrainingMonitor,
         every: int,
-        evaluate: Callable[[], evaluation.Result | None],
+        evaluate: Callable[[], outcomes.Result | None],
         checkpoints: Checkpoints | None = None,
         report: Callable[[int], None] | None = None,
         records: str = '',
@@ -239,8 +239,8 @@ class Evaluations(Every):
             return
         seconds, epoch = time.perf_counter() - begun, self.monitor.epoch
         self.monitor.metrics('evaluation', step, epoch=epoch, **result._asdict(), seconds=seconds)
-        self.monitor.log(evaluation.HEADER)
-        self.monitor.log(evaluation.row(result, step, epoch))
+        self.monitor.log(outcomes.HEADER)
+        self.monitor.log(outcomes.row(result, step, epoch))
         if self.best:
             self.best.offer(result._asdict())
         if self.report and step >= self.monitor.plan.stop:

@@ -1,148 +1,282 @@
-"""The curves of trainings, as PNG; several trainings in one plot."""
+"""A page on one training run, or on several beside each other, made from their metrics.jsonl; also of one that still runs.
+
+python -m src.training.curves RUN [RUN ...] [--output page.html]
+
+A RUN is the log directory of a training run, or its metrics.jsonl.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import datetime
+import importlib
+import io
+import itertools
+import json
 import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from src.evaluation.plots import as_png, new_figure
-from src.training.runs import Run, number, when_of
+from src.errors import InputError, Parser, counted, entry_point, only_warned, reading
+from src.evaluation.outcomes import FEW, merit
+from src.evaluation.report import card, table, text, write_page
+from src.options import load_settings
+from src.training import metrics
+from src.training.pace import straggler
 
+PAGE = 'training.html'
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
-MARKS = {'resume': ('#15803d', '--'), 'fault': ('#dc2626', '-'), 'slow': ('#b45309', ':')}  # kinds of events
-SIZE = 4.0, 2.7  # inches; their text can be read on a phone
+# Kinds of events: colour and style of their vertical lines, and what these mean.
+MARKS = {
+    'resume': ('#15803d', '--', 'resumed from a checkpoint'),
+    'fault': ('#dc2626', '-', 'ended by a fault or a signal'),
+    'slow': ('#b45309', ':', 'a rank is behind'),
+}
 SPREAD = 30  # from this ratio of the largest to the smallest value on, the axis is logarithmic
-HOURS, DAYS = 2 * 3600, 3 * 24 * 3600  # seconds from which on a time axis has this unit
-
-
-class Series(NamedTuple):
-    """One line of a plot."""
-
-    kind: str  # of the records
-    field: str
-    style: str  # of matplotlib
-    name: str = ''
-    caption: str = ''  # joins the plot's where the line is drawn
 
 
 class Plot(NamedTuple):
-    """A plot over the epochs."""
+    """A plot over the epochs; each of `series`: kind of record, field, style of the line, name."""
 
     title: str
     unit: str
     caption: str
-    series: tuple[Series, ...]
-    factor: float = 1
+    series: tuple[str, ...]
     logarithmic: bool = False  # where the values spread far; otherwise the axis begins at 0
-    least: float = 0  # end of the axis, at least
 
 
+LOSSES = ('step mean_loss - training', 'evaluation loss o evaluation')
+ACCURACIES = ('evaluation top1 o- top-1', 'evaluation top5 s: top-5')
 PLOTS = (
-    Plot(
-        'Loss',
-        'loss',
-        '',
-        (
-            Series('step', 'mean_loss', '-', 'training', 'Training: mean since the previous log line.'),
-            Series('evaluation', 'loss', 'o', 'evaluation', 'Circles: evaluation.'),
-        ),
-        logarithmic=True,
-    ),
-    Plot(
-        'Accuracy',
-        '%',
-        'On the validation images.',
-        (
-            Series('evaluation', 'top1', 'o-', 'top-1', 'Circles: top-1.'),
-            Series('evaluation', 'top5', 's:', 'top-5', 'Squares: top-5.'),
-        ),
-    ),
-    Plot('Learning rate', 'learning rate', 'Of the step at each line.', (Series('step', 'lr', '-'),)),
-    Plot('Speed', 'images per second', 'Of all devices, while they train.', (Series('step', 'images_per_second', '-'),)),
-    Plot(
-        'Wait for data',
-        '% of the time',
-        'Time in which the step waits for its batch; above 10 % the data holds up the device.',
-        (Series('step', 'data_wait', '-'),),
-        factor=100,
-        least=12,
-    ),
-    Plot(
-        'Gradient norm',
-        'norm',
-        'Of all gradients together, before clipping.',
-        (Series('step', 'gradient_norm', '-'),),
-        logarithmic=True,
-    ),
+    Plot('Loss', 'loss', 'Line: training, mean since the previous log line. Circles: evaluation.', LOSSES, True),
+    Plot('Accuracy', '%', 'On the validation images.', ACCURACIES),
+    Plot('Learning rate', 'learning rate', 'Of the step at each log line.', ('step lr -',)),
+    Plot('Throughput', 'images per second', 'Of all devices, while they train.', ('step images_per_second -',)),
+    Plot('Wait for data', 'share of the time', 'Above 0.1 the data holds up the device.', ('step data_wait -',)),
+    Plot('Gradient norm', 'norm', 'Of all gradients together, before clipping.', ('step gradient_norm -',), True),
 )
 
 
-def draw(plot: Plot, runs: list[Run]) -> tuple[bytes | None, str]:
-    """(`plot` with the lines of all `runs`, a caption of what is in it); (None, '') if none of them has the values."""
-    figure = new_figure(*SIZE)
-    axes, values, captions = figure.subplots(), [], {plot.caption: None}
-    for place, run in enumerate(runs):
-        for order, series in enumerate(plot.series):
-            found = run.of_kind(series.kind) if series.field != 'top5' or run.top5 else []
-            points = [(run.epoch_of(one), plot.factor * number(one, series.field)) for one in found]
-            points = [point for point in points if not math.isnan(point[1])]
-            if points:
-                values += [value for _, value in points]
-                colour = _colour(place if len(runs) > 1 else order)
-                captions[series.caption] = None
-                style = series.style if len(points) > 1 or series.style != '-' else 'o'
-                axes.plot(*zip(*points), style, color=colour, linewidth=1.3, markersize=3.5, label=series.name)
-        for event in run.events():
-            _mark(axes, event, event.epoch)
+class TrainingRun:
+    """What the records in the directory or file `place` say of a training run; InputError if there are none."""
+
+    def __init__(self, place: str | Path):
+        path = Path(place, metrics.NAME) if Path(place).is_dir() else Path(place)
+        with reading(path, 'name the log directory of a training run, such as results/1p/0/ckpt'):
+            self.records = metrics.read(path)
+            if not self.records or 'kind' not in self.records[0]:
+                raise ValueError('holds no records of a training run')
+        self.directory, self.name = path.parent, str(place).removeprefix(f'{os.getcwd()}/')
+        self.steps, self.evaluations = self.of_kind('step'), self.of_kind('evaluation')
+        self.start = ([{}] + self.of_kind('start'))[-1]
+        self.config = self.start.get('config', {})
+        self.top5 = not number(self.config, 'num_classes') <= FEW  # says nothing among so few
+
+    def of_kind(self, kind: str) -> list[dict]:
+        """The records of a kind."""
+        return [record for record in self.records if record['kind'] == kind]
+
+    def best(self) -> tuple[dict | None, str]:
+        """(the best evaluation, where it comes from), in the training run or else by eval.py after it; None without one."""
+        if self.evaluations:
+            best = max(self.evaluations, key=merit)
+            return best, f'epoch {self.epoch_of(best):.1f}' + f', top-5 {number(best, "top5"):.2f} %' * self.top5
+        with contextlib.suppress(OSError, ValueError):
+            path = self.directory / 'evaluation.json'
+            if path.stat().st_mtime >= when_of(self.records[0]).timestamp():  # not left by an earlier training run
+                best = max(json.loads(path.read_text()), key=merit)
+                return best, f'by eval.py after the training, of {best["images"]} images'
+        return None, 'no evaluation is recorded'
+
+    def speed(self) -> float:
+        """Images per second over the steps of all lines, which count equally; NaN if it is not known."""
+        found = [value for one in self.steps if (value := number(one, 'images_per_second')) > 0]
+        return len(found) / sum(1 / value for value in found) if found else math.nan
+
+    def summary(self) -> str:
+        """'36 steps, 5.2 images/s' of the last run."""
+        steps, speed = counted(self.records[-1]['step'] - self.start.get('step', 0), 'step'), self.speed()
+        return steps if math.isnan(speed) else f'{steps}, {speed:.1f} images/s'
+
+    def state(self) -> str:
+        """One sentence on whether it still runs, or how it ended."""
+        last = self.records[-1]
+        if last['kind'] != 'end':
+            return f'Last record at {clock(last)}; no end is recorded: it still trains or was killed'
+        return f'Ended at {clock(last)}: {last["cause"]}' + f' (status {last["status"]})' * bool(last['status'])
+
+    def epoch_of(self, record: dict) -> float:
+        """Epochs done at a record."""
+        return record.get('epoch', record['step'] / self.start.get('steps_per_epoch', 1))
+
+    def events(self) -> list[tuple[dict, str, str]]:
+        """(record, kind, text) of starts, resumes, faults and ends, in their order."""
+        found, before = [], None
+        for record in self.records:
+            if record['kind'] == 'start':
+                if before and before['kind'] != 'end':
+                    found.append((before, 'fault', 'the process was killed here or later'))
+                resumed = record.get('resumed')
+                found.append((record, *(('resume', f'resumed from {resumed}') if resumed else ('start', 'a new run'))))
+            elif record['kind'] == 'end':
+                kind = 'fault' if record['status'] else 'end'
+                found.append((record, kind, f'{record["cause"]} (status {record["status"]})'))
+            elif record['kind'] == 'ranks' and (line := straggler(record)):
+                found.append((record, 'slow', line))
+            before = record
+        return found
+
+    def main_figures(self) -> list[tuple[str, str, str]]:
+        """(what, value, remark)."""
+        last, (best, remark), step = ([{}] + self.steps)[-1], self.best(), self.records[-1]['step']
+        loss, speed, overflows = number(last, 'mean_loss'), self.speed(), number(last, 'overflows')
+        found = [
+            ('best top-1', f'{best["top1"]:.2f} %' if best else '–', remark),
+            ('training loss', '–' if math.isnan(loss) else f'{loss:.3f}', 'mean since the last log line but one'),
+            ('speed', '–' if math.isnan(speed) else f'{speed:.1f}', 'images per second, of all devices'),
+            ('epochs done', f'{self.epoch_of(self.records[-1]):.1f}', f'{step} of {self.start.get("stop", "?")} steps'),
+        ]
+        return found + [('skipped steps', f'{overflows:.0f}', 'because gradients overflowed')] * (overflows > 0)
+
+    def machine(self) -> dict[str, object]:
+        """{what: value} of the machine and the versions at the last start."""
+        names = 'host processor cores device ranks precision global_batch steps_per_epoch'.split()
+        return {**{name: self.start[name] for name in names if name in self.start}, **self.start.get('versions', {})}
+
+
+def number(record: dict, name: str) -> float:
+    """A field as a float; NaN if it is missing or no number."""
+    value = record.get(name)
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def when_of(record: dict) -> datetime.datetime:
+    """When a record was written, UTC."""
+    return datetime.datetime.fromisoformat(record['time'])
+
+
+def clock(record: dict) -> str:
+    """When a record was written, for people."""
+    return f'{when_of(record):%Y-%m-%d %H:%M:%S} UTC'
+
+
+def need_matplotlib() -> None:
+    """InputError if matplotlib, which only this page needs, cannot be imported."""
+    try:
+        importlib.import_module('matplotlib.figure')
+    except ImportError as error:
+        raise InputError(f'the page needs matplotlib ({error}): pip install -r requirements-report.txt') from None
+
+
+def draw(plot: Plot, runs: list[TrainingRun]) -> str:
+    """`plot` with the lines of all `runs` as HTML; '' if no values are recorded."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((4.0, 2.7), layout='constrained')  # not by pyplot, which would choose a backend for the process
+    FigureCanvasAgg(figure)
+    axes, values = figure.subplots(), []
+    for (place, run), (order, series) in itertools.product(enumerate(runs), enumerate(plot.series)):
+        kind, field, style, *name = series.split()
+        records = run.of_kind(kind) if field != 'top5' or run.top5 else []
+        points = [(run.epoch_of(one), value) for one in records if not math.isnan(value := number(one, field))]
+        if points:
+            values += [value for _, value in points]
+            colour = COLOURS[(place if len(runs) > 1 else order) % len(COLOURS)]
+            label = name[0] if name and len(runs) == 1 else None
+            axes.plot(*zip(*points), style if len(points) > 1 else 'o', color=colour, lw=1.3, ms=3.5, label=label)
     if not values:
-        return None, ''
-    if plot.logarithmic and 0 < SPREAD * min(values) < max(values):
+        return ''
+    for record, kind, _ in (event for run in runs for event in run.events()):
+        colour, style, _ = MARKS.get(kind, ('none', '-', ''))
+        axes.axvline(runs[0].epoch_of(record), color=colour, linestyle=style, linewidth=0.9, alpha=0.7, zorder=0)
+    if not plot.logarithmic:
+        axes.set_ylim(0, 1.08 * max(values) or 1)
+    elif 0 < SPREAD * min(values) < max(values):
         axes.set_yscale('log')
-    elif not plot.logarithmic:
-        axes.set_ylim(0, max(1.08 * max(values), plot.least) or 1)
     axes.set(xlabel='epoch', ylabel=plot.unit)
     axes.set_xlim(left=0)  # the same in all plots, also where there is a single evaluation
-    legend = len(runs) == 1 and len(axes.get_legend_handles_labels()[0]) > 1
-    return _finished(figure, axes, legend), ' '.join(filter(None, captions))
-
-
-def draw_progress(runs: list[Run]) -> bytes | None:
-    """Epochs done over the time since the start of each run, pauses included; None if no times are known."""
-    lines = []
-    for run in runs:
-        times = [(when, run.epoch_of(one)) for one in run.records if (when := when_of(one))]
-        lines.append([((when - times[0][0]).total_seconds(), epoch) for when, epoch in times])
-    longest = max((seconds for line in lines for seconds, _ in line), default=0)
-    if not longest:
-        return None
-    scale, unit = (86400, 'days') if longest > DAYS else (3600, 'hours') if longest > HOURS else (60, 'minutes')
-    figure = new_figure(*SIZE)
-    axes = figure.subplots()
-    for place, (run, line) in enumerate(zip(runs, lines)):
-        if not line:
-            continue
-        axes.plot(*zip(*((seconds / scale, epoch) for seconds, epoch in line)), color=_colour(place), linewidth=1.3)
-        begin = next(when for one in run.records if (when := when_of(one)))
-        for event in run.events():
-            if event.time:
-                _mark(axes, event, (event.time - begin).total_seconds() / scale)
-    axes.set(xlabel=f'{unit} since the start', ylabel='epoch')
-    return _finished(figure, axes)
-
-
-def _colour(place):
-    return COLOURS[place % len(COLOURS)]
-
-
-def _mark(axes, event, x):
-    if event.kind in MARKS:
-        colour, style = MARKS[event.kind]
-        axes.axvline(x, color=colour, linestyle=style, linewidth=0.9, alpha=0.7, zorder=0)
-
-
-def _finished(figure, axes, legend=False):
     axes.grid(alpha=0.25)
-    axes.tick_params(labelsize=9)
-    if legend:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=9, frameon=False)
-    return as_png(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=160)
+    source = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+    return f'<figure><b>{plot.title}</b><img alt="" src="{source}"><figcaption>{plot.caption}</figcaption></figure>\n'
+
+
+def sections(runs: list[TrainingRun]) -> Iterator[str]:
+    """The page, piece by piece."""
+    dots = [f'<b style="color: {COLOURS[place % len(COLOURS)]}">●</b> ' for place in range(len(runs))]
+    heads = [dot + text(run.name) for dot, run in zip(dots, runs)] if len(runs) > 1 else ['value']
+    if len(runs) == 1:
+        yield f'<div class="grid">{"".join(card(*figure) for figure in runs[0].main_figures())}</div>\n'
+        yield f'<p class="small">{text(runs[0].state())}.</p>\n'
+    else:
+        columns = [{what: f'{value}, {remark}' for what, value, remark in run.main_figures()} for run in runs]
+        yield table(['', *heads], rows([{**column, 'state': run.state()} for column, run in zip(columns, runs)]))
+        yield '<h2>What differs</h2>\n'
+        differing = rows([{**run.config, **run.machine()} for run in runs])
+        yield table(['', *heads], [row for row in differing if len(set(row[1:])) > 1])
+    kinds = {kind for run in runs for _, kind, _ in run.events()}
+    lines = [f'<b style="color: {colour}">┃</b> {what}' for kind, (colour, _, what) in MARKS.items() if kind in kinds]
+    yield f'<h2>Curves</h2>\n<p class="small">{" &nbsp; ".join((heads if len(runs) > 1 else []) + lines)}</p>\n'
+    yield f'<div class="grid wide">{"".join(draw(plot, runs) for plot in PLOTS)}</div>\n<h2>Recipe</h2>\n'
+    options, head = rows([*(run.config for run in runs), load_settings([])]), ['option', *heads, 'default']
+    yield table(head, [row for row in options if len(set(row[1:])) > 1])
+    yield f'<details><summary>All options</summary>\n{table(head, options)}</details>\n<h2>Machine and versions</h2>\n'
+    yield table(['', *heads], rows([run.machine() for run in runs]))
+    for run in runs:
+        name = f': {text(run.name)}' * (len(runs) > 1)
+        events = [[clock(one), one['step'], kind, text(what)] for one, kind, what in run.events()]
+        yield f'<h2>History{name}</h2>\n' + table(['time', 'step', 'event', ''], events, {1})
+        there = [one for one in run.of_kind('checkpoint') if Path(run.directory, one['file']).is_file()]
+        saved = [
+            [one['file'], one['step'], f'{one["bytes"] / 1e6:.1f} MB', f'{one["seconds"]:.1f} s', clock(one)]
+            for one in there
+        ]
+        yield f'<h2>Checkpoints{name}</h2>\n' + table(['file', 'step', 'size', 'saved in', 'time'], saved, {1, 2, 3})
+
+
+def rows(columns: list[dict]) -> list[list[str]]:
+    """Rows [name, value in each of `columns`] of HTML; an option that is newer than a run has no value there."""
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return [[text(name).replace('_', '_<wbr>'), *(text(column.get(name, '–')) for column in columns)] for name in names]
+
+
+def write(places: list[str | Path], output: str | Path) -> None:
+    """Write the page on the training runs in `places` to `output`, whole or not at all. InputError if matplotlib is missing,
+    a place holds no training run, or the page cannot be written."""
+    need_matplotlib()
+    runs = [TrainingRun(place) for place in places]
+    # Not the whole path: the page may go elsewhere.
+    title = '/'.join(Path(runs[0].name).parts[-2:]) if len(runs) == 1 else counted(len(runs), 'run')
+    with reading(output, 'choose another --output'):
+        write_page(output, f'Training: {title}', sections(runs))
+
+
+def at_end(directory: Path, log: Callable[[str], None]) -> None:
+    """Write the page on the training run in `directory` into it; one line on it, or on why there is none."""
+    with only_warned(log, 'page on the training'):
+        write([directory], directory / PAGE)
+        log(f'curves: {directory / PAGE}')
+
+
+@entry_point
+def main():
+    """The command line."""
+    parser = Parser(prog='python -m src.training.curves', description=__doc__.partition('\n')[0])
+    parser.add_argument('runs', metavar='RUN', nargs='+', help='log directory of a training run, or its metrics.jsonl')
+    parser.add_argument('--output', help=f'the page; default: {PAGE} in the directory of a single RUN, else here')
+    options = parser.parse_args()
+    only = Path(options.runs[0])
+    output = options.output or (Path(PAGE) if len(options.runs) > 1 else (only if only.is_dir() else only.parent) / PAGE)
+    write(options.runs, output)
+    print(output)
+
+
+if __name__ == '__main__':
+    main()

@@ -18,8 +18,8 @@ from src.data import features
 from src.data.bad_records import BadRecords
 from src.data.preprocess import Preprocessing, scale
 from src.errors import InputError
-from src.evaluation.evaluation import Evaluation, Result, take_weights
-from src.evaluation.step import EvaluationStep
+from src.evaluation.evaluation import Evaluation, EvaluationStep, take_weights
+from src.evaluation.outcomes import Result
 from src.inceptionv4 import InceptionV4
 from src.training.step import NetworkWithLoss
 from src.weights.names import first_of
@@ -144,22 +144,22 @@ class FeatureEvaluation(Evaluation):
     known = False
 
     def of_training(
-        self, train_step: nn.Cell, asked_to_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
+        self, train_step: nn.Cell, should_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
     ) -> Result | None:
-        """`Result` of the classifier of a `TrainStep` after `done()` steps; None if `asked_to_stop()` became true."""
-        if not self.known and not self._compute(train_step, asked_to_stop):
+        """`Result` of the classifier of a `TrainStep` after `done()` steps; None if `should_stop()` became true."""
+        if not self.known and not self._compute(train_step, should_stop):
             return None
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
-        return self._evaluate({'step': done()}, asked_to_stop)
+        return self._evaluate({'step': done()}, should_stop)
 
-    def _compute(self, train_step, asked_to_stop):
+    def _compute(self, train_step, should_stop):
         """Replace the images by features, and the step by one that takes them; False if asked to stop."""
         network = self.step.network
         take_weights(network, train_step)
         cell, columns = ValidationFeatures(network, self.step.preprocessing), ([], [])
         for image, label in _progress(self.data, 'computing features'):
-            if asked_to_stop():
+            if should_stop():
                 return False
             columns[0].append(cell(image).asnumpy())
             columns[1].append(label.asnumpy())

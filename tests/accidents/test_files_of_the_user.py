@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import export
@@ -170,7 +169,7 @@ def test_no_formula_in_the_table_of_a_report(tmp_path):
     records = type('Records', (), {'upright': False, '__len__': lambda _: 99, 'read': lambda _, i: b''})()
     records.name = lambda i: f'{FORMULAS[i % len(FORMULAS)]}.png'
     outcomes = Outcomes.of_rows(random_rows(99, len(FORMULAS), 0)[0])
-    report.write_table(tmp_path / 'images.csv', outcomes, records, FORMULAS, np.array([0]))
+    report.write_table(tmp_path / 'images.csv', outcomes, records, FORMULAS)
     with open(tmp_path / 'images.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     cells = [row[column] for row in rows for column in ('name', 'true', 'predicted')]

@@ -66,7 +66,6 @@ def evaluated(path, data, *options):
 
 
 def test_open_labels_are_settled_by_images(network, tmp_path, capsys):
-    pytest.importorskip('matplotlib')
     some = [1, 2, 3, 4] * 3  # fits labels 0 to 5 and labels 1 to 6
     from_0, from_1 = records(tmp_path / '0', some), records(tmp_path / '1', some, shift=1)
     weights, own = write(tmp_path / 'a/w.ckpt', network), write(tmp_path / 'b/w.ckpt', network, label_offset='1')

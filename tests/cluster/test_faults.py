@@ -52,7 +52,7 @@ def test_slow_rank_is_named_and_a_long_evaluation_is_no_stall(tmp_path):
     training = faults.Training(tmp_path, data, *options, script=tmp_path / 'slow.py')
     assert training.process.wait(500) == 0, training.text[-3000:]
     assert 'the training hangs' not in training.text and not faults.problems(training, None)
-    rows, _ = metrics.read(training.directory / metrics.NAME)
+    rows = metrics.read(training.directory / metrics.NAME)
     ranks = [row for row in rows if row['kind'] == 'ranks']
     assert [row['step'] for row in ranks] == [10, 20]
     for row in ranks:

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 
 from src.data.bad_records import BadRecords
 from src.errors import InputError, TrainingError
-from src.evaluation.evaluation import Result
+from src.evaluation.outcomes import Result
 from src.graphs import Compiling
 from src.log import Log
 from src.training import monitor as monitor_module

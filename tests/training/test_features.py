@@ -15,6 +15,7 @@ from src.data.records import open_records
 from src.errors import InputError
 from src.evaluation.evaluation import Evaluation
 from src.inceptionv4 import InceptionV4
+from src.options import Settings
 from src.runtime import Run
 from src.training.features import FeatureEvaluation, cached, frozen
 from src.training.optimizer import freeze
@@ -72,7 +73,8 @@ def test_cached_is_uncached(data, tmp_path):
 
     validation, run = open_records(str(data), 'validation'), Run()
     plain, kept = (
-        kind(validation, 1, NETWORK, run, batch_size=7, num_workers=1) for kind in (Evaluation, FeatureEvaluation)
+        kind(validation, 1, Settings({**NETWORK, 'batch_size': 7, 'num_workers': 1}), run)
+        for kind in (Evaluation, FeatureEvaluation)
     )
     for change in (0, 0.05):  # the second time the features are known
         weight = step.network.network.network.logits.weight

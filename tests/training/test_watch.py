@@ -446,5 +446,5 @@ def test_evaluation_beats_after_every_batch(monkeypatch):
         monitor = SimpleNamespace(heartbeat=heartbeat.Heartbeat(os.environ), interruption=SimpleNamespace(number=0))
         batches = [(Tensor(np.ones(4, np.float32)),) * 2] * 5
         data = SimpleNamespace(create_tuple_iterator=lambda num_epochs: iter(batches), get_dataset_size=lambda: 5)
-        evaluation.evaluate(Images(), data, 5, asked_to_stop=partial(TrainingMonitor.asked_to_stop, monitor))
+        evaluation.evaluate(Images(), data, 5, should_stop=partial(TrainingMonitor.asked_to_stop, monitor))
         assert os.pread(watchdog.file, heartbeat.SIZE, 0).split()[0] == b'5'

@@ -46,6 +46,7 @@ class Plot(NamedTuple):
     caption: str
     series: tuple[str, ...]
     logarithmic: bool = False  # where the values spread far; otherwise the axis begins at 0
+    least: float = 0  # end of the axis, at least
 
 
 LOSSES = ('step mean_loss - training', 'evaluation loss o evaluation')
@@ -55,7 +56,7 @@ PLOTS = (
     Plot('Accuracy', '%', 'On the validation images.', ACCURACIES),
     Plot('Learning rate', 'learning rate', 'Of the step at each log line.', ('step lr -',)),
     Plot('Throughput', 'images per second', 'Of all devices, while they train.', ('step images_per_second -',)),
-    Plot('Wait for data', 'share of the time', 'Above 0.1 the data holds up the device.', ('step data_wait -',)),
+    Plot('Wait for data', 'share of the time', 'Above 0.1 the data holds up the device.', ('step data_wait -',), least=0.12),
     Plot('Gradient norm', 'norm', 'Of all gradients together, before clipping.', ('step gradient_norm -',), True),
 )
 
@@ -194,7 +195,7 @@ def draw(plot: Plot, runs: list[TrainingRun]) -> str:
         colour, style, _ = MARKS.get(kind, ('none', '-', ''))
         axes.axvline(runs[0].epoch_of(record), color=colour, linestyle=style, linewidth=0.9, alpha=0.7, zorder=0)
     if not plot.logarithmic:
-        axes.set_ylim(0, 1.08 * max(values) or 1)
+        axes.set_ylim(0, max(1.08 * max(values), plot.least) or 1)
     elif 0 < SPREAD * min(values) < max(values):
         axes.set_yscale('log')
     axes.set(xlabel='epoch', ylabel=plot.unit)

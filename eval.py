@@ -65,8 +65,7 @@ def read_newest(paths: list[Path]) -> tuple:
     problem = None
     for path in reversed(paths):
         try:
-            parameters, info = read_weights(path)
-            return path, parameters, checkpoint.with_classes(info, parameters, path)
+            return path, *read_weights(path, classifier=True)
         except InputError as error:
             problem = problem or error
     raise problem

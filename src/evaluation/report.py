@@ -40,7 +40,8 @@ p { margin: .4em 0; max-width: 75ch } .small, figcaption { font-size: 13px; colo
 .table { overflow-x: auto } table { border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }
 th, td { border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }
 td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointer; margin: .6em 0 }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums } .up { writing-mode: vertical-rl; max-height: 11em; overflow: hidden; white-space: nowrap }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.up { writing-mode: vertical-rl; max-height: 11em; overflow: hidden; white-space: nowrap }
 .field { display: block; margin: -3px -8px; padding: 3px 6px; min-width: 2em; min-height: 1.8em }
 @media (max-width: 600px) { body { padding: .7em } h1 { font-size: 1.25em } table { font-size: 13px }
   th, td { padding: 3px 5px; max-width: 11em } .grid:not(.wide) { grid-template-columns: 1fr 1fr } }"""

@@ -29,8 +29,7 @@ class _TorchvisionStandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """timm imports torchvision for its data sets and transforms, which are not used here."""
 
     def find_spec(self, name, path, target=None):
-        if name.split('.')[0] == 'torchvision':
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split('.')[0] == 'torchvision' else None
 
     def create_module(self, spec):
         return _Module(spec.name)
@@ -42,22 +41,18 @@ class _TorchvisionStandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def timm_model(weights=None, num_classes=1000):
     """timm's `inception_v4`, a `torch.nn.Module`; `weights` {timm's name: float32 ndarray}, without those of another
     number of classes. Import MindSpore first: it chooses the implementation of protobuf."""
-    if importlib.util.find_spec('torchvision') is None and not any(
-        isinstance(finder, _TorchvisionStandIn) for finder in sys.meta_path
-    ):
+    if importlib.util.find_spec('torchvision') is None:
         sys.meta_path.append(_TorchvisionStandIn())
     import timm
     import torch
 
     model = timm.create_model('inception_v4', num_classes=num_classes)
-    if weights is not None:
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        left_out = {
-            name for name, value in weights.items() if name.startswith('last_linear') and value.shape != shapes[name]
-        }
-        values = {name: torch.tensor(value) for name, value in weights.items() if name not in left_out}
-        found = model.load_state_dict(values, strict=False)
-        missing = [n for n in found.missing_keys if 'num_batches_tracked' not in n and n not in left_out]
-        if found.unexpected_keys or missing:
-            raise InputError(f'timm has other parameters: {missing[:3]}, {found.unexpected_keys[:3]}')
+    state = model.state_dict()
+    values = {
+        name: torch.tensor(value) for name, value in (weights or {}).items() if value.shape == tuple(state[name].shape)
+    }
+    missing = [name for name in state if name not in values and 'num_batches' not in name and 'last_linear' not in name]
+    if weights and missing:
+        raise InputError(f'timm has other parameters: {missing[:3]}')
+    model.load_state_dict(values, strict=False)
     return model

@@ -1,5 +1,6 @@
-"""Candidates of a benchmark run in turns, in changing order, each in a process of its own where memory is measured."""
+"""The benchmarks: candidates take turns with all cores; the calculator of scaling; what the others need to start."""
 
+import math
 import os
 import re
 import subprocess
@@ -9,25 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rounds import Threads, cores, environment, interleaved, turns
+from benchmarks import recipes, scaling
+from benchmarks.rounds import Threads, cores, environment, interleaved
 from src.errors import InputError
+from src.options import differences, load_settings
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_turns_change_their_order():
-    found = list(turns('abc', rounds=20, warm_up=2))
-    rounds = [found[i : i + 3] for i in range(0, len(found), 3)]
-    assert all({name for name, _ in round_} == set('abc') for round_ in rounds)
-    assert [counts for round_ in rounds for _, counts in round_] == [False] * 6 + [True] * 60
-    after = Counter(second for (first, _), (second, _) in zip(found, found[1:]) if first == 'a')
+def test_turns_change_their_order_and_the_warm_up_does_not_count():
+    order = []
+    seconds = interleaved({name: lambda name=name: order.append(name) for name in 'abc'}, rounds=20, warm_up=2)
+    assert len(order) == 66 and all({*order[i : i + 3]} == {*'abc'} for i in range(0, 66, 3))
+    assert [len(values) for values in seconds.values()] == [20] * 3
+    after = Counter(second for first, second in zip(order, order[1:]) if first == 'a')
     assert after['b'] and after['c']  # nobody always follows the same one
-
-
-def test_warm_up_is_not_counted():
-    calls = Counter()
-    seconds = interleaved({name: lambda name=name: calls.update([name]) for name in 'ab'}, rounds=3, warm_up=2)
-    assert calls == {'a': 5, 'b': 5} and [len(values) for values in seconds.values()] == [3, 3]
 
 
 # Takes as many threads as its argument says, and with each line on stdin a tenth of a CPU second of each.
@@ -84,18 +81,74 @@ def test_candidates_do_not_inherit_mindspores_thread_count():
 
 @pytest.mark.slow
 @pytest.mark.compiles
-def test_training_step_compares_variants():
-    options = ['--variants', '--rounds', '1', '--batch_size', '2', '--image_size', '75', '--block_counts', '1,1,1']
-    result = subprocess.run(
-        [sys.executable, '-m', 'benchmarks.training_step', *options],
-        cwd=ROOT,
-        env={**os.environ, 'GLOG_v': '3'},
-        capture_output=True,
-        text=True,
-    )
+def test_training_step():
+    options = '--only this --rounds 1 --batch_size 2 --image_size 75 --block_counts 1,1,1'.split()
+    command = [sys.executable, '-m', 'benchmarks.training_step', *options]
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, 'GLOG_v': '3'}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    rows = re.findall(
-        r'^(\S.*?)  +([\d.]+) \([\d.]+ to [\d.]+\) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$', result.stdout, re.MULTILINE
+    assert re.search(r'^this network +[\d.]+ \([\d.]+ to [\d.]+\)( +[\d.]+){4}$', result.stdout, re.M), result.stdout
+
+
+@pytest.mark.parametrize('devices, batch_size, published', [(1, 128, 469.6), (8, 64, 3109), (8, 32, 3360)])
+def test_published_rates(devices, batch_size, published):
+    """The original's; the first is what the model is calibrated on. The last: MindCV on the same device."""
+    rate = scaling.estimate(devices, batch_size, hidden=False).rate
+    assert rate == pytest.approx(published, rel=0.15 if devices > 1 else 1e-6)
+    assert scaling.estimate(devices, batch_size).rate >= rate
+
+
+def test_model_of_scaling():
+    """By hand: 8 devices send 2 * 7/8 of 80 MB over links of 30 GB/s of which 0.8 is used, in 14 messages."""
+    assert scaling.all_reduce_seconds(80e6, 8) == pytest.approx(140e6 / 24e9 + 14 * 20e-6)
+    # 8 servers: besides, 2 * 7/8 of an eighth over the own link of 12.5 GB/s, in 6 messages
+    assert scaling.all_reduce_seconds(80e6, 64) == pytest.approx(140e6 / 24e9 + 17.5e6 / 10e9 + 20 * 20e-6)
+    from mindspore.nn.utils import no_init_parameters  # shapes are enough
+
+    from src import runtime
+    from src.inceptionv4 import InceptionV4
+
+    with no_init_parameters():
+        network = InceptionV4(1000)
+    assert sum(math.prod(p.shape) for p in network.trainable_params()) == scaling.WEIGHTS
+    assert runtime.FUSION_MB << 20 == scaling.BUCKET_BYTES
+
+
+@pytest.mark.parametrize('name', ['original', 'paper', 'fast', 'throughput'])
+def test_costs_of_recipes(name, capsys):
+    """Each recipe says what the calculator says of it; that for throughput follows its advice."""
+    path = str(ROOT / f'recipes/{name}.yaml')
+    pattern = (
+        r'^# Cost: ([\d.]+) million images, computing ([\d.]+), ([\d.]+) h on 1 NPU, ([\d.]+) h on 8 .*benchmarks.scaling'
     )
-    assert [name for name, *_ in rows][:2] == ['optimizer alone', 'norm'] and len(rows) == 6
-    assert all(float(value) > 0 for _, *values in rows for value in values)
+    cost = re.search(pattern, Path(path).read_text(), re.M)
+    for devices, hours in ((1, cost[3]), (8, cost[4])):
+        scaling.main(['--devices', str(devices), '--config_path', path])
+        *_, advice, last = capsys.readouterr().out.splitlines()
+        assert last == f"training    {cost[1]} million images in {hours} h; computing: {cost[2]} of the original's"
+    if name == 'throughput':
+        original, config = load_settings([]), load_settings(['--config_path', path])
+        assert advice == f'recipe      --lr {config.lr} --warmup_epochs {config.warmup_epochs:g}'
+        assert {name for name, *_ in differences(original, config)} == {'batch_size', 'lr', 'warmup_epochs'}
+
+
+@pytest.mark.parametrize('arguments', ['--devices 12', '--devices 8192', '', '--devices 8 --batchsize 4'])
+def test_bad_options(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        scaling.main(arguments.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
+
+
+def test_recipes_are_scaled_and_read(tmp_path):
+    (tmp_path / 'fast.yaml').write_text(
+        'max_epochs: 60\nT_max: 60\nwarmup_epochs: 5\nimage_size: 299\nimage_sizes: 128,299\n'
+    )
+    args = type('Arguments', (), {'epochs': 10, 'image_size': 150})
+    options = recipes.scaled(tmp_path / 'fast.yaml', {'lr': '0.02'}, args, 100)
+    assert (options['max_epochs'], options['T_max'], options['warmup_epochs'], options['lr']) == (6, 6, '0.5', '0.02')
+    assert options['image_sizes'] == '75,150'
+    record = '{"kind": "start", "step": 0, "global_batch": 8}\n{"kind": "step", "step": 10, "images_per_second": 4.0}\n'
+    record += '{"kind": "evaluation", "step": 10, "epoch": 1.0, "top1": 50.0, "loss": 1.5}\n'
+    (tmp_path / 'metrics.jsonl').write_text(record)
+    (tmp_path / 'done.txt').write_text('--lr=0.02')
+    assert recipes.train(tmp_path, {'lr': '0.02'}) == [(1.0, 80, 20.0, 50.0, 1.5)]

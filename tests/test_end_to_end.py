@@ -268,7 +268,8 @@ def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
         os.close(reader)
         with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
             patch.setattr(sys, 'stdout', closed)
-            evaluate(path)
+            with pytest.raises(SystemExit):
+                evaluate(path)
 
     behind_a_closed_pipe()
     assert json.loads((directory / 'evaluation.json').read_text())[0]['top5'] == 60

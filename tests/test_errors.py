@@ -12,7 +12,7 @@ from src import errors
 from src.errors import TrainingError, input_error
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALING = '"$PYTHON" -m src.training.scaling --devices'
+SCALING = '"$PYTHON" -m benchmarks.scaling --devices'
 # A reader that has gone before anything is written
 GONE = ' | true; exit ${PIPESTATUS[0]}'
 
@@ -64,7 +64,7 @@ def test_interruption_and_other_errors():
         'data.check',
         'data.convert',
         'data.demo_images',
-        'training.scaling',
+        'training.curves',
         'weights.__main__',
     ],
 )

@@ -29,12 +29,12 @@ from src.training.pace import straggler
 
 PAGE = 'training.html'
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
-# Kinds of events: colour and style of their vertical lines, and what these mean.
-MARKS = {
-    'resume': ('#15803d', '--', 'resumed from a checkpoint'),
-    'fault': ('#dc2626', '-', 'ended by a fault or a signal'),
-    'slow': ('#b45309', ':', 'a rank is behind'),
-}
+RESUME, FAULT, SLOW = (
+    ('#15803d', '--', 'resumed'),
+    ('#dc2626', '-', 'ended by a fault or a signal'),
+    ('#b45309', ':', 'a rank is behind'),
+)
+MARKS = {'resume': RESUME, 'fault': FAULT, 'slow': SLOW}  # kinds of events: colour, style and meaning of vertical lines
 SPREAD = 30  # from this ratio of the largest to the smallest value on, the axis is logarithmic
 
 
@@ -87,7 +87,9 @@ class TrainingRun:
             return best, f'epoch {self.epoch_of(best):.1f}' + f', top-5 {number(best, "top5"):.2f} %' * self.top5
         with contextlib.suppress(OSError, ValueError):
             path = self.directory / 'evaluation.json'
-            if path.stat().st_mtime >= when_of(self.records[0]).timestamp():  # not left by an earlier training run
+            if (
+                path.stat().st_mtime >= datetime.datetime.fromisoformat(self.records[0]['time']).timestamp()
+            ):  # not left by an earlier training run
                 best = max(json.loads(path.read_text()), key=merit)
                 return best, f'by eval.py after the training, of {best["images"]} images'
         return None, 'no evaluation is recorded'
@@ -154,14 +156,9 @@ def number(record: dict, name: str) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def when_of(record: dict) -> datetime.datetime:
-    """When a record was written, UTC."""
-    return datetime.datetime.fromisoformat(record['time'])
-
-
 def clock(record: dict) -> str:
     """When a record was written, for people."""
-    return f'{when_of(record):%Y-%m-%d %H:%M:%S} UTC'
+    return f'{datetime.datetime.fromisoformat(record["time"]):%Y-%m-%d %H:%M:%S} UTC'
 
 
 def need_matplotlib() -> None:

@@ -22,7 +22,7 @@ class Peak(NamedTuple):
         return self.base + self.per_weight * weights + images * (image_size / 299) ** 2
 
 
-# `LD_PRELOAD= python -m benchmarks.memory`: 3.8, 4.9 and 6.9 GB for the whole network at 299 x 299 with batches of 2, 8 and
+# Peaks of training runs on a CPU: 3.8, 4.9 and 6.9 GB for the whole network at 299 x 299 with batches of 2, 8 and
 # 16; 2.8 to 3.3 GB at 75 x 75 with 32, the more the more often it is saved. The allocator of scripts/environment.sh makes it
 # 0.2 GB less. For each weight there are its gradient, the optimizer's state, and copies in the compiled graph.
 TRAINING = Peak(50, 0.9e9, 0.2e9)

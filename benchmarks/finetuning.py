@@ -1,0 +1,98 @@
+"""Fine-tuning by recipes/finetune.yaml beside the classifier alone and beside timm in PyTorch:
+`python -m benchmarks.finetuning WEIGHTS DATA`; further options go to all: `--max_epochs 5 --T_max 5`.
+
+timm is fine-tuned the usual way: all layers, SGD with momentum, a cosine over the steps. It gets the images that train.py
+draws for the same seed, in their order, without the change of colours.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import mindspore.dataset  # noqa: F401, before torch, see `timm_model`
+import numpy as np
+
+from benchmarks.peers import timm_model
+from benchmarks.recipes import train
+from benchmarks.rounds import environment, machine
+from src.data import pipeline
+from src.data.classes import count_classes, label_offset
+from src.data.preprocess import scale
+from src.data.records import open_records
+from src.errors import Parser, entry_point
+from src.options import load_settings
+from src.programs import ROOT
+from src.runtime import Run
+from src.weights.names import names_in
+from src.weights.read import read_weights
+
+RECIPE = ['--config_path', str(ROOT / 'recipes/finetune.yaml')]
+
+
+def fine_tune(weights, settings, lr):
+    """Yield the top-1 of timm's network in per cent after each epoch."""
+    import torch
+
+    torch.manual_seed(settings.seed)
+    records, validation = (open_records(settings.data_dir, split) for split in ('train', 'validation'))
+    offset, parameters = label_offset('auto', records), read_weights(weights)[0]
+    names = names_in('timm', parameters)
+    model = timm_model({names[n]: v for n, v in parameters.items() if n in names}, count_classes('auto', records, offset)[0])
+    torch.nn.init.normal_(model.last_linear.weight, std=0.01)
+    model = model.to(memory_format=torch.channels_last)  # a sixth faster on a CPU
+    kernels, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{'params': kernels, 'weight_decay': settings.weight_decay}, {'params': others, 'weight_decay': 0.0}]
+    optimizer, steps = torch.optim.SGD(groups, lr, momentum=0.9), len(records) // settings.batch_size
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.max_epochs * steps)
+
+    def tensors(data):
+        for image, *_, label in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            x = torch.from_numpy(scale(image.astype(np.float32))).contiguous(memory_format=torch.channels_last)
+            yield x, torch.from_numpy(label.astype(np.int64))
+
+    for epoch in range(settings.max_epochs):
+        model.train()
+        part = range(epoch * steps, (epoch + 1) * steps)
+        for x, label in tensors(pipeline.training_dataset(records, offset, settings, part, Run())):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), label, label_smoothing=settings.label_smoothing).backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            data = tensors(pipeline.evaluation_dataset(validation, offset, settings, Run()))
+            yield 100 * sum(int((model(x).argmax(1) == label).sum()) for x, label in data) / len(validation)
+
+
+@entry_point
+def main(argv=None):
+    parser = Parser(prog='python -m benchmarks.finetuning', description=__doc__.partition(':')[0])
+    parser.add_argument('weights', help='pretrained weights, as restore_path takes them')
+    parser.add_argument('data', help='data set')
+    parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
+    parser.add_argument('--timm_lr', type=float, default=0.01, help='learning rate of timm (default: 0.01)')
+    parser.add_argument('--alone', action='store_true', help='train timm in this process')
+    a, options = parser.parse_known_args(argv)
+    data, weights = Path(a.data).resolve(), Path(a.weights).resolve()
+    if a.alone:
+        settings = load_settings([*RECIPE, f'--data_dir={data}', f'--seed={a.seeds}', *options])
+        return print(*(f'{top1:.1f}' for top1 in fine_tune(weights, settings, a.timm_lr)))
+    given = dict(zip((name[2:] for name in options[::2]), options[1::2]))
+    given.update(config_path=RECIPE[1], data_dir=data, restore_path=weights)
+    # Frozen layers have the same features in every epoch's copy of an image, so they are computed once.
+    alone = {'freeze': 'conv2d_*,mixed_*', 'cache_features': load_settings([*RECIPE, *options]).max_epochs}
+    print(machine('mindspore', 'torch', 'timm'), flush=True)
+    for seed in a.seeds.split(','):
+        for way, own in {'classifier only': alone, 'recipe': {}}.items():
+            with tempfile.TemporaryDirectory() as folder:
+                points = train(Path(folder), {**given, 'seed': seed, **own})
+            print(f'seed {seed}, {way}: top-1', *(f'{point[3]:.1f}' for point in points), flush=True)
+        command = [sys.executable, '-m', 'benchmarks.finetuning', str(weights), str(data), '--alone', '--seeds', seed]
+        command += ['--timm_lr', str(a.timm_lr), *options]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT, check=True)
+        print(f'seed {seed}, timm, rate {a.timm_lr}: top-1 {done.stdout.splitlines()[-1]}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -35,9 +35,8 @@ DEFAULTS = SimpleNamespace(**{name: default for name, (default, _) in OPTIONS.it
 
 
 def all_reduce_seconds(size, devices, a=DEFAULTS):
-    """Seconds to sum `size` bytes over all devices: a ring in the server leaves each of its n devices a sum of 1/n of the
-    bytes, which goes through that device's own link to its like in the other servers by recursive halving and doubling:
-    https://www.hiascend.com/document/detail/en/canncommercial/850/commlib/hcclug/hcclug_000001.html"""
+    """Seconds to sum `size` bytes over all devices: a ring in the server, then each device's own link to its like in the
+    other servers by recursive halving and doubling (hcclug_000001 of CANN's documentation)."""
     here, servers = min(devices, PER_SERVER), max(1, devices // PER_SERVER)
     local, remote = 2 * size * (here - 1) / here, 2 * size / here * (servers - 1) / servers
     hops = 2 * (here - 1) + 2 * math.ceil(math.log2(servers))
@@ -47,8 +46,7 @@ def all_reduce_seconds(size, devices, a=DEFAULTS):
 def estimate(devices, batch_size=0, a=DEFAULTS, hidden=True, image_size=299):
     """`Estimate` of a step. `hidden`: buckets are summed during the backward pass, over which gradients come evenly."""
     batch_size, servers = batch_size or default_batch_size(devices), math.ceil(devices / PER_SERVER)
-    per_image = (CALIBRATION_BATCH / CALIBRATION_RATE - OPTIMIZER_SECONDS) / CALIBRATION_BATCH
-    per_image *= relative_computing(image_size)
+    per_image = (1 / CALIBRATION_RATE - OPTIMIZER_SECONDS / CALIBRATION_BATCH) * relative_computing(image_size)
     compute, backward = per_image * batch_size + OPTIMIZER_SECONDS, BACKWARD * per_image * batch_size
     buckets = math.ceil(4 * WEIGHTS / BUCKET_BYTES) if hidden else 1
     bucket, end = all_reduce_seconds(4 * WEIGHTS / buckets, devices, a), 0.0
@@ -74,13 +72,11 @@ def course(devices, batch_size, settings, a=DEFAULTS):
     """A line on a training run by `settings`."""
     sizes = stage_sizes(settings.image_sizes, settings.image_size, settings.aux_logits, settings.cache_features)
     plan = make_plan(TRAINING_IMAGES, batch_size, devices, settings.max_epochs, settings.max_train_steps, sizes=sizes)
-    hours = computing = 0.0
-    for size, start, stop in plan.stages:
-        images = (stop - start) * plan.global_batch
-        hours += images / estimate(devices, batch_size, a, image_size=size).rate / 3600
-        computing += images * relative_computing(size)
-    images, share = plan.stop * plan.global_batch, computing / TRAINING_IMAGES / ORIGINAL_EPOCHS
-    return f"training    {images / 1e6:.1f} million images in {hours:.1f} h; computing: {share:.2f} of the original's"
+    stages = [(size, (stop - start) * plan.global_batch) for size, start, stop in plan.stages]
+    hours = sum(images / estimate(devices, batch_size, a, image_size=size).rate / 3600 for size, images in stages)
+    share = sum(images * relative_computing(size) for size, images in stages) / TRAINING_IMAGES / ORIGINAL_EPOCHS
+    images = plan.stop * plan.global_batch / 1e6
+    return f"training    {images:.1f} million images in {hours:.1f} h; computing: {share:.2f} of the original's"
 
 
 @entry_point
@@ -93,6 +89,8 @@ def main(arguments=None):
     a = parser.parse_args(arguments)
     if a.devices not in (1, 2, 4) and (a.devices % PER_SERVER or not 0 < a.devices <= 4096):
         raise InputError(f'--devices {a.devices}: must be 1, 2, 4, or a multiple of {PER_SERVER} up to 4096')
+    if wrong := [n for n, (default, _) in OPTIONS.items() if not (getattr(a, n) > 0 or getattr(a, n) == default)]:
+        raise InputError(f'--{wrong[0]} {getattr(a, wrong[0])}: must be above 0')
     settings = load_settings(['--config_path', a.config_path]) if a.config_path else None
     batch_size = a.batch_size or settings and settings.batch_size or default_batch_size(a.devices)
     best, worst = (estimate(a.devices, batch_size, a, hidden) for hidden in (True, False))

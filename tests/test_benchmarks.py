@@ -131,14 +131,6 @@ def test_costs_of_recipes(name, capsys):
         assert {name for name, *_ in differences(original, config)} == {'batch_size', 'lr', 'warmup_epochs'}
 
 
-@pytest.mark.parametrize('arguments', ['--devices 12', '--devices 8192', '', '--devices 8 --batchsize 4'])
-def test_bad_options(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        scaling.main(arguments.split())
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
-
-
 def test_recipes_are_scaled_and_read(tmp_path):
     (tmp_path / 'fast.yaml').write_text(
         'max_epochs: 60\nT_max: 60\nwarmup_epochs: 5\nimage_size: 299\nimage_sizes: 128,299\n'

@@ -4,11 +4,7 @@ import builtins
 import importlib.util
 import json
 import os
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import mindspore  # noqa: F401, before tensorboardX: the other order ends the process
 import pytest
@@ -19,7 +15,6 @@ from src.training import metrics
 from src.training.metrics import Metrics
 from src.training.plan import Plan
 
-ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {'loss': 2.0, 'mean_loss': 2.5, 'lr': 0.1, 'images_per_second': None, 'data_wait': 0.05}
 
 
@@ -81,27 +76,6 @@ def test_killed_while_it_is_rewritten(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         Metrics(path, start=10)
     assert path.read_bytes() == before
-
-
-def test_killed_while_it_writes(tmp_path):
-    """Every line is whole, except the last one, and what resumes after it reads and extends the file."""
-    path = tmp_path / metrics.NAME
-    code = f"""
-        from pathlib import Path
-        from src.training.metrics import Metrics
-        record = Metrics(Path({str(path)!r}))
-        for step in range(10**9):
-            record('step', step, loss=1.5, note='x' * 3000)
-    """
-    process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT)
-    while not path.exists() or not path.stat().st_size:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    records = metrics.read(path)
-    assert [one['step'] for one in records] == list(range(len(records)))
-    Metrics(path, start=0)('step', 1, loss=1.0)
-    assert [one['step'] for one in metrics.read(path)][-1] == 1
 
 
 def test_what_cannot_be_written(tmp_path, monkeypatch):

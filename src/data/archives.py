@@ -24,7 +24,7 @@ from src.data.tfrecord import is_header
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
-_TRUTH, _META = 'data/ILSVRC2012_validation_ground_truth.txt', 'data/meta.mat'
+_TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'
 _BLOCK = 512  # bytes of a tar's header
 _REWRITE = 'write its images into train/<class>/ and validation/<class>/, or as TFRecord shards'
 _UNPACK = 'unpack it, and put the images into train/<class>/ and validation/<class>/'
@@ -33,7 +33,6 @@ _KINDS = (  # position, bytes there, what it is, remedy
     (0, b'ARROW1', 'an Arrow file', _REWRITE),
     (0, b'\xff\xff\xff\xff', 'an Arrow stream', _REWRITE),
     (16, b'\xde\xc0\xef\xbe', 'an LMDB database', _REWRITE),
-    (0, b'\x0a\x23\xd7\xce', 'an MXNet RecordIO file', _REWRITE),
     (0, b'\x89HDF', 'an HDF5 file', _REWRITE),
     (257, b'ustar', 'a tar archive, as WebDataset has them', _UNPACK),
     (0, b'PK\3\4', 'a ZIP archive', _UNPACK),
@@ -41,21 +40,23 @@ _KINDS = (  # position, bytes there, what it is, remedy
 _HEAD, _LOOKED_AT = 1024, 100  # bytes of a file, names in a directory
 
 
-def walk(path: str, truth: list[int] | None = None, progress: bool = False) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield (offset, bytes, label, file name) of the images in the archive `path`, in its order: in that of the training
-    images, or in that of the validation images, whose labels by number are `truth`.
+def walk(path: str, progress: bool = False) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield (offset, bytes, label, file name) of the images in an archive, in its order; the labels of validation images are
+    in the development kit beside it.
 
-    ValueError or tarfile.TarError where it is cut off or damaged, or holds anything else.
+    ValueError, OSError or tarfile.TarError where it is cut off or damaged, or holds anything else; Exception from the kit.
     """
-    numbers = set()
+    truth, numbers = None, set()
+    if os.path.basename(path) == ARCHIVES['validation']:
+        truth = ground_truth(os.path.join(os.path.dirname(path), DEVKIT))
     with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
         for name, offset, length, label in _train_images(tar, progress) if truth is None else _validation_images(tar, truth):
             numbers.add(label if truth is None else name)
             yield offset, length, label, name.encode('ascii')
-    if not numbers:
-        raise ValueError('it holds no image')
-    if truth is not None and len(numbers) != len(truth):
-        raise ValueError(f'{len(numbers)} images, but {DEVKIT} has the classes of {len(truth)}')
+    if not numbers or truth and len(numbers) != len(truth):
+        raise ValueError(
+            f'{len(numbers)} images in it' + (f', but {DEVKIT} has the classes of {len(truth)}' if truth else '')
+        )
 
 
 def _files(tar):
@@ -73,22 +74,17 @@ def _files(tar):
 
 def _train_images(tar, progress):
     """Yield (file name, offset in the file, bytes, label) of the images in a tar of tars."""
-    labels = {synset: label for label, synset in enumerate(imagenet.classes(), 1)}
-    total = len(labels)
-    for outer in tqdm(_files(tar), 'indexing', total, unit='class', disable=not progress, leave=False):
-        synset = os.path.basename(outer.name)[: -len('.tar')]
-        if f'{synset}.tar' != os.path.basename(outer.name) or synset not in labels:
-            raise ValueError(f'{outer.name} in it is none of {total} <WordNet id>.tar')
-        label = labels.pop(synset)  # a second tar of the class is none of those that are left
-        try:
-            with tarfile.open(fileobj=tar.extractfile(outer), mode='r:') as inner:
-                for image in _files(inner):
-                    name = os.path.basename(image.name)
-                    if not re.fullmatch(synset + r'_\d+\.JPEG', name):
-                        raise ValueError(f'{image.name} in it is no {synset}_<number>.JPEG')
-                    yield name, outer.offset_data + image.offset_data, image.size, label
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            raise ValueError(f'{outer.name}: {error}') from None
+    labels = {f'{synset}.tar': label for label, synset in enumerate(imagenet.classes(), 1)}
+    for outer in tqdm(_files(tar), 'indexing', len(labels), unit='class', disable=not progress, leave=False):
+        name = os.path.basename(outer.name)
+        if name not in labels:  # a second tar of a class is none of those that are left
+            raise ValueError(f'{outer.name} in it is none of {len(imagenet.classes())} <WordNet id>.tar')
+        label = labels.pop(name)
+        with tarfile.open(fileobj=tar.extractfile(outer), mode='r:') as inner:
+            for image in _files(inner):
+                if not re.fullmatch(name[: -len('.tar')] + r'_\d+\.JPEG', os.path.basename(image.name)):
+                    raise ValueError(f'{image.name} in {outer.name} in it is no <WordNet id>_<number>.JPEG')
+                yield os.path.basename(image.name), outer.offset_data + image.offset_data, image.size, label
 
 
 def _validation_images(tar, truth):
@@ -97,29 +93,24 @@ def _validation_images(tar, truth):
         name = os.path.basename(image.name)
         number = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
         if not number or not 1 <= int(number[1]) <= len(truth):
-            raise ValueError(
-                f'{image.name} in it is none of ILSVRC2012_val_00000001.JPEG to {len(truth):08d}, those of {DEVKIT}'
-            )
+            raise ValueError(f'{image.name} in it is no ILSVRC2012_val_<number>.JPEG, of which {DEVKIT} has {len(truth)}')
         yield name, image.offset_data, image.size, truth[int(number[1]) - 1]
 
 
 def ground_truth(path: str) -> list[int]:
-    """Labels of the validation images 1, 2, ... by the development kit at `path`. ValueError for one that is damaged, of
-    another year, or whatever scipy raises."""
+    """Labels of the validation images 1, 2, ... by the development kit at `path`; ValueError if it is damaged or another."""
     from scipy.io import loadmat  # takes a fifth of a second, which other layouts need not wait for
 
-    with tarfile.open(path, 'r:gz') as tar:
-        contents = {m.name: tar.extractfile(m).read() for m in _files(tar) if m.name.endswith((_TRUTH, _META))}
-    truth, meta = (next((c for n, c in contents.items() if n.endswith(wanted)), None) for wanted in (_TRUTH, _META))
-    if truth is None or meta is None:
-        raise ValueError(f'no {_TRUTH if truth is None else _META} in it')
-    synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)['synsets'])
-    synset = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
-    labels = {synset: label for label, synset in enumerate(imagenet.classes(), 1)}
     try:
-        return [labels[synset[int(line)]] for line in truth.split()]
-    except KeyError as error:
-        raise ValueError(f'{error} is no class of ImageNet 2012') from None
+        with tarfile.open(path, 'r:gz') as tar:
+            contents = {os.path.basename(member.name): tar.extractfile(member).read() for member in _files(tar)}
+        synsets = np.atleast_1d(loadmat(io.BytesIO(contents[_META]), squeeze_me=True)['synsets'])
+        synset = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
+        labels = {synset: label for label, synset in enumerate(imagenet.classes(), 1)}
+        return [labels[synset[int(line)]] for line in contents[_TRUTH].split()]
+    except Exception as error:  # of a damaged file scipy raises anything
+        reason = f'{error} is missing in it' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error
+        raise ValueError(f'{path}: {reason or "damaged"}; download it again') from None
 
 
 def _head(path):
@@ -141,11 +132,10 @@ def kind(path: str) -> str:
             return f'{what}: {remedy}'
     with contextlib.suppress(zlib.error):
         inside = zlib.decompressobj(47).decompress(head, _HEAD)  # 47: gzip or zlib, by the header
-        by = 'gzip' if head[:2] == b'\x1f\x8b' else 'zlib'
         if is_header(inside):
-            how = 'gzip -dc FILE > train-?????-of-?????' if by == 'gzip' else "Python's zlib.decompress"
+            by, how = ('gzip', 'gzip -dc FILE > SHARD') if head[:2] == b'\x1f\x8b' else ('zlib', "Python's zlib.decompress")
             return f'a TFRecord file compressed with {by}: decompress it with {how}'
-        if by == 'gzip':
+        if head[:2] == b'\x1f\x8b':
             return 'compressed with gzip' + (f', a tar archive: {_UNPACK}' if inside[257:262] == b'ustar' else ': gunzip it')
     return ''
 

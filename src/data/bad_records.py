@@ -14,10 +14,10 @@ import numpy as np
 from src.data import jpeg
 from src.data.image import EncodedImage
 from src.data.records import Records
-from src.errors import InputError
+from src.errors import InputError, counted
 
 ALLOWED = 0.001  # part of the images of an epoch, but at least one, that may be unreadable and is replaced
-SECONDS, NAMED = 30, 100  # at most, of looking at images before they are needed; named of those that are damaged
+SECONDS, NAMED = 30, 20  # at most, of looking at images before they are needed; named of those that are damaged
 
 
 class BadRecords:
@@ -35,24 +35,24 @@ class BadRecords:
         self.per_epoch = per_epoch
         # Shared with the workers by fork. Not by `multiprocessing.Array`, which a full /dev/shm refuses.
         self._file = os.memfd_create('bad records')
-        os.truncate(self._file, 8 * epochs + 3000)
-        self._memory = mmap.mmap(self._file, 8 * epochs + 3000)
-        self._counts = np.frombuffer(self._memory, np.int64, epochs)
-        self._first, self._failure = (np.frombuffer(self._memory, 'S1000', 1, 8 * epochs + at) for at in (0, 1000))
+        os.truncate(self._file, 8 * epochs + 2000)
+        memory = mmap.mmap(self._file, 8 * epochs + 2000)
+        self._counts = np.frombuffer(memory, np.int64, epochs)
+        self._texts = np.frombuffer(memory, 'S1000', 2, 8 * epochs)  # the first bad record, the error of a worker
 
     def add(self, epoch: int, where: str):
         """Count a record of `epoch` (from 0); `where` says which and why."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
         try:
             self._counts[epoch] += 1
-            self._first[0] = self._first[0] or where.encode(errors='backslashreplace')
+            self._texts[0] = self._texts[0] or where.encode(errors='backslashreplace')
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def fail(self, error: Exception):
         """Note the error that ends a worker."""
         text = str(error if isinstance(error, InputError) else repr(error))
-        self._failure[0] = text.encode(errors='backslashreplace')
+        self._texts[1] = text.encode(errors='backslashreplace')
 
     def count(self, epoch: int) -> int:
         """How many records were bad in `epoch` (from 0)."""
@@ -61,12 +61,12 @@ class BadRecords:
     @property
     def first(self) -> str:
         """Place and damage of the first bad record."""
-        return self._first[0].decode(errors='replace')
+        return self._texts[0].decode(errors='replace')
 
     @property
     def failure(self) -> str:
         """The error that ended a worker, or ''."""
-        return self._failure[0].decode(errors='replace')
+        return self._texts[1].decode(errors='replace')
 
     def problem(self, epochs: list[int]) -> str:
         """Why a training that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
@@ -116,25 +116,26 @@ def where_and_why(records: Records, record: int, error: Exception) -> str:
 def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
     """InputError that names those images of the records `numbers` that are cut off, are none, or cannot be read.
 
-    Only where a header is odd the image is decoded, so damage inside an image is left to the evaluation. Threads wait for a
-    slow disk together; what they have not come to after `SECONDS` is left to the evaluation, too.
+    Only where a header is odd the image is decoded, so damage inside an image is left to the evaluation, as is what threads,
+    which wait for a slow disk together, have not come to after `SECONDS`.
     """
-    read, end, damaged = PatientReader(records), time.monotonic() + SECONDS, {}
+    read, end = PatientReader(records), time.monotonic() + SECONDS
 
     def look(number):
-        if time.monotonic() < end and len(damaged) < NAMED:
+        if time.monotonic() < end:
             try:
                 encoded = read(number)
                 image = EncodedImage(encoded)
                 if encoded.startswith(b'\xff\xd8') and not jpeg.has_header(encoded):
                     image.decode((0, 0, 1, 1))
             except ValueError as error:
-                damaged[number] = where_and_why(records, number, error)
+                return where_and_why(records, number, error)
+        return ''
 
     with ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(look, numbers):
-            pass
+        damaged = [found for found in pool.map(look, numbers) if found]
     if damaged:
-        which = f'{len(damaged)} validation image{"s" * (len(damaged) > 1)} cannot be read or decoded'
-        names = '; '.join(damaged[number] for number in sorted(damaged))
-        raise InputError(f'{which}{" (and maybe more)" * (len(damaged) >= NAMED)}: {names}; restore or remove them')
+        names = '; '.join(damaged[:NAMED]) + f' and {len(damaged) - NAMED} more' * (len(damaged) > NAMED)
+        raise InputError(
+            f'{counted(len(damaged), "validation image")} cannot be read or decoded: {names}; restore or remove them'
+        )

@@ -45,20 +45,13 @@ def check_shards(paths: list[str]) -> None:
     """ValueError unless the `paths` of `list_shards` are those of one complete set."""
     if all(re.search(NUMBERS + r'\.mindrecord$', path) for path in paths):
         return check_set(paths)
-    sets = {_NUMBERED.fullmatch(path)[1] for path in paths}
-    numbers = [_NUMBERED.fullmatch(path)[2] for path in paths]
-    if len(sets) > 1 and any(numbers):
-        raise ValueError(f'shards of different sets, {" and ".join(sorted(map(os.path.basename, sets)))}; keep one set')
-    present, expected = {os.path.basename(path) for path in paths}, []
-    if all(numbers):
-        name = os.path.basename(min(sets))
-        expected = [f'{name}{n:0{len(numbers[0])}d}' for n in range(max(map(int, numbers)) + 1)]
+    present = {os.path.basename(path) for path in paths}
     for path in paths:  # a shard lists its set, if one writer wrote all of it and nobody renamed it
+        names = set()
         with contextlib.suppress(ValueError):  # which `walk` reports
-            names = _header(path)['names']
-            expected += names if os.path.basename(path) in names else []
-    if missing := sorted(set(expected) - present):
-        raise ValueError(f'lacks shard {missing[0]}; copy or make the whole set')
+            names = {os.path.basename(name) for name in _header(path)['shard_addresses']}
+        if os.path.basename(path) in names and names - present:
+            raise ValueError(f'lacks shard {min(names - present)}; copy or make the whole set')
 
 
 def _header(path):
@@ -68,9 +61,8 @@ def _header(path):
             (length,) = struct.unpack('<Q', file.read(8).ljust(8, b'\0'))
             header = json.loads(file.read(length)) if length < 1 << 28 else None
         fields, sizes = header['schema'][0], (header['header_size'], header['page_size'])
-        if min(sizes) < 1 or {type(n) for n in sizes} != {int}:
+        if min(sizes) < 1 or {type(n) for n in sizes} != {int} or {type(n) for n in header['shard_addresses']} != {str}:
             raise ValueError
-        header['names'] = [*map(os.path.basename, header['shard_addresses'])]
         header['types'] = {name: kind['type'] + ' array' * ('shape' in kind) for name, kind in fields['schema'].items()}
         header['blobs'] = list(fields['blob_fields'])
         return header

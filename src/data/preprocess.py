@@ -44,36 +44,23 @@ def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
         return PREPROCESSING
     try:
         found = Preprocessing(**recorded)
-        mean, std = (tuple(float(level) for level in levels) for levels in (found.mean, found.std))
+        mean, std = (tuple(map(float, levels)) for levels in (found.mean, found.std))
         found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
-        fit = (
-            len(mean) == len(std) == 3
-            and all(map(math.isfinite, mean))
-            and all(0 < s < math.inf for s in std)
-            and 0 < found.central_fraction <= 1
-            and found.interpolation in ('bilinear', 'bicubic')
-            and isinstance(found.square, bool)
-        )
-    except (TypeError, ValueError):
-        fit = False
-    if not fit:
-        raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
-    return found
+        numbers = (*mean, *(1 / s for s in std), found.central_fraction)
+        if len(numbers) == 7 and all(map(math.isfinite, numbers)) and min(std) > 0 < found.central_fraction <= 1:
+            if found.interpolation in ('bilinear', 'bicubic') and isinstance(found.square, bool):
+                return found
+    except (TypeError, ValueError, ZeroDivisionError):
+        pass
+    raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
 
 
 def random_crop(rng, height: int, width: int, min_object_covered: float = 0.1) -> tuple[int, int, int, int]:
-    """Crop box as TensorFlow's `sample_distorted_bounding_box` draws it for an object that is the whole image.
+    """Top, left, height, width of a crop as TensorFlow's `sample_distorted_bounding_box` draws it for an object that is the
+    whole image, of which it covers at least the part `min_object_covered`.
 
     The aspect is uniform, then the height is uniform over what area and image allow (so areas are not uniform). If none of
-    100 attempts fits, the whole image is taken.
-
-    Args:
-        rng (numpy.random.Generator): source of the draws.
-        height, width (int): of the image, pixels.
-        min_object_covered (float): part of the image that a crop must cover; smaller ones are drawn again.
-
-    Returns:
-        tuple of int: top, left, height, width of the crop.
+    ATTEMPTS fits, the whole image is taken.
     """
     area = height * width
     for _ in range(ATTEMPTS):
@@ -176,16 +163,13 @@ def channels_first(image: np.ndarray, flip: bool = False) -> np.ndarray:
 
 def colour(x, brightness, saturation, maximum, minimum):
     """Pixel levels `x`, floating point, channels on axis -3, with brightness and saturation changed as in TensorFlow, scaled
-    to [-1, 1].
+    to [-1, 1]. `maximum` and `minimum` are NumPy's or MindSpore's functions of two arguments.
 
     `brightness` is added. `saturation` is a factor of the S of HSV, which is cut at 1; hue and value stay, so every channel
     moves towards or away from the value, and no conversion to HSV is needed. The result is cut to [-1, 1]. Both are drawn
-    numbers times DRAWN.
-
-    `x` is an array or a Tensor; `maximum` and `minimum` are NumPy's or MindSpore's functions of two arguments, so that host
-    and device compute the same. (Reductions over an axis of 3 are slow on an NPU.) The scaling is in the factors of one
-    channel and of an image: of all three channels there is only a difference of whole levels, which float16 holds exactly,
-    one multiplication, one subtraction, and the cut.
+    numbers times DRAWN. (Reductions over an axis of 3 are slow on an NPU.) The scaling is in the factors of one channel and
+    of an image: of all three channels there is only a difference of whole levels, which float16 holds exactly, one
+    multiplication, one subtraction, and the cut.
     """
     red, green, blue = x[..., 0:1, :, :], x[..., 1:2, :, :], x[..., 2:3, :, :]
     largest = maximum(maximum(red, green), blue)

@@ -1,7 +1,6 @@
 """Protocol buffers, read and written field by field (https://protobuf.dev/programming-guides/encoding/).
 
-Not by the protobuf library: its classes are generated for a schema, and these are other programs' schemas; it does not tell
-where a value stands in the file; and CANN pins it to 3.20.
+Not by the protobuf library, which parses whole messages: for the labels of a data set it would read all of its images.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types: the lowest t
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
 
 
-def read_varint(buf: bytes | memoryview, pos: int, end: int) -> tuple[int, int]:
-    """(value, position after it) of the variable-length number at buf[pos], value unsigned, below 2^64.
-
-    ValueError if it does not end before `end` or is longer than ten bytes.
-    """
+def read_varint(buf, pos: int, end: int) -> tuple[int, int]:
+    """(value, position after it) of the variable-length number at buf[pos], unsigned; ValueError if it is broken."""
     value = 0
     for shift in range(0, 70, 7):
         if pos >= end:
@@ -29,24 +25,15 @@ def read_varint(buf: bytes | memoryview, pos: int, end: int) -> tuple[int, int]:
     raise ValueError('broken varint')
 
 
-def read_fields(buf, pos: int, end: int):
-    """Yield (tag, start, stop) for every field of the message in buf[pos:end]. The tag is field number * 8 + wire type, the
-    value is buf[start:stop], with wire type `LENGTH` without the length.
-
-    `buf` is anything that gives int for an index: bytes, memoryview, mmap. ValueError if the message is damaged.
-    """
+def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (tag, start, stop) for every field of the message in buf[pos:end]: the tag is field number * 8 + wire type, the
+    value buf[start:stop], with `LENGTH` without the length. `buf` is bytes, memoryview or mmap. ValueError for damage."""
     try:
         while pos < end:
-            tag = buf[pos]
-            pos += 1
-            if tag > 127:
-                tag, pos = read_varint(buf, pos - 1, end)
+            tag, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
             wire = tag & 7
             if wire == LENGTH:
-                stop = buf[pos]  # a byte behind `end` becomes an error below
-                pos += 1
-                if stop > 127:
-                    stop, pos = read_varint(buf, pos - 1, end)
+                stop, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
                 stop += pos
             elif wire == VARINT:
                 stop = read_varint(buf, pos, end)[1]
@@ -63,18 +50,13 @@ def read_fields(buf, pos: int, end: int):
 
 
 def read_values(message: bytes | memoryview) -> Iterator[tuple[int, int | bytes | memoryview]]:
-    """Yield (field number, value) of a whole message (bytes or memoryview): int, or with wire type `LENGTH` a slice of it.
-
-    ValueError if the message is damaged.
-    """
+    """Yield (field number, value) of a whole message: int, or with `LENGTH` a slice of it. ValueError for damage."""
     for tag, start, stop in read_fields(message, 0, len(message)):
-        wire = tag & 7
-        if wire == LENGTH:
-            value = message[start:stop]
-        elif wire == VARINT:
+        value = message[start:stop]
+        if tag & 7 == VARINT:
             value = read_varint(message, start, stop)[0]
-        else:
-            value = int.from_bytes(message[start:stop], 'little')
+        elif tag & 7 != LENGTH:
+            value = int.from_bytes(value, 'little')
         yield tag >> 3, value
 
 

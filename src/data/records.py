@@ -127,8 +127,7 @@ def fingerprint(records: Records) -> str:
 
 def contents(data_dir: str) -> dict[str, dict[str, list[str]]]:
     """{layout: {split: its shards, archive or folder}} of what a directory holds; OSError if it cannot be read."""
-    names = sorted(os.listdir(data_dir))
-    found = {layout: {} for layout in FORMATS}
+    names, found = sorted(os.listdir(data_dir)), {layout: {} for layout in FORMATS}
     for split in SPLITS:
         shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
         found['tfrecord'][split] = [os.path.join(data_dir, name) for name in shards]
@@ -144,47 +143,41 @@ def find_format(data_dir: str | Path) -> str:
     if not data_dir:
         raise InputError("data_dir is ''; give the directory of a data set")
     data_dir = os.fspath(data_dir)
-    if os.path.isfile(data_dir) and (what := archives.kind(data_dir)):
+    if what := archives.kind(data_dir):
         raise InputError(f'{data_dir} is {what}')
     with reading(data_dir, 'give the directory of a data set'):
-        found = contents(data_dir)
-        if not found:
-            raise InputError(f'{data_dir}: {_nothing(data_dir)}')
+        found = contents(data_dir) or _refuse(data_dir)
     if len(found) > 1:
         first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
         raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
     return next(iter(found))
 
 
-def _nothing(data_dir):
-    """What is in a directory without a data set, and a remedy that fits it."""
+def _refuse(data_dir):
+    """Raise an InputError on a directory without a data set, with a remedy that fits what is in it."""
     names = sorted(os.listdir(data_dir))
-    if found := archives.first_kind(data_dir, names):
-        return found
     remedy = 'give the directory above train/ and validation/, or that of the shards'
     for path in (data_dir, *(path for split in SPLITS for path in folder.split_folders(data_dir, split))):
         if images := folder.scan(path, True)[0]:
-            return (
+            remedy = (
                 f'{os.path.join(path, os.fsdecode(images[0]))} is in no class folder; put the images into one folder for '
                 'each class, train/<class>/*.jpg and validation/<class>/*.jpg'
             )
     for name in names:
-        if shard := re.search('([0-9]+)-of-([0-9]+)', name):
-            new = tfrecord.shard_name('validation' if 'val' in name else 'train', *map(int, shard.groups()))
-            remedy = f'TFRecord shards must be named like {new}: rename or link {name} and the others'
-        elif re.search(r'\.mindrecord[0-9]*$', name):
-            remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
-        elif archives.is_tfrecord(os.path.join(data_dir, name)):
+        if '-of-' in name or archives.is_tfrecord(os.path.join(data_dir, name)):
             remedy = f'{name} is a TFRecord file: rename or link it, a single one as train-00000-of-00001'
-    return (
-        'no train-?????-of-????? (tfrecord), no train*.mindrecord* (mindrecord), no train/<class>/*.jpg (folder), nor any '
-        f"of these for validation, nor ImageNet's archives, only {first_names(names) or 'nothing'}; {remedy}"
+        elif '.mindrecord' in name:
+            remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+    raise InputError(
+        archives.first_kind(data_dir, names)
+        or f'{data_dir}: no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
+        f"nor ImageNet's archives, and none for validation, only {first_names(names)}; {remedy}"
     )
 
 
 def first_names(names: list[str]) -> str:
     """The first four of `names` and how many more there are, for messages."""
-    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+    return (', '.join(names[:4]) or 'nothing') + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 
 def splits(data_dir: str | Path, layout: str) -> list[str]:
@@ -197,8 +190,7 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None, pr
     """`Records` of `split` ("train" or "validation"), the layout as given or found by looking. Class names are those of
     labels.txt, else ImageNet's where TFRecords have its WordNet ids. InputError says what is missing or damaged, and where.
     """
-    layout = layout or find_format(data_dir)
-    data_dir = os.fspath(data_dir)
+    layout, data_dir = layout or find_format(data_dir), os.fspath(data_dir)
     with reading(data_dir):
         found = contents(data_dir).get(layout, {})
         if not (paths := found.get(split)):
@@ -208,10 +200,8 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None, pr
         CHECKS.get(layout, list)(paths)
     if layout == 'folder':
         return open_folder(paths[0], min(found.items())[1][0], read_labels(data_dir, False))
-    if layout == 'archives':
-        return _open_archive(data_dir, split, paths[0], progress)
-    fields = _columns(paths, lambda path: _sound(path, layout), progress)
-    names = read_labels(data_dir)
+    fields = _columns(layout, paths, progress)
+    names = imagenet.class_names(imagenet.BACKGROUND_CLASSES) if layout == 'archives' else read_labels(data_dir)
     if names is None and layout == 'tfrecord':
         first = {name: fields[name][fields['source'] == 0][:8].tolist() for name in ('byte', 'label')}
         ids = [tfrecord.text_of(paths[0], byte, tfrecord.SYNSET).encode() for byte in first['byte']]
@@ -219,37 +209,36 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None, pr
     return Records(layout, paths, class_names=names, **fields)
 
 
-def walk(path: str, layout: str) -> Iterator[tuple]:
-    """Yield what `tfrecord.walk` or `mindrecord.walk` does; damage is an InputError, and that the file is another one."""
+def walk(path: str, layout: str, progress: bool = False) -> Iterator[tuple]:
+    """Yield what the reader of `layout` does; damage is an InputError, and that the file is another one."""
+    walks = {'tfrecord': tfrecord.walk, 'mindrecord': mindrecord.walk}
     try:
-        yield from (tfrecord if layout == 'tfrecord' else mindrecord).walk(path)
-    except (ValueError, OSError, LookupError) as error:
-        if what := archives.kind(path):
+        yield from walks[layout](path) if layout in walks else archives.walk(path, progress)
+    except (ValueError, OSError, LookupError, OverflowError, tarfile.TarError) as error:
+        if layout in walks and (what := archives.kind(path)):
             raise InputError(f'{path} is {what}') from None
-        with reading(path, '' if isinstance(error, LookupError) else AGAIN):
+        remedy = AGAIN if layout in walks else 'download it again, or another one that fits'
+        with reading(path, '' if isinstance(error, LookupError) else remedy, (OverflowError, tarfile.TarError)):
             raise
 
 
-def _sound(path, layout):
-    """Yield the columns of `Records` for every record of a shard; InputError for the first damaged one."""
-    for number, found in enumerate(walk(path, layout)):
-        if layout == 'tfrecord' and found.problem:
-            raise InputError(f'{path}: record {number} at byte {found.byte}: {found.problem}; {AGAIN}')
-        yield (*found[2:5], found.byte, found.crc) if layout == 'tfrecord' else found
-
-
-def _columns(paths, rows, progress, names=('offset', 'length', 'label', 'byte', 'crc')):
-    """{name: array} of `Records` for what `rows(path)` yields for the records of each path, in the order of `names`."""
+def _columns(layout, paths, progress):
+    """{name: array} of `Records` for all records of `paths`; InputError for the first damaged one."""
+    names = ('offset', 'length', 'label', *{'tfrecord': ('byte', 'crc'), 'archives': ('file',)}.get(layout, ()))
     columns, counts = {name: [] if name == 'file' else array('q') for name in names}, []
     for path in tqdm(paths, 'indexing', unit='shard', disable=not progress, leave=False):
-        for values in rows(path):
-            for column, value in zip(columns.values(), values):
+        for number, found in enumerate(walk(path, layout, progress)):
+            if layout == 'tfrecord':
+                if found.problem:
+                    raise InputError(f'{path}: record {number} at byte {found.byte}: {found.problem}; {AGAIN}')
+                found = (*found[2:5], found.byte, found.crc)
+            for column, value in zip(columns.values(), found):
                 column.append(value)
         counts.append(len(columns['label']) - sum(counts))
     if not sum(counts):
         raise InputError(f'{paths[0]}: no record in it; {AGAIN}')
-    found = {name: np.array(column, 'S' if name == 'file' else np.int64) for name, column in columns.items() if column}
-    if 'crc' in found:
+    found = {name: np.array(column, 'S' if name == 'file' else np.int64) for name, column in columns.items()}
+    if layout == 'tfrecord':
         found['crc'] = zlib.crc32(found['crc'].astype(np.uint32).tobytes())
     return {'source': np.repeat(np.arange(len(counts), dtype=np.int32), counts), **found}
 
@@ -259,15 +248,3 @@ def open_folder(path: str, train_path: str, class_names: list[str] | None = None
     `class_names`, else among the class folders of `train_path`. InputError if there is no image or a class is unknown."""
     with reading(path, 'give one directory <class>/*.jpg for each class'):
         return Records('folder', **folder.index(path, train_path, class_names))
-
-
-def _open_archive(data_dir, split, path, progress):
-    kit, truth, remedy = os.path.join(data_dir, archives.DEVKIT), None, 'download it again, or another one that fits'
-    if split == 'validation':
-        with reading(kit, remedy, (Exception,)):  # of a damaged file scipy raises anything
-            truth = archives.ground_truth(kit)
-    with reading(path, remedy, (tarfile.TarError, OverflowError)):
-        fields = _columns(
-            [path], lambda path: archives.walk(path, truth, progress), False, ('offset', 'length', 'label', 'file')
-        )
-    return Records('archives', [path], class_names=imagenet.class_names(imagenet.BACKGROUND_CLASSES), **fields)

@@ -27,9 +27,8 @@ LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', '
 SYNSET, _FILENAME = 'image/class/synset', 'image/filename'  # WordNet id, in ImageNet's records
 NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
 MOST = 99999  # shards that five digits can number
-# Tags of protocol buffers: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An
-# Example is {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of the three lists below,
-# a list {1: value}.
+# Tags: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An Example is
+# {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of these lists, a list {1: value}.
 _KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
 _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # what image files begin with
 
@@ -70,45 +69,41 @@ def walk(path: str) -> Iterator[Record]:
             raise ValueError('the file has no bytes')
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
             while byte < end:
-                size, problem = _framing(buf, byte, end)
-                if problem and not is_header(buf[:12]):
-                    raise ValueError(f'record 0 at byte 0: {problem}')
-                if problem:
-                    yield Record(byte, 0, 0, 0, 0, problem)
-                    return
+                size = int.from_bytes(buf[byte : byte + 8], 'little')
                 start, stop = byte + 12, byte + 12 + size
-                try:
-                    names = names or _names(buf, start, stop)
-                    found = _locate(buf, start, stop, *names)
-                except ValueError as error:
-                    found = 0, 0, 0, str(error)
-                yield Record(byte, size, *found, crc=struct.unpack_from('<I', buf, stop)[0])
-                byte = stop + 4
-
-
-def _framing(buf, byte, end):
-    """(bytes of data, what is wrong) of the record that starts at `byte`."""
-    if end - byte < 12:
-        return 0, f'truncated: {end - byte} bytes left, a record header has 12'
-    if not is_header(buf[byte : byte + 12]):
-        return 0, 'wrong checksum of the record length, damaged or no TFRecord file'
-    size = int.from_bytes(buf[byte : byte + 8], 'little')
-    if size > end - byte - 16:
-        return 0, f'truncated: {size} bytes of data and 4 of checksum announced, {end - byte - 12} left'
-    return size, ''
+                if not is_header(buf[byte:start]):
+                    if not byte:
+                        raise ValueError(
+                            'record 0 at byte 0: wrong checksum of the record length, damaged or no TFRecord file'
+                        )
+                    problem = 'wrong checksum of the record length' if start < end else f'truncated: {end - byte} bytes left'
+                elif stop + 4 > end:
+                    problem = f'truncated: {size} bytes of data and 4 of checksum announced, {end - start} left'
+                else:
+                    try:
+                        names = names or _names(buf, start, stop)
+                        yield Record(
+                            byte, size, *_locate(buf, start, stop, *names), '', *struct.unpack_from('<I', buf, stop)
+                        )
+                    except ValueError as error:
+                        yield Record(byte, size, 0, 0, 0, str(error))
+                    byte = stop + 4
+                    continue
+                yield Record(byte, 0, 0, 0, 0, problem)
+                return
 
 
 def _names(buf, pos, end):
     """Names (bytes) of the features with the image and the label of the Example in buf[pos:end]."""
-    kinds = {name.decode('utf-8', 'replace'): _kind(buf, *value)[0] for name, value in _features(buf, pos, end)}
-    if not kinds:
+    found = dict(_features(buf, pos, end))
+    if not found:
         raise ValueError(f'no feature {IMAGE[0]}')
+    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, _) in found.items()}
     image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
     start, length, _ = _locate(buf, pos, end, image.encode(), label.encode())
     if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
         raise LookupError(
-            f'the {length} bytes of the first feature {image} begin as no image file, perhaps they are pixels; write JPEG '
-            'or PNG files into it'
+            f'the {length} bytes of {image} are no image file, perhaps pixels; write JPEG or PNG files into it'
         )
     return image.encode(), label.encode()
 
@@ -119,48 +114,37 @@ def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], wha
     chosen = [name for name in names if types.get(name) in wanted]
     if len(chosen) == 1 or names[0] in chosen:
         return chosen[0]
-    text = [name for name in names if name in LABEL and types.get(name) in ('bytes', 'string')]
+    remedy = f'write it with one image and one label {what}'
+    if text := [name for name in names if name in LABEL and types.get(name) in ('bytes', 'string')]:
+        remedy = f'{text[0]} holds text: write the number of the class, and lines number:name into labels.txt'
     raise LookupError(
         f'has {len(chosen) or "no"} {what}s of type {" or ".join(wanted)} named {" or ".join(names)}, only: '
-        + ', '.join(f'{name} ({kind})' for name, kind in types.items())
-        + (
-            f'; {text[0]} holds text: write the number of the class, and the names as lines number:name into labels.txt'
-            if text and not chosen
-            else f'; write it with one image and one label {what}'
-        )
+        f'{", ".join(f"{name} ({kind})" for name, kind in types.items())}; {remedy}'
     )
 
 
 def _features(buf, pos, end, lengths=()):
-    """Yield (name, (start, stop) of its Feature) of the Example in buf[pos:end]; with `lengths` only names as long."""
+    """Yield (name, (kind of its values, positions of their list)) of the Example in buf[pos:end]; with `lengths` only names
+    as long: most entries end there, which halves the time."""
     for tag, *inside in read_fields(buf, pos, end):
-        if tag != 0x0A:
-            continue
-        for entry, start, stop in read_fields(buf, *inside):
+        for entry, start, stop in read_fields(buf, *inside) if tag == 0x0A else ():
             if entry != 0x0A or lengths and buf[start] == 0x0A and buf[start + 1] not in lengths:
-                continue  # most entries end here, which halves the time
-            name, value = b'', (start, start)
+                continue
+            name, values = b'', ('no', None)
             for field, first, last in read_fields(buf, start, stop):
                 if field == 0x0A:
                     name = bytes(buf[first : min(last, first + 80)])
                 elif field == 0x12:
-                    value = first, last
-            yield name, value
+                    for kind, *where in read_fields(buf, first, last):
+                        values = _KINDS.get(kind, 'no'), where
+            yield name, values
 
 
-def _kind(buf, start, stop):
-    """(kind of the values, (start, stop) of their list) of the Feature in buf[start:stop]."""
-    found = 'no', None
-    for tag, first, last in read_fields(buf, start, stop):
-        found = _KINDS.get(tag, found[0]), (first, last)
-    return found
-
-
-def _only_value(buf, name, feature, kind):
-    """(start, stop) of the only value of the Feature at `feature` (start, stop); ValueError unless it lists a `kind`."""
-    if feature is None:
+def _only_value(buf, features, name, kind):
+    """(start, stop) of the only value of a feature, which must be a `kind`; else ValueError."""
+    if name not in features:
         raise ValueError(f'no feature {name.decode()}')
-    found, inside = _kind(buf, *feature)
+    found, inside = features[name]
     if found != kind:
         raise ValueError(f'feature {name.decode()} holds {found} values instead of {kind}')
     values = []
@@ -177,11 +161,10 @@ def _only_value(buf, name, feature, kind):
 
 def _locate(buf, pos, end, image, label):
     """Offset and length of the encoded image, and the label, of the Example in buf[pos:end]; of equal names the last counts,
-    as in any protocol buffer. Its own reader, because google.protobuf would have to read the images, too: all of the data
-    set, before the first step."""
+    as in any protocol buffer."""
     features = dict(_features(buf, pos, end, (len(image), len(label))))
-    start, stop = _only_value(buf, image, features.get(image), 'bytes')
-    number = read_varint(buf, *_only_value(buf, label, features.get(label), 'int64'))[0]
+    start, stop = _only_value(buf, features, image, 'bytes')
+    number = read_varint(buf, *_only_value(buf, features, label, 'int64'))[0]
     return start, stop - start, number - (number >> 63 << 64)
 
 
@@ -189,7 +172,7 @@ def text_of(path: str, byte: int, name: str = _FILENAME) -> str:
     """The text feature `name` of the record that starts at `byte` of a shard; '' if it has none or cannot be read."""
     with contextlib.suppress(OSError, ValueError, struct.error), open(path, 'rb') as file:
         data = os.pread(file.fileno(), *struct.unpack('<Q', os.pread(file.fileno(), 8, byte)), byte + 12)
-        start, stop = _only_value(data, b'', dict(_features(data, 0, len(data))).get(name.encode()), 'bytes')
+        start, stop = _only_value(data, dict(_features(data, 0, len(data))), name.encode(), 'bytes')
         return data[start:stop].decode('utf-8', 'surrogateescape')
     return ''
 
@@ -223,15 +206,12 @@ def shard_name(split: str, number: int, total: int, suffix: str = '') -> str:
 
 
 def write_shards(directory, split: str, examples, num_shards: int) -> list[str]:
-    """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards; returns their paths.
-
-    All shards get their names only when all are written. InputError if a shard would be left empty.
-    """
+    """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards, which get their names only when all
+    are written; returns their paths. InputError if a shard would be left empty."""
     examples = list(examples)
-    most = min(len(examples), MOST)
-    if not 1 <= num_shards <= most:
+    if not 1 <= num_shards <= len(examples):
         what = f'{counted(num_shards, split + " shard")} for {counted(len(examples), "image")}'
-        raise InputError(f'{what}; give 1 to {most} shards')
+        raise InputError(f'{what}; give 1 to {len(examples)} shards')
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, shard_name(split, n, num_shards)) for n in range(num_shards)]
     with contextlib.ExitStack() as stack:
@@ -246,10 +226,9 @@ def check_set(paths: list[str]) -> None:
     totals = sorted({total for _, total in numbers})
     if len(totals) > 1:
         raise ValueError(f'shards of different sets, {" and ".join(f"of-{n:05d}" for n in totals)}; keep one set')
-    name, total = os.path.basename(paths[0]), totals[0]
-    for n in range(total):
-        if (n, total) not in numbers:
-            missing = re.sub('-[0-9]{5}-of', f'-{n:05d}-of', name)
-            raise ValueError(f'lacks shard {missing}; copy or make all {total}')
-    if len(paths) > total:
-        raise ValueError(f'shard {os.path.basename(max(paths))} is none of a set of {total}; remove it')
+    for n in range(totals[0]):
+        if (n, totals[0]) not in numbers:
+            missing = re.sub('-[0-9]{5}-of', f'-{n:05d}-of', os.path.basename(paths[0]))
+            raise ValueError(f'lacks shard {missing}; copy or make all {totals[0]}')
+    if len(paths) > totals[0]:
+        raise ValueError(f'shard {os.path.basename(max(paths))} is none of a set of {totals[0]}; remove it')

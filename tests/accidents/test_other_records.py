@@ -30,10 +30,7 @@ def shard(path, *examples, name='train-00000-of-00001'):
     return path
 
 
-@pytest.mark.parametrize(
-    'image, label',
-    [('image', 'label'), ('image_raw', 'label'), ('image_raw', 'labels'), ('img', 'target'), ('image__encoded', 'label')],
-)
+@pytest.mark.parametrize('image, label', [('image', 'label'), ('image_raw', 'labels'), ('image__encoded', 'label')])
 def test_common_names_of_features(image, label, tmp_path):
     others = {'height': 48, 'name': b'a.jpg', 'score': 0.5}
     images = [jpeg(n) for n in range(3)]
@@ -55,10 +52,7 @@ def test_the_names_of_tf_slim_count_before_others(tmp_path):
         ({'picture': b'x', 'label': 3}, ['only: picture (bytes), label (int64)', 'one image and one label feature']),
         ({'image': b'x', 'label': b'cat'}, ['only: image (bytes), label (bytes)', 'label holds text', 'labels.txt']),
         ({'image': b'x', 'data': b'y', 'label': 1}, ['2 features of type bytes', 'image (bytes), data (bytes)']),
-        (
-            {'image_raw': bytes(3072), 'label': 1},
-            ['the 3072 bytes of the first feature image_raw', 'perhaps they are pixels'],
-        ),
+        ({'image_raw': bytes(3072), 'label': 1}, ['the 3072 bytes of image_raw are no image file', 'perhaps pixels']),
     ],
 )
 def test_other_features_are_listed(features, parts, tmp_path):
@@ -70,7 +64,6 @@ SHARD = b''.join(example(image__encoded=jpeg(n), image__class__label=n) for n in
 OTHERS = {
     'gzip': (gzip.compress(SHARD), 'a TFRecord file compressed with gzip: decompress it'),
     'zlib': (zlib.compress(SHARD), 'a TFRecord file compressed with zlib: decompress it'),
-    'zlib, fast': (zlib.compress(SHARD, 1), 'a TFRecord file compressed with zlib: decompress it'),
     'parquet': (b'PAR1' + bytes(100), 'a Parquet file: write its images'),
     'arrow': (b'ARROW1\0\0' + bytes(100), 'an Arrow file'),
     'arrow stream': (b'\xff\xff\xff\xff\x70' + bytes(100), 'an Arrow stream'),
@@ -82,18 +75,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize('kind', OTHERS)
-@pytest.mark.parametrize(
-    'name',
-    [
-        'train-00000-of-00001',
-        'train-00000-of-00001.gz',
-        'train.data',
-        'data.mdb',
-        'train.mindrecord',
-        'train/00000.tar',
-        'train_lmdb/data.mdb',
-    ],
-)
+@pytest.mark.parametrize('name', ['train-00000-of-00001', 'train.data', 'train.mindrecord', 'train_lmdb/data.mdb'])
 def test_other_files_are_named(kind, name, tmp_path):
     data, said = OTHERS[kind]
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -9,27 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from src.data.records import find_format, open_records
+from src.data.records import find_format, fingerprint, open_records
 from tests.data.samples import ROOT, cli, content, jpeg, message, write_folder
 
 
 @pytest.mark.parametrize('layout, shift', [('tf', 1), ('mr', 1), ('tf2', 1), ('mr0', 0), ('folder', 0)])
 def test_layouts(sets, layout, shift):
-    form = {'tf': 'tfrecord', 'mr': 'mindrecord'}.get(layout[:2], 'folder')
-    assert find_format(str(sets / layout)) == form
+    assert find_format(sets / layout) == {'tf': 'tfrecord', 'mr': 'mindrecord'}.get(layout[:2], 'folder')
     for split, count, labels in (('train', 21, {0, 1, 2}), ('validation', 6, {0, 2})):
         records, plain = open_records(sets / layout, split), open_records(sets / 'folder', split, 'folder')
         assert content(records, shift) == content(plain)
         assert len(records) == count and records.label.dtype == 'i8' and set(records.label - shift) == labels
-        assert records.class_names == ['background'] * shift + ['cat', 'dog', 'emu']
+        assert records.class_names == ['background'] * shift + ['cat', 'dog', 'emu'] and records.label_base == shift
         assert str(sets / layout) in records.where(count - 1) and records.name(0).endswith('.jpg')
         assert records.size(2) == len(records.read(2)) and type(records.read(0)) is bytes
         again = pickle.loads(pickle.dumps(records))
-        assert content(again) == content(records) and again.where(1) == records.where(1)
-        pid = os.fork()
-        if not pid:
-            os._exit(records.read(0) != again.read(0))
-        assert os.waitpid(pid, 0)[1] == 0
+        assert content(again) == content(records) and fingerprint(again) == fingerprint(records) != fingerprint(plain)[::-1]
 
 
 def test_folder_labels(tmp_path):
@@ -53,16 +48,14 @@ def test_folder_labels(tmp_path):
         (tmp_path / 'labels.txt').write_text(text)
         assert labels() == expected
     assert open_records(tmp_path, 'train').class_names == ['x', 'c', 'b', 'a']
-    for text, part in [
+    for text, problem in [
         ('a\nb\n', "/c' is not in labels.txt"),
         ('0:a\n0:b\n1:c', "names label 0 twice, 'a' and 'b'"),
         ('0:a\nb\n', "'b' is no line"),
         ('a\na\nb\nc', 'names a class twice'),
-        ('999999999:a\n', "/a' is not in labels.txt"),
-        ('', "/a' is not in labels.txt"),
     ]:
         (tmp_path / 'labels.txt').write_text(text)
-        assert part in message(open_records, tmp_path, 'train')
+        assert problem in message(open_records, tmp_path, 'train')
     (tmp_path / 'labels.txt').unlink()
     write_folder(tmp_path, 'validation', ['d'], 1)
     assert "validation/d' is not in" in message(open_records, tmp_path, 'validation')
@@ -70,28 +63,23 @@ def test_folder_labels(tmp_path):
     assert 'both validation and val' in message(open_records, tmp_path, 'validation')
 
 
-def test_layout_errors(sets, tmp_path):
-    for value, part in [('', "data_dir is ''"), (tmp_path / 'no', 'No such file'), (tmp_path, 'only nothing')]:
-        assert part in message(open_records, value, 'train')
-    names = ['flowers_validation_00000-of-00005.tfrecord', 'imagenet.mindrecord0', 'images.zip']
-    for name, part in zip(
-        names,
-        [
-            'named like validation-00000-of-00005: rename or link flowers_validation',
-            'start their names',
-            'only images.zip; give the directory above',
-        ],
-    ):
+def test_what_is_no_data_set(sets, tmp_path):
+    for value, problem in [('', "data_dir is ''"), (tmp_path / 'no', 'No such file'), (tmp_path, 'only nothing')]:
+        assert problem in message(open_records, value, 'train')
+    for name, problem in [
+        ('flowers_validation_00000-of-00005.tfrecord', 'rename or link it'),
+        ('imagenet.mindrecord0', 'start their names'),
+        ('images.zip', 'only images.zip; give the directory above'),
+    ]:
         (tmp_path / name).write_bytes(b'x')
         text = message(open_records, tmp_path, 'train')
-        assert all(p in text for p in (part, 'train-?????-of-????? (tfrecord)', 'train/<class>/*.jpg')), text
+        assert all(p in text for p in (problem, 'train-?????-of-????? (tfrecord)', 'train/<class>/*.jpg')), text
         (tmp_path / name).unlink()
     both = shutil.copytree(sets / 'tf', tmp_path / 'both')
     shutil.copytree(sets / 'folder' / 'val', both / 'val')
     expected = 'both holds a data set as tfrecord (train-00000-of-00003) and as folder (val); keep one of them in it'
     assert expected in message(open_records, both, 'train')
     assert len(open_records(both, 'train', 'tfrecord')) == 21
-    assert len(open_records(both, 'validation', 'folder')) == 6
     (tmp_path / 'empty' / 'train' / 'a').mkdir(parents=True)
     assert 'no image in' in message(open_records, tmp_path / 'empty', 'train')
 
@@ -107,14 +95,9 @@ def test_names_of_any_bytes(tmp_path):
         run = cli('convert', '--src', tmp_path / src, '--dst', tmp_path / dst, '--format', layout, '--shards', 1)
         assert run.returncode == 0, run.stderr
         for split in ('train', 'validation'):
-            plain = open_records(tmp_path / 'src', split)
-            assert content(open_records(tmp_path / dst, split), 1) == content(plain)
-        assert cli('check', tmp_path / dst).returncode == 0
+            assert content(open_records(tmp_path / dst, split), 1) == content(open_records(tmp_path / 'src', split))
     names = open_records(tmp_path / 'b', 'train').class_names
     assert names == ['background', 'plain', 'ä', os.fsdecode(b'\xff, record 7')]
-    (tmp_path / 'src' / 'train' / 'plain' / os.fsdecode(b'\xfd.jpg')).write_bytes(b'')
-    run = cli('check', tmp_path / 'src')
-    assert run.returncode == 1 and 'plain/\\udcfd.jpg: no bytes' in run.stdout
 
 
 def test_reading_needs_no_mindspore(sets):

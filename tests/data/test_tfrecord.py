@@ -209,7 +209,7 @@ def test_images_have_the_names_of_their_files(tmp_path):
         ([], 'train', 'only nothing; give the directory'),
         (['train-00000-of-00001'], 'validation', 'no validation part (tfrecord) in it, only train-00000-of-00001'),
         (list('abcdef'), 'train', 'only a, b, c, d and 2 more; give the directory'),
-        (['flowers_train_00000-of-00001.tfrecord'], 'train', 'rename or link flowers_train_00000-of-00001.tfrecord'),
+        (['flowers_train_00000-of-00001.tfrecord'], 'train', 'flowers_train_00000-of-00001.tfrecord is a TFRecord file'),
         (['train-00000-of-00003', 'train-00002-of-00003'], 'train', 'lacks shard train-00001-of-00003;'),
         (['train-00000-of-00001', 'train-00000-of-00002'], 'train', 'different sets, of-00001 and of-00002'),
         (['train-00000-of-00001', 'train-00001-of-00001'], 'train', 'train-00001-of-00001 is none of a set of 1'),

@@ -63,11 +63,10 @@ def gathered(values: Sequence[float], rank: int, world: int) -> np.ndarray:
 
 def agreed(values: list[int], world: int) -> list[int]:
     """Rank 0's `values`, each from 0 to 2^40, on every rank; the other ranks must pass zeros."""
-    if world == 1:
-        return values
     # Two digits: float32 is exact to 2^24 only.
-    digits = iter(summed([digit for value in values for digit in divmod(value, 1 << 20)]))
-    return [int(high) * (1 << 20) + int(next(digits)) for high in digits]
+    digits = [digit for value in values for digit in divmod(value, 1 << 20)]
+    high, low = np.reshape(summed(digits) if world > 1 else digits, (-1, 2)).astype(int).T
+    return [*map(int, high * (1 << 20) + low)]
 
 
 def require_same(values: dict[str, object], rank: int, world: int) -> None:
@@ -106,7 +105,7 @@ def share(parameters: Iterable[Parameter]) -> None:
     # Integers are sent byte by byte, each as a float32: not every device can send integers, and float32 holds only those up
     # to 2^24.
     flat = [v.ravel() if v.dtype == np.float32 else v.reshape(-1).view(np.uint8).astype(np.float32) for v in values]
-    parts = np.split(from_first(np.concatenate(flat)), np.cumsum([len(part) for part in flat])[:-1])
-    for parameter, value, part in zip(parameters, values, parts):
-        part = part if value.dtype == np.float32 else part.astype(np.uint8).view(value.dtype)
-        parameter.set_data(Tensor(part.reshape(value.shape), parameter.dtype))
+    pieces = np.split(from_first(np.concatenate(flat)), np.cumsum([len(piece) for piece in flat])[:-1])
+    for parameter, value, piece in zip(parameters, values, pieces):
+        piece = piece if value.dtype == np.float32 else piece.astype(np.uint8).view(value.dtype)
+        parameter.set_data(Tensor(piece.reshape(value.shape), parameter.dtype))

@@ -51,9 +51,9 @@ def structure(cell: nn.Cell) -> list:
     return [found, [[p.name, str(p.shape), str(p.dtype), p.requires_grad] for p in cell.get_parameters()]]
 
 
-def digest(*parts: object) -> str:
-    """Hash of `parts`."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+def digest(*values: object) -> str:
+    """Hash of `values`."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _plain(value):

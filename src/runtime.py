@@ -105,7 +105,7 @@ def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
 
 
 def describe(run: Run, option: str) -> str:
-    """One line for the log on what `start` set; `option` is the device target that was asked for."""
+    """One line for the log on what `start` set; `option` is the value of device_target."""
     why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and run.device_target == 'CPU' else ''
     device = f'device: {run.device_target}{why}, rank {run.rank} of {run.world}'
     return f'{device}, precision {run.amp_level}, MindSpore {ms.__version__}'

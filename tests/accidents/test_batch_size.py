@@ -8,9 +8,8 @@ from src.weights import checkpoint
 from tests.data.samples import write_folder
 
 
-@pytest.mark.parametrize('size, expected', [('0', 10), ('999', 10), ('4', 4)])
-@pytest.mark.parametrize('form', ['--batch_size {}', '--batch_size={}'])
-def test_a_batch_has_no_more_images_than_there_are(form, size, expected, made, monkeypatch):
+@pytest.mark.parametrize('option, expected', [('--batch_size 0', 10), ('--batch_size=999', 10), ('--batch_size=4', 4)])
+def test_a_batch_has_no_more_images_than_there_are(option, expected, made, monkeypatch):
     photos, weights, output = made
     commands, run = [], finetune.run
 
@@ -21,7 +20,7 @@ def test_a_batch_has_no_more_images_than_there_are(form, size, expected, made, m
         raise SystemExit
 
     monkeypatch.setattr(finetune, 'run', stopped)
-    monkeypatch.setattr('sys.argv', ['finetune', str(photos), str(weights), str(output), *form.format(size).split()])
+    monkeypatch.setattr('sys.argv', ['finetune', str(photos), str(weights), str(output), *option.split()])
     with pytest.raises(SystemExit) as caught:
         finetune.main()
     assert caught.value.code is None

@@ -124,8 +124,8 @@ def entry_point(main: Callable) -> Callable:
 
 @contextlib.contextmanager
 def _written():
-    """A block at whose end standard output is written out, as Python would only complain at its exit. BrokenPipeError where
-    nobody reads it any more (`| head`), InputError on a full disk."""
+    """A block at whose end standard output is written out, as Python would only complain at its exit. BrokenPipeError if nobody
+    reads it any more (`| head`) before the end, InputError on a full disk."""
     ending, probe = None, ''
     try:
         yield
@@ -138,7 +138,8 @@ def _written():
     except OSError as error:
         with open(os.devnull, 'w') as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python writes at its exit
-        ending = error if error.errno == errno.EPIPE else InputError(f'standard output: {error.strerror}')
+        if error.errno != errno.EPIPE:  # whose work is done has not failed because nobody reads its last lines
+            ending = InputError(f'standard output: {error.strerror}')
     if ending:
         raise ending
 

@@ -23,7 +23,7 @@ from src.data.records import open_records
 from src.data.tfrecord import framed, write_shard
 from src.errors import InputError
 from src.options import DEFAULT_PATH, load_settings
-from tests.cluster.test_rank_table import new_format, old_format
+from tests.cluster.launching import table, template_2
 
 SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500
 
@@ -133,8 +133,8 @@ def _configs():
 
 
 def _rank_tables():
-    for name, make in (('new', new_format), ('old', old_format)):
-        Path(f'{name}.json').write_text(json.dumps(make(), indent=1))
+    for name, make in (('new', table), ('old', template_2)):
+        Path(f'{name}.json').write_text(make(2, 2))
 
     def read():
         rank_table.read('given.json')

@@ -1,30 +1,19 @@
 """How ranks are started: from a number or a rank table of any form, on one server or two; by hand with one, not at all."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
 import eval as evaluation
 import train
 from src.cluster.launch import SCHEDULER
-from tests.cluster.launching import RANK, Launch, free_port, table
+from tests.cluster.launching import RANK, Launch, free_port, table, template_2
 
 TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ.get('MS_NODE_ID', 'scheduler'), 'w'))"
-
-
-def template_2(servers, devices=8, first=0):
-    """jobstart_hccl.json of ModelArts: an instance is a container with its devices; ranks are not in it."""
-    instances = [
-        {
-            'devices': [{'device_id': str(first + i), 'device_ip': f'10.0.{k}.{i}'} for i in range(devices)],
-            'pod_name': f'job-inceptionv4-{k}',
-            'server_id': f'127.0.0.{k + 1}',
-        }
-        for k in range(servers)
-    ]
-    group = {'device_count': str(servers * devices), 'group_name': 'job-inceptionv4', 'instance_list': instances}
-    return json.dumps({'group_count': '1', 'group_list': [group | {'instance_count': str(servers)}], 'status': 'completed'})
 
 
 def launched(folder, ranks, *options, servers=1, script=DUMP, scheduler=DUMP, **more):
@@ -110,6 +99,22 @@ def test_launchers_of_two_servers_start_a_dynamic_cluster(lost, tmp_path):
     if lost:
         assert 'launch: rank 1 stopped answering the scheduler; it is on another server' in text
         assert 'failed first' not in text and 'launch: rank 1 failed first: status 7' in other
+
+
+@pytest.mark.slow
+@pytest.mark.compiles
+def test_real_rank_that_stops(tmp_path):
+    """The other rank fails after half a minute and the scheduler a little later; neither is the cause."""
+    again = (
+        "note('ready', 0)\nwhile True:\n    time.sleep(.05)\n    ms.ops.AllReduce()(ms.Tensor(np.float32(1))).asnumpy()\n"
+    )
+    run = Launch(tmp_path, REDUCE + again, '--device_target', 'CPU', scheduler='')
+    run.wait_for('ready0', 'ready1')
+    time.sleep(2)
+    os.kill(int((tmp_path / 'pid1').read_text()), signal.SIGSTOP)
+    status, _, err = run.end()
+    assert status == 1 and 'failed first' not in err, err
+    assert 'launch: rank 1 stopped answering the scheduler; the last lines of results/2p/1/train.log:' in err
 
 
 @pytest.mark.slow

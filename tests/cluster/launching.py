@@ -45,6 +45,14 @@ def table(servers, devices=8, first=0):
     return json.dumps({'version': '1.0', 'server_count': str(servers), 'status': 'completed', 'server_list': rows})
 
 
+def template_2(servers, devices=8, first=0):
+    """jobstart_hccl.json of ModelArts: an instance is a container with its devices; ranks are not in it."""
+    numbers = [{'device_id': str(first + i), 'device_ip': f'10.0.0.{i}'} for i in range(devices)]
+    instances = [{'devices': numbers, 'pod_name': f'job-{k}', 'server_id': f'127.0.0.{k + 1}'} for k in range(servers)]
+    group = {'device_count': str(servers * devices), 'instance_list': instances}
+    return json.dumps({'group_count': '1', 'group_list': [group | {'instance_count': str(servers)}], 'status': 'completed'})
+
+
 def free_port():
     """A TCP port that is free now."""
     with socket.socket() as probe:

@@ -33,27 +33,24 @@ def main(data_dir, source, out, rank_size):
     parameters, _ = checkpoint.load(source)
     result = {}
     validation = open_records(data_dir, 'validation')
-    if run.world < 3:
-        if run.rank == 0:
-            checkpoint.load_into(network, parameters, source)
-        for _, cell in network.cells_and_names():
-            if isinstance(cell, nn.BatchNorm2d):
-                cell.use_batch_statistics = False
-        optimizer = make_optimizer(
-            'rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
-        )
-        step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
-        if run.world > 1:
-            collective.share(step.get_parameters())
-        settings = load_settings([]).but(image_size=75, batch_size=GLOBAL_BATCH // run.world, num_workers=1)
-        train = pipeline.training_dataset(open_records(data_dir, 'train'), 1, settings, range(STEPS), run)
-        result['norms'] = [float(step(*batch)[1].asnumpy()) for batch in train.create_tuple_iterator(num_epochs=1)]
-        result['weights'] = out + '.npz'
-        if run.rank == 0:
-            np.savez(result['weights'], **{p.name: p.asnumpy() for p in step.get_parameters()})
+    if run.rank == 0:
         checkpoint.load_into(network, parameters, source)
-    else:
-        checkpoint.load_into(network, parameters, source)
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, nn.BatchNorm2d):
+            cell.use_batch_statistics = False
+    optimizer = make_optimizer(
+        'rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
+    )
+    step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
+    if run.world > 1:
+        collective.share(step.get_parameters())
+    settings = load_settings([]).but(image_size=75, batch_size=GLOBAL_BATCH // run.world, num_workers=1)
+    train = pipeline.training_dataset(open_records(data_dir, 'train'), 1, settings, range(STEPS), run)
+    result['norms'] = [float(step(*batch)[1].asnumpy()) for batch in train.create_tuple_iterator(num_epochs=1)]
+    result['weights'] = out + '.npz'
+    if run.rank == 0:
+        np.savez(result['weights'], **{p.name: p.asnumpy() for p in step.get_parameters()})
+    checkpoint.load_into(network, parameters, source)
     digest = hashlib.sha256(b''.join(p.asnumpy().tobytes() for p in network.get_parameters())).digest()
     if run.world > 1:  # all ranks hold the same weights after restoring
         gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)

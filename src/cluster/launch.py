@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None):
     args, options = _arguments(arguments)
     launch = _launch(args)
     directory = f'results/{len(launch.table.devices)}p'
-    options = [*options, '--rank_size', str(len(launch.table.devices)), '--device_target', launch.target]
+    options = [*options, '--device_target', launch.target, '--rank_size', str(len(launch.table.devices))]
 
     def start(resume):
         again = ['--resume', 'auto', '--overwrite', 'false'] if resume else []

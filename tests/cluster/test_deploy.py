@@ -112,10 +112,10 @@ def test_pod_saves_when_it_is_deleted(tmp_path, project):
         f'{tmp_path}/data/imagenet',
         '--resume',
         'auto',
-        '--rank_size',
-        '8',
         '--device_target',
         'Ascend',
+        '--rank_size',
+        '8',
     ]
     for rank in range(8):
         devices = "metadata.annotations['huawei.com/Ascend910']"

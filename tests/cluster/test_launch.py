@@ -24,9 +24,9 @@ def test_success(tmp_path):
     assert Launch(tmp_path, script).end()[0] == 0
     status, out, err = (run := Launch(tmp_path, script, '--bind_core', '--lr', '-1')).end()
     cores = len(os.sched_getaffinity(0))
-    options = "['--lr', '-1', '--rank_size', '2', '--device_target', 'Ascend']"
+    options = "['--lr', '-1', '--device_target', 'Ascend', '--rank_size', '2']"
     assert (status, out) == (0, f'rank 0 {options} {max(1, cores // 2)}\n'), err
-    assert run.log(1).startswith(f'rank 1 {options}') and run.log(1, '.1').endswith(f"'Ascend'] {cores}\n")
+    assert run.log(1).startswith(f'rank 1 {options}') and run.log(1, '.1').endswith(f"'2'] {cores}\n")
     assert err == 'launch: 2 ranks, Ascend; logs in results/2p/<rank>/train.log\n'
 
 
@@ -136,7 +136,7 @@ def test_restarts_from_the_newest_checkpoint(tmp_path):
     script = RANK + 'if start == 1:\n  steps(1, 3)\n  heartbeat(saved=1)\n  steps(4, 6)\n  time.sleep(.3)\n'
     script += '  if rank == 1: os.kill(os.getpid(), 9)\n  time.sleep(100)\n'
     status, _, err = (run := Launch(tmp_path, script, '--max_restarts', '3', '--overwrite', 'true')).end()
-    options = ['--overwrite', 'true', '--rank_size', '2', '--device_target', 'Ascend']
+    options = ['--overwrite', 'true', '--device_target', 'Ascend', '--rank_size', '2']
     assert status == 0 and run.starts(0) == run.starts(1) == [
         options,
         [*options, '--resume', 'auto', '--overwrite', 'false'],

@@ -134,7 +134,7 @@ class Run:
         found += [f'{key} differs' for key in ('step', 'epoch', 'position') if info[key] != other[key]]
         keys = ('step', 'loss', 'total_loss', 'lr', 'gradient_norm')
         one, other = (
-            [[row[key] for key in keys] for row in metrics.read(place / metrics.NAME)[0] if row['kind'] == 'step']
+            [[row[key] for key in keys] for row in metrics.read(place / metrics.NAME) if row['kind'] == 'step']
             for place in (self.directory, reference)
         )
         return [*found, *['the history differs'] * (one != other)]

@@ -124,8 +124,8 @@ def entry_point(main: Callable) -> Callable:
 
 @contextlib.contextmanager
 def _written():
-    """A block at whose end standard output is written out, as Python would only complain at its exit. BrokenPipeError if nobody
-    reads it any more (`| head`) before the end, InputError on a full disk."""
+    """A block at whose end standard output is written out, as Python would only complain at its exit. BrokenPipeError if
+    nobody reads it any more (`| head`) before the end, InputError on a full disk."""
     ending, probe = None, ''
     try:
         yield

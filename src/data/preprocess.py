@@ -34,7 +34,6 @@ BRIGHTNESS = 32 / 255
 SATURATION = (0.5, 1.5)
 SCALE = PREPROCESSING.std[0]  # pixel levels in 1.0 of the network's input
 DRAWN = np.float32([255 / SCALE, 1 / SCALE])  # what `colour` wants of drawn brightness and saturation
-NO_AUGMENTATION = (0.0, 1.0)  # brightness, saturation
 POOLED_FEATURES = 1536  # of an image in the network, on which dropout acts
 
 

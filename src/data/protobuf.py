@@ -49,17 +49,6 @@ def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
         raise ValueError('a field runs past its end') from None
 
 
-def read_values(message: bytes | memoryview) -> Iterator[tuple[int, int | bytes | memoryview]]:
-    """Yield (field number, value) of a whole message: int, or with `LENGTH` a slice of it. ValueError for damage."""
-    for tag, start, stop in read_fields(message, 0, len(message)):
-        value = message[start:stop]
-        if tag & 7 == VARINT:
-            value = read_varint(message, start, stop)[0]
-        elif tag & 7 != LENGTH:
-            value = int.from_bytes(value, 'little')
-        yield tag >> 3, value
-
-
 def encode_varint(value: int) -> bytes:
     """A number from 0 to 2^64 - 1 as a varint."""
     result = bytearray()

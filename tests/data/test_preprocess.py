@@ -11,7 +11,6 @@ from mindspore import Tensor
 from src.data.order import generator
 from src.data.preprocess import (
     DRAWN,
-    NO_AUGMENTATION,
     Augment,
     central_crop,
     channels_first,
@@ -111,13 +110,6 @@ def test_augment_below_black(augment):
     value, chroma = 200 - 32, 200 - 2  # saturation above 1 is cut to 1, the ratios of value - x stay
     expected = [value - (200 - x) * value / chroma for x in (200, 3, 2)]
     assert np.abs((found[2] + 1) * 127.5 - expected).max() < 1e-3
-
-
-@pytest.mark.compiles
-def test_no_augmentation_is_scaling(augment):
-    image = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-    found = augment(image, [NO_AUGMENTATION] * 2)
-    assert np.abs(found - (image.transpose(0, 3, 1, 2) / 127.5 - 1)).max() < 1e-5
 
 
 @pytest.mark.parametrize('flip', [False, True])

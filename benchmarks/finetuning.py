@@ -22,10 +22,10 @@ from src.data.preprocess import scale
 from src.data.records import open_records
 from src.errors import Parser, entry_point
 from src.options import load_settings
-from src.programs import ROOT
 from src.runtime import Run
 from src.weights.names import names_in
 from src.weights.read import read_weights
+from src.workflow import ROOT
 
 RECIPE = ['--config_path', str(ROOT / 'recipes/finetune.yaml')]
 

@@ -20,10 +20,10 @@ from src.data import demo_images
 from src.deploy.formats import load_mindir, load_onnx
 from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
-from src.programs import run
 from src.weights import checkpoint
 from src.weights.names import names_in
 from src.weights.read import read_weights
+from src.workflow import start
 
 SIZE, TOLERANCE = 299, 1e-3  # pixels; of the largest logit: what is compared are programs, not exports of one
 NEARLY = ('int8', 'bfloat16')  # in the names of those that have other logits
@@ -88,7 +88,7 @@ def make_files(directory, weights, data_dir):
         if not (directory / name).exists():
             more = [*more, '--data_dir', data_dir] if more else []
             file_format = name.rpartition('.')[2].upper()
-            run('export.py', *options, '--file_format', file_format, '--file_name', directory / name.split('.')[0], *more)
+            start('export.py', *options, '--file_format', file_format, '--file_name', directory / name.split('.')[0], *more)
 
 
 @entry_point

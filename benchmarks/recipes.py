@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.rounds import machine, spread
 from src.errors import InputError, Parser, entry_point
 from src.options import load_settings
-from src.programs import ROOT
 from src.training import metrics
+from src.workflow import ROOT
 
 
 def train(folder, options):

@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.rounds import interleaved, machine, spread
 from src.data import demo_images
 from src.errors import InputError, Parser, entry_point
-from src.programs import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def first_result(script, pattern, *arguments):

@@ -2,4 +2,4 @@
 # usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N] [--option value ...]; installs what it needs; --help says more
 MORE_REQUIREMENTS=requirements-report.txt
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
-exec "$PYTHON" "$ROOT/scripts/module.py" src.demo "$@"
+exec "$PYTHON" "$ROOT/scripts/module.py" src.workflow demo "$@"

@@ -3,4 +3,4 @@
 # class; WEIGHTS: a checkpoint, also of timm, TensorFlow or MindCV; the options are those of train.py
 MORE_REQUIREMENTS='requirements-report.txt requirements-export.txt'
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
-exec "$PYTHON" "$ROOT/scripts/module.py" src.finetune "$@"
+exec "$PYTHON" "$ROOT/scripts/module.py" src.workflow finetune "$@"

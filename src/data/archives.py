@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from src.data import imagenet
+from src.data.classes import imagenet_classes
 from src.data.tfrecord import is_header
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
@@ -74,11 +74,11 @@ def _files(tar):
 
 def _train_images(tar, progress):
     """Yield (file name, offset in the file, bytes, label) of the images in a tar of tars."""
-    labels = {f'{synset}.tar': label for label, synset in enumerate(imagenet.classes(), 1)}
+    labels = {f'{synset}.tar': label for label, synset in enumerate(imagenet_classes(), 1)}
     for outer in tqdm(_files(tar), 'indexing', len(labels), unit='class', disable=not progress, leave=False):
         name = os.path.basename(outer.name)
         if name not in labels:  # a second tar of a class is none of those that are left
-            raise ValueError(f'{outer.name} in it is none of {len(imagenet.classes())} <WordNet id>.tar')
+            raise ValueError(f'{outer.name} in it is none of {len(imagenet_classes())} <WordNet id>.tar')
         label = labels.pop(name)
         with tarfile.open(fileobj=tar.extractfile(outer), mode='r:') as inner:
             for image in _files(inner):
@@ -106,7 +106,7 @@ def ground_truth(path: str) -> list[int]:
             contents = {os.path.basename(member.name): tar.extractfile(member).read() for member in _files(tar)}
         synsets = np.atleast_1d(loadmat(io.BytesIO(contents[_META]), squeeze_me=True)['synsets'])
         synset = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in synsets}
-        labels = {synset: label for label, synset in enumerate(imagenet.classes(), 1)}
+        labels = {synset: label for label, synset in enumerate(imagenet_classes(), 1)}
         return [labels[synset[int(line)]] for line in contents[_TRUTH].split()]
     except Exception as error:  # of a damaged file scipy raises anything
         reason = f'{error} is missing in it' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error

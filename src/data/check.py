@@ -15,13 +15,11 @@ import os
 import sys
 
 import numpy as np
-from tqdm import tqdm
 
-from src.data import imagenet
-from src.data.parts import Folders, Shard, candidates, examine_all, survey
-from src.data.pool import cores, interruptible, spread
-from src.data.records import find_format, open_records, read_labels, splits
-from src.errors import Parser, counted, entry_point
+from src.data.classes import BACKGROUND_CLASSES, read_labels
+from src.data.examine import examine_all, spread
+from src.data.records import CHECKS, Records, contents, find_format, open_records, splits, walk
+from src.errors import InputError, Parser, counted, entry_point
 from src.files import as_json
 
 KINDS = {
@@ -54,98 +52,126 @@ NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'transparent', 'exif
 _SHOWN = 10
 
 
-def check(data_dir, workers: int | None = None, progress: bool = False) -> dict:
+def check(data_dir: str, workers: int | None = None, progress: bool = False) -> dict:
     """Read every record; returns a dict of counts and `findings`: kind -> list of where and detail.
 
-    InputError if there is nothing to check; damage is a finding.
+    InputError if there is nothing to check; damage is a problem in the result.
     """
-    workers, findings = cores(workers), collections.defaultdict(list)
+    found = collections.defaultdict(list)
 
     def report(kind, where, detail):
-        findings[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
+        found[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
 
     layout = find_format(data_dir)
     present = splits(data_dir, layout)
     if layout in ('folder', 'archives'):
-        parts = [Folders(split, open_records(data_dir, split, layout)) for split in present]
-        names = parts[0].records.class_names
-        for part in parts:
-            _report_left_out(part.records, report)
+        sets = [(split, open_records(data_dir, split, layout)) for split in present]
+        names = sets[0][1].class_names
+        for _, records in sets:
+            for what, first, count in records.not_read:
+                report('left_out', first, f'{count} x {what}, not read')
+            for path in records.empty:
+                report('empty', path, 'no image in this class folder')
     else:
-        names = read_labels(data_dir)
-        paths = [(split, path) for split in present for path in candidates(data_dir, split, layout, report)]
-        parts = _survey_all(paths, workers, report, progress)
-    results = examine_all(parts, workers, progress)
-    for number, _, found, _ in results:
-        for kind, k, detail in found:
-            report(kind, parts[number].where(k), detail)
-    _report_copies(parts, b''.join(digests for *_, digests in results), report)
-    summary = {split: _summary([part for part in parts if part.split == split]) for split in present}
-    _check_labels(parts, summary, names, report)
+        names, shards = read_labels(data_dir), contents(data_dir)[layout]
+        for split in present:
+            try:
+                CHECKS[layout](shards[split])
+            except ValueError as error:
+                report('incomplete', data_dir, str(error))
+        sets = _open_shards([(split, path) for split in present for path in shards[split]], layout, workers, report)
+    results = examine_all([records for _, records in sets], workers, progress)
+    for (_, records), (unusual, _) in zip(sets, results):
+        for kind, k, detail in unusual:
+            report(kind, _where(records, k), detail)
+    _report_copies(sets, b''.join(digests for _, digests in results), report)
+    summary = {split: _summary([records for one, records in sets if one == split]) for split in present}
+    _check_labels(sets, summary, names, report)
     lowest = min((s['labels']['min'] for s in summary.values() if s['records']), default=0)
     return {
         'directory': os.fspath(data_dir),
         'format': layout,
         'label_base': int(lowest > 0),
-        'problems': sum(len(found) for kind, found in findings.items() if kind not in NOTES),
+        'problems': sum(len(places) for kind, places in found.items() if kind not in NOTES),
         'splits': summary,
-        'findings': {kind: findings[kind] for kind in KINDS if kind in findings},
+        'findings': {kind: found[kind] for kind in KINDS if kind in found},
     }
 
 
-def _report_left_out(records, report):
-    """Of the records of folders: what is not read."""
-    for what, first, count in records.not_read:
-        report('left_out', first, f'{count} x {what}, not read')
-    for path in records.empty:
-        report('empty', path, 'no image in this class folder')
+def _where(records, k):
+    """Record `k` in messages: of a shard its name, the record's number and, in TFRecords, byte."""
+    if records.layout in ('folder', 'archives'):
+        return records.where(k)
+    byte = f', byte {records.byte[k]}' if records.byte is not None else ''
+    return f'{os.path.basename(records.paths[0])}, record {k}{byte}'
 
 
-def _survey_all(paths, workers, report, progress):
-    """A `Shard` for each of `paths` (split, path)."""
-    parts, tasks = [None] * len(paths), [(n,) for n in range(len(paths))]
-    surveys = spread(survey, paths, tasks, workers)
-    for number, rows, damage in tqdm(surveys, 'indexing', len(tasks), unit='shard', disable=not progress):
-        parts[number] = Shard(*paths[number], rows)
+def _open_shards(paths, layout, workers, report):
+    """(split, `Records` of what is sound in the shard) for each of `paths` (split, path)."""
+    sets, tasks = [None] * len(paths), [(n,) for n in range(len(paths))]
+    for number, records, damage in spread(_open_shard, ([path for _, path in paths], layout), tasks, workers):
+        sets[number] = paths[number][0], records
         for where, detail in damage:
             report('damaged', where, detail)
-    return parts
+    return sets
 
 
-def _report_copies(parts, digests, report):
+def _open_shard(shared, number):
+    """`number`, the sound records of that shard, and (where, problem) of the others."""
+    (paths, layout), rows, damage = shared, [], []
+    name = os.path.basename(paths[number])
+    try:
+        for k, found in enumerate(walk(paths[number], layout)):
+            if layout == 'mindrecord':
+                rows.append((*found, 0))
+            elif found.problem:
+                damage.append((f'{name}, record {k}, byte {found.byte}', found.problem))
+            else:
+                rows.append((*found[2:5], found.byte))
+    except InputError as error:
+        damage.append((name, str(error)))
+    offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T
+    byte = byte if layout == 'tfrecord' else None
+    source = np.zeros(len(rows), np.int32)
+    return number, Records(layout, [paths[number]], source, label, offset, length, byte, label_base=0), damage
+
+
+def _report_copies(sets, digests, report):
     """Every record with the bytes of an earlier one; `digests` has 16 bytes for each, zeros where there is none."""
     digests = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort(digests.T)  # stable: of the same bytes the first record comes first
     again = (digests[order][1:] == digests[order][:-1]).all(1) & digests[order][1:].any(1)
     first = np.maximum.accumulate(np.where(np.r_[False, again], 0, np.arange(len(order))))
-    starts = np.cumsum([0] + [len(part.label) for part in parts])
+    starts = np.cumsum([0] + [len(records) for _, records in sets])
 
     def place(record):
         number = int(np.searchsorted(starts, record, 'right')) - 1
-        return parts[number], record - int(starts[number])
+        return *sets[number], record - int(starts[number])
 
     for copy, original in sorted(zip(order[1:][again].tolist(), order[first[1:][again]].tolist())):
-        (part, k), (other, j) = place(copy), place(original)
-        labels = f' with the label {other.label[j]}, here {part.label[k]}' if other.label[j] != part.label[k] else ''
-        kinds = ['leaked'] * (part.split != other.split) + ['two_labels'] * bool(labels)
+        (split, records, k), (other, others, j) = place(copy), place(original)
+        label, earlier = records.label[k], others.label[j]
+        labels = f' with the label {earlier}, here {label}' if earlier != label else ''
+        kinds = ['leaked'] * (split != other) + ['two_labels'] * bool(labels)
         for kind in kinds or ['duplicate']:
-            report(kind, part.where(k), f'same bytes as {other.where(j)}{labels}')
+            report(kind, _where(records, k), f'same bytes as {_where(others, j)}{labels}')
 
 
-def _summary(parts):
+def _summary(sets):
     """Counts of a split's records, by shard and by label."""
-    labels, counts = np.unique(np.concatenate([part.label for part in parts]), return_counts=True)
+    labels, counts = np.unique(np.concatenate([records.label for records in sets]), return_counts=True)
+    shards = [records for records in sets if records.layout not in ('folder', 'archives')]
     return {
         'records': int(counts.sum()),
-        'shards': {part.shard: len(part.label) for part in parts if part.shard},
+        'shards': {os.path.basename(records.paths[0]): len(records) for records in shards},
         'labels': {'min': int(labels[0]), 'max': int(labels[-1])} if len(labels) else {},
         'classes': dict(zip(map(int, labels), map(int, counts))),
     }
 
 
-def _check_labels(parts, summary, names, report):
+def _check_labels(sets, summary, names, report):
     """Report every label that a training cannot take."""
-    most = max(imagenet.BACKGROUND_CLASSES, sum(found['records'] for found in summary.values()))
+    most = max(BACKGROUND_CLASSES, sum(found['records'] for found in summary.values()))
     for split, found in summary.items():
         for label, count in found['classes'].items():
             trained = summary.get('train', found)['classes']
@@ -161,12 +187,9 @@ def _check_labels(parts, summary, names, report):
                 else ''
             )
             if reason:
-                part = next(part for part in parts if part.split == split and label in part.label)
-                report(
-                    'label',
-                    part.where(int(np.argmax(part.label == label))),
-                    f'label {label} of {counted(count, "image")} in {split} {reason}',
-                )
+                records = next(records for one, records in sets if one == split and label in records.label)
+                detail = f'label {label} of {counted(count, "image")} in {split} {reason}'
+                report('label', _where(records, int(np.argmax(records.label == label))), detail)
 
 
 def _range(counts, noun):
@@ -200,7 +223,6 @@ def _print(result):
 
 
 @entry_point
-@interruptible
 def main():
     parser = Parser(
         prog='python -m src.data.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,18 +1,134 @@
-"""Which classes records have: where their labels start, how many there are, and what another training called them."""
+"""Classes: their names in files and in ImageNet, where the labels of records start, how many there are, and what another
+training called them.
+
+Files of names have lines `number:name`, or names alone, which count from 0. A name with spaces at its ends stands in quotes,
+as in JSON: without them these spaces are not part of the name. imagenet_classes.txt has lines `id words` in the order of the
+WordNet ids, which is that of every program's class numbers (Princeton University, wordnet.princeton.edu).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import json
+import os
+import re
+import unicodedata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from src.data import imagenet
-from src.data.labels import normal
-from src.data.records import Records
-from src.errors import InputError
+from src.errors import InputError, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from src.data.records import Records
+
+BACKGROUND_CLASSES = 1001  # ImageNet's 1000 classes and, as class 0, TF-slim's background
+LARGEST = 999999  # number of a class; lists of names are as long as the largest number
+_NUMBERED = re.compile(r'\s*([0-9]{1,6}):\s*(\S.*)')
+
+
+@functools.lru_cache(None)
+def imagenet_classes() -> dict[str, str]:
+    """{WordNet id: words} of ImageNet's classes 0 to 999, in their order."""
+    text = Path(__file__).with_name('imagenet_classes.txt').read_text(encoding='ascii')
+    return dict(line.split(' ', 1) for line in text.splitlines())
+
+
+def imagenet_words(name: str) -> str:
+    """The words of the class whose WordNet id is `name`; any other `name` as it is."""
+    return imagenet_classes().get(name, name)
+
+
+def imagenet_names(count: int = 1000) -> list[str] | None:
+    """Names of the classes of a network with 1000 classes, or 1001 with a background; None for another `count`."""
+    names = list(imagenet_classes().values())
+    return {1000: names, BACKGROUND_CLASSES: ['background', *names]}.get(count)
+
+
+def names_by_wordnet_ids(noted: list[tuple[int, bytes]]) -> list[str] | None:
+    """Names by label of records of which some have the labels and WordNet ids `noted` (pairs): with a background class in
+    front, as TF-slim counts, or without. None if they do not fit ImageNet's classes."""
+    ids = list(imagenet_classes())
+    for first in (1, 0):
+        if noted and all(first <= n < len(ids) + first and ids[n - first].encode() == found for n, found in noted):
+            return imagenet_names(len(ids) + first)
+    return None
+
+
+def normal(name: str) -> str:
+    """The `name` of a class as it is compared: in Unicode's composed form, since macOS stores an accent of a file name as a
+    character of its own."""
+    return unicodedata.normalize('NFC', name)
+
+
+def load_names(path: str | Path) -> tuple[dict[int, str], bool]:
+    """({number: name}, whether its lines have numbers) of the file `path`.
+
+    ValueError for a file that is no such list or has a number twice; OSError if it cannot be read.
+    """
+    with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
+        lines = [line.rstrip('\n') for line in file if line.strip()]
+    pairs = [_NUMBERED.fullmatch(line) for line in lines]
+    if any(pairs) and not all(pairs):
+        raise ValueError(f'expected `label:name` as on the other lines, not {lines[pairs.index(None)].strip()!r:.80}')
+    written = [pair[2] for pair in pairs] if all(pairs) else lines
+    # Spaces around names are an accident, unless they make a difference or are quoted.
+    stripped = [name.strip() for name in written]
+    written = stripped if len({*stripped}) == len({*written}) else [name.lstrip() for name in written]
+    names = {}
+    for number, name in zip((int(pair[1]) for pair in pairs) if all(pairs) else range(len(lines)), written):
+        if number in names:
+            raise ValueError(f'names label {number} twice, {names[number]!r:.80} and {name!r:.80}')
+        if name[:1] == name[-1:] == '"':
+            try:
+                name = json.loads(name)
+            except ValueError:
+                pass
+        names[number] = normal(name)
+    return names, bool(lines) and all(pairs)
+
+
+def names_as_text(names: dict[int, str]) -> str:
+    """The content of a file that `load_names` reads, with numbers."""
+    lines = []
+    for number, name in names.items():
+        name = ' '.join(re.split(r'[\r\n]+', name.strip('\r\n')))
+        plain = name == name.strip() and name[:1] != '"'
+        lines.append(f'{number}:{name if plain else json.dumps(name, ensure_ascii=False)}\n')
+    return ''.join(lines)
+
+
+def by_number(names: dict[int, str]) -> list[str]:
+    """Names as a list from {number: name}, '' where there is none."""
+    return [names.get(number, '') for number in range(max(names, default=-1) + 1)]
+
+
+def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None:
+    """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file.
+
+    With `numbered`, lines of names alone give None, because labels of shards may start at 0 or at 1; without it, as for
+    folders, they count from 0.
+
+    InputError for a file that is no such list, that names a label twice, or without `numbered` a class twice.
+    """
+    path = os.path.join(data_dir, 'labels.txt')
+    with reading(path, 'fix it'):
+        try:
+            found, has_numbers = load_names(path)
+        except FileNotFoundError:
+            return None
+        if not numbered and len(set(found.values())) < len(found):
+            raise ValueError('names a class twice')
+    if numbered and not has_numbers:
+        return None
+    names = by_number(found)
+    if names and not names[0]:
+        names[0] = 'background'
+    return names
 
 
 def label_offset(option: str, records: Records) -> int:
@@ -80,9 +196,7 @@ def possible_offsets(
     `recorded`, as far as they record any; `option` is that of the command line."""
     if option != 'auto':
         return Offsets([int(option)])
-    background = num_classes == imagenet.BACKGROUND_CLASSES or bool(
-        names and len(names) == num_classes and names[0] == 'background'
-    )
+    background = num_classes == BACKGROUND_CLASSES or bool(names and len(names) == num_classes and names[0] == 'background')
     candidates = [records.label_base - background] if named(records) else [0, -1 if background else 1]
     if recorded is not None:
         candidates = [int(recorded), *candidates]
@@ -118,10 +232,10 @@ def count_classes(option: int | str, records: Records, offset: int) -> tuple[int
     else:
         largest = int(records.label.argmax())
         classes, source = int(records.label[largest]) + 1 - offset, f'by the largest label {records.label[largest]}'
-        if classes > max(len(records), imagenet.BACKGROUND_CLASSES):
+        if classes > max(len(records), BACKGROUND_CLASSES):
             raise InputError(
                 f'{records.where(largest)} has the label {records.label[largest]}, which would make {classes} '
-                f'classes of {len(records)} images; mend it, or give --num_classes'
+                f'classes of {len(records)} images; fix it, or set --num_classes'
             )
     check_labels(records, offset, max(classes, 1))
     if 0 < named < classes:
@@ -142,7 +256,7 @@ def check_labels(records: Records, offset: int, num_classes: int) -> None:
         likely = (
             'labels start at 1, as TF-slim writes them: use --label_offset 1'
             if label == num_classes and not offset and records.label.min() > 0
-            else f'labels.txt names no class {label}: mend it'
+            else f'labels.txt names no class {label}: add it'
             if records.class_names and label >= len(records.class_names)
             else f'the records have labels {records.label.min()} to {records.label.max()}: '
             'set --num_classes and --label_offset to match'
@@ -172,12 +286,20 @@ def match_names(records: Records, recorded: list[str] | None, source: str | Path
     }
     if not name:
         return records
-    for spelled in (str, imagenet.words):  # ImageNet's classes go by WordNet ids in one place, by words in another
+    for spelled in (str, imagenet_words):  # ImageNet's classes go by WordNet ids in one place, by words in another
         number = _numbers(labels, {label: spelled(name[label]) for label in name}, [spelled(known) for known in recorded])
         if number:
             break
     else:
-        raise InputError(_unmatched(labels, name, recorded, records, source))
+        known, words = [one for one in recorded if one], [*map(imagenet_words, recorded)]
+        label = next(label for label in labels if label not in name or words.count(imagenet_words(name[label])) != 1)
+        where = records.where(int(np.argmax(records.label == label)))
+        raise InputError(
+            f'class {repr(name[label]) if label in name else label} of {where} '
+            f'{"has no name" if label not in name else "is not one class"} among those of {source}: '
+            f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as its '
+            'training did'
+        )
     matched = np.array([number[label] for label in labels], np.int64)[np.searchsorted(labels, records.label)]
     return dataclasses.replace(records, label=matched, class_names=list(recorded))
 
@@ -193,22 +315,3 @@ def _numbers(labels, name, recorded):
     if len(name) == len(labels) and all(recorded.count(one) == 1 for one in name.values()):
         return {label: recorded.index(name[label]) for label in labels}
     return None
-
-
-def _unmatched(labels, name, recorded, records, source):
-    """The message that names a class of `records` which is not among those of `source`, and why."""
-    words, known = [imagenet.words(one) for one in recorded], [one for one in recorded if one]
-    label = next(label for label in labels if label not in name or words.count(imagenet.words(name[label])) != 1)
-    what = (
-        'has no name, and the other names are numbered otherwise than'
-        if label not in name
-        else 'has a name that stands twice in the names of'
-        if imagenet.words(name[label]) in words
-        else 'is unknown to'
-    )
-    where = records.where(int(np.argmax(records.label == label)))
-    return (
-        f'class {repr(name[label]) if label in name else label} of {where} {what} {source}, which knows '
-        f'{", ".join(known[:3])}{" ..." if len(known) > 3 else ""} ({len(known)} classes); name the classes as '
-        'its training did'
-    )

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data import labels
+from src.data.classes import names_as_text
+from src.data.records import SPLITS
 from src.data.tfrecord import NUMBERS, write_shards
-from src.errors import InputError, Parser, entry_point
+from src.errors import InputError, Parser, entry_point, reading
 
 # One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,
 # 1 and 2, 5 and 6, 7 and 9 in texture only, 7 and 8 in shape only (plain, as crops show little of a shape).
@@ -31,7 +32,7 @@ CLASSES = {
     10: ('green', 'checked', 'triangle'),
 }
 _COLOURS = {'red': (215, 30, 35), 'green': (25, 160, 50), 'blue': (35, 60, 215), 'yellow': (240, 205, 20)}
-_STAMP = 'demo.json'
+NAME = 'demo.json'  # the settings and the sizes of the files made with them
 
 
 def _distance(shape, x, y):
@@ -104,36 +105,26 @@ def make(
     }
     for name, value in settings.items():
         if value < (name != 'seed'):
-            raise InputError(f'demo data set: {name} is {value}; give a positive number')
-    stamp, parts = os.path.join(directory, _STAMP), ('train', 'validation')
-    try:
+            raise InputError(f'{name} is {value}; give a positive number')
+    description, ours = Path(directory, NAME), re.compile(f'labels.txt|({"|".join(SPLITS)}){NUMBERS}')
+    with reading(directory, 'give another directory that can be written'):
         os.makedirs(directory, exist_ok=True)
-        ours = [
-            n for n in sorted(os.listdir(directory)) if n == 'labels.txt' or re.fullmatch(f'({"|".join(parts)}){NUMBERS}', n)
-        ]
-        if ours and not os.path.exists(stamp):
-            raise InputError(f'{directory!r} holds {ours[0]}, not made by the demo; give another directory')
-        state = {**settings, 'sizes': {n: os.path.getsize(os.path.join(directory, n)) for n in ours}}
-        if os.path.exists(stamp):
-            with open(stamp) as file:
-                if file.read() == json.dumps(state):
-                    return directory
-        with open(stamp, 'w'):  # empty until all is written: the files are ours, but not complete
-            pass
-        for name in ours:
-            os.remove(os.path.join(directory, name))
-        paths = []
-        for split in parts:
-            examples = _examples(split, settings[split + '_per_class'], seed)
-            paths += write_shards(directory, split, examples, num_shards)
-        paths = [os.path.join(directory, 'labels.txt'), *paths]  # the order of `ours`
-        with open(paths[0], 'w') as file:
-            file.write(labels.text({label: ' '.join(words) for label, words in CLASSES.items()}))
-        state['sizes'] = {os.path.basename(path): os.path.getsize(path) for path in paths}
-        with open(stamp, 'w') as file:
-            file.write(json.dumps(state))
-    except OSError as error:
-        raise InputError(f'demo data set in {directory!r}: {error.strerror}; give a writable directory') from None
+        there = {
+            name: os.path.getsize(Path(directory, name)) for name in sorted(os.listdir(directory)) if ours.fullmatch(name)
+        }
+        if there and not description.exists():
+            raise ValueError(f'holds {min(there)}, not made by the demo')
+        if description.exists() and description.read_text() == json.dumps({**settings, 'sizes': there}):
+            return directory
+        description.write_text('')  # until all is written: the files are ours, but not complete
+        for name in there:
+            os.remove(Path(directory, name))
+        Path(directory, 'labels.txt').write_text(names_as_text({label: ' '.join(words) for label, words in CLASSES.items()}))
+        paths = [Path(directory, 'labels.txt')]  # the order of `there`
+        for split in SPLITS:
+            paths += write_shards(directory, split, _examples(split, settings[split + '_per_class'], seed), num_shards)
+        settings['sizes'] = {os.path.basename(path): os.path.getsize(path) for path in paths}
+        description.write_text(json.dumps(settings))
     return directory
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.labels import normal
+from src.data.classes import normal
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
 UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpx', '.jxl', '.jxr')

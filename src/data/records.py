@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from src.data import archives, folder, imagenet, mindrecord, tfrecord
-from src.data.labels import read_labels
+from src.data import archives, folder, mindrecord, tfrecord
+from src.data.classes import BACKGROUND_CLASSES, imagenet_names, names_by_wordnet_ids, read_labels
 from src.errors import InputError, reading
 
 FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
@@ -201,11 +201,11 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None, pr
     if layout == 'folder':
         return open_folder(paths[0], min(found.items())[1][0], read_labels(data_dir, False))
     fields = _columns(layout, paths, progress)
-    names = imagenet.class_names(imagenet.BACKGROUND_CLASSES) if layout == 'archives' else read_labels(data_dir)
+    names = imagenet_names(BACKGROUND_CLASSES) if layout == 'archives' else read_labels(data_dir)
     if names is None and layout == 'tfrecord':
         first = {name: fields[name][fields['source'] == 0][:8].tolist() for name in ('byte', 'label')}
         ids = [tfrecord.text_of(paths[0], byte, tfrecord.SYNSET).encode() for byte in first['byte']]
-        names = imagenet.names_by_label(list(zip(first['label'], ids)))
+        names = names_by_wordnet_ids(list(zip(first['label'], ids)))
     return Records(layout, paths, class_names=names, **fields)
 
 

@@ -1,4 +1,4 @@
-"""List a folder of photos as training and validation photos: python -m src.data.split PHOTOS LIST [--seed N]
+"""Split a folder of photos into training and validation sets: python -m src.data.split PHOTOS LIST [--seed N]
 
 PHOTOS holds one folder for each class, and a fifth of each class is kept for validation. The seed decides which; copies of
 the same file stay on one side. A PHOTOS with `train` and `validation` (or `val`, `valid`, `dev`) is listed as it is. Files
@@ -19,14 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from src import files
-from src.data.classes import refuse_empty_folders
-from src.data.findings import UNREADABLE
+from src.data.classes import normal, refuse_empty_folders
+from src.data.examine import UNREADABLE, examine_all
 from src.data.folder import class_folders, is_part, split_folders
-from src.data.labels import normal
-from src.data.parts import Folders, examine_all
-from src.data.pool import cores, interruptible
 from src.data.records import SPLITS, Records, open_folder, open_records, splits
-from src.errors import InputError, Parser, counted, entry_point
+from src.errors import InputError, Parser, counted, entry_point, reading
 
 SHARE = 0.2  # of a class's photos that are for validation
 COLUMNS = ['part', 'class', 'path']
@@ -45,23 +42,18 @@ def open_photos(photos: str | Path) -> dict[str, Records]:
 
     InputError if there are no photos, or class folders without one.
     """
-    try:
+    with reading(photos, 'give a directory with one folder of photos for each class, or one with train and validation'):
         there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
         if there == {'validation'} or there == {'train'} and all(map(is_part, class_folders(photos))):
-            raise InputError(
-                f'{photos} has only a {min(there)} part; give the directory with the class folders, or one with both '
-                'train and validation'
-            )
+            raise ValueError(f'has only a {min(there)} part')
         if there == set(SPLITS):
             found = {part: open_records(photos, part, 'folder') for part in SPLITS}
         else:
             found = {'': open_folder(os.fspath(photos), os.fspath(photos))}
-    except OSError as error:
-        raise InputError(f'{error.filename}: {error.strerror}; give a directory with one folder of photos a class') from None
-    for records in found.values():
-        refuse_empty_folders(records)
-    if len(next(iter(found.values())).class_names) < 2:
-        raise InputError(f'{photos} has one class folder; a classifier needs two or more')
+        for records in found.values():
+            refuse_empty_folders(records)
+        if len(next(iter(found.values())).class_names) < 2:
+            raise ValueError('has one class folder; a classifier needs two or more')
     return found
 
 
@@ -77,35 +69,29 @@ def split(
         InputError: there are no photos, or a class has too few of them.
     """
     found = open_photos(photos)
-    parts = [Folders(part, records) for part, records in found.items()]
     entries, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
     used = {os.path.basename(os.path.dirname(records.paths[0])) for records in found.values()}
     left_out += [
-        f'{os.path.join(photos, name)}: no part of a training'
+        f'{os.path.join(photos, name)}: not part of a training run'
         for name in class_folders(photos)
         if '' not in found and name not in used
     ]
-    results = examine_all(parts, cores(workers), progress)
-    unreadable = {
-        (number, k): detail
-        for number, _, findings, _ in results
-        for kind, k, detail in findings
-        if kind in (*UNREADABLE, 'damaged')
-    }
-    for number, start, _, sums in results:
-        records = parts[number].records
-        for k in range(start, start + len(sums) // 16):
+    results = examine_all([*found.values()], workers, progress)
+    for (part, records), (unusual, sums) in zip(found.items(), results):
+        unreadable = {k: detail for kind, k, detail in unusual if kind in (*UNREADABLE, 'damaged')}
+        for k in range(len(records)):
             path = os.path.abspath(records.where(k))
-            if (number, k) in unreadable:
-                left_out.append(f'{path}: {unreadable[number, k]}')
+            if k in unreadable:
+                left_out.append(f'{path}: {unreadable[k]}')
             else:
-                entries.append(Entry(parts[number].split, records.class_names[records.label[k]], path))
-                digests.append(sums[16 * (k - start) : 16 * (k - start + 1)])
+                entries.append(Entry(part, records.class_names[records.label[k]], path))
+                digests.append(sums[16 * k : 16 * (k + 1)])
     names = next(iter(found.values())).class_names
-    if '' in found:
-        entries = _assigned(entries, digests, names, seed)
-    elif missing := set(names) - {entry.class_name for entry in entries if entry.part == 'train'}:
-        raise InputError(f'class {min(missing)!r} has no training photo that can be decoded; add some, or remove its folder')
+    with reading(photos, 'add photos to that class, or remove its folder'):
+        if '' in found:
+            entries = _assigned(entries, digests, names, seed)
+        elif missing := set(names) - {entry.class_name for entry in entries if entry.part == 'train'}:
+            raise ValueError(f'class {min(missing)!r} has no training photo that can be decoded')
     return entries, left_out
 
 
@@ -115,10 +101,10 @@ def _assigned(entries, digests, names, seed):
     label = np.array([number[entry.class_name] for entry in entries], np.int64)
     digests = np.frombuffer(b''.join(digests), np.uint64).reshape(-1, 2)
     group = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
-    held = held_out(label, group, seed)
+    held_back = held_out(label, group, seed)
     for k, name in enumerate(names):
         here = np.flatnonzero(label == k)
-        if len(set(held[here])) == 2:
+        if len(set(held_back[here])) == 2:
             continue
         what = (
             'no photo that can be decoded'
@@ -129,11 +115,8 @@ def _assigned(entries, digests, names, seed):
             if len(set(group[here])) == 1
             else f'{len(here)} photos, but copies of all of them are in other classes'
         )
-        raise InputError(
-            f'class {name!r} has {what}; a class needs two, one to train with and one to validate with: add photos, or '
-            'remove its folder'
-        )
-    return [entry._replace(part='validation' if chosen else 'train') for entry, chosen in zip(entries, held)]
+        raise ValueError(f'class {name!r} has {what}; a class needs two, one to train with and one to validate with')
+    return [entry._replace(part='validation' if chosen else 'train') for entry, chosen in zip(entries, held_back)]
 
 
 def held_out(label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
@@ -167,30 +150,21 @@ def write_list(entries: list[Entry], path: str | Path) -> None:
     """Write `entries` to the file `path`. InputError if it cannot be written, or if a file is there that is no list."""
     if os.path.exists(path):
         open_list(path)
-    try:
-        with files.replacing(path) as temporary:
-            with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-                csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, entry) for entry in entries)])
-    except OSError as error:
-        raise InputError(f'list {path}: {error.strerror}; give a file that can be written') from None
+    with reading(path, 'give a file that can be written'), files.replacing(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+            csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, entry) for entry in entries)])
 
 
 def open_list(path: str | Path) -> dict[str, Records]:
     """{part: its photos} of a list; labels count the sorted class names from 0. InputError if the file is no list."""
-    try:
+    with reading(path, 'make a list with python -m src.data.split', (csv.Error,)):
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
             rows = [[*map(files.from_cell, row)] for row in csv.reader(file)]
-    except OSError as error:
-        raise InputError(f'list {path}: {error.strerror}; make one with python -m src.data.split') from None
-    except (csv.Error, ValueError) as error:
-        raise InputError(f'list {path} is no CSV file ({error}); make one with python -m src.data.split') from None
-    if rows[:1] != [COLUMNS] or len(rows) < 2:
-        raise InputError(
-            f'list {path} has no first line {",".join(COLUMNS)} with photos below; make one with src.data.split'
-        )
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != 3 or row[0] not in SPLITS or not all(row):
-            raise InputError(f'list {path} record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
+        if rows[:1] != [COLUMNS] or len(rows) < 2:
+            raise ValueError(f'no first line {",".join(COLUMNS)} with photos below')
+        for number, row in enumerate(rows[1:], 2):
+            if len(row) != 3 or row[0] not in SPLITS or not all(row):
+                raise ValueError(f'record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
     rows[1:] = [[part, normal(name), path] for part, name, path in rows[1:]]
     names = sorted({row[1] for row in rows[1:]})
     number = {name: k for k, name in enumerate(names)}
@@ -202,15 +176,10 @@ def open_list(path: str | Path) -> dict[str, Records]:
             continue
         places = [os.path.split(os.path.join(above, row[2])) for row in of_part]
         folders, folder = np.unique([place for place, _ in places], return_inverse=True)
-        found[part] = Records(
-            'folder',
-            folders.tolist(),
-            folder.astype(np.int32),
-            np.array([number[row[1]] for row in of_part], np.int64),
-            file=np.array([os.fsencode(name) for _, name in places], 'S'),
-            class_names=names,
-            label_base=0,
-        )
+        label = np.array([number[row[1]] for row in of_part], np.int64)
+        name = np.array([os.fsencode(name) for _, name in places], 'S')
+        folder = folder.astype(np.int32)
+        found[part] = Records('folder', folders.tolist(), folder, label, file=name, class_names=names, label_base=0)
     return found
 
 
@@ -222,7 +191,6 @@ def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[
 
 
 @entry_point
-@interruptible
 def main():
     parser = Parser(
         prog='python -m src.data.split', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor
 
-from src.data import imagenet
+from src.data.classes import imagenet_names
 from src.data.preprocess import Preprocessing, recorded_preprocessing, scale
 from src.errors import InputError, reading
 
@@ -50,7 +50,7 @@ def recorded_names(info: dict) -> list[str] | None:
     if info.get('class_names') or layout not in ('tf_slim', 'timm', 'mindcv'):
         return info.get('class_names')
     # The original trained 1000 classes with labels from 1, so of its own weights one cannot tell what class 0 is.
-    return imagenet.class_names(classes) if (layout, classes) != ('tf_slim', 1000) else None
+    return imagenet_names(classes) if (layout, classes) != ('tf_slim', 1000) else None
 
 
 def class_names(names: list[str] | None, num_classes: int, source: str | Path) -> list[str] | None:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from src.data.folder import IMAGE_SUFFIXES, NESTED, as_line, class_folders, read_file, scan
 from src.data.image import as_jpeg
-from src.data.pool import cores
 from src.data.preprocess import Preprocessing, evaluation_image
 from src.errors import reading
 
@@ -78,7 +77,9 @@ def load_batches(items: Iterable, size: int, load: Callable) -> Iterator[list]:
 
 def _load_ahead(items, ahead, load):
     waiting = deque()
-    pool = ThreadPoolExecutor(cores())  # threads, because decoding and resizing hold no lock of Python's
+    pool = ThreadPoolExecutor(
+        len(os.sched_getaffinity(0))
+    )  # threads, because decoding and resizing hold no lock of Python's
     try:
         for item in items:
             waiting.append(pool.submit(load, item))

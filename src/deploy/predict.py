@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src import files, runtime
-from src.data import imagenet
+from src.data.classes import imagenet_words
 from src.deploy.image_files import find_images, load_batches, load_image
 from src.deploy.predictor import Predictor, open_model
 from src.errors import InputError, Parser, counted, entry_point, reading
@@ -59,7 +59,7 @@ def predict(
                 continue
             values, classes = (found[:top] for found in next(rows))
             best = [(int(c), names[c] if names else f'class {c}', float(p)) for p, c in zip(values, classes)]
-            folder = imagenet.words(os.path.basename(os.path.dirname(os.path.abspath(path))))
+            folder = imagenet_words(os.path.basename(os.path.dirname(os.path.abspath(path))))
             yield Prediction(path, best, None, jpeg, folder if folder in names else None)
 
 

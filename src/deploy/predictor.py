@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data import labels
+from src.data.classes import by_number, load_names
 from src.deploy import description
 from src.deploy.description import Signature, class_names, recorded_names, softmax
 from src.deploy.export import Served
@@ -60,7 +60,7 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
         names, num_classes = recorded_names(info), settings.num_classes
     if labels_path:
         with reading(labels_path, 'give a text file, one class a line'):
-            names = labels.by_number(labels.parse(labels_path)[0])
+            names = by_number(load_names(labels_path)[0])
 
     def probabilities(images):
         outputs = call(signature.as_input(images))

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src import files
-from src.data import imagenet
-from src.data.classes import named
+from src.data.classes import imagenet_words, named
 from src.data.image import as_jpeg
 from src.data.records import Records
 from src.errors import InputError, counted, only_warned, reading
@@ -87,7 +86,7 @@ def class_labels(records: Records, offset: int, num_classes: int, recorded: list
     class number."""
     own = records.class_names and (named(records) or not recorded)
     names = records.class_names[max(offset, 0) :][:num_classes] if own else (recorded or [])[-num_classes:]
-    labels = [imagenet.words(name) for name in [*names, *[''] * (num_classes - len(names))]]
+    labels = [imagenet_words(name) for name in [*names, *[''] * (num_classes - len(names))]]
     times = Counter(labels)
     return [
         f'class {number}' if not label else label if times[label] == 1 else f'{label} ({number})'

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-from src.data import imagenet
+from src.data.classes import BACKGROUND_CLASSES, imagenet_classes, imagenet_names
 from src.data.preprocess import Preprocessing, recorded_preprocessing
 from src.errors import InputError, reading
 from src.inceptionv4 import InceptionV4
@@ -172,19 +172,19 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     parameters = fit(used, names, shapes, hwio=layout == 'tf_slim')
     check_finite({names[name]: value for name, value in parameters.items()})
     classes = config.get('num_classes')
-    if drop_background and classes != imagenet.BACKGROUND_CLASSES:
+    if drop_background and classes != BACKGROUND_CLASSES:
         raise ValueError(
             f'--drop_background: the file has {classes or "no"} classes, only with 1001 the first is the background'
         )
     if drop_background:
         config['num_classes'] = classes = classes - 1
         parameters.update({name: parameters[name][1:] for name in parameters if re.search(r'logits\.(weight|bias)$', name)})
-    elif classes == imagenet.BACKGROUND_CLASSES:
+    elif classes == BACKGROUND_CLASSES:
         config['label_offset'] = '0'
     # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
-    known = layout != 'tf_slim' or drop_background or classes != len(imagenet.classes())
+    known = layout != 'tf_slim' or drop_background or classes != len(imagenet_classes())
     info = {'step': 0, 'epoch': 0, 'config': config, 'source': layout, 'preprocessing': LAYOUTS[layout][1]._asdict()}
-    return parameters, {**info, 'class_names': imagenet.class_names(classes) if known else None}, names
+    return parameters, {**info, 'class_names': imagenet_names(classes) if known else None}, names
 
 
 def _layout(tensors):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src import finetune
+from src import workflow
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
 from tests.data.samples import write_folder
@@ -11,18 +11,18 @@ from tests.data.samples import write_folder
 @pytest.mark.parametrize('option, expected', [('--batch_size 0', 10), ('--batch_size=999', 10), ('--batch_size=4', 4)])
 def test_a_batch_has_no_more_images_than_there_are(option, expected, made, monkeypatch):
     photos, weights, output = made
-    commands, run = [], finetune.run
+    commands, start = [], workflow.start
 
     def stopped(program, *arguments, **named):
         if program != 'train.py':
-            return run(program, *arguments, **named)
+            return start(program, *arguments, **named)
         commands.append([*map(str, arguments)])
         raise SystemExit
 
-    monkeypatch.setattr(finetune, 'run', stopped)
-    monkeypatch.setattr('sys.argv', ['finetune', str(photos), str(weights), str(output), *option.split()])
+    monkeypatch.setattr(workflow, 'start', stopped)
+    monkeypatch.setattr('sys.argv', ['workflow', 'finetune', str(photos), str(weights), str(output), *option.split()])
     with pytest.raises(SystemExit) as caught:
-        finetune.main()
+        workflow.main()
     assert caught.value.code is None
     (words,) = commands
     words = [word for argument in words for word in argument.split('=')]

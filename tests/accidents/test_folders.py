@@ -14,8 +14,8 @@ from src.data.convert import convert
 from src.data.records import open_records
 from src.data.split import open_list, split, write_list
 from src.deploy.image_files import find_images
-from src.finetune import main as finetune
 from src.weights import checkpoint
+from src.workflow import main as workflow
 from tests.data.samples import cli, fails, folder, jpeg, message, write_folder
 
 
@@ -54,20 +54,23 @@ def test_images_in_no_class_folder(name, tmp_path):
 
 def test_a_test_part_is_no_validation_part(tmp_path):
     photos = images(tmp_path, *(f'{name}/{k}.jpg' for name in ('train/cat', 'train/dog') for k in range(3)), 'test/1.jpg')
-    fails(cli('split', photos, tmp_path / 'list.csv'), 'has only a train part; give the directory with the class folders')
+    fails(
+        cli('split', photos, tmp_path / 'list.csv'),
+        'has only a train part; give a directory with one folder of photos for each class',
+    )
     assert len(split(photos / 'train', workers=1)[0]) == 6
     images(photos, 'valid/cat/1.jpg', 'valid/dog/1.jpg')
     entries, left_out = split(photos, workers=1)
-    assert len(entries) == 8 and left_out == [f'{photos}/test: no part of a training']
+    assert len(entries) == 8 and left_out == [f'{photos}/test: not part of a training run']
 
 
 def test_finetuning_refuses_parts(tmp_path, monkeypatch, capsys):
     photos = images(tmp_path / 'photos', 'train/cat.0.jpg', 'test1/1.jpg')
     weights = tmp_path / 'w.ckpt'
     checkpoint.write(weights, {}, {'config': {}})
-    monkeypatch.setattr('sys.argv', ['finetune', str(photos), str(weights), str(tmp_path / 'out')])
+    monkeypatch.setattr('sys.argv', ['workflow', 'finetune', str(photos), str(weights), str(tmp_path / 'out')])
     with pytest.raises(SystemExit) as caught:
-        finetune()
+        workflow()
     assert caught.value.code == 2 and 'not of classes' in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 

@@ -27,8 +27,8 @@ CALLS = {
     'run_eval.sh 0 /data c.ckpt': 'ROOT/eval.py 0 /data c.ckpt',
     'run_export.sh --file_format ONNX': 'ROOT/export.py --file_format ONNX',
     'run_predict.sh a.jpg --model n.onnx': 'ROOT/scripts/module.py src.deploy.predict a.jpg --model n.onnx',
-    'run_finetune.sh photos "my weights"': 'ROOT/scripts/module.py src.finetune photos "my weights"',
-    'run_demo.sh out': 'ROOT/scripts/module.py src.demo out',
+    'run_finetune.sh photos "my weights"': 'ROOT/scripts/module.py src.workflow finetune photos "my weights"',
+    'run_demo.sh out': 'ROOT/scripts/module.py src.workflow demo out',
     'run_acceptance.sh 2': 'ROOT/scripts/module.py src.acceptance 2',
 }
 

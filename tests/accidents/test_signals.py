@@ -170,7 +170,9 @@ def test_killed_program_leaves_none_of_its_own(tmp_path, running):
     """Of one that runs others, with SIGKILL; a closed terminal ends both."""
     for number, status in ((signal.SIGKILL, -9), (signal.SIGHUP, 129)):
         ignored = [signal.SIGHUP] * (number == signal.SIGKILL)  # which the kernel sends as this one owns the terminal
-        demo = running(tmp_path, sys.executable, '-m', 'src.demo', 'out', '--device_target', 'CPU', ignored=ignored)
+        demo = running(
+            tmp_path, sys.executable, '-m', 'src.workflow', 'demo', 'out', '--device_target', 'CPU', ignored=ignored
+        )
         child = wait(lambda demo=demo: processes.children(demo.process.pid) and 'train.py' in demo.text)
         assert child, demo.text
         [child] = processes.children(demo.process.pid)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from src.data import imagenet
 from src.data.archives import ARCHIVES, DEVKIT
+from src.data.classes import imagenet_classes, imagenet_names
 from src.data.records import find_format, open_records
 from tests.data.samples import cli, content, jpeg, message
 
@@ -70,10 +70,10 @@ def test_records(archives, split):
     """Images, labels and names; labels count as in TF-slim's records. One split is enough."""
     for other in {'train': (VALIDATION, DEVKIT), 'validation': (TRAIN,)}[split]:
         (archives / other).unlink()
-    assert find_format(archives) == 'archives' and all(list(imagenet.classes())[n - 1] == s for s, n in LABELS.items())
+    assert find_format(archives) == 'archives' and all(list(imagenet_classes())[n - 1] == s for s, n in LABELS.items())
     records = open_records(archives, split)
     assert content(records) == expected(split) and records.label_base == 1
-    assert records.class_names == ['background', *imagenet.names()]
+    assert records.class_names == ['background', *imagenet_names()]
     assert records.where(0) == f'{archives / ARCHIVES[split]}, {records.name(0)}' and records.name(0).endswith('.JPEG')
     assert records.size(1) == len(records.read(1))
 
@@ -88,7 +88,7 @@ def test_convert(archives, tmp_path, layout):
     assert 'validation, 5 images in 2 shards' in run.stdout
     for split in ('train', 'validation'):
         records = open_records(dst, split)
-        assert content(records) == expected(split) and records.class_names == ['background', *imagenet.names()]
+        assert content(records) == expected(split) and records.class_names == ['background', *imagenet_names()]
     assert open_records(dst, 'train').name(0).endswith('.JPEG') or layout == 'mindrecord'
 
 

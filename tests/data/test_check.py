@@ -1,12 +1,21 @@
 """The check finds what was planted."""
 
+import io
 import json
 import os
 import re
 import shutil
+import signal
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data import jpeg as jpeg_decoder
 from src.data import tfrecord
 from src.data.check import check
+from src.data.examine import examine, spread
+from src.errors import InputError
 from tests.data.samples import ODD, cli, fails, jpeg, write_folder
 
 
@@ -137,3 +146,52 @@ def test_check_of_copies(tmp_path):
     assert (pairs('leaked'), pairs('two_labels'), pairs('duplicate')) == ([(1, 1)], [(3, 1), (1, 1)], [(2, 0), (2, 0)])
     assert found['two_labels'][0]['detail'].endswith(' with the label 1, here 2')
     assert found['duplicate'][1]['where'].startswith('validation-00000-of-00001, record 2')
+
+
+@pytest.mark.skipif(not jpeg_decoder.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)')
+def test_examine_damaged_data():
+    """What decoders pass over: zeros or noise in place of data; padding in front of the end is none."""
+    rng, kinds = np.random.default_rng(0), []
+    for _ in range(20):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((400, 300), 2).save(file, 'JPEG', quality=90)
+        encoded = file.getvalue()
+        start = encoded.rindex(b'\xff\xda') + 14
+        at = int(rng.integers(start, len(encoded) - 600))
+        assert examine(encoded) == {}
+        zeros = examine(encoded[:at] + bytes(len(encoded) - at - 2) + encoded[-2:])
+        assert re.fullmatch(r'the last \d{3,} bytes of its data are zeros', zeros.get('corrupt', '')), zeros
+        noise = rng.integers(0, 256, 64, np.uint8).tobytes()
+        kinds += examine(encoded[:at] + noise + encoded[at + 64 :]) or ['unnoticed']
+    assert sum(kind in ('corrupt', 'undecodable', 'truncated') for kind in kinds) >= 15, kinds
+    for padding in (b'\0' * 30, b'\xaa' * 30):
+        assert list(examine(encoded[:-2] + padding + encoded[-2:])) == ['warned']
+
+
+def test_examine_never_raises():
+    rng = np.random.default_rng(0)
+    for encoded in [ODD[kind] for kind in ('cmyk', 'png_in_jpeg', 'other_format', 'exif_rotated')]:
+        for _ in range(150):
+            bad = bytearray(encoded)
+            for at in rng.integers(0, min(len(bad), 600), 4):
+                bad[at] = rng.integers(256)
+            assert isinstance(examine(bytes(bad)), dict)
+    assert examine(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n') == {'undecodable': 'not an image'}
+
+
+def write(directory, number):
+    (directory / str(number)).write_text('')
+    return number
+
+
+def test_tasks_do_not_run_ahead_of_their_results(tmp_path):
+    """So a conversion that is killed has to repeat only a few shards."""
+    results = spread(write, tmp_path, [(number,) for number in range(40)], 2)
+    found = [next(results)]
+    assert len(os.listdir(tmp_path)) <= 5  # whenever one looks
+    assert sorted(found + list(results)) == list(range(40))
+
+
+def test_death_of_a_worker_process(tmp_path):
+    with pytest.raises(InputError, match='a worker process was killed: .*; use fewer --workers'):
+        list(spread(lambda *_: os.kill(os.getpid(), signal.SIGKILL), None, [()]))

@@ -51,7 +51,7 @@ def test_folder_labels(tmp_path):
     for text, problem in [
         ('a\nb\n', "/c' is not in labels.txt"),
         ('0:a\n0:b\n1:c', "names label 0 twice, 'a' and 'b'"),
-        ('0:a\nb\n', "'b' is no line"),
+        ('0:a\nb\n', "as on the other lines, not 'b'"),
         ('a\na\nb\nc', 'names a class twice'),
     ]:
         (tmp_path / 'labels.txt').write_text(text)

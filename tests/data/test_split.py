@@ -28,7 +28,7 @@ def random_photos(rng):
     return np.array(label)[order], np.unique(np.array(group)[order], return_inverse=True)[1]
 
 
-@pytest.mark.parametrize('case', range(60))
+@pytest.mark.parametrize('case', range(20))
 def test_properties_of_random_folders(case):
     label, group = random_photos(np.random.default_rng(case))
     held = held_out(label, group, seed=case)
@@ -120,21 +120,6 @@ def test_copies_of_files_stay_together(photos):
         assert side[' 1 é.png'] == 'train'  # also in another class
 
 
-@pytest.mark.parametrize('name', ['validation', 'val'])
-def test_parts_are_taken_as_they_are(tmp_path, name):
-    path = write_folder(tmp_path / 'photos', 'train', ['b', 'a'], 4)
-    write_folder(path, name, ['a', 'b'], 1, seed=5)
-    (path / name / 'a' / 'broken.jpg').write_bytes(b'x')
-    entries, left_out = split(path, workers=1)
-    assert Counter(entry.part for entry in entries) == {'train': 8, 'validation': 2} and len(left_out) == 1
-    assert all(f'/{entry.part[:3]}' in entry.path and f'/{entry.class_name}/' in entry.path for entry in entries)
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    write_folder(tmp_path, 'photos', ['car', 'train', 'val'], 4)
-    assert {entry.class_name for entry in split(tmp_path / 'photos', workers=1)[0]} == {'car', 'train', 'val'}
-
-
 def one_photo(path):
     write_folder(path, '', ['c'], 1)
 
@@ -204,18 +189,8 @@ def test_command_line(photos, tmp_path):
     done = cli('split', photos, tmp_path / 'list.csv', '--seed', 3)
     assert done.returncode == 0 and '4 classes, 26 photos to train with, 6 to validate with' in done.stdout, done.stderr
     assert 'broken.jpg: not an image' in done.stderr and 'cut off.jpg' in done.stderr and 'file .txt' in done.stderr
-    done = cli(
-        'convert',
-        '--list',
-        tmp_path / 'list.csv',
-        '--dst',
-        tmp_path / 'shards',
-        '--format',
-        'tfrecord',
-        '--shards',
-        1,
-        '--fix',
-    )
+    call = ['--dst', tmp_path / 'shards', '--format', 'tfrecord', '--shards', 1, '--fix']
+    done = cli('convert', '--list', tmp_path / 'list.csv', *call)
     assert done.returncode == 0 and 'validation, 6 images in 1 shard' in done.stdout, done.stderr
     fails(cli('split', photos, tmp_path / 'list.csv', '--seed', -1), 'seed is -1')
     fails(cli('split', tmp_path / 'nowhere', tmp_path / 'list.csv'), 'nowhere: No such file')

@@ -16,8 +16,7 @@ from PIL import Image
 
 import export as entry
 from src import runtime
-from src.data import imagenet
-from src.data.classes import Offsets
+from src.data.classes import Offsets, imagenet_names
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
 from src.deploy import export, formats, predict, predictor, quantization
@@ -299,7 +298,7 @@ def test_class_names():
     assert class_names(['background', 'y', 'z'], 3, 'x') == ['background', 'y', 'z']  # a folder of that name
     with pytest.raises(InputError, match='labels.txt names the classes 0 to 1, but the network has 3 .*--labels FILE'):
         class_names(['a', 'b'], 3, 'labels.txt')
-    names = imagenet.names()
+    names = imagenet_names()
     for source, classes, expected in (
         ('timm a.safetensors', 1001, ['background', *names]),
         ('mindcv a.ckpt', 1000, names),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.data import imagenet
+from src.data.classes import imagenet_names
 from src.data.preprocess import evaluation_image, scale
 from src.errors import InputError
 from src.weights import checkpoint, tf_file, torch_file
@@ -102,7 +102,7 @@ def test_same_logits(tmp_path, program, preprocessing):
     }
     assert info['preprocessing'] == preprocessing
     # The original trained its 1000 classes with labels from 1, so nobody knows what its class 0 is.
-    assert info['class_names'] == (None if program == 'tf_slim' else imagenet.names())
+    assert info['class_names'] == (None if program == 'tf_slim' else imagenet_names())
     if program == 'timm':
         main(['import', str(path), '--out', str(tmp_path / 'ours.ckpt')])
         main(['export-timm', str(tmp_path / 'ours.ckpt')])
@@ -176,13 +176,13 @@ def test_import(tmp_path, small, capsys):
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
     assert info['config']['num_classes'] == 1001 and info['config']['label_offset'] == '0' and info['step'] == 0
-    assert info['class_names'] == ['background', *imagenet.names()] and info['source'] == f'tf_slim {source}'
+    assert info['class_names'] == ['background', *imagenet_names()] and info['source'] == f'tf_slim {source}'
 
     main(['import', str(source), '--out', str(out), '--drop_background'])
     assert "class k is now ImageNet's class k of 0..999" in capsys.readouterr().out
     parameters, info = checkpoint.load(out)
     assert info['config']['num_classes'] == 1000 and 'label_offset' not in info['config']
-    assert info['class_names'] == imagenet.names()
+    assert info['class_names'] == imagenet_names()
     for name in ('logits.bias', 'logits.weight', 'aux_logits.aux_logits.weight'):
         assert np.array_equal(parameters[name], small[name][1:])
     assert 'already a checkpoint of this project' in one_line(out, capsys)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from src import finetune, programs
+from src import workflow
 from src.data.split import open_list
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -100,7 +100,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
 def test_few_photos_are_seen_more_often(photos, options, epochs):
     """The cosine ends with the training. Who says how long is believed."""
     expected = [] if epochs is None else ['--max_epochs', f'{epochs}', '--T_max', f'{epochs}']
-    assert finetune.epochs_for(photos, 16, {'max_epochs': 3}, options) == expected
+    assert workflow.epochs_for(photos, 16, {'max_epochs': 3}, options) == expected
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def attempt(weights, tmp_path, capsys, monkeypatch):
     """Runs the program on good photos and weights, or on others; gives its one line and sees that no output was begun."""
     photos = make_photos(tmp_path / 'photos')
     started = []
-    monkeypatch.setattr(finetune, 'run', lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr(workflow, 'start', lambda *arguments, **_: started.append(arguments))
 
     def fail(*arguments):
         given = {'PHOTOS': photos, 'WEIGHTS': weights, 'OUT': tmp_path / 'out'}
         arguments = [str(given.get(a, a)).replace('PHOTOS', str(photos)) for a in arguments]
-        monkeypatch.setattr(sys, 'argv', ['finetune', *arguments])
-        line = message_of(lambda _: finetune.main(), (), capsys)
+        monkeypatch.setattr(sys, 'argv', ['workflow', 'finetune', *arguments])
+        line = message_of(lambda _: workflow.main(), (), capsys)
         assert not started
         return line
 
@@ -134,7 +134,7 @@ def attempt(weights, tmp_path, capsys, monkeypatch):
         (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
         (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: cannot be read'),
         (['PHOTOS', 'PHOTOS', 'OUT'], 'Is a directory'),
-        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: text, not weights'),
+        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: empty, or text'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
     ],
 )
@@ -146,7 +146,7 @@ def test_bad_input(arguments, message, attempt, tmp_path):
 def test_output_of_something_else(attempt, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/diary.txt').write_text('dear diary')
-    assert 'holds diary.txt, not made by a fine-tuning' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    assert 'finetune.json: is missing, but diary.txt is there' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
     assert os.listdir(tmp_path / 'out') == ['diary.txt']
     (tmp_path / 'file').write_text('x')
     assert 'file: File exists' in attempt('PHOTOS', 'WEIGHTS', str(tmp_path / 'file'))
@@ -154,54 +154,39 @@ def test_output_of_something_else(attempt, tmp_path):
 
 def test_output_of_another_fine_tuning(attempt, tmp_path):
     """Other photos, another seed: an error before anything is changed. What it was made from is noted first of all."""
-    made_from = {'photos': '/elsewhere (3, checksum 0)', 'weights': 'w', 'seed': '1'}
-    finetune.claim(tmp_path / 'out', {**made_from, 'seed': '2'})
-    finetune.claim(tmp_path / 'out', made_from)  # nothing was begun with the other seed
+    made_from = {'photos': '/elsewhere (3 with ...)', 'weights': 'w', 'seed': '1'}
+    workflow.claim(tmp_path / 'out', {**made_from, 'seed': '2'})
+    workflow.claim(tmp_path / 'out', made_from)  # nothing was begun with the other seed
     (tmp_path / 'out/split.csv').touch()
-    finetune.claim(tmp_path / 'out', made_from)
-    assert 'holds a fine-tuning with the photos /elsewhere (3, checksum 0), now ' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
-    (tmp_path / 'out' / finetune.STAMP).write_text('{')
-    assert 'finetune.json is damaged' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    workflow.claim(tmp_path / 'out', made_from)
+    assert 'is of photos /elsewhere (3 with ...), now ' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    (tmp_path / 'out' / workflow.NAME).write_text('{')
+    assert 'finetune.json: is damaged' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
 
 
-def test_onnx_without_its_packages(tmp_path, monkeypatch):
-    """One row says what is missing; the rest is made."""
-    trained, started = tmp_path / 'training/inceptionv4-best.ckpt', []
+def test_missing_packages_and_figures(weights, tmp_path, monkeypatch):
+    """A row says which package is missing, the rest is made; eval.py runs once where training has recorded no figures."""
+    trained, started = tmp_path / 'training' / weights.name, []
     trained.parent.mkdir()
-    trained.touch()
+    weights.rename(trained)
+    (tmp_path / 'training/evaluation.json').write_text('[1, {"step": 0, "top1": 9, "images": 2}, {"step": 1}]')
 
-    def record(program, *arguments):
-        started.append((program, arguments[3] if program == 'export.py' else ''))
+    def record(program, *arguments, **_):
+        started.append(program)
+        if program == 'eval.py':
+            figures = [{'step': 1, 'top1': 50.0, 'top5': None, 'images': 2}]
+            (tmp_path / 'training/evaluation.json').write_text(json.dumps(figures))
+            (tmp_path / 'report').mkdir()
+            (tmp_path / 'report/index.html').touch()
 
-    monkeypatch.setattr(finetune, 'run', record)
+    monkeypatch.setattr(workflow, 'start', record)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    rows = dict(finetune.export_and_predict(trained, tmp_path, []))
-    assert 'ONNX needs the package onnx; pip install' in rows['ONNX']
-    assert started == [('export.py', 'MINDIR'), ('src.deploy.predict', '')]
-
-
-@pytest.mark.parametrize(
-    'left', [None, '', '[{"step"', 'null', '{}', '[1, {"step": 1}]', '[{"step": 0, "top1": 9, "images": 2}]']
-)
-def test_evaluation_json_is_old_or_empty(left, weights, tmp_path, monkeypatch):
-    """Where the training has recorded no figures of its checkpoint, eval.py is asked."""
-    path, started = tmp_path / 'training/evaluation.json', []
-    path.parent.mkdir()
-    trained = weights.rename(path.with_name(weights.name))
-
-    def as_eval_does(*arguments):
-        started.append(arguments[0])
-        path.write_text(json.dumps([{'checkpoint': str(trained), 'step': 1, 'top1': 50.0, 'top5': None, 'images': 2}]))
-        (tmp_path / 'report').mkdir(exist_ok=True)
-        (tmp_path / 'report/report.json').write_text('{"step": 1}')
-        (tmp_path / 'report/index.html').touch()
-
-    if left is not None:
-        path.write_text(left)
-    monkeypatch.setattr(finetune, 'run', as_eval_does)
     for _ in range(2):
-        assert dict(finetune.evaluate(trained, tmp_path, 4))['top-1'] == '50.0 % of 2 validation photos'
-    assert started == ['eval.py']
+        assert dict(workflow.evaluate(trained, tmp_path, 4))['top-1'] == '50.0 % of 2 validation photos'
+    photo = type('Photos', (), {'__len__': lambda _: 1, 'where': lambda _, k: 'photo.jpg'})()
+    rows = dict(workflow.export_and_predict(trained, tmp_path, photo))
+    assert 'ONNX needs the package onnx; pip install' in rows['ONNX']
+    assert started == ['eval.py', 'export.py', 'src.deploy.predict']
     trained.rename(weights)
 
 
@@ -218,11 +203,12 @@ time.sleep(30)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.compiles
 def test_a_signal_goes_to_the_program(number, tmp_path):
     """It ends in its own time, and its status is that of the program which has started it."""
     (tmp_path / 'started.py').write_text(PROGRAM)
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    code = 'from src.programs import run\nrun("started", "a b")\nprint("not reached")'
+    code = 'from src.workflow import start\nstart("started", "a b")\nprint("not reached")'
     child = subprocess.Popen(
         [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path}
     )
@@ -236,8 +222,8 @@ def test_a_signal_goes_to_the_program(number, tmp_path):
 def test_status_of_a_program(capfd, tmp_path, monkeypatch):
     (tmp_path / 'src.py').touch()  # of another project, in the present directory
     monkeypatch.chdir(tmp_path)
-    assert programs.run('src.data.check', '--help') == 0
-    assert programs.run('src.data.check', '/nowhere', good=(0, 2)) == 2
+    assert workflow.start('src.data.check', '--help') == 0
+    assert workflow.start('src.data.check', '/nowhere', good=(0, 2)) == 2
     with pytest.raises(SystemExit) as stopped:
-        programs.run('src.data.check', '/nowhere')
+        workflow.start('src.data.check', '/nowhere')
     assert stopped.value.code == 2 and '/nowhere: No such file' in capfd.readouterr().err

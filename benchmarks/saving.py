@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.rounds import interleaved, machine, spread
 from src.errors import Parser, entry_point
 from src.inceptionv4 import InceptionV4
-from src.training.optimizer import make_optimizer
+from src.options import load_settings
+from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
 
@@ -26,7 +27,7 @@ def main(argv=None):
     parser = Parser(prog='python -m benchmarks.saving', description=__doc__.partition(':')[0])
     parser.add_argument('directory', nargs='?', help='existing directory to write below (default: the temporary one)')
     network = InceptionV4()
-    optimizer = make_optimizer('rmsprop', network, np.full(10, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
+    optimizer = create_optimizer(network, load_settings([]), np.full(10, 0.01, np.float32))
     step = TrainStep(NetworkWithLoss(network), optimizer, ema_decay=0.9999)
     with tempfile.TemporaryDirectory(dir=parser.parse_args(argv).directory) as place:
         save = partial(checkpoint.save, place, step, step=1, epoch=0, config={})

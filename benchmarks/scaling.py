@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 from src.errors import InputError, Parser, entry_point
 from src.options import load_settings
-from src.training.plan import default_batch_size, make_plan
-from src.training.stages import relative_computing, stage_sizes
+from src.training.plan import default_batch_size, grids, make_plan
 
 WEIGHTS = 42_648_232  # trained float32 weights with 1000 classes, no auxiliary classifier
 TRAINING_IMAGES, ORIGINAL_EPOCHS, PER_SERVER = 1_281_167, 100, 8  # images, epochs, devices
@@ -32,6 +31,8 @@ OPTIONS = {
 }
 Estimate = namedtuple('Estimate', 'rate limits compute exposed all_reduce cores storage')
 DEFAULTS = SimpleNamespace(**{name: default for name, (default, _) in OPTIONS.items()})
+# Of all convolutions, at each position of `plan.grids`: the stem and the reductions, with 4 blocks A, 7 B and 3 C.
+MULTIPLICATIONS = (864, 27_648, 133_120, 110_592, 2_058_240, 23_856_128, 14_893_056)
 
 
 def all_reduce_seconds(size, devices, a=DEFAULTS):
@@ -61,6 +62,12 @@ def estimate(devices, batch_size=0, a=DEFAULTS, hidden=True, image_size=299):
     return Estimate(limits[limit], limit, compute, exposed, all_reduce, cores, storage)
 
 
+def relative_computing(size, full=299):
+    """Multiplications of a forward pass of an image of `size` x `size` pixels, of those at `full` x `full`."""
+    here, there = (sum(rows**2 * one for rows, one in zip(grids(one), MULTIPLICATIONS)) for one in (size, full))
+    return here / there
+
+
 def advice(images):
     """What to pass for steps of `images` images: the linear rule (Goyal et al. 2017), as in recipes/throughput.yaml."""
     if images > LARGEST_BATCH:
@@ -70,8 +77,7 @@ def advice(images):
 
 def course(devices, batch_size, settings, a=DEFAULTS):
     """A line on a training run by `settings`."""
-    sizes = stage_sizes(settings.image_sizes, settings.image_size, settings.aux_logits, settings.cache_features)
-    plan = make_plan(TRAINING_IMAGES, batch_size, devices, settings.max_epochs, settings.max_train_steps, sizes=sizes)
+    plan = make_plan(TRAINING_IMAGES, settings.but(batch_size=batch_size), devices)
     stages = [(size, (stop - start) * plan.global_batch) for size, start, stop in plan.stages]
     hours = sum(images / estimate(devices, batch_size, a, image_size=size).rate / 3600 for size, images in stages)
     share = sum(images * relative_computing(size) for size, images in stages) / TRAINING_IMAGES / ORIGINAL_EPOCHS

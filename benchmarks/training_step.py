@@ -23,13 +23,16 @@ RATE, WEIGHT_DECAY, MOMENTUM, DECAY, EPSILON = 1e-4, 1e-5, 0.9, 0.9, 1.0
 def ours(a, images, labels):
     """Function that takes one step of this network, as train.py builds it, and returns its loss."""
     from src.inceptionv4 import InceptionV4
-    from src.training.optimizer import make_optimizer
+    from src.options import load_settings
+    from src.training.optimizer import create_optimizer
     from src.training.step import NetworkWithLoss, TrainStep
 
     ms.set_context(mode=ms.GRAPH_MODE)
     network = InceptionV4(image_size=a.image_size, block_counts=tuple(map(int, a.block_counts.split(','))))
     rates = np.full(10000, RATE, np.float32)
-    optimizer = make_optimizer('rmsprop', network, rates, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM, on_cpu=True)
+    optimizer = create_optimizer(
+        network, load_settings([]).but(weight_decay=WEIGHT_DECAY, momentum=MOMENTUM), rates, on_cpu=True
+    )
     step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, loss_scale=None).set_train()
     draws, mask = np.tile(np.float32([0, 1]), (len(images), 1)), np.ones((len(images), 1536), np.float32)
     batch = [ms.Tensor(value) for value in (images, draws, mask, labels)]

@@ -21,8 +21,9 @@ from mindspore.train.dataset_helper import _DataWrapper
 
 from src.evaluation.evaluation import make_step
 from src.inceptionv4 import InceptionV4, set_precision
+from src.options import load_settings
 from src.training import step as training
-from src.training.optimizer import make_optimizer
+from src.training.optimizer import create_optimizer
 
 BATCH, SIZE = 2, 75
 NETWORK = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': SIZE, 'aux_logits': True}
@@ -44,8 +45,8 @@ def pretend(chip, setattr=setattr):
 def training_step(drop_overflow_update):
     """The `TrainStep` as train.py makes it for an NPU, with auxiliary classifier and clipping; with a branch averages."""
     network = set_precision(InceptionV4(**NETWORK), 'O3')
-    optimizer = make_optimizer('rmsprop', network, np.full(100, 0.01, np.float32), weight_decay=1e-5, momentum=0.9)
-    with_loss = training.NetworkWithLoss(network, 0.1, 0.4, ms.float16)
+    optimizer = create_optimizer(network, load_settings([]), np.full(100, 0.01, np.float32))
+    with_loss = training.NetworkWithLoss(network, 0.1, True, ms.float16)
     ema_decay = 0.9 if drop_overflow_update == 'branch' else 0.0
     return training.TrainStep(with_loss, optimizer, 'dynamic', 2.0, ema_decay, drop_overflow_update)
 

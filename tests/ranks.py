@@ -17,7 +17,7 @@ from src.evaluation import evaluation
 from src.evaluation.outcomes import Result
 from src.inceptionv4 import InceptionV4
 from src.options import Settings, load_settings
-from src.training.optimizer import make_optimizer
+from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
 
@@ -38,9 +38,7 @@ def main(data_dir, source, out, rank_size):
     for _, cell in network.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d):
             cell.use_batch_statistics = False
-    optimizer = make_optimizer(
-        'rmsprop', network, np.full(STEPS, 0.001, np.float32), weight_decay=1e-5, momentum=0.9, on_cpu=True
-    )
+    optimizer = create_optimizer(network, load_settings([]), np.full(STEPS, 0.001, np.float32), on_cpu=True)
     step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
     if run.world > 1:
         collective.share(step.get_parameters())

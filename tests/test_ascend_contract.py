@@ -15,7 +15,8 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4
-from src.training.optimizer import make_optimizer
+from src.options import load_settings
+from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep
 from tests.ascend import BATCH, SIZE, pretend
 
@@ -255,7 +256,7 @@ def test_mode_of_overflow(chip, mode, saturates, monkeypatch):
     else:
         monkeypatch.delenv('MS_ASCEND_CHECK_OVERFLOW_MODE', raising=False)
     cell = nn.Dense(2, 2)
-    optimizer = make_optimizer('momentum', cell, np.ones(1, np.float32), weight_decay=0.0, momentum=0.9)
+    optimizer = create_optimizer(cell, load_settings(['--optimizer', 'momentum']), np.ones(1, np.float32))
     assert TrainStep(cell, optimizer).saturates == saturates
 
 

@@ -9,6 +9,7 @@ from mindspore.nn.utils import no_init_parameters
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, set_precision
 from src.layers import HeNormal
+from src.training import step
 from src.training.optimizer import decayed_parameters, freeze
 from src.training.step import NetworkWithLoss
 from src.weights.names import fit, names_in, tf_slim_name
@@ -84,7 +85,7 @@ def test_l2_counts_kernels_only(small):
 
 
 @pytest.mark.compiles
-def test_every_parameter_has_a_gradient(small):
+def test_every_parameter_has_a_gradient(small, monkeypatch):
     """And the auxiliary loss counts: without it the auxiliary head's gradients are zero."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     rng = np.random.default_rng(0)
@@ -100,7 +101,8 @@ def test_every_parameter_has_a_gradient(small):
     trainable = small.trainable_params()
     norms = {}
     for weight in (0.4, 0.0):
-        cell = NetworkWithLoss(small, 0.1, weight).set_train()
+        monkeypatch.setattr(step, 'AUX_LOSS_WEIGHT', weight)
+        cell = NetworkWithLoss(small, 0.1, True).set_train()
         gradients = ops.GradOperation(get_by_list=True)(cell, ms.ParameterTuple(trainable))(*batch)
         norms[weight] = {p.name: np.linalg.norm(g.asnumpy()) for p, g in zip(trainable, gradients)}
     assert all(np.isfinite(value) and value > 0 for value in norms[0.4].values())

@@ -7,13 +7,15 @@ from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
-from src.training.optimizer import decayed_parameters, make_optimizer
-from src.training.plan import batch_norm_decay, learning_rates, scaled_rate
+from src.options import load_settings
+from src.training.optimizer import create_optimizer, decayed_parameters
+from src.training.plan import batch_norm_decay, learning_rates
 from src.training.step import NetworkWithLoss, TrainStep, l2_term
 from src.weights.names import fit, names_in, tf_slim_name
 from tests.reference import FIGURES, INFO, batches, deviation, tf_variables
 
 WEIGHT_DECAY = INFO['weight_decay']
+assert load_settings([]).weight_decay == WEIGHT_DECAY
 
 
 @pytest.fixture(scope='module')
@@ -114,9 +116,7 @@ def check_training(kind, cell, lr, variables, data, bounds):
     """Gradients, losses of the steps and changes of `cell` (which holds `variables`) against the figures of `kind`."""
     steps = range(INFO['steps'])
     parameters = list(cell.trainable_params())
-    optimizer = make_optimizer(
-        'rmsprop', cell, np.full(len(steps), lr, np.float32), weight_decay=WEIGHT_DECAY, momentum=0.9, on_cpu=True
-    )
+    optimizer = create_optimizer(cell, load_settings([]), np.full(len(steps), lr, np.float32), on_cpu=True)
     step = TrainStep(cell, optimizer, 1024.0).set_train()
     set_batch_norm(cell, kind)
     batch = [[Tensor(a[i]) for a in data] for i in steps]
@@ -205,11 +205,9 @@ def test_o3_agrees_with_float32():
     for level in ('O0', 'O3'):
         ms.set_seed(1)
         network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75, aux_logits=True), level)
-        optimizer = make_optimizer(
-            'rmsprop', network, np.full(1, 0.01, np.float32), weight_decay=WEIGHT_DECAY, momentum=0.9, on_cpu=True
-        )
+        optimizer = create_optimizer(network, load_settings([]), np.full(1, 0.01, np.float32), on_cpu=True)
         before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
-        step = TrainStep(NetworkWithLoss(network, 0.1, 0.4), optimizer, 1024.0)
+        step = TrainStep(NetworkWithLoss(network, 0.1, True), optimizer, 1024.0)
         ms.set_context(mode=ms.PYNATIVE_MODE)
         logits = network.set_train(False)(x).asnumpy()
         ms.set_context(mode=ms.GRAPH_MODE if level == 'O3' else ms.PYNATIVE_MODE)
@@ -253,22 +251,21 @@ def test_loss_is_computed_in_float32():
 
 @pytest.mark.parametrize('step, epoch', [(0, 0), (9, 0), (10, 1), (499, 49), (500, 50), (999, 99), (1000, 100), (1500, 100)])
 def test_cosine_is_stepped_once_per_epoch(step, epoch):
-    rates = learning_rates('cosine', steps=1501, steps_per_epoch=10, lr=0.045, T_max=100, eta_min=0.001)
+    rates = rates_of(1501, 10, lr=0.045)
     assert rates.dtype == np.float32
-    assert rates[step] == pytest.approx(0.001 + 0.044 * (1 + np.cos(np.pi * epoch / 100)) / 2, rel=1e-6)
+    assert rates[step] == pytest.approx(0.045 * (1 + np.cos(np.pi * epoch / 100)) / 2, rel=1e-6)
+
+
+def rates_of(steps, steps_per_epoch, **options):
+    return learning_rates(load_settings([]).but(**options), steps, steps_per_epoch)
 
 
 def test_other_schedules_and_warmup():
-    rates = learning_rates('exponential', steps=60, steps_per_epoch=10, lr=0.045)
+    rates = rates_of(60, 10, lr_schedule='exponential', lr=0.045)
     assert rates[[0, 19, 20, 39, 40]] == pytest.approx(0.045 * np.array([1, 1, 0.94, 0.94, 0.94**2]), rel=1e-6)
-    assert (learning_rates('constant', steps=5, steps_per_epoch=2, lr=0.1) == np.float32(0.1)).all()
-    warm = learning_rates('constant', steps=30, steps_per_epoch=10, lr=1.0, warmup_epochs=2)
+    assert (rates_of(5, 2, lr_schedule='constant', lr=0.1) == np.float32(0.1)).all()
+    warm = rates_of(30, 10, lr_schedule='constant', lr=1.0, warmup_epochs=2.0)
     assert warm[[0, 9, 19, 20, 29]] == pytest.approx([0.05, 0.5, 1, 1, 1])
-
-
-def test_rate_for_more_devices():
-    assert scaled_rate(0.045, 'none', 512) == 0.045  # the original's
-    assert scaled_rate(0.045, 'linear', 512) == pytest.approx(0.18) and scaled_rate(0.045, 'linear', 128) == 0.045
 
 
 def test_batch_norm_decays_as_the_originals_in_long_trainings():
@@ -296,16 +293,8 @@ def test_rmsprop_formulas(ours):
             return (self.w * x).sum()
 
     cell, epsilon = Dot(), 0.5
-    optimizer = make_optimizer(
-        'rmsprop',
-        cell,
-        np.float32([0.1, 0.05, 0.05]),
-        weight_decay=0.0,
-        momentum=0.9,
-        rmsprop_decay=0.9,
-        rmsprop_epsilon=epsilon,
-        on_cpu=ours,
-    )
+    settings = load_settings([]).but(weight_decay=0.0, rmsprop_epsilon=epsilon)
+    optimizer = create_optimizer(cell, settings, np.float32([0.1, 0.05, 0.05]), on_cpu=ours)
     step = nn.TrainOneStepCell(cell, optimizer).set_train()
     w, square, moment = start, np.ones(67), np.zeros(67)
     inside = ours | (np.arange(67) >= 64)

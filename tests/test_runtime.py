@@ -11,7 +11,7 @@ import train
 from src import runtime
 from src.errors import InputError
 from src.options import load_settings
-from src.training.monitor import TrainingMonitor
+from src.training.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,7 +143,8 @@ def test_model_is_called_with_sinks(steps, loop, sizes, parts, options, monkeypa
             length = kwargs['sink_size']
             assert kwargs == {'dataset_sink_mode': True, 'sink_size': length} and data.get_dataset_size() == count * length
             seen.calls.append((data.output_shapes()[0][-1], count, length))
-            next(callback for callback in callbacks if isinstance(callback, TrainingMonitor)).step += count * length
+            assert isinstance(callbacks, Monitor)
+            callbacks.state.step += count * length
 
     monkeypatch.setattr('src.training.loop.Model', Model)
     arguments = ['--max_train_steps', str(steps), '--iterations_per_loop', str(loop), '--image_sizes', sizes]

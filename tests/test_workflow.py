@@ -82,7 +82,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     status, out, err = run(*command, cwd=tmp_path)
     assert status == 0, err
     assert re.findall(r'^\$ python (?:-m )?(\S+)', out, re.M) == ['src.data.convert', 'train.py']
-    assert 'nothing is left to train' in out and re.search(rf'^report +{output}/report/index.html$', out, re.M)
+    assert 'training is complete' in out and re.search(rf'^report +{output}/report/index.html$', out, re.M)
     assert all(path.stat().st_mtime_ns == when for path, when in changed.items())
 
 

@@ -11,7 +11,7 @@ from src.acceptance.training import BATCH, SMALL, Recorder, make_step, train, tr
 from src.data import pipeline
 from src.data.records import open_records
 from src.runtime import Run, chip
-from src.training.interruption import data_workers
+from src.training.stopping import data_workers
 
 SINK = 10
 SIZES = {'Ascend': (64, 128), 'CPU': (BATCH,)}  # images a device and step

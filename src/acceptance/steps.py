@@ -212,7 +212,7 @@ class Steps:
         """A step made anew goes on from the checkpoint with the same losses."""
         parameters, _ = checkpoint.load(self.path)
         self.step = self._step()
-        resume.load(self.step, resume.State(self.path, parameters, {}), int(parameters['global_step'].item()))
+        resume.load(self.step, resume.Saved(self.path, parameters, {}), int(parameters['global_step'].item()))
         worst = self._same_losses(train(self.run, self.step, self._data(8, 11), 1, 3, Recorder(8)))
         return {
             'text': f'steps 9 to 11 from the checkpoint, losses within {worst:.1e}',

@@ -15,7 +15,7 @@ from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings
 from src.runtime import Run
-from src.training.optimizer import make_optimizer
+from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep, on_host
 from src.weights import checkpoint
 
@@ -37,15 +37,9 @@ def make_step(
     """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
     `state` are values for its parameters, or for some of them."""
     network = set_precision(InceptionV4(**options), run.amp_level)
-    optimizer = make_optimizer(
-        'rmsprop',
-        network,
-        np.full(100000, 0.002, np.float32),
-        weight_decay=1e-5,
-        momentum=0.9,
-        on_cpu=run.device_target == 'CPU',
-    )
-    with_loss = NetworkWithLoss(network, 0.1, None, ms.float32 if run.amp_level == 'O0' else ms.float16)
+    rates = np.full(100000, 0.002, np.float32)
+    optimizer = create_optimizer(network, load_settings([]), rates, run.device_target == 'CPU')
+    with_loss = NetworkWithLoss(network, 0.1, False, ms.float32 if run.amp_level == 'O0' else ms.float16)
     step = TrainStep(with_loss, optimizer, 'dynamic', 0.0, 0.9, drop_overflow_update)
     if state:
         checkpoint.load_into(step, state, 'acceptance', [name for name in step.parameters_dict() if name not in state])

@@ -25,7 +25,7 @@ from src.evaluation.outcomes import FEW, merit
 from src.evaluation.report import card, table, text, write_page
 from src.options import load_settings
 from src.training import metrics
-from src.training.pace import straggler
+from src.training.metrics import straggler
 
 PAGE = 'training.html'
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')

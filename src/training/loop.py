@@ -1,67 +1,51 @@
-"""The steps of a training, in sinks where the device has them."""
+"""The steps of a training run, in sinks where the device has them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import mindspore.dataset as ds
-from mindspore.train import Callback, Model
+from mindspore.train import Model
 
 from src.errors import counted
-from src.training.callbacks import Every
-from src.training.monitor import TrainingMonitor
+from src.training.monitor import Monitor
 from src.training.plan import Plan
 from src.training.step import TrainStep
-from src.training.watch import Watch
+from src.training.stopping import Guard, save_after
 
 
-def fit(
-    step: TrainStep,
-    batches: Callable[..., ds.Dataset],
-    monitor: TrainingMonitor,
-    callbacks: list[Callback],
-    watch: Watch,
-    iterations_per_loop: int | None = None,
-) -> None:
-    """Do the steps of `monitor.plan`.
+def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: Monitor, iterations_per_loop: int) -> None:
+    """Do the steps of the plan; `batches` makes the data set of some steps with images of a size, in one pass.
 
-    Args:
-        batches (callable): start, stop, image_size -> data set of the steps from `start` to `stop`; one pass over it is all
-            of them.
-        callbacks (list of Callback): `monitor` among them, in the order in which they are called; `watch` is the last.
-        iterations_per_loop (int): steps in a sink; None where the device has no sinks.
-
-    A training that was stopped before its last step ends with the error `monitor.error_of_stop()`; one that failed with what
-    `watch.after` makes of it, with its last whole step saved.
+    Where the device has sinks, each is of `iterations_per_loop` steps or fewer. A training run that stops before its last
+    step ends with `State.error`; one that failed with what `save_after` makes of it, with its last whole step saved.
     """
-    sink = iterations_per_loop is not None
-    try:
-        for callback in callbacks:
-            if isinstance(callback, Every):
-                callback.when_due()  # what an earlier run has left to do
-        for image_size, count, length in parts(monitor.plan, iterations_per_loop, monitor.log):
-            if monitor.stopping:
-                break
-            stop = monitor.step + count * length
-            data = batches(start=monitor.step, stop=stop, image_size=image_size)
-            epochs, sink_size = (count, length) if sink else (1, -1)
-            Model(step).train(epochs, data, [*callbacks, watch], dataset_sink_mode=sink, sink_size=sink_size)
-    except Exception as error:
-        if (end := watch.after(error)) is None:
-            raise
-        raise end from None
-    finally:
-        watch.close()
-    if monitor.stopping:
-        raise monitor.error_of_stop()
-    speed = f', {monitor.fps:.1f} images/s' if monitor.fps else ''
-    if monitor.plan.steps > 0:  # else only an evaluation was left
-        monitor.log(f'trained {counted(monitor.plan.steps, "step")}{speed}; checkpoints in {monitor.directory}')
+    state, checkpoints = monitor.state, monitor.checkpoints
+    sink = state.run.sink
+    with Guard(state, checkpoints):
+        try:
+            monitor.evaluate_if_due()  # what an earlier run has left to do
+            for image_size, count, length in pieces(state.plan, iterations_per_loop if sink else None, state.run.log):
+                if state.stopping:
+                    break
+                data = batches(range(state.step, state.step + count * length), image_size)
+                epochs, sink_size = (count, length) if sink else (1, -1)
+                Model(step).train(epochs, data, monitor, dataset_sink_mode=sink, sink_size=sink_size)
+        except Exception as error:
+            if (end := save_after(error, state, checkpoints)) is None:
+                raise
+            raise end from None
+    if state.stopping:
+        raise state.error()
+    if state.plan.steps > 0:  # else only an evaluation was left
+        fps = monitor.fps(monitor.total)
+        speed = f', {fps:.1f} images/s' if fps else ''
+        state.run.log(f'trained {counted(state.plan.steps, "step")}{speed}; checkpoints in {state.directory}')
 
 
-def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None]) -> Iterator[tuple[int, int, int]]:
-    """Yield (image size, number of sinks, steps in each) of the parts of `plan`, each of which needs a data set and a graph
-    of its own: without sinks its stages, of the first what is left of it. Each is announced by a line to `log`."""
+def pieces(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None]) -> Iterator[tuple[int, int, int]]:
+    """Yield (image size, number of sinks, steps in each) of what needs a data set and a graph of its own: without sinks the
+    stages of `plan`, of the first what is left of it. Each is announced by a line to `log`."""
     stages = [(size, start, stop, stop - max(start, plan.start)) for size, start, stop in plan.stages]
     length = sink_length([steps for *_, steps in stages if steps > 0], iterations_per_loop or 1)
     for number, (size, start, stop, steps) in enumerate(stages, 1):
@@ -75,10 +59,7 @@ def parts(plan: Plan, iterations_per_loop: int | None, log: Callable[[str], None
             )
         sunk = sinks(steps, length) if iterations_per_loop else [(steps, 1)]
         if len(sunk) > 1:
-            log(
-                f'{steps} steps in sinks of {sunk[0][1]}, at the end one of {sunk[1][1]}, for which the graph is compiled '
-                'once more'
-            )
+            log(f'{steps} steps in sinks of {sunk[0][1]}, at the end one of {sunk[1][1]}, which is compiled once more')
         for count, length_here in sunk:
             yield size, count, length_here
 

@@ -126,6 +126,22 @@ def last_evaluation(directory: Path, start: int) -> int:
     return max((step for step in evaluations if step <= start), default=0)
 
 
+def straggler(ranks: dict[str, list]) -> str | None:
+    """A line that names the rank which the others wait for, if its mean wait for data exceeds the median of the ranks by
+    more than a tenth of a step; None if there is none. `ranks` is a record of this kind."""
+    if ranks['data_wait_seconds'] is None:
+        return None
+    waits = np.asarray(ranks['data_wait_seconds'])
+    step, worst = float(np.median(waits + ranks['step_seconds'])), int(waits.argmax())
+    behind = float(waits[worst] - np.median(waits))
+    if not step or behind <= 0.1 * step:
+        return None
+    return (
+        f'rank {worst} is slower than the others: it begins its steps {behind:.3f} s later than the median rank, '
+        f'{100 * behind / step:.0f} % of a step, for which all ranks wait; look at the storage and the load of its server'
+    )
+
+
 def _forget_after(path, start):
     """Remove the records of steps after `start`."""
     records = read(path) if path.exists() else []

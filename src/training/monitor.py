@@ -1,243 +1,254 @@
-"""What is seen of every step: log lines, progress bar, and whether the training has gone wrong or must stop."""
+"""All that happens after each step of a training run: `Monitor.after_step`."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from mindspore import nn
 from mindspore.train import LossMonitor
+from tqdm import tqdm
 
-from src.data.bad_records import BadRecords
-from src.errors import ElsewhereError, InputError, Interrupted, TrainingError
-from src.heartbeat import COMPILING, STEPS, Heartbeat
-from src.training.bar import Bar
-from src.training.interruption import Interruption
-from src.training.metrics import Metrics
-from src.training.pace import Pace, straggler
-from src.training.plan import Plan
-from src.training.step import StepOutputs, on_host
+from src import collective
+from src.data import jpeg
+from src.data.pipeline import workers
+from src.data.records import fingerprint
+from src.errors import TrainingError
+from src.evaluation.evaluation import Evaluation
+from src.evaluation.outcomes import HEADER, row
+from src.heartbeat import COMPILING, EVALUATING, STEPS
+from src.options import Settings
+from src.training.metrics import straggler
+from src.training.optimizer import decayed_parameters
+from src.training.plan import learning_rates
+from src.training.state import State
+from src.training.step import StepOutputs, l2_term, on_host
 from src.weights import checkpoint
 
+if TYPE_CHECKING:
+    from src.training.checkpoints import Checkpoints
 
-class TrainingMonitor(LossMonitor):
-    """A log line in the original's format every `display_every` steps, and a progress bar on a terminal; ends a
-    training that has gone wrong, or that was asked to stop.
+MAX_OVERFLOWS = 50  # consecutive steps with overflowed gradients after which a training run ends
+MUCH = 0.1  # share of the time from which on a wait is worth a line
+SEEN = 20  # steps, and seconds, of an epoch before that: the first waits are those of a pipeline that fills
 
-    FPS are the images per second of all ranks since the last line, without the time for compilation, checkpoints and
-    evaluations (`-` if there was nothing else). In sink mode a line can only come at the end of a sink.
+
+class Monitor(LossMonitor):
+    """The only callback of a training run, on the CPU and where the device runs sinks of steps.
 
     Args:
-        log (callable): takes a line.
-        rates (ndarray): learning rate of every step.
-        plan (Plan): which steps are done.
-        interruption (Interruption): knows of signals; None without them.
-        any_rank (callable): takes whether this rank is asked to stop and returns whether any rank is, so that all stop at
-            the same step; `collective.any_rank` where there are several.
-        l2_term (callable): returns what the total loss has beside the loss.
-        max_overflow_steps (int): steps in a row without an update after which training ends.
-        directory (Path): where the checkpoints are.
-        bad (BadRecords): its counts are logged at the ends of epochs, and may end the training; None without them.
-        metrics (Metrics): takes a record with each log line.
-        pace (Pace): takes the durations of steps and waits.
-
-    `step` is the number of steps done. `moving` is locked while a step changes the weights, since `changed`; otherwise
-    `changed` is when the last step was done (time.monotonic()), and `duration` how long it took, in seconds. `heartbeat`
-    shows the launcher of this rank what it does.
+        settings: `display_every`, the learning rate, `epochs_between_evals`.
+        step: the `TrainStep`.
+        evaluation: None without evaluations.
     """
 
     def __init__(
-        self,
-        log: Callable[[str], None],
-        rates: np.ndarray,
-        plan: Plan,
-        display_every: int,
-        *,
-        interruption: Interruption | None = None,
-        any_rank: Callable[[bool], bool] = bool,
-        l2_term: Callable[[], float] = lambda: 0.0,
-        max_overflow_steps: int = 50,
-        directory: Path | str = '',
-        bad: BadRecords | None = None,
-        metrics: Metrics | None = None,
-        pace: Pace | None = None,
+        self, state: State, settings: Settings, step: nn.Cell, checkpoints: Checkpoints, evaluation: Evaluation | None = None
     ):
-        super().__init__(display_every)
-        self.log, self.rates, self.plan, self.step = log, rates, plan, plan.start
-        self.interruption, self.any_rank, self.l2_term = interruption, any_rank, l2_term
-        self.max_overflow_steps, self.directory, self.bad = max_overflow_steps, directory, bad
-        self.stopping, self.problem, self.overflows = False, '', None
-        self.heartbeat, self.again = Heartbeat(), '--resume auto'  # options by which the training goes on
-        self.moving, self.changed, self.duration = threading.Lock(), time.monotonic(), 0.0
-        self.images, self.seconds, self.all_images, self.all_seconds = 0, 0.0, 0, 0.0
-        self.metrics, self.pace = metrics or Metrics(), pace or Pace()
-        self.fetched, self.losses, self.bar = 0.0, [], None
-        self.settle = lambda: None  # waits for a checkpoint that is being written; `callbacks.Checkpoints` sets it
+        super().__init__(settings.display_every)
+        self.state, self.settings, self.train_step, self.checkpoints = state, settings, step, checkpoints
+        self.evaluation, self.records = evaluation, fingerprint(evaluation.records) if evaluation else ''
+        self.rates = learning_rates(settings, state.plan.stop, state.plan.steps_per_epoch)
+        self.decayed = decayed_parameters(step)
+        self.evaluated = state.plan.evaluated  # an earlier run may have ended before one that was due
+        self.overflows, self.losses, self.logged = None, [], state.step
+        # Steps, their seconds, and seconds of waiting for data: since the last line, of this epoch, of this run.
+        self.line, self.of_epoch, self.total = np.zeros(3), np.zeros(3), np.zeros(3)
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
-        self.heartbeat(COMPILING, self.step)
-        self.bar = Bar(self.plan, self.step)
-        self.first, self.logged, self.compiled = self.step, self.step, False
-        self.start_clock()
+        state = self.state
+        state.heartbeat(COMPILING, state.step)
+        state.bar = tqdm(
+            desc=COMPILING, total=state.plan.stop, initial=state.step, unit='step', disable=None, dynamic_ncols=True
+        )
+        self.first, self.compiling, self.compiled = state.step, contextlib.ExitStack(), False
+        self.logged = state.step
+        self._start_clock()
 
-    def start_clock(self):
-        """Call after anything that must not count in FPS."""
-        self.clock = time.perf_counter()
+    def _start_clock(self):
+        """The next step begins to count, not what was done in between."""
+        self.clock, self.state.waiting = time.perf_counter(), time.monotonic()
 
     def on_train_step_begin(self, run_context):
-        """Called before a step, or a sink of steps."""
-        self.fetched = time.perf_counter() - self.clock
-        if self.interruption:
-            self.interruption.hold()
-        self.moving.acquire()
-        self.changed = time.monotonic()
+        """Called when the data of a step, or of a sink of steps, are there."""
+        self.waited = time.perf_counter() - self.clock
+        self.state.waiting = None
+        self.state.signals.install()
+        if not self.compiled:
+            about = run_context.original_args()
+            about.train_network.set_train()  # as Model does after this
+            sink = about.batch_num if about.dataset_sink_mode else None
+            inputs = about.train_dataset_element
+            compiling = self.state.run.graphs.compiling(about.train_network, inputs, 'training graph', sink)
+            self.compiling.enter_context(compiling)
+        self.state.changing.acquire()
+        self.state.since = time.monotonic()
 
     def on_train_step_end(self, run_context):
         """Called after a step, or a sink of steps."""
-        cb_params = run_context.original_args()
-        before, self.step = self.step, self.first + cb_params.cur_step_num
-        ends = any(before < stage.stop <= self.step for stage in self.plan.stages)  # no line is on images of two sizes
-        due = ends or self.step - self.logged >= self._per_print_times
-        outputs = on_host(cb_params.net_outputs)
-        self._check(outputs)
-        self.changed, self.duration = time.monotonic(), time.monotonic() - self.changed
-        self.heartbeat(STEPS, self.step)
-        self.moving.release()  # not after an error: then the weights are not fit to be saved
-        self.losses.append(outputs.loss)
-        self._count(self.step - before)
-        if due:
-            self._write_line(outputs)
-        if self.step // self.plan.steps_per_epoch > before // self.plan.steps_per_epoch:
-            self._tell_ranks()
-        if self.bad:
-            self._tell_bad_records(before)
-        if self.any_rank(bool(self.problem or self.interruption and self.interruption.number)):
-            self.stopping = True
+        about = run_context.original_args()
+        outputs = on_host(about.net_outputs)  # waits for the device
+        self.compiling.close()
+        self.after_step(self.first + about.cur_step_num - self.state.step, outputs)
+        if self.state.stopping:
             run_context.request_stop()
-        self.start_clock()
 
-    def _count(self, done):
-        """Take the time of the `done` last steps."""
-        elapsed = time.perf_counter() - self.clock
-        if self.compiled:
-            self.images += done * self.plan.global_batch
-            self.seconds += elapsed
-            self.pace.took(done, elapsed, self.fetched)
-        else:
-            self.log(f'time to the first {"step" if done == 1 else f"{done} steps"}, compilation included: {elapsed:.1f} s')
-            self.compiled = True
-            if self.interruption:
-                self.interruption.can_save = True
-        self.bar.done(done, self.losses[-1], self.images / self.seconds if self.seconds else None)
-
-    def _write_line(self, outputs: StepOutputs):
-        fps, epoch, rate = self.images / self.seconds if self.seconds else None, self.epoch, self.rates[self.step - 1]
-        total_loss = outputs.loss + self.l2_term()
-        self.log(
-            f'step: {self.step} epoch: {epoch:.1f} FPS: {"-" if fps is None else format(fps, ".1f")} '
-            f'loss: {outputs.loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
+    def after_step(self, steps: int, outputs: StepOutputs) -> None:
+        """What follows on `steps` steps, one or a sink, from top to bottom. `outputs` are those of the last one."""
+        state, plan = self.state, self.state.plan
+        before, state.step = state.step, state.step + steps
+        self.require_finite(outputs)
+        state.since, state.seconds = time.monotonic(), time.monotonic() - state.since
+        state.changing.release()  # not after an error: then the weights are not fit to be saved
+        state.heartbeat(STEPS, state.step)
+        self.count(steps, outputs.loss)
+        # No line is on images of two sizes.
+        if state.step - self.logged >= self._per_print_times or plan.size_at(before + 1) != plan.size_at(state.step + 1):
+            self.write_line(outputs)
+        if state.step // plan.steps_per_epoch > before // plan.steps_per_epoch:
+            self.end_epoch(before // plan.steps_per_epoch)
+        # Workers are ahead of the steps; an epoch is judged while it is trained.
+        state.problem = state.bad.problem(
+            range(before // plan.steps_per_epoch, (state.step - 1) // plan.steps_per_epoch + 1)
         )
-        self.metrics(
-            'step',
-            self.step,
-            epoch=epoch,
-            loss=outputs.loss,
-            mean_loss=sum(self.losses) / len(self.losses),
-            total_loss=total_loss,
-            lr=float(rate),
-            gradient_norm=outputs.norm,
-            images_per_second=fps,
-            data_wait=self.pace.share(),
-            overflows=int(outputs.overflows),
-            loss_scale=outputs.loss_scale,
-            image_size=next(stage.size for stage in self.plan.stages if self.step <= stage.stop),
-        )
-        if outputs.overflows > self.overflows:
-            self.log(
-                f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
-                f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
-            )
-        if slow := self.pace.explanation((self.step - 1) // self.plan.steps_per_epoch):
-            self.log(slow)
-        self.overflows, self.losses = outputs.overflows, []
-        self.logged = self.step
-        self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + self.seconds
-        self.images, self.seconds = 0, 0.0
+        # All ranks stop after the same step, as they ask each other after each.
+        state.stopping = collective.any_rank(state.should_stop()) if plan.world > 1 else state.should_stop()
+        self.checkpoints.after_step()
+        if not state.stopping:
+            self.evaluate_if_due()
+        self._start_clock()
 
-    @property
-    def epoch(self) -> float:
-        """Epochs done, with the part of the present one."""
-        return self.step / self.plan.steps_per_epoch
-
-    def _tell_ranks(self):
-        """Record how the ranks spent the epoch that has just ended, and name the one that the others wait for."""
-        ranks = self.pace.end_epoch()
-        if ranks:
-            self.metrics('ranks', self.step, epoch=self.epoch, **ranks)
-            if slowest := straggler(ranks):
-                self.log(slowest)
-
-    def _tell_bad_records(self, before):
-        """Log the counts of the epochs that ended since the step `before`, and judge those that were trained in."""
-        per_epoch = self.plan.steps_per_epoch
-        for epoch in range(before // per_epoch, self.step // per_epoch):
-            if self.bad.count(epoch):
-                self.log(
-                    f'epoch {epoch + 1}: {self.bad.count(epoch)} records of this rank cannot be read or decoded, '
-                    f'others took their places; first of all: {self.bad.first}'
-                )
-        self.problem = self.bad.problem(range(before // per_epoch, (self.step - 1) // per_epoch + 1))
-
-    def _check(self, outputs: StepOutputs):
-        """TrainingError if the training has gone wrong."""
+    def require_finite(self, outputs: StepOutputs) -> None:
+        """TrainingError if the training run has diverged."""
         if self.overflows is None:
             self.overflows = outputs.overflows - (outputs.overflow_run > 0)
         if not np.isfinite(outputs.loss):
             problem = f'loss is {outputs.loss}'
         elif not np.isfinite(outputs.norm) and not outputs.overflow_run:  # so they have reached the weights
             problem = 'gradients are not finite'
-        elif outputs.overflow_run >= self.max_overflow_steps:
-            problem = f'gradients overflowed in {outputs.overflow_run:.0f} steps running (max_overflow_steps)'
+        elif outputs.overflow_run >= MAX_OVERFLOWS:
+            problem = f'gradients overflowed in {outputs.overflow_run:.0f} consecutive steps'
         else:
             return
-        self.settle()
-        found = checkpoint.by_age(self.directory) if self.directory else []
+        self.checkpoints.settle()
+        found = checkpoint.by_age(self.state.directory)
         raise TrainingError(
-            f'{problem} at step {self.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
+            f'{problem} at step {self.state.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
             f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
             'dynamic, and --resume_override true with --resume'
         )
 
+    def count(self, steps: int, loss: float) -> None:
+        """Take the time of the last steps; the first one of a graph compiles it and does not count."""
+        seconds, state = time.perf_counter() - self.clock, self.state
+        self.losses.append(loss)
+        if self.compiled:
+            for figures in (self.line, self.of_epoch, self.total):
+                figures += steps, seconds, self.waited
+        else:
+            first = 'step' if steps == 1 else f'{steps} steps'
+            state.run.log(f'time to the first {first}, compilation included: {seconds:.1f} s')
+            self.compiled = state.signals.can_save = True
+            state.bar.set_description(refresh=False)
+        speed = f', {self.fps(self.line):.1f} images/s' if self.line.any() else ''
+        state.bar.set_postfix_str(f'epoch {state.epoch:.1f}, loss {loss:.3f}{speed}', refresh=False)
+        state.bar.update(steps)
+
+    def fps(self, figures: np.ndarray) -> float | None:
+        """Images per second of all ranks; None if there was no step beside one with a compilation."""
+        return self.state.plan.global_batch * figures[0] / figures[1] if figures[1] else None
+
+    def write_line(self, outputs: StepOutputs) -> None:
+        """The original's log line, and a record of metrics."""
+        state, fps, rate = self.state, self.fps(self.line), float(self.rates[self.state.step - 1])
+        total_loss = outputs.loss + l2_term(self.decayed, self.settings.weight_decay)
+        state.run.log(
+            f'step: {state.step} epoch: {state.epoch:.1f} FPS: {"-" if fps is None else format(fps, ".1f")} '
+            f'loss: {outputs.loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
+        )
+        # The host does not see whether a device in a sink waits.
+        known = self.line[1] and not state.run.sink
+        state.metrics(
+            'step',
+            state.step,
+            epoch=state.epoch,
+            loss=outputs.loss,
+            mean_loss=sum(self.losses) / len(self.losses),
+            total_loss=total_loss,
+            lr=rate,
+            gradient_norm=outputs.norm,
+            images_per_second=fps,
+            data_wait=self.line[2] / self.line[1] if known else None,
+            overflows=int(outputs.overflows),
+            loss_scale=outputs.loss_scale,
+            image_size=state.plan.size_at(state.step),
+        )
+        if outputs.overflows > self.overflows:
+            state.run.log(
+                f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
+                f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
+            )
+        self.overflows, self.losses, self.logged = outputs.overflows, [], state.step
+        self.line[:] = 0
+
+    def end_epoch(self, epoch: int) -> None:
+        """Log what slowed the epoch (from 0) that has just ended: bad records, the wait for data, a slow rank."""
+        state, (steps, seconds, waited) = self.state, self.of_epoch
+        self.of_epoch = np.zeros(3)
+        if count := state.bad.count(epoch):
+            state.run.log(
+                f'epoch {epoch + 1}: {count} records of this rank cannot be read or decoded, '
+                f'others took their places; first of all: {state.bad.first}'
+            )
+        if not state.run.sink and steps >= SEEN and seconds >= SEEN and waited > MUCH * seconds:
+            state.run.log(f'{waited / seconds:.0%} of the time waits for data; remedies: {self._remedies()}')
+        if state.plan.world > 1:  # all of them come here after the same step
+            mine = [(seconds - waited) / max(steps, 1), waited / max(steps, 1)]
+            work, waits = collective.gathered(mine, state.run.rank, state.plan.world).T
+            waits = None if state.run.sink else waits.tolist()
+            ranks = {'step_seconds': work.tolist(), 'data_wait_seconds': waits}
+            state.metrics('ranks', state.step, epoch=state.epoch, **ranks)
+            if line := straggler(ranks):
+                state.run.log(line)
+
+    def _remedies(self):
+        """What makes data come faster."""
+        cores, used = len(os.sched_getaffinity(0)), workers(self.settings.num_workers, self.state.run.ranks_here)
+        more = f'more --num_workers ({used} of {cores} cores decode)' if used < cores else 'more cores'
+        return more + ', libturbojpeg 3' * (jpeg.library() is None) + ', faster storage for --data_dir'
+
+    def evaluate_if_due(self) -> None:
+        """Evaluate and log the result, after every `epochs_between_evals` epochs and after the last step."""
+        state, every = self.state, self.settings.epochs_between_evals * self.state.plan.steps_per_epoch
+        # Not `step % every`: a sink may step over the multiple.
+        due = state.step // every > self.evaluated // every or state.step >= state.plan.stop > self.evaluated
+        if self.evaluation is None or not due:
+            return
+        self.evaluated = state.step
+        if state.run.rank == 0:
+            self.checkpoints.save()  # first, so that nothing is lost in between
+        begun = time.perf_counter()
+        with state.during(EVALUATING):
+            result = self.evaluation.of_training(self.train_step, state.should_stop, lambda: state.step)
+        if result is None:
+            state.stopping = True
+            return
+        seconds = time.perf_counter() - begun
+        state.metrics('evaluation', state.step, epoch=state.epoch, **result._asdict(), seconds=seconds)
+        state.run.log(HEADER)
+        state.run.log(row(result, state.step, state.epoch))
+        if state.run.rank == 0:
+            self.checkpoints.mark_if_best({**result._asdict(), 'records': self.records})
+
     def on_train_end(self, run_context):
         """Called after the last step of a run, or of a part of it."""
-        self.bar.leave = self.stopping or self.step >= self.plan.stop  # the next part has a bar of its own
-        self.bar.close()
+        self.checkpoints.settle()  # what follows may start data workers, and a fork in the midst of a write could hang
+        self.state.bar.leave = self.state.stopping or self.state.step >= self.state.plan.stop  # each part has its own
+        self.state.bar.close()
 
-    @contextlib.contextmanager
-    def during(self, name: str) -> Iterator[None]:
-        """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
-        with self.heartbeat.during(name), self.bar.during(name) if self.bar else contextlib.nullcontext():
-            yield
-
-    def asked_to_stop(self) -> int:
-        """A beat; gives the signal that asks the training to stop, or 0; for what takes longer than a step."""
-        self.heartbeat()
-        return self.interruption.number
-
-    def error_of_stop(self) -> InputError:
-        """The error that ends a training which was stopped before its last step."""
-        how = f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, go on with {self.again}'
-        if self.problem:
-            return InputError(f'{self.problem}; {how}')
-        if self.interruption.number:
-            return Interrupted(f'{self.interruption.name}: {how}', self.interruption.number)
-        return ElsewhereError(f'another rank, whose log says why, ended the training: {how}')
-
-    @property
-    def fps(self) -> float | None:
-        """Images per second of the whole run; None if there was no step beside the one with the compilation."""
-        return self.all_images / self.all_seconds if self.all_seconds else None
+    def __exit__(self, *error):
+        self.compiling.__exit__(*error)

@@ -1,31 +1,40 @@
-"""The numbers of a training: steps, batches and learning rates. Needs no MindSpore."""
+"""The numbers of a training run: steps, batches, image sizes, learning rates, memory. Needs no MindSpore."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from src.errors import InputError
-from src.options import REFERENCE_BATCH
-from src.training.stages import Stage, make_stages, relative_computing
+from src.options import Settings
 
-DECAY_UNITS = 10**9  # `batch_norm_decay` gives multiples of 1 / DECAY_UNITS, so that ranks can agree on one as an integer
-# Options of the configuration that `learning_rates` takes.
-RATE_OPTIONS = ('T_max', 'eta_min', 'lr_decay_rate', 'lr_decay_epochs', 'warmup_epochs')
+DECAY_UNITS = 10**9  # `batch_norm_decay` returns multiples of 1 / DECAY_UNITS, so that ranks can agree on an integer
+STRIDES = (2, 1, 2, 1, 2, 2, 2)  # of the 3 x 3 layers without padding: conv2d_1a, 2a (and 2b), mixed_3a, 4a, 5a, 6a, 7a
+# Bytes of a float32 process on the CPU with MindSpore 2.8, within 12 % of what was measured: for each weight (its gradient,
+# the optimizer's state, copies in the graph), for the convolutions' workspace and for each image, both at 299 x 299.
+# `LD_PRELOAD= python -m benchmarks.memory`: 3.8, 4.9 and 6.9 GB for the whole network with batches of 2, 8 and 16.
+TRAINING_BYTES = 50, 0.9e9, 0.2e9
+FEATURES_BYTES = 6, 1.25e9, 0.02e9  # while cached features are computed: 3.4 GB with batches of 64
+BASE_BYTES = 0.6e9
 
 
-def default_batch_size(world: int) -> int:
-    """Images per device and step of the original recipe: 128 on one device, 64 on each of several."""
-    return 128 if world == 1 else 64
+class Stage(NamedTuple):
+    """The steps `start` to `stop` of a training run, from 0, with images of `size` x `size` pixels."""
+
+    size: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which steps a training does, `start` to `stop`, counted from 0 over all its runs.
+    """Which steps a training run does, `start` to `stop`, counted from 0 over all its processes.
 
-    `batch_size` is the images per device and step, `world` the number of devices, `evaluated` the step of
-    the last evaluation by an earlier run, `sizes` what `make_stages` takes.
+    `batch_size` is the images per device and step, `world` the number of devices, `evaluated` the step of the last
+    evaluation before `start`, `sizes` what `make_stages` takes.
     """
 
     batch_size: int
@@ -38,14 +47,12 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        """Stages of the whole training, each with images of one size."""
+        """Stages of the whole training run, each with images of one size."""
         return make_stages(self.sizes, self.stop)
 
-    def left(self, step: int) -> float:
-        """What is left to do after `step` steps, in steps of the size of the step before."""
-        stages = self.stages
-        now = next((stage.size for stage in stages if step <= stage.stop), self.sizes[-1])
-        return sum(max(0, stop - max(start, step)) * relative_computing(size, now) for size, start, stop in stages)
+    def size_at(self, step: int) -> int:
+        """Size of the images of the step number `step`, from 1; 0 after the last one."""
+        return next((stage.size for stage in self.stages if step <= stage.stop), 0)
 
     @property
     def global_batch(self) -> int:
@@ -54,7 +61,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Steps that this run does."""
+        """Steps from `start` on."""
         return self.stop - self.start
 
     @property
@@ -72,79 +79,108 @@ class Plan:
         return epoch * self.steps_per_epoch + images // self.global_batch
 
 
-def make_plan(
-    records: int,
-    batch_size: int,
-    world: int,
-    max_epochs: int,
-    max_train_steps: int = 0,
-    source: str = 'the data set',
-    sizes: tuple[int, ...] = (299,),
-) -> Plan:
-    """The `Plan` of a new training on the `records` records of `source`; `max_train_steps` 0: the steps of `max_epochs`.
-
-    InputError if the records do not fill one batch on every device.
-    """
+def make_plan(records: int, settings: Settings, world: int) -> Plan:
+    """The `Plan` of a new training run on `records` records. InputError if they do not fill one batch on every device."""
+    batch_size = settings.batch_size or default_batch_size(world)
     steps_per_epoch = records // (batch_size * world)
     if not steps_per_epoch:
-        raise InputError(f'batch_size {batch_size} on {world} device(s) needs as many records; {source} has {records}')
-    return Plan(batch_size, world, steps_per_epoch, max_train_steps or max_epochs * steps_per_epoch, sizes=sizes)
+        where = f'{settings.data_dir} has {records}'
+        raise InputError(f'batch_size {batch_size} on {world} device(s) needs as many records; {where}')
+    stop = settings.max_train_steps or settings.max_epochs * steps_per_epoch
+    return Plan(batch_size, world, steps_per_epoch, stop, sizes=stage_sizes(settings))
+
+
+def default_batch_size(world: int) -> int:
+    """Images per device and step of the original recipe: 128 on one device, 64 on each of several."""
+    return 128 if world == 1 else 64
+
+
+def stage_sizes(settings: Settings) -> tuple[int, ...]:
+    """Sizes of the stages of a training run: `image_sizes`, or `image_size` throughout. InputError if another option takes
+    images of one size only."""
+    sizes, size = settings.image_sizes, settings.image_size
+    others = [other for other in sizes if other != size]
+    if others and settings.cache_features:
+        raise InputError(f'cache_features needs images of one size; leave image_sizes {sizes} empty')
+    unfit = [other for other in others if grids(other)[5] != grids(size)[5]]
+    if unfit and settings.aux_logits:
+        raise InputError(
+            f'image_sizes {sizes}: the auxiliary classifier takes images of image_size {size}, not {unfit[0]}; '
+            'use --aux_logits false'
+        )
+    return tuple(sizes or [size])
+
+
+def make_stages(sizes: tuple[int, ...], steps: int) -> list[Stage]:
+    """The stages of a training run of `steps` steps: an equal part for each of `sizes`; equal neighbours are one stage."""
+    stages, ends = [], [steps * i // len(sizes) for i in range(len(sizes) + 1)]
+    for size, start, stop in zip(sizes, ends, ends[1:]):
+        if stages and stages[-1].size == size:
+            stages[-1] = stages[-1]._replace(stop=stop)
+        elif start < stop:
+            stages.append(Stage(size, start, stop))
+    return stages
+
+
+def grids(size: int) -> list[int]:
+    """Rows of the grids that images of `size` x `size` pixels go through in the network, see STRIDES."""
+    return [size := (size - 3) // stride + 1 for stride in STRIDES]
 
 
 def batch_norm_decay(steps: int) -> float:
-    """What `bn_decay` auto stands for in a training of `steps` steps: the original's 0.9997, and less below 66,667 steps.
+    """What `bn_decay` auto stands for in a training run of `steps` steps: the original's 0.9997, less below 66,667.
 
-    The moving averages then look back over a twentieth of the training, but over 5 steps at least. With 0.9997 those of a
-    short training would stay behind its weights, and every evaluation would be wrong.
+    The moving averages then look back over a twentieth of the steps, but over 5 at least. With 0.9997 those of a short
+    training run would stay behind its weights, and every evaluation would be wrong.
     """
     return round(min(0.9997, max(0.8, 1 - 20 / steps)) * DECAY_UNITS) / DECAY_UNITS
 
 
-def learning_rates(
-    schedule: str,
-    *,
-    steps: int,
-    steps_per_epoch: int,
-    lr: float,
-    T_max: int = 100,
-    eta_min: float = 0.0,
-    lr_decay_rate: float = 0.94,
-    lr_decay_epochs: float = 2.0,
-    warmup_epochs: float = 0.0,
-) -> np.ndarray:
+def learning_rates(settings: Settings, steps: int, steps_per_epoch: int) -> np.ndarray:
     """Learning rate of every step, float32 (steps,).
 
-    `cosine`: `eta_min + (lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2`, stepped once per epoch, the original's
-    recipe; after T_max epochs it stays at `eta_min` instead of rising again. `exponential`: times `lr_decay_rate` every
-    `lr_decay_epochs` epochs (paper, section 4: 0.94 every two). `constant`: `lr`. During the first `warmup_epochs` the
-    rate of each step is multiplied by the share of the warm-up that is done, step by step.
+    `cosine`: `lr * (1 + cos(pi * epoch / T_max)) / 2`, stepped once per epoch, the original's recipe; after T_max epochs it
+    stays at 0 instead of rising again. `exponential`: times 0.94 every two epochs (paper, section 4). `constant`: `lr`.
+    During the first `warmup_epochs` the rate of each step is multiplied by the share of the warm-up that is done.
     """
     step = np.arange(steps)
     epoch = step // steps_per_epoch
-    if schedule == 'cosine':
-        rates = eta_min + (lr - eta_min) * (1 + np.cos(np.pi * np.minimum(epoch, T_max) / T_max)) / 2
-    elif schedule == 'exponential':
-        rates = lr * lr_decay_rate ** (epoch // lr_decay_epochs)
-    elif schedule == 'constant':
-        rates = np.full(steps, lr)
+    if settings.lr_schedule == 'cosine':
+        factors = (1 + np.cos(np.pi * np.minimum(epoch, settings.T_max) / settings.T_max)) / 2
     else:
-        raise InputError(f'lr_schedule {schedule}: use cosine, exponential or constant')
-    warmup_steps = warmup_epochs * steps_per_epoch
-    return (rates * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
+        factors = 0.94 ** (epoch // 2.0) if settings.lr_schedule == 'exponential' else np.ones(steps)
+    warmup_steps = settings.warmup_epochs * steps_per_epoch
+    return (settings.lr * factors * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
 
 
-def rates_of(plan: Plan, options: dict) -> np.ndarray:
-    """Learning rate of every step of `plan` by the options of its schedule, float32 (steps,)."""
-    return learning_rates(
-        options['lr_schedule'],
-        steps=plan.stop,
-        steps_per_epoch=plan.steps_per_epoch,
-        lr=scaled_rate(options['lr'], options['lr_scaling'], plan.global_batch),
-        **{name: options[name] for name in RATE_OPTIONS},
-    )
+def require_memory(settings: Settings, weights: int, ranks: int, free: float | None = None) -> None:
+    """InputError, naming a batch that fits, if `ranks` processes on the CPU, each with a network of `weights` weights, need
+    more than the `free` bytes, by default those of this machine or container: the kernel would kill one without a word."""
+    free = free_bytes() if free is None else free
+    size, need = max(settings.image_sizes or [settings.image_size]), ranks * estimate_bytes(settings, weights)
+    if need > free:
+        none, one = (estimate_bytes(settings.but(batch_size=batch_size), weights) for batch_size in (0, 1))
+        fits = int((free / ranks - none) / (one - none))
+        remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
+        raise InputError(
+            f'batch_size {settings.batch_size} at image_size {size} needs about {need / 1e9:.1f} GB for {ranks} '
+            f'rank(s) on this machine, {free / 1e9:.1f} GB are free; {remedy}'
+        )
 
 
-def scaled_rate(lr: float, lr_scaling: str, global_batch: int) -> float:
-    """`lr` for steps of `global_batch` images: itself (`none`, the original's rule) or in proportion (`linear`, Goyal et
-    al. 2017, https://arxiv.org/abs/1706.02677, to be used with warm-up)."""
-    return lr * global_batch / REFERENCE_BATCH if lr_scaling == 'linear' else lr
+def estimate_bytes(settings: Settings, weights: int) -> float:
+    """Peak memory of a training process on the CPU."""
+    per_weight, workspace, per_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
+    area = (max(settings.image_sizes or [settings.image_size]) / 299) ** 2
+    return BASE_BYTES + per_weight * weights + (workspace + per_image * settings.batch_size) * area
+
+
+def free_bytes() -> float:
+    """Bytes of memory that this machine, or the container around this process, has left."""
+    meminfo, group = Path('/proc/meminfo').read_text(), Path('/sys/fs/cgroup')
+    found = [1024 * int(line.split()[1]) for line in meminfo.splitlines() if line.startswith('MemAvailable')]
+    try:  # control group, version 2
+        found.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
+    except (OSError, ValueError):  # another version, or no limit
+        pass
+    return min(found)

@@ -15,6 +15,7 @@ from src.inceptionv4 import cross_entropy
 from src.weights import checkpoint
 
 FIXED_LOSS_SCALE = 1024.0
+AUX_LOSS_WEIGHT = 0.4  # factor of the auxiliary classifier's loss
 _RESHAPE, _DOT, _SUM = ops.Reshape(), ops.BatchMatMul(transpose_b=True), ops.ReduceSum(keep_dims=True)
 _HALF_SQUARE_SUM, _MAP = ops.L2Loss(), ops.HyperMap()
 
@@ -36,31 +37,24 @@ class NetworkWithLoss(nn.Cell):
     Args:
         network (nn.Cell): images and dropout mask -> logits, or (logits, auxiliary logits).
         label_smoothing (float): see `cross_entropy`.
-        aux_loss_weight (float): factor of the auxiliary classifier's loss; None for a network without one.
-        augment_dtype: type in which `Augment` computes; with None the images are what the network takes, float32
-            (N, 3, H, W), and the draws are not used.
+        aux_logits (bool): whether the network has the auxiliary classifier.
+        augment_dtype: type in which `Augment` computes. Where `augment` is None, images are features (frozen_features.py).
     """
 
     def __init__(
-        self,
-        network: nn.Cell,
-        label_smoothing: float = 0.0,
-        aux_loss_weight: float | None = None,
-        augment_dtype: ms.Type | None = ms.float32,
+        self, network: nn.Cell, label_smoothing: float = 0.0, aux_logits: bool = False, augment_dtype: ms.Type = ms.float32
     ):
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
-        self.augment = Augment(augment_dtype) if augment_dtype else None
-        self.network = network
-        self.smoothing = label_smoothing
-        self.aux_loss_weight = aux_loss_weight
+        self.network, self.augment = network, Augment(augment_dtype)
+        self.smoothing, self.aux_logits = label_smoothing, aux_logits
 
     def construct(self, image, draws, dropout_mask, label):
         x = image if self.augment is None else self.augment(image, draws)
         logits = self.network(x, dropout_mask)
-        if self.aux_loss_weight is None:
+        if not self.aux_logits:
             return cross_entropy(logits, label, self.smoothing).mean()
         loss, aux_loss = cross_entropy(logits[0], label, self.smoothing), cross_entropy(logits[1], label, self.smoothing)
-        return (loss + self.aux_loss_weight * aux_loss).mean()
+        return (loss + AUX_LOSS_WEIGHT * aux_loss).mean()
 
 
 class TrainStep(nn.TrainOneStepWithLossScaleCell):

@@ -85,7 +85,7 @@ def test_copied_without_file_times(records, log, capsys):
     assert 'by the times' not in call(train.main, complete, capsys)[1]
     os.utime(last, (1, 1))
     status, text = call(train.main, complete, capsys)
-    assert status == 0 and f'{last}: goes on after step 10' in text, text
+    assert status == 0 and f'{last}: resuming from step 10' in text, text
     assert re.search(rf'warning: by the times .*1_5.ckpt is newer .* {last} is taken', text), text
     named = log / 'inceptionv4-0_3.ckpt'  # what is recorded counts, not the name
     last.rename(named)
@@ -108,7 +108,7 @@ def test_going_back_and_on_again(records, log, capsys):
         'inceptionv4-1_9.ckpt',
         'inceptionv4-2_10.ckpt.1',
     }
-    assert 'goes on after step 9' in call(train.main, options(records, log, '--resume', 'auto'), capsys)[1]
+    assert 'resuming from step 9' in call(train.main, options(records, log, '--resume', 'auto'), capsys)[1]
 
 
 # The best.
@@ -193,7 +193,7 @@ def test_dangling_links(records, log, capsys):
     """A link to a checkpoint that is not there (a disk that is not mounted) is passed over, or named."""
     (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
     status, text = call(train.main, options(records, log, '--resume', 'auto'), capsys)
-    assert status == 0 and re.search('warning: passed over: .*9_99.ckpt', text) and 'after step 10' in text, text
+    assert status == 0 and re.search('warning: skipped: .*9_99.ckpt', text) and 'from step 10' in text, text
     status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
     assert status == 0 and re.search('warning: skipped: .*9_99.ckpt', text), text
     for path in log.glob('*.ckpt'):
@@ -263,7 +263,7 @@ def test_renamed_directory(records, tmp_path):
     assert (moved / 'inceptionv4-2_10.ckpt').exists() and (moved / 'training.html').exists()
     assert step_of(moved / checkpoint.BEST) in evaluations(moved)
     text = (moved / 'inception_v4.log').read_text()
-    assert f'{log} was renamed, and all goes to {moved}; go on with --log_dir {moved} --resume auto' in text
+    assert f'{log} was renamed, and all goes to {moved}; resume with --log_dir {moved} --resume auto' in text
     assert f'checkpoints in {moved}' in text
 
 

@@ -147,7 +147,7 @@ def test_help_of_the_demo_is_its_own(tmp_path):
     environ = {**os.environ, 'PYTHON': sys.executable}
     done = subprocess.run(['sh', ROOT / 'scripts/run_demo.sh', '--help'], cwd=tmp_path, env=environ, **TEXT)
     assert done.returncode == 0 and done.stdout.startswith('usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N]')
-    assert '--rmsprop_decay' not in done.stdout and done.stderr == ''
+    assert '--rmsprop_epsilon' not in done.stdout and done.stderr == ''
 
 
 TEXT = {'capture_output': True, 'text': True}

@@ -151,7 +151,7 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
     time.sleep(0.5)
     one.process.terminate()
     log = ended(one, 143, 'SIGTERM')
-    assert 'SIGTERM: stops after this step and saves; ' in log
+    assert 'SIGTERM: saving after this step; ' in log
 
     one = start()
     os.write(one.terminal, b'\3')  # Ctrl-C
@@ -216,7 +216,7 @@ def test_evaluation_that_was_cut_short_is_made_up(tmp_path, running, monkeypatch
     assert first.end() == 143 and evaluated() == [] and not (directory / checkpoint.BEST).exists()
 
     out = resumed('--max_train_steps', '2')
-    assert 'nothing is left to train' in out and evaluated() == [2] and 'trained' not in out
+    assert 'training is complete' in out and evaluated() == [2] and 'trained' not in out
     assert checkpoint.load(directory / checkpoint.BEST)[1]['step'] == 2 and (directory / 'training.html').exists()
     assert list(tmp_path.glob('**/report/index.html'))
     assert 'top1' not in resumed('--max_train_steps', '2') and evaluated() == [2]

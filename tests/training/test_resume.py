@@ -20,10 +20,11 @@ import pytest
 
 import train
 from src import files
-from src.data import demo_images, mindrecord, tfrecord
+from src.data import demo_images
 from src.data.records import fingerprint, open_records
 from src.errors import InputError
 from src.options import load_settings
+from src.runtime import Run
 from src.training import metrics, resume
 from src.training.plan import make_plan
 from src.weights import checkpoint
@@ -32,24 +33,8 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 9  # of 5 an epoch, so a training goes through the end of one
-RECIPE = [
-    '--lr',
-    '0.001',
-    '--lr_head',
-    '0.002',
-    '--max_train_steps',
-    str(STEPS),
-    '--save_checkpoint_steps',
-    '2',
-    '--display_every',
-    '1',
-    '--ema_decay',
-    '0.9',
-    '--loss_scale',
-    'dynamic',
-    '--device_target',
-    'CPU',
-]
+RECIPE = f'--lr 0.001 --max_train_steps {STEPS} --save_checkpoint_steps 2 --display_every 1'.split()
+RECIPE += '--ema_decay 0.9 --loss_scale dynamic --device_target CPU'.split()
 SIZES = ['--image_sizes', '75,83,83']  # stages of 3 and 6 steps
 
 
@@ -159,11 +144,11 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     asked = time.monotonic()
     assert stopped.end() == 143, stopped.text[-3000:]
     assert time.monotonic() - asked < 30 and 'Traceback' not in stopped.text
-    assert re.search(r'^warning: passed over: .*inceptionv4-0_4.ckpt: .*its checksum does not fit', stopped.text, re.M)
-    assert f'goes on after step 2, 8 images into epoch 1, here step 2 of {STEPS}' in stopped.text
+    assert re.search(r'^warning: skipped: .*inceptionv4-0_4.ckpt: .*its checksum does not fit', stopped.text, re.M)
+    assert f'resuming from step 2, 8 images into epoch 1; this run: step 2 of {STEPS}' in stopped.text
     [step] = re.findall(
         rf'^SIGTERM: stopped after step (\d+) of {STEPS}; checkpoints in results/1p/0/ckpt, '
-        'go on with --resume auto$',
+        'resume with --resume auto$',
         stopped.text,
         re.M,
     )
@@ -229,7 +214,7 @@ def test_stalled_disk_then_a_killed_worker(data, tmp_path):
     assert killed.wait_for(lambda: steps_logged(killed.text)), killed.text[-3000:]
     worker = min(processes.children(killed.process.pid))
     os.kill(worker, signal.SIGKILL)
-    ended(killed, 137, rf'^a data worker \(pid {worker}\) was killed, .*: stopped after step (\d+) of 24; checkpoints in ')
+    ended(killed, 137, rf'^a data worker \(pid {worker}\) was killed .*: stopped after step (\d+) of 24; checkpoints in ')
 
     away = Training(records, tmp_path, *options)
     assert away.wait_for(lambda: steps_logged(away.text)), away.text[-3000:]
@@ -263,32 +248,10 @@ def test_two_ranks_stop_at_the_same_step(data, tmp_path):
     )
     assert resumed.end() == 0, resumed.text[-3000:]
     assert re.search(
-        rf'goes on after step {step}, \d+ images into epoch {step // 5 + 1}, here step {step} of {step + 1} on '
+        rf'resuming from step {step}, \d+ images into epoch {step // 5 + 1}; this run: step {step} of {step + 1} on '
         '1 d',
         resumed.text,
     ), resumed.text
-
-
-@pytest.mark.compiles
-@pytest.mark.slow
-def test_two_ranks_go_through_stages(data, tmp_path):
-    """And resumed in a stage and between two they end with the same weights."""
-    options = [*SIZES, '--batch_size', '2', '--save_checkpoint_steps', '1', '--keep_checkpoint_max', '20']
-    launch = {'script': 'src/cluster/launch.py', 'arguments': ['2', str(ROOT / 'train.py')]}
-    results = []
-    for start in (None, 2, 3):
-        folder = tmp_path / str(start)
-        folder.mkdir()
-        if start:
-            options += ['--resume', str(results[0].parent / f'inceptionv4-{start // 5}_{start}.ckpt')]
-        training = Training(data, folder, *options, **launch)
-        assert training.end(500) == 0, training.text[-3000:]
-        results.append(folder / f'results/2p/0/ckpt/inceptionv4-1_{STEPS}.ckpt')
-        for rank in (0, 1):
-            stages = re.findall(r'^stage (\d) of 2', (folder / f'results/2p/{rank}/train.log').read_text(), re.M)
-            assert stages == (['2'] if start and start >= 3 else ['1', '2'])
-    for result in results[1:]:
-        assert_same(result, results[0])
 
 
 @pytest.mark.compiles
@@ -314,7 +277,7 @@ def test_two_ranks_go_on_by_themselves(data, tmp_path):
         training.text,
         re.M,
     )
-    assert re.search(r'goes on after step (2|4),', training.text) and not training.leftovers()
+    assert re.search(r'resuming from step (2|4),', training.text) and not training.leftovers()
     name = f'results/2p/0/ckpt/inceptionv4-1_{STEPS}.ckpt'
     assert_same(tmp_path / 'killed' / name, tmp_path / 'reference' / name)
 
@@ -349,6 +312,12 @@ def refused(capsys, options):
     return error
 
 
+def found(old, directory=None, log=print, **options):
+    """`resume.find` in the directory of `old` or another one."""
+    settings = load_settings([*old.options, '--rank_size', '2', '--resume_override', 'true']).but(**options)
+    return resume.find(settings, Run(directory=directory or old.path.parent, log=log), fingerprint(old.records))
+
+
 def content(directory):
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != files.LOCK}
 
@@ -358,12 +327,12 @@ def content(directory):
     [
         (
             [],
-            r'ckpt holds the checkpoints of a training \(inceptionv4-best.ckpt, inceptionv4-1_3.ckpt\); go on with it by '
+            r'ckpt holds the checkpoints of a training run \(inceptionv4-best.ckpt, inceptionv4-1_3.ckpt\); continue it by '
             '--resume auto, choose another --log_dir, or replace it by --overwrite true',
         ),
-        (['--resume', 'elsewhere/inceptionv4-1_3.ckpt'], 'ckpt holds the checkpoints of a training'),
-        (['--resume', 'auto', '--overwrite', 'true'], 'resume auto goes on .*, overwrite true replaces it: give one'),
-        (['--resume', 'results/1p/0/ckpt/inceptionv4-1_3.ckpt', '--overwrite', 'true'], 'overwrite true replaces it'),
+        (['--resume', 'elsewhere/inceptionv4-1_3.ckpt'], 'ckpt holds the checkpoints of a training run'),
+        (['--resume', 'auto', '--overwrite', 'true'], '--resume auto and --overwrite contradict each other .*; pass one'),
+        (['--resume', 'results/1p/0/ckpt/inceptionv4-1_3.ckpt', '--overwrite', 'true'], 'contradict each other'),
     ],
 )
 def test_no_training_over_another_one(old, capsys, options, message):
@@ -381,20 +350,18 @@ def test_no_training_over_another_one(old, capsys, options, message):
 def test_best_checkpoint_alone_is_not_written_over(old, capsys):
     """And `--resume auto` goes on from it, if no numbered one is whole."""
     best = old.path.rename(old.path.with_name(checkpoint.BEST))
-    assert 'ckpt holds the checkpoints of a training (inceptionv4-best.ckpt); go on' in refused(capsys, old.options)
+    assert 'ckpt holds the checkpoints of a training run (inceptionv4-best.ckpt); continue' in refused(capsys, old.options)
     old.path.write_bytes(b'damaged')
-    assert resume.find('auto', best.parent, print)[0] == best
+    assert found(old, resume='auto').path == best
 
 
 def test_replaced_training_stays_until_the_first_new_checkpoint(old):
     directory = old.path.parent
-    record = directory / 'inceptionv4-best.json'
-    record.write_text('{}')
     for name in ('inception_v4.log', 'metrics.jsonl'):
         (directory / name).write_text('step: 3\n')
-    claim = resume.claim(directory, '', True, 'inception_v4.log')
+    claim = resume.claim(load_settings([]).but(overwrite=True), Run(directory=directory))
     claim.lock.close()
-    assert claim.replaced == [old.path, record] and old.path.exists()
+    assert claim.replaced == [old.path] and old.path.exists()
     for name in ('inception_v4.log.1', 'metrics.jsonl.1'):
         assert (directory / name).read_text() == 'step: 3\n'
     assert not (directory / 'metrics.jsonl').exists()
@@ -427,7 +394,7 @@ def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
     assert training.end() == 2, training.text[-3000:]
     errors = [re.findall('^error: .*', (tmp_path / f'results/2p/{rank}/train.log').read_text(), re.M) for rank in (0, 1)]
     assert len(errors[0]) == 1 and errors[0][0].startswith('error: results/2p/0/ckpt holds the checkpoints ')
-    assert errors[1] == ['error: rank 0 cannot start; its log says why']
+    assert errors[1] == ['error: rank 0 cannot start (see its log)']
     assert 'rank 0 failed first' in training.text and not training.leftovers()
 
 
@@ -436,9 +403,9 @@ def test_all_ranks_end_where_the_first_may_not_start(old, data, tmp_path):
     [
         (
             ['--lr', '0.5'],
-            r'this training was another one \(lr 0.001 -> 0.5\); give the old values, .* --resume_override true',
+            r'does not match this configuration \(lr 0.001 -> 0.5\); use the old values, .* --resume_override true',
         ),
-        (['--num_classes', 'auto', '--lr', '0.5'], r'another one \(lr 0.001 -> 0.5\)'),
+        (['--num_classes', 'auto', '--lr', '0.5'], r'configuration \(lr 0.001 -> 0.5\)'),
         (['--bn_decay', '0.5', '--seed', '7'], r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
         (['--max_train_steps', '8'], r'\(max_train_steps 9 -> 8\)'),
         (['--image_sizes', '75,83'], r'\(image_sizes \[\] -> \[75, 83\]\)'),
@@ -454,11 +421,11 @@ def test_another_training_is_refused(old, capsys, change, message):
     [
         (
             {'max_epochs': 4, 'T_max': 4},
-            'max_epochs 2 -> 4, T_max 2 -> 4: the learning rate is 0.05000 now, where it would have been 0.00000',
+            'max_epochs 2 -> 4, T_max 2 -> 4: the learning rate is 0.05000 now; it would have been 0.00000',
         ),
         (
             {'max_epochs': 4},
-            'max_epochs 2 -> 4, T_max stays 2: the learning rate is 0.00000 now and eta_min 0 after epoch 2; give '
+            'max_epochs 2 -> 4, T_max stays 2: the learning rate is 0.00000 now and 0 after epoch 2; use '
             '--T_max 4 too for a cosine over all of it',
         ),
         ({'max_epochs': 1}, None),
@@ -468,55 +435,24 @@ def test_another_training_is_refused(old, capsys, change, message):
     ],
 )
 def test_more_epochs_are_the_same_training(change, line):
-    before = {**load_settings(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])}
-    info, lines = {'config': before, 'epoch': 2, 'data': 'x'}, []
+    before = load_settings(['--lr', '0.1', '--max_epochs', '2', '--T_max', '2', '--batch_size', '8'])
+    info, lines = {'config': dict(before), 'epoch': 2, 'data': 'x'}, []
     if line:
-        resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
+        resume.require_same_training('old.ckpt', info, before.but(**change), 'x', lines.append)
         assert lines == [line]
     else:
-        with pytest.raises(InputError, match='this training was another one'):
-            resume.check('old.ckpt', info, {**before, **change}, 'x', False, lines.append)
-
-
-def test_more_epochs_move_the_stages():
-    before = {**load_settings(['--max_epochs', '2', '--batch_size', '8', '--image_sizes', '160,299'])}
-    lines = []
-    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
-    assert lines[0].startswith('max_epochs 2 -> 9, over all of which image_sizes spread: the learning rate goes on from ')
+        with pytest.raises(InputError, match='does not match this configuration'):
+            resume.require_same_training('old.ckpt', info, before.but(**change), 'x', lines.append)
 
 
 @pytest.mark.parametrize('schedule, rate', [('exponential', 0.094), ('constant', 0.1), ('cosine', 0.09990)])
 def test_more_epochs_of_schedules_that_go_on(schedule, rate):
     """A cosine over the default 100 epochs is one of them."""
-    before = {**load_settings(['--lr', '0.1', '--max_epochs', '2', '--batch_size', '8', '--lr_schedule', schedule])}
-    lines = []
-    resume.check('old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 9}, 'x', False, lines.append)
-    assert lines == [f'max_epochs 2 -> 9: the learning rate goes on from {rate:.5f} as its schedule says']
-
-
-def test_rate_of_more_epochs_is_the_one_that_is_trained_with():
-    """`lr_scaling` is for `lr`; eta_min stays as it is."""
-    before = load_settings(
-        [
-            '--lr',
-            '0.1',
-            '--eta_min',
-            '0.01',
-            '--lr_scaling',
-            'linear',
-            '--max_epochs',
-            '2',
-            '--T_max',
-            '2',
-            '--batch_size',
-            '256',
-        ]
-    )
-    lines = []
-    resume.check(
-        'old.ckpt', {'config': before, 'epoch': 2}, {**before, 'max_epochs': 4, 'T_max': 4}, 'x', False, lines.append
-    )
-    assert lines[0].endswith('T_max 2 -> 4: the learning rate is 0.10500 now, where it would have been 0.01000')
+    before = load_settings(['--lr', '0.1', '--max_epochs', '2', '--batch_size', '8', '--lr_schedule', schedule])
+    lines, after = [], before.but(max_epochs=9, image_sizes=[160, 299])
+    resume.require_same_training('old.ckpt', {'config': {**after, 'max_epochs': 2}, 'epoch': 2}, after, 'x', lines.append)
+    spread = ', over all of which image_sizes spread'
+    assert lines == [f'max_epochs 2 -> 9{spread}: the learning rate continues from {rate:.5f} as its schedule says']
 
 
 @pytest.mark.parametrize('recorded, found', [({'bn_decay': 0.848484848}, 0.848484848), ({}, 0.988888889), (None, 0.8)])
@@ -528,62 +464,28 @@ def test_decay_of_batch_norm_stays_when_a_training_becomes_longer(recorded, foun
         info = {'step': 4, 'epoch': 2, 'position': 0, 'config': {**before, **recorded}, 'data': 'x'}
         checkpoint.write(tmp_path / 'inceptionv4-2_4.ckpt', {}, info)
         config = config.but(max_epochs=900, T_max=900)
-    run, lines = SimpleNamespace(rank=0, world=1), []
-    plan = make_plan(16, 8, 1, config.max_epochs)
-    *_, after = resume.find_start(run, 'auto', tmp_path, config, 'x', False, plan, lines.append)
+    lines = []
+    run, config = Run(directory=tmp_path, checkpoints=tmp_path, log=lines.append), config.but(resume='auto')
+    _, _, after, _ = resume.find_start(config, run, make_plan(16, config, 1), 'x')
     assert after == {**config, 'bn_decay': found} and lines[-1] == f'bn_decay {found:g} (auto)'
 
 
 def test_other_records_are_refused(old):
     info = checkpoint.load(old.path)[1]
+    settings = load_settings([]).but(**info['config'])
     with pytest.raises(InputError, match=r'records 20 with label checksum \w{8} and file checksum \w{8} -> 21 with'):
-        resume.check(old.path, info, info['config'], '21 with label checksum 0', False, print)
-    lines = []
-    resume.check(old.path, info, {**info['config'], 'lr': 1.0}, '21 with', True, lines.append)
+        resume.require_same_training(old.path, info, settings, '21 with label checksum 0')
+    lines, override = [], settings.but(lr=1.0, resume_override=True)
+    resume.require_same_training(old.path, info, override, '21 with', lines.append)
     assert [line.split(':')[0] for line in lines] == ['resume_override'] * 2
-
-
-def test_checkpoints_from_before_file_checksums_go_on(old):
-    info = checkpoint.load(old.path)[1]
+    # Earlier checkpoints have no checksum of the files.
     earlier = {**info, 'data': info['data'].partition(' and ')[0]}
-    assert re.fullmatch(r'20 with label checksum \w{8}', earlier['data'])
-    resume.check(old.path, earlier, info['config'], info['data'], False, print)
-    with pytest.raises(InputError, match='records 20 with'):
-        resume.check(
-            old.path, earlier, info['config'], fingerprint(open_records(old.options[1], 'validation')), False, print
+    resume.require_same_training(old.path, earlier, settings, info['data'])
+    # Earlier versions had options that are gone; another value than that of today is a difference.
+    with pytest.raises(InputError, match=r'\(lr_head 0.002 -> 0.0\)'):
+        resume.require_same_training(
+            old.path, {**info, 'config': {**info['config'], 'lr_head': 0.002}}, settings, info['data']
         )
-
-
-@pytest.mark.parametrize('layout', ['folder', 'tfrecord', 'mindrecord'])
-def test_other_images_of_the_same_number_and_labels(layout, tmp_path):
-    """Other bytes (of the same length in TFRecords, which note checksums), and in folders other names."""
-    images = [bytes([k]) * (100 + 10 * k) for k in range(4)]
-    changed = [*images[:3], b'x' * (130 + 9 * (layout != 'tfrecord'))]
-
-    def of(name, images, renamed='2'):
-        path = tmp_path / name
-        path.mkdir()
-        examples = [(image, k // 2, f'{k}.jpg') for k, image in enumerate(images)]
-        if layout == 'tfrecord':
-            tfrecord.write_shards(path, 'train', examples, 2)
-        elif layout == 'mindrecord':
-            mindrecord.write_shard(str(path / 'train.mindrecord'), examples, [140] * 4)
-        for image, label, file in examples if layout == 'folder' else ():
-            (path / 'train' / str(label)).mkdir(parents=True, exist_ok=True)
-            (path / 'train' / str(label) / file.replace('2', renamed)).write_bytes(image)
-        return fingerprint(open_records(path, 'train'))
-
-    first = of('a', images)
-    assert first == of('copy', images) != of('changed', changed)
-    assert first.partition(' and ')[0] == of('again', changed).partition(' and ')[0]
-    assert layout != 'folder' or first != of('renamed', images, renamed='2b')
-
-
-@pytest.mark.parametrize('global_batch, step', [(8, 3), (4, 7), (2, 14), (5, 5)])
-def test_same_images_seen_with_other_ranks(old, global_batch, step):
-    """Into the second epoch by 8 images, however many steps that is."""
-    info = checkpoint.load(old.path)[1]
-    assert make_plan(20, global_batch, 1, 1).step_at(info['epoch'], info['position']) == step
 
 
 @pytest.mark.parametrize(
@@ -593,19 +495,19 @@ def test_same_images_seen_with_other_ranks(old, global_batch, step):
 def test_nothing_to_resume(old, tmp_path, option, error):
     checkpoint.write('weights.ckpt', {'logits.bias': np.zeros(3, np.float32)}, {})
     with pytest.raises(InputError, match=error):
-        resume.find(option, old.path.parent, print)
-    assert resume.find('', old.path.parent, print) is None
+        found(old, resume=option)
+    assert found(old) is None
     lines = []
-    assert resume.find('auto', tmp_path / 'new', lines.append) is None and 'a new training' in lines[0]
+    assert found(old, tmp_path / 'new', lines.append, resume='auto') is None and 'a new training run' in lines[0]
 
 
 def test_resume_auto_never_begins_anew_where_all_checkpoints_are_damaged(old):
     for name in ('inceptionv4-1_3.ckpt', 'inceptionv4-0_1.ckpt'):
         (old.path.parent / name).write_bytes(b'damaged')
     lines = []
-    with pytest.raises(InputError, match='resume auto: no checkpoint in .* is whole'):
-        resume.find('auto', old.path.parent, lines.append)
-    assert [line[:20] for line in lines] == ['warning: passed over'] * 2
+    with pytest.raises(InputError, match='resume auto: all checkpoints in .* are damaged; restore a copy'):
+        found(old, log=lines.append, resume='auto')
+    assert [line[:16] for line in lines] == ['warning: skipped'] * 2
 
 
 @pytest.mark.compiles
@@ -622,7 +524,7 @@ def test_full_disk(data, tmp_path):
         assert steps_logged(training.text) == list(range(1, STEPS + 1))
         assert re.search(
             r'^warning: checkpoint of step 4 not saved: No space left on device; it needs 2\d\d.\d MB, [\d.]+ '
-            'MB are free in results/1p/0/ckpt; training goes on and tries again$',
+            'MB are free in results/1p/0/ckpt; training continues and tries again$',
             training.text,
             re.M,
         )
@@ -660,7 +562,7 @@ def test_twenty_kills(data, tmp_path):
         training.process.kill()
         training.end()
         saving += bool(list(directory.glob('.inceptionv4-*')))
-        resumed |= set(re.findall(r'goes on after step (\d+)', training.text))
+        resumed |= set(re.findall(r'resuming from step (\d+)', training.text))
     last = Training(data, tmp_path, *options)
     assert last.end() == 0, last.text[-3000:]
     print(f'\n20 kills, {saving} of them in a save; went on from steps {sorted(map(int, resumed))}')

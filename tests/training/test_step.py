@@ -12,8 +12,8 @@ import train
 from src.errors import InputError
 from src.evaluation.evaluation import take_weights
 from src.inceptionv4 import InceptionV4
-from src.training.optimizer import make_optimizer
-from src.training.rmsprop import in_whole_vectors
+from src.options import load_settings
+from src.training.optimizer import create_optimizer, in_whole_vectors
 from src.training.step import NetworkWithLoss, TrainStep, l2_term, loss_scale_update, on_host, square_sum
 from src.weights import checkpoint
 from tests.conftest import SMALL
@@ -29,7 +29,8 @@ class Training:
         ms.set_context(mode=ms.GRAPH_MODE)
         ms.set_seed(1)
         network = InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
-        optimizer = make_optimizer('momentum', network, np.full(100, 0.001, np.float32), weight_decay=0.0, momentum=0.9)
+        settings = load_settings([]).but(optimizer='momentum', weight_decay=0.0)
+        optimizer = create_optimizer(network, settings, np.full(100, 0.001, np.float32))
         self.step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 'dynamic', CLIP, DECAY).set_train()
         self.parameters = self.step.parameters_dict()
         rng = np.random.default_rng(0)
@@ -178,29 +179,6 @@ class Parts(nn.Cell):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize('name, on_cpu', [('momentum', True), ('rmsprop', True), ('rmsprop', False)])
-def test_classifiers_have_a_rate_of_their_own(name, on_cpu):
-    """`lr_head` / `lr` times as much at every step, and nothing else changes: not the state, not the other layers."""
-    ms.set_context(mode=ms.GRAPH_MODE)
-    changes, states = [], []
-    for lr_head in (0.0, 0.2):
-        cell = Parts()
-        rates = np.float32([0.01, 0.05])
-        options = {'weight_decay': 0.0, 'momentum': 0.9, 'lr': 0.05, 'lr_head': lr_head, 'on_cpu': on_cpu}
-        optimizer = make_optimizer(name, cell, rates, **options)
-        assert optimizer.is_group_lr == bool(lr_head)
-        step = nn.TrainOneStepCell(cell, optimizer).set_train()
-        for _ in rates:
-            step(Tensor(np.linspace(-3, 3, 64, dtype=np.float32)))
-        changes.append([p.asnumpy() - 1 for p in cell.values])
-        states.append([p.name for p in optimizer.get_parameters() if p.name != 'learning_rate'])
-    (conv, bias, head, aux), (own_conv, own_bias, own_head, own_aux) = changes
-    assert conv.any() and np.array_equal(conv, own_conv) and np.array_equal(bias, own_bias)
-    assert np.allclose(own_head, 4 * head, rtol=1e-4, atol=1e-6) and np.allclose(own_aux, 4 * aux, rtol=1e-4, atol=1e-6)
-    assert states[0] == states[1]
-
-
-@pytest.mark.compiles
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_momentum_and_nesterov(nesterov):
     """As TensorFlow and PyTorch define them; MindSpore's CPU kernel ignores `use_nesterov`."""
@@ -210,9 +188,8 @@ def test_momentum_and_nesterov(nesterov):
     found = []
     for on_cpu in (True, False):
         cell = Parts()
-        optimizer = make_optimizer(
-            'momentum', cell, rates, weight_decay=0.0, momentum=0.9, use_nesterov=nesterov, on_cpu=on_cpu
-        )
+        settings = load_settings([]).but(optimizer='momentum', weight_decay=0.0, use_nesterov=nesterov)
+        optimizer = create_optimizer(cell, settings, rates, on_cpu)
         for gradient in gradients:
             optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
         found.append([[p.asnumpy() for p in state] for state in (cell.values, optimizer.moments)])
@@ -237,7 +214,8 @@ def test_selecting_equals_branching(name, nesterov):
     for drop_overflow_update in ('branch', 'select'):
         cell, rng = Parts(), np.random.default_rng(0)
         rates = np.linspace(0.1, 0.02, 6, dtype=np.float32)
-        optimizer = make_optimizer(name, cell, rates, weight_decay=0.0, momentum=0.9, use_nesterov=nesterov, on_cpu=True)
+        settings = load_settings([]).but(optimizer=name, weight_decay=0.0, use_nesterov=nesterov)
+        optimizer = create_optimizer(cell, settings, rates, on_cpu=True)
         step = TrainStep(cell, optimizer, 'dynamic', 5.0, DECAY, drop_overflow_update).set_train()
         outputs = [
             on_host(step(Tensor(rng.standard_normal(64).astype(np.float32) * np.float32(factor))))

@@ -17,7 +17,7 @@ from src.evaluation.evaluation import Evaluation
 from src.inceptionv4 import InceptionV4
 from src.options import Settings
 from src.runtime import Run
-from src.training.features import FeatureEvaluation, cached, frozen
+from src.training.frozen_features import FeatureEvaluation, cached, frozen
 from src.training.optimizer import freeze
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
@@ -34,7 +34,7 @@ def build():
     """The step of a network whose statistics have seen nothing, all but its classifier frozen."""
     ms.set_seed(3)
     network = InceptionV4(**NETWORK)
-    freeze(network, frozen(network, [], 2, False, 1, lambda line: None))
+    freeze(network, frozen(network, SETTINGS.but(cache_features=2), Run(log=lambda line: None)))
     optimizer = nn.Momentum(network.trainable_params(), 0.05, 0.9)
     return network, TrainStep(NetworkWithLoss(network, 0.1), optimizer, None, ema_decay=0.9)
 
@@ -43,7 +43,7 @@ def train(step, batches, network):
     """Losses of the steps of two epochs and the first of a third."""
     step.set_train()
     network.set_train(False)  # frozen parts are in inference mode
-    data = batches(start=0, stop=15, image_size=75).create_tuple_iterator(num_epochs=1)
+    data = batches(range(15), 75).create_tuple_iterator(num_epochs=1)
     return [float(step(*batch)[0].asnumpy()) for batch in data]
 
 
@@ -54,8 +54,7 @@ def test_cached_is_uncached(data, tmp_path):
     records, lines = open_records(str(data), 'train'), []
     run, training_set = Run(directory=tmp_path, log=lines.append), TrainingSet(records, 'records', 1, 10)
     network, step = build()
-    data_of = lambda start, stop, image_size: pipeline.training_dataset(records, 1, SETTINGS, range(start, stop), run)  # noqa: E731
-    losses = train(step, data_of, network)
+    losses = train(step, lambda steps, _: pipeline.training_dataset(records, 1, SETTINGS, steps, run), network)
     expected = {name: value.copy() for name, value in checkpoint.values(step).items()}
     for attempt in ('computed in', 'taken from features-'):
         network, step = build()
@@ -88,18 +87,19 @@ def test_cached_is_uncached(data, tmp_path):
 
 def test_what_features_cannot_replace():
     network, lines = InceptionV4(**NETWORK), []
-    assert frozen(network, ['mixed_5b'], 0, True, 8, lines.append) == ['mixed_5b'] and not lines
-    parts = frozen(network, [], 3, False, 1, lines.append)
+    run, cached_settings = Run(log=lines.append), SETTINGS.but(cache_features=3)
+    assert frozen(network, SETTINGS.but(freeze=['mixed_5b']), run._replace(world=8)) == ['mixed_5b'] and not lines
+    parts = frozen(network, cached_settings, run)
     freeze(network, parts)
     assert [p.name for p in network.trainable_params()] == ['logits.weight', 'logits.bias'] and len(lines) == 1
-    assert frozen(network, parts, 3, False, 1, lines.append) == parts and len(lines) == 1  # said by the user
-    for arguments, message in [
-        ((parts[1:], 3, False, 1), 'only the classifier, but freeze leaves conv2d_1a_3x3 to train; leave freeze empty'),
-        (([], 3, True, 1), 'give --aux_logits false'),
-        (([], 3, False, 2), 'rank_size is 2'),
+    assert frozen(network, cached_settings.but(freeze=parts), run) == parts and len(lines) == 1  # the user's choice
+    for options, world, message in [
+        ({'freeze': parts[1:]}, 1, 'only the classifier, but freeze leaves conv2d_1a_3x3 to train; leave freeze empty'),
+        ({'aux_logits': True}, 1, 'use --aux_logits false'),
+        ({}, 2, 'use --rank_size 1'),
     ]:
         with pytest.raises(InputError, match=message):
-            frozen(network, *arguments, lines.append)
+            frozen(network, cached_settings.but(**options), run._replace(world=world))
 
 
 @pytest.mark.compiles
@@ -121,7 +121,7 @@ def test_resume(data, tmp_path):
         path.unlink()
     kept.write_bytes(features[:-1000])
     resumed = run('--resume', 'auto')
-    assert resumed.returncode == 0 and 'goes on after step 20' in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and 'resuming from step 20' in resumed.stdout, resumed.stderr
     assert 'features of 2 x 60 images computed in' in resumed.stdout and kept.read_bytes() == features
     found, info = checkpoint.load(last)
     assert info['config']['cache_features'] == 2 and found.keys() == expected.keys() and len(found) > 200

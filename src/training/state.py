@@ -1,0 +1,71 @@
+"""Where a training run is, and whether and why it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from src.data.bad_records import BadRecords
+from src.errors import ElsewhereError, InputError, Interrupted
+from src.heartbeat import Heartbeat
+from src.runtime import Run
+from src.training.metrics import Metrics
+from src.training.plan import Plan
+from src.training.stopping import Signals
+
+
+class State:
+    """Where a training run is, and whether and why it stops.
+
+    `step` steps are done. `changing` is locked while a step changes the weights; `since` is when that began or ended
+    (time.monotonic()), `seconds` the duration of the last step or sink. `waiting` is since when a batch is waited for, or
+    None. With `stopping` all ranks end after this step: for `problem`, a signal, or because of another rank.
+    `directory` has the checkpoints; with `again` for options the training run can be resumed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        run: Run,
+        signals: Signals | None = None,
+        bad: BadRecords | None = None,
+        metrics: Metrics | None = None,
+    ):
+        self.plan, self.run, self.signals, self.metrics = plan, run, signals or Signals(), metrics or Metrics()
+        self.bad = bad or BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
+        self.step, self.stopping, self.problem = plan.start, False, ''
+        self.directory, self.again = run.checkpoints, '--resume auto'
+        self.changing, self.since, self.seconds, self.waiting = threading.Lock(), time.monotonic(), 0.0, None
+        self.heartbeat, self.bar = Heartbeat(), None
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the part of the present one."""
+        return self.step / self.plan.steps_per_epoch
+
+    @contextlib.contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
+        with self.heartbeat.during(name):
+            if self.bar is not None:
+                self.bar.set_description(name)
+            yield
+            if self.bar is not None:
+                self.bar.set_description()
+
+    def should_stop(self) -> bool:
+        """Whether this rank has a reason to stop. Also a heartbeat, for what takes longer than a step."""
+        self.heartbeat()
+        return bool(self.problem or self.signals.number)
+
+    def error(self) -> InputError:
+        """The error that ends a training run which stops before its last step."""
+        where = f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, '
+        where += f'resume with {self.again}'
+        if self.problem:
+            return InputError(f'{self.problem}; {where}')
+        if self.signals.number:
+            return Interrupted(f'{self.signals.name}: {where}', self.signals.number)
+        return ElsewhereError(f'another rank failed (see its log): {where}')

@@ -1,0 +1,281 @@
+"""After each step: lines, records, checkpoints, evaluations, and when a training run ends (no graph is compiled)."""
+
+import json
+import re
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from src import collective
+from src.cluster.watchdog import Watchdog
+from src.data.bad_records import BadRecords
+from src.data.records import open_records
+from src.errors import TrainingError
+from src.evaluation.evaluation import Result
+from src.heartbeat import FILE
+from src.training import monitor as module
+from src.training.metrics import Metrics
+from src.training.plan import Plan
+from src.weights import checkpoint
+from tests.training.steps import PLAN, Evaluation, Training, raising, signals
+
+GOOD = Result(50.0, 90.0, 1.5, 30)
+
+
+def names(directory):
+    return [path.name for path in checkpoint.by_age(directory)]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands unless it is moved."""
+    now = [0.0]
+    monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
+def evaluation(data):
+    return lambda *results: Evaluation(open_records(data, 'validation'), results)
+
+
+@pytest.mark.parametrize(
+    'sink, lines, saved',
+    [(1, [20, 40, 60, 80, 100], [60, 90, 100]), (25, [25, 50, 75, 100], [50, 75, 100]), (50, [50, 100], [50, 100])],
+)
+def test_schedule(sink, lines, saved, tmp_path):
+    """Lines and checkpoints at the first end of a sink after they are due, and after the last step."""
+    training = Training(tmp_path, options=['--save_checkpoint_steps', '30'])
+    training.step(100 // sink, steps=sink)
+    assert [int(line.split()[1]) for line in training.logged()] == lines
+    assert names(tmp_path) == [f'inceptionv4-{step // 10}_{step}.ckpt' for step in saved]
+    parameters, info = checkpoint.load(tmp_path / 'inceptionv4-10_100.ckpt')
+    assert np.array_equal(parameters['weight'], training.cell.weight.asnumpy())
+    assert {**info, 'format_version': 2} == {'format_version': 2, 'step': 100, 'epoch': 10, 'position': 0, 'config': {}}
+
+
+def test_line_and_record(tmp_path, clock):
+    """The original's line; the mean is over all steps since the last line; what compiles does not count."""
+    training = Training(tmp_path, options=['--display_every', '5', '--lr', '0.1'], metrics=Metrics(tmp_path / 'm'))
+    for loss in range(10):
+        clock[0] += 60 if not loss else 0.25  # seconds of waiting
+        training.monitor.on_train_step_begin(training)
+        clock[0] += 0.75
+        training.about.cur_step_num += 1
+        training.about.net_outputs = [Tensor(np.float32(value)) for value in (loss, 3.0, 1, 0, 1024)]
+        training.monitor.on_train_step_end(training)
+    assert training.lines[0].startswith('time to the first step, compilation included: 60.8 s')
+    total = 9 + 1e-5 / 2 * float((training.cell.weight.asnumpy() ** 2).sum())
+    assert training.logged()[1] == f'step: 10 epoch: 1.0 FPS: 8.0 loss: 9.000 total_loss: {total:.3f} lr:0.10000'
+    first, second = [one for one in map(json.loads, (tmp_path / 'm').read_text().splitlines()) if one['kind'] == 'step']
+    assert (second['step'], second['mean_loss'], second['gradient_norm'], second['overflows']) == (10, 7.0, 3.0, 1)
+    assert (second['data_wait'], second['images_per_second'], second['image_size']) == (0.25, 8.0, 75)
+    assert second['lr'] == pytest.approx(0.1) and set(first) == set(second)
+
+
+def test_two_parts(tmp_path):
+    """MindSpore counts from 0 again; no line is on images of two sizes, and the first step of each part compiles."""
+    training = Training(tmp_path, Plan(8, 1, 10, 100, sizes=(160, 160, 299)), ['--display_every', '40'])
+    training.step(66)
+    training.begin()
+    training.step(34)
+    assert [int(line.split()[1]) for line in training.logged()] == [40, 66, 100]
+    assert training.monitor.total[0] == 65 + 33 and len(training.logged('time to the first step')) == 2
+
+
+def test_diverged(tmp_path):
+    """The message names the step, the loss scale and the newest checkpoint; nothing is saved after it, by nobody."""
+    training = Training(tmp_path, options=['--save_checkpoint_steps', '5'])
+    training.step(14)
+    with pytest.raises(TrainingError) as stopped:
+        training.step(loss=float('nan'))
+    assert str(stopped.value).startswith(
+        f'loss is nan at step 15, loss scale 1024; newest good checkpoint: {tmp_path}/inceptionv4-1_10.ckpt; try a smaller'
+    )
+    assert stopped.value.exit_status == 3 and len(names(tmp_path)) == 2 and training.state.changing.locked()
+    with pytest.raises(TrainingError, match='gradients are not finite at step 2'):
+        again = Training(tmp_path / 'b')
+        again.step(norm=float('inf'), overflows=1, overflow_run=1)
+        again.step(norm=float('nan'), overflows=1)
+
+
+def test_overflows(tmp_path):
+    training = Training(tmp_path)
+    for overflows, run in [(0, 0)] * 10 + [(1, 1), (2, 2)] + [(2, 0)] * 18:
+        training.step(overflows=overflows, overflow_run=run)
+    assert '2 of these steps skipped because gradients overflowed, 2 in all; loss scale 1024' in training.lines
+    with pytest.raises(TrainingError, match='gradients overflowed in 50 consecutive steps at step 31, loss scale 1024'):
+        training.step(overflows=52, overflow_run=50)
+
+
+@pytest.mark.parametrize('per_epoch, allowed', [(4000, 4), (80, 1)])
+def test_bad_records(tmp_path, per_epoch, allowed):
+    """Workers are an epoch ahead with them, so an epoch is judged when it is trained; then all is saved."""
+    bad = BadRecords(per_epoch, epochs=10)
+    training = Training(tmp_path, bad=bad)
+    for epoch, count in ((0, allowed), (1, allowed + 1)):
+        for _ in range(count):
+            bad.add(epoch, 'first.jpg: away')
+    training.step(10)
+    assert training.logged('epoch') == [
+        f'epoch 1: {allowed} records of this rank cannot be read or decoded, others took their places; first of all: '
+        'first.jpg: away'
+    ]
+    assert not training.stopped
+    training.step()
+    error = training.state.error()
+    assert training.stopped and error.exit_status == 2 and names(tmp_path)[-1] == 'inceptionv4-1_11.ckpt'
+    assert re.match(rf'{allowed + 1} of the {per_epoch} records that this rank takes in epoch 2 cannot be', str(error))
+    assert str(error).endswith(f'stopped after step 11 of 100; checkpoints in {tmp_path}, resume with --resume auto')
+
+
+@pytest.mark.parametrize('others', [False, True])
+def test_all_ranks_stop_at_one_step(tmp_path, monkeypatch, evaluation, others):
+    """Whichever rank gets the signal: they ask each other after every step."""
+    monkeypatch.setattr(collective, 'any_rank', lambda flag: flag or others and training.state.step == 11)
+    monkeypatch.setattr(collective, 'gathered', lambda values, *_: np.tile(values, (2, 1)))
+    evaluated = evaluation(GOOD)
+    training = Training(tmp_path, Plan(8, 2, 10, 100), signals=signals(), evaluation=evaluated)
+    training.step(10)
+    assert training.state.signals.can_save and not training.stopped
+    if not others:
+        training.state.signals.number, training.state.signals.name = 15, 'SIGTERM'
+    training.step()
+    assert training.stopped and names(tmp_path)[-1] == 'inceptionv4-1_11.ckpt' and not evaluated.at
+    why = 'another rank failed (see its log)' if others else 'SIGTERM'
+    assert str(training.state.error()).startswith(f'{why}: stopped after step 11 of 100; ')
+    assert training.state.error().exit_status == (4 if others else 143)
+
+
+def test_wait_for_data(tmp_path, clock, monkeypatch):
+    """One line at the end of an epoch that waited much; the rank that the others wait for is named."""
+    ranks = np.array([[1.0, 0.01], [1.0, 0.02], [0.8, 0.25], [1.0, 0.01]])
+    monkeypatch.setattr(collective, 'gathered', lambda *_: ranks)
+    monkeypatch.setattr(collective, 'any_rank', bool)
+    training = Training(tmp_path, Plan(8, 4, 25, 100), metrics=Metrics(tmp_path / 'm'))
+    for _ in range(50):
+        clock[0] += 0.5
+        training.monitor.on_train_step_begin(training)
+        training.state.changing.release()
+        clock[0] += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(training.monitor, 'on_train_step_begin', lambda _: training.state.changing.acquire())
+            training.step()
+    found = [line for line in training.lines if 'waits for data' in line]
+    assert len(found) == 2 and re.match(
+        r'33% of the time waits for data; remedies: .*, faster storage for --data_dir', found[0]
+    )
+    assert training.logged('rank 2 is slower than the others: it begins its steps 0.235 s later than the median rank')
+    record = [one for one in map(json.loads, (tmp_path / 'm').read_text().splitlines()) if one['kind'] == 'ranks'][0]
+    assert record['step_seconds'] == [1.0, 1.0, 0.8, 1.0] and record['data_wait_seconds'][2] == 0.25
+
+
+def test_best_outlives_the_newest(tmp_path, evaluation):
+    """As it was before its evaluation; of two equals the first."""
+    accuracies = [10.0, 60.0, 50.0, 60.0, *[30.0] * 6]
+    evaluated = evaluation(*(Result(value, 90.0, 1.5, 30) for value in accuracies))
+    training = Training(tmp_path, options=['--epochs_between_evals', '1'], evaluation=evaluated)
+    for step in range(1, 100):
+        training.cell.weight.set_data(Tensor(np.full((2, 2), step, np.float32)))
+        training.step()
+    best, info = checkpoint.load(tmp_path / checkpoint.BEST)
+    assert info['step'] == 20 and (best['weight'] == 20).all() and info['evaluation']['top1'] == 60
+    assert names(tmp_path) == [f'inceptionv4-{epoch}_{epoch}0.ckpt' for epoch in (7, 8, 9)]
+    assert evaluated.at == [*range(10, 100, 10)] and sum('50.00   90.00' in line for line in training.lines) == 1
+
+
+def test_disk_full(tmp_path, monkeypatch):
+    """The checkpoint before stays, the line says what is needed, and the next step tries again when there is room."""
+    training = Training(tmp_path, cell=nn.Dense(512, 512))
+    training.step(10)
+    with raising(OSError(28, 'No space left on device'), checkpoint, 'write', monkeypatch):
+        monkeypatch.setattr(training.checkpoints, '_free', lambda: 1000)
+        training.step(15)
+        training.checkpoints.settle()
+    assert training.logged('warning')[0] == (
+        'warning: checkpoint of step 20 not saved: No space left on device; it needs 1.1 MB, 0.0 MB are '
+        f'free in {tmp_path}; training continues and tries again'
+    )
+    assert names(tmp_path) == ['inceptionv4-1_10.ckpt']
+    monkeypatch.setattr(training.checkpoints, '_free', lambda: 1e9)
+    training.step()
+    training.checkpoints.settle()
+    assert names(tmp_path) == ['inceptionv4-1_10.ckpt', 'inceptionv4-2_26.ckpt']
+    with raising(OSError(28, 'No space left on device'), checkpoint, 'write', monkeypatch):
+        with pytest.raises(TrainingError, match='checkpoint of step 100 not saved: .*; the checkpoints before it are whole'):
+            training.step(74)
+
+
+@pytest.mark.parametrize('slow', [False, True])
+def test_slow_save_does_not_hold_up_the_training(tmp_path, monkeypatch, slow):
+    """It holds what the weights were, though they change before it is written; the next save waits for it."""
+    gate, write = threading.Event(), checkpoint.write
+    training = Training(tmp_path)
+    training.checkpoints.seconds = 1e9 * slow  # of the last save; what is above 1 % of the time between two is slow
+
+    def slow_write(*arguments):
+        assert gate.wait(60) if slow else True
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, 'write', slow_write)
+    for step in range(1, 15):
+        training.cell.weight.set_data(Tensor(np.full((2, 2), step, np.float32)))
+        training.step()
+    assert names(tmp_path) == ['inceptionv4-1_10.ckpt'] * (not slow)
+    gate.set()
+    training.state.signals.number = 15
+    training.step()
+    for step, path in zip((10, 15), checkpoint.by_age(tmp_path), strict=True):
+        parameters, info = checkpoint.load(path)
+        assert info['step'] == step and (parameters['weight'] == min(step, 14)).all()
+
+
+def test_only_checkpoints_of_this_training_are_removed(tmp_path):
+    """Those that it and the ones that it resumes wrote, by their steps, and those that it replaces."""
+    for step, info in ((60, {'training': '1'}), (70, {'training': 'f'}), (500, {}), (50, {'training': 'f'})):
+        checkpoint.save(tmp_path, nn.Dense(2, 2), step=step, epoch=0, config={}, **info)
+    (tmp_path / 'inceptionv4-0_80.ckpt').write_bytes(b'damaged')
+    (tmp_path / 'old').touch()
+    training = Training(
+        tmp_path, options=['--keep_checkpoint_max', '2'], info={'training': 'f'}, replaced=[tmp_path / 'old']
+    )
+    for kept in ([60, 500, 70, 10], [60, 500, 10, 20], [60, 500, 20, 30]):
+        training.step(9)
+        assert (tmp_path / 'old').exists() == (kept[-1] == 10)
+        training.step()
+        training.checkpoints.settle()
+        assert {p.name for p in tmp_path.iterdir()} == {'inceptionv4-0_80.ckpt'} | {
+            f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept
+        }
+
+
+def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch, evaluation):
+    """A heartbeat after every step, and before compiling, saving and evaluating."""
+    seen, evaluated = [], evaluation(GOOD)
+    with Watchdog(1) as watchdog:
+        monkeypatch.setenv(FILE, watchdog.path)
+
+        def look():
+            watchdog.look(['0'])
+            seen.append(tuple(watchdog.states['0'])[1:])
+
+        write, of_training = checkpoint.write, evaluated.of_training
+        monkeypatch.setattr(checkpoint, 'write', lambda *what: (look(), write(*what)))
+        evaluated.of_training = lambda *what: (look(), of_training(*what))[1]
+        training = Training(tmp_path, Plan(8, 1, 2, 4), ['--epochs_between_evals', '1'], evaluation=evaluated)
+        look()
+        for _ in range(2):
+            training.step()
+            look()
+    assert seen == [
+        (0, 0, 'compiling'), (1, 0, 'steps'), (2, 0, 'saving'), (2, 1, 'evaluating'), (2, 1, 'saving'), (2, 1, 'steps')
+    ]  # fmt: skip
+
+
+def test_no_old_names_of_callbacks():
+    """MindSpore takes methods of these names for callbacks, and warns that they are going."""
+    assert not {'begin', 'epoch_begin', 'epoch_end', 'step_begin', 'step_end', 'end'} & vars(module.Monitor).keys()
+    assert PLAN.epochs == 10

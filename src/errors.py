@@ -95,7 +95,8 @@ def input_error(error: Exception) -> InputError | None:
 
 def report(error: InputError) -> None:
     """Print the one line of an `InputError` to stderr."""
-    print(error.prefix + ' '.join(map(str.strip, str(error).splitlines())), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of a terminal that was closed; the exit status is still right
+        print(error.prefix + ' '.join(map(str.strip, str(error).splitlines())), file=sys.stderr, flush=True)
 
 
 def entry_point(main: Callable) -> Callable:

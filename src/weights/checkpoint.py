@@ -136,8 +136,10 @@ def of_training(directory: str | Path) -> list[Path]:
 
 def disagreement(paths: list[Path]) -> str:
     """A line if by the times of the files another one than the last of `paths`, by `progress`, is the newest; else ''."""
-    latest = max(filter(Path.exists, paths), key=lambda path: path.stat().st_mtime_ns, default=paths[-1])
-    if latest == paths[-1] or latest.stat().st_mtime_ns == paths[-1].stat().st_mtime_ns:
+    # A copied time counts for the later of two, and a link to a file that is not there not at all.
+    times = [(path.stat().st_mtime_ns, place) for place, path in enumerate(paths) if path.exists()]
+    latest = paths[max(times)[1]] if times else paths[-1]
+    if latest == paths[-1] or not paths[-1].exists():
         return ''
     return (
         f'warning: by the times of the files {latest.name} is newer than {paths[-1].name}, by the steps that they record it '

@@ -254,22 +254,21 @@ def test_only_checkpoints_of_this_training_are_removed(tmp_path):
 
 def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch, evaluation):
     """A heartbeat after every step, and before compiling, saving and evaluating."""
-    seen, evaluated = [], evaluation(GOOD)
-    with Watchdog(1) as watchdog:
-        monkeypatch.setenv(FILE, watchdog.path)
+    seen, evaluated, watchdog = [], evaluation(GOOD), Watchdog(1)
+    monkeypatch.setenv(FILE, watchdog.path)
 
-        def look():
-            watchdog.look(['0'])
-            seen.append(tuple(watchdog.states['0'])[1:])
+    def look():
+        watchdog.look(['0'])
+        seen.append(tuple(watchdog.states['0'])[1:])
 
-        write, of_training = checkpoint.write, evaluated.of_training
-        monkeypatch.setattr(checkpoint, 'write', lambda *what: (look(), write(*what)))
-        evaluated.of_training = lambda *what: (look(), of_training(*what))[1]
-        training = Training(tmp_path, Plan(8, 1, 2, 4), ['--epochs_between_evals', '1'], evaluation=evaluated)
+    write, of_training = checkpoint.write, evaluated.of_training
+    monkeypatch.setattr(checkpoint, 'write', lambda *what: (look(), write(*what)))
+    evaluated.of_training = lambda *what: (look(), of_training(*what))[1]
+    training = Training(tmp_path, Plan(8, 1, 2, 4), ['--epochs_between_evals', '1'], evaluation=evaluated)
+    look()
+    for _ in range(2):
+        training.step()
         look()
-        for _ in range(2):
-            training.step()
-            look()
     assert seen == [
         (0, 0, 'compiling'), (1, 0, 'steps'), (2, 0, 'saving'), (2, 1, 'evaluating'), (2, 1, 'saving'), (2, 1, 'steps')
     ]  # fmt: skip

@@ -53,8 +53,8 @@ def start(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int
     """Run an entry point (`train.py`) or a module (`src.data.check`) and return its exit status, one of `good`. With any
     other status this process ends, too, with the same. The output goes to the screen.
 
-    SIGINT and SIGTERM go on to the program, which may have something to save. (`subprocess.run` would kill it.) If this
-    process is killed, the program gets SIGTERM.
+    SIGINT, SIGTERM and SIGHUP (not under nohup) are passed on to the program, which may have something to save.
+    (`subprocess.run` would kill it.) If this process is killed, the program gets SIGTERM.
     """
     shown = [program] if program.endswith('.py') else ['-m', program]
     words = [str(argument) for argument in arguments]
@@ -62,7 +62,7 @@ def start(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int
     call = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
     child = subprocess.Popen([sys.executable, *call, *words], preexec_fn=end_with_parent(signal.SIGTERM))
     # After Ctrl-C the program gets the signal twice; training takes the second one as the same request.
-    numbers = signal.SIGINT, signal.SIGTERM
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN))]
     earlier = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in numbers]
     try:
         status = child.wait()

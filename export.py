@@ -90,7 +90,7 @@ def int8_samples(settings, info, given_offset):
     train = open_records(settings.data_dir, 'train')
     if 'validation' not in splits(settings.data_dir, find_format(settings.data_dir)):
         return quantization.choose_samples(train, None, settings.seed)
-    names, recorded = description.recorded_names(info), info['config'].get('label_offset')
+    names, recorded = info.get("class_names"), info['config'].get('label_offset')
     given = settings.but(label_offset=given_offset)
     records, offsets = open_validation(given, print, names, recorded, settings.ckpt_path)
     return quantization.choose_samples(train, quantization.Sample(records, np.arange(len(records)), offsets), settings.seed)

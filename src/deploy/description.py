@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor
 
-from src.data.classes import imagenet_names
 from src.data.preprocess import Preprocessing, recorded_preprocessing, scale
 from src.errors import InputError, reading
 
@@ -42,15 +41,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (N, classes) of `logits` (N, classes)."""
     x = np.exp(logits - logits.max(1, keepdims=True))
     return x / x.sum(1, keepdims=True)
-
-
-def recorded_names(info: dict) -> list[str] | None:
-    """Class names in a checkpoint's `info`, or ImageNet's for weights of other programs that were imported without any."""
-    layout, classes = str(info.get('source', '')).partition(' ')[0], info['config'].get('num_classes')
-    if info.get('class_names') or layout not in ('tf_slim', 'timm', 'mindcv'):
-        return info.get('class_names')
-    # The original trained 1000 classes with labels from 1, so of its own weights one cannot tell what class 0 is.
-    return imagenet_names(classes) if (layout, classes) != ('tf_slim', 1000) else None
 
 
 def class_names(names: list[str] | None, num_classes: int, source: str | Path) -> list[str] | None:

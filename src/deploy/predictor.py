@@ -10,7 +10,7 @@ import numpy as np
 
 from src.data.classes import by_number, load_names
 from src.deploy import description
-from src.deploy.description import Signature, class_names, recorded_names, softmax
+from src.deploy.description import Signature, class_names, softmax
 from src.deploy.export import Served
 from src.deploy.formats import LOADERS, as_function
 from src.errors import reading
@@ -57,7 +57,7 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
         network, info, settings = load_network(path)
         signature = Signature(settings.image_size, info['preprocessing'], 'uint8', 'softmax')
         call = as_function(Served(network, signature).set_train(False))
-        names, num_classes = recorded_names(info), settings.num_classes
+        names, num_classes = info.get('class_names'), settings.num_classes
     if labels_path:
         with reading(labels_path, 'give a text file, one class a line'):
             names = by_number(load_names(labels_path)[0])

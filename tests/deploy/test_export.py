@@ -16,11 +16,11 @@ from PIL import Image
 
 import export as entry
 from src import runtime
-from src.data.classes import Offsets, imagenet_names
+from src.data.classes import Offsets
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
 from src.deploy import export, formats, predict, predictor, quantization
-from src.deploy.description import Signature, class_names, host_scale, recorded_names, softmax
+from src.deploy.description import Signature, class_names, host_scale, softmax
 from src.deploy.quantization import Sample, compare, quantize, spread
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
@@ -193,12 +193,8 @@ def test_bound_of_the_precision(logits, computed_in, message):
 def test_deviation(outputs, output, expected):
     found = export.deviation([np.array(values) for values in outputs], np.array([[1.0, 2.0, 4.0]]), output)
     assert found == pytest.approx(expected, abs=1e-4)
-
-
-def test_equally_probable_classes_may_change_places():
-    logits = np.array([[2.0, 2.0, 1.0]])
-    values = np.sort(softmax(logits), 1)[:, :0:-1]
-    assert export.deviation([values, np.array([[1, 0]])], logits, 'top5') < 1e-9
+    equal = np.array([[2.0, 2.0, 1.0]])  # of classes that are equally probable any may be first
+    assert export.deviation([np.sort(softmax(equal), 1)[:, :0:-1], np.array([[1, 0]])], equal, 'top5') < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -298,16 +294,6 @@ def test_class_names():
     assert class_names(['background', 'y', 'z'], 3, 'x') == ['background', 'y', 'z']  # a folder of that name
     with pytest.raises(InputError, match='labels.txt names the classes 0 to 1, but the network has 3 .*--labels FILE'):
         class_names(['a', 'b'], 3, 'labels.txt')
-    names = imagenet_names()
-    for source, classes, expected in (
-        ('timm a.safetensors', 1001, ['background', *names]),
-        ('mindcv a.ckpt', 1000, names),
-        ('timm a', 10, None),
-        ('tf_slim a', 1000, None),
-        ('', 1000, None),
-    ):
-        assert recorded_names({'source': source, 'config': {'num_classes': classes}}) == expected
-    assert recorded_names({'source': 'timm a', 'config': {'num_classes': 1000}, 'class_names': ['x']}) == ['x']
 
 
 @pytest.mark.parametrize(

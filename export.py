@@ -33,24 +33,13 @@ def main(argv=None):
 
     given_offset = settings.label_offset
     network, info, settings = load_network(settings.ckpt_path, argv)
-    signature = description.Signature(
-        settings.image_size,
-        info['preprocessing'],
-        settings.export_input,
-        settings.export_output,
-        settings.batch_size,
-        settings.export_precision,
-    )
+    kinds = settings.export_input, settings.export_output, settings.batch_size, settings.export_precision
+    signature = description.Signature(settings.image_size, info['preprocessing'], *kinds)
     samples = int8_samples(settings, info, given_offset) if settings.quantize == 'int8' else None
     about = classes_and_source(settings, info)
     report = export_network(network, path, signature, about, samples)
 
-    found = report['deviation']
-    print(f'{path}: {path.stat().st_size / 1e6:.0f} MB; {description.record_of(path)} says what it takes and returns')
-    print(
-        f"deviation of {found['measured_on']} from the checkpoint's network: {found['largest']:.1e} "
-        f'(bound {found["bound"]:.0e}, {found["computed_in"]})'
-    )
+    print(description.as_text(path, report))
     if samples:
         print(quantization.as_text(report['quantization']))
 
@@ -74,13 +63,15 @@ def check_options(settings):
 
 
 def target(settings):
-    """Path of the file to write. InputError before anything is loaded if the checkpoint's or the file's name is no good."""
+    """Path of the file to write. InputError before anything is loaded if the checkpoint's or the file's name is no good, or
+    if the JSON file there is another program's."""
     if not Path(settings.ckpt_path).name or Path(settings.ckpt_path).is_dir():
         raise InputError(f'ckpt_path {settings.ckpt_path!r} is not a file; use --ckpt_path FILE, a checkpoint')
     suffix = f'.{settings.file_format.lower()}'
     path = Path(settings.file_name.removesuffix(suffix) + suffix)
     if path.suffix != suffix:
         raise InputError(f'file_name {settings.file_name!r} has no name of a file at its end; use --file_name NAME')
+    description.other_files(path)
     return path
 
 
@@ -90,7 +81,7 @@ def int8_samples(settings, info, given_offset):
     train = open_records(settings.data_dir, 'train')
     if 'validation' not in splits(settings.data_dir, find_format(settings.data_dir)):
         return quantization.choose_samples(train, None, settings.seed)
-    names, recorded = info.get("class_names"), info['config'].get('label_offset')
+    names, recorded = info.get('class_names'), info['config'].get('label_offset')
     given = settings.but(label_offset=given_offset)
     records, offsets = open_validation(given, print, names, recorded, settings.ckpt_path)
     return quantization.choose_samples(train, quantization.Sample(records, np.arange(len(records)), offsets), settings.seed)
@@ -100,7 +91,7 @@ def classes_and_source(settings, info):
     """What the JSON file says about the classes and the checkpoint (dict). InputError if class names do not fit."""
     file = main_file(settings.ckpt_path)
     return {
-        'classes': description.class_names(description.recorded_names(info), settings.num_classes, settings.ckpt_path),
+        'classes': description.class_names(info.get('class_names'), settings.num_classes, settings.ckpt_path),
         'num_classes': settings.num_classes,
         'source': {
             'checkpoint': Path(file).name,

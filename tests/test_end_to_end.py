@@ -289,7 +289,7 @@ def test_export(trained, tmp_path):
         'export.py', '--ckpt_path', path, '--file_name', tmp_path / 'models/net', '--batch_size', 2, cwd=tmp_path
     )
     assert status == 0, err
-    assert sorted(p.name for p in (tmp_path / 'models').iterdir()) == ['net.mindir', 'net.mindir.json']
+    assert sorted(p.name for p in (tmp_path / 'models').iterdir()) == ['net.json', 'net.mindir']
     assert re.search(r'net.mindir: \d+ MB, input float32 \(2, 3, 75, 75\), output logits \(2, 10\)\ndeviation', out)
     x = np.random.default_rng(5).uniform(-1, 1, (2, 3, 75, 75)).astype(np.float32)
     logits = nn.GraphCell(ms.load(str(tmp_path / 'models/net.mindir')))(Tensor(x)).asnumpy()

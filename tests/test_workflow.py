@@ -66,7 +66,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert len([*output.rglob('inceptionv4-*_*.ckpt')]) == 1
     page = (output / 'predictions.html').read_text()
     assert str(photos) not in page and 'деревья/' in page
-    described = json.loads((output / 'inceptionv4.onnx.json').read_text())
+    described = json.loads((output / 'inceptionv4.json').read_text())
     assert described['classes'] == ['sea & sky', 'деревья'] and described['input']['shape'][2:] == [75, 75]
     config = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]['config']
     assert (config['block_counts'], config['batch_size'], config['optimizer']) == ([1, 1, 1], 10, 'momentum')

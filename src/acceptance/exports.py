@@ -26,8 +26,8 @@ def exported(file_format: str, target: str, output: Path) -> dict:
     ) as process:
         if status := process.wait(PATIENCE):
             raise Failed('exit status 0', f'{status}: {tail(log)}')
-    found = json.loads(path.with_name(f'{path.name}.json').read_text())['deviation']
-    worst = found['largest']
+    found = json.loads(path.with_suffix('.json').read_text())['deviation']
+    worst = max(found['random'], found['smooth'])
     return {
         'text': f'{path.stat().st_size / 1e6:.0f} MB, deviates by {worst:.1e} (bound {found["bound"]:g})',
         'deviation': worst,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from mindspore import Tensor
 
+from src.data.classes import BACKGROUND_CLASSES
 from src.data.preprocess import Preprocessing, recorded_preprocessing, scale
 from src.errors import InputError, reading
 
@@ -45,9 +47,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def class_names(names: list[str] | None, num_classes: int, source: str | Path) -> list[str] | None:
     """The `names` by class number, None if there are none; that of a background is left out where the network has a class
-    less. InputError naming their `source` if they do not fit."""
+    less, and put before ImageNet's where it has one more. InputError naming their `source` if they do not fit."""
     if names and len(names) == num_classes + 1 and names[0] in ('background', ''):
         names = names[1:]
+    elif names and len(names) + 1 == num_classes == BACKGROUND_CLASSES:
+        names = ['background', *names]
     if names and len(names) != num_classes:
         raise InputError(
             f'{source} names the classes 0 to {len(names) - 1}, but the network has {num_classes} classes; use '
@@ -56,9 +60,23 @@ def class_names(names: list[str] | None, num_classes: int, source: str | Path) -
     return [name or f'class {number}' for number, name in enumerate(names)] if names else None
 
 
-def record_of(path: Path) -> Path:
-    """The JSON file about the model file `path`."""
-    return path.with_name(f'{path.name}.json')
+def described(path: Path) -> dict[str, dict]:
+    """{suffix: entries} of the model files that the JSON file beside `path` describes; they have its name, although all may
+    have been renamed. OSError, ValueError, KeyError, TypeError or AttributeError if export.py did not write it."""
+    about = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
+    files = {**about.pop('other_files'), about['file']: about}
+    return {Path(name).suffix: entries for name, entries in files.items()}
+
+
+def other_files(path: Path) -> dict[str, dict]:
+    """{name: entries} of the model files in other formats beside `path`, which is to be written, as the JSON file describes
+    them. InputError if that is another program's, which would be lost."""
+    record = path.with_suffix('.json')
+    if not record.exists():
+        return {}
+    with reading(record, 'export.py did not write it; move it, or use another --file_name', (TypeError, AttributeError)):
+        others = {path.with_suffix(suffix): about for suffix, about in described(path).items() if suffix != path.suffix}
+        return {other.name: about for other, about in others.items() if other.is_file()}
 
 
 def of_signature(signature: Signature, outputs: list) -> dict:
@@ -86,13 +104,16 @@ def of_signature(signature: Signature, outputs: list) -> dict:
 
 
 def read(path: Path) -> tuple[Signature, dict]:
-    """What export.py wrote about the model file `path`: (signature, the JSON file's entries). InputError if there is no JSON
-    file, or if it is about another file by its checksum."""
+    """What export.py wrote about the model file `path`: (signature, its entries in the JSON file). InputError if there are
+    none, or if they are about another file by its checksum; the first versions wrote none, which a line says."""
+    record = path.with_suffix('.json')
     with reading(path, 'name a file of export.py'):
         checksum = sha256(path)
-    with reading(record_of(path), 'copy both files that export.py wrote, or export again', (TypeError, AttributeError)):
-        about = json.loads(record_of(path).read_text(encoding='utf-8'))
-        if about['sha256'] != checksum:
+    with reading(record, 'copy both files that export.py wrote, or export again', (TypeError, AttributeError)):
+        about = described(path)[path.suffix]
+        if 'sha256' not in about:
+            print(f'note: {record} has no checksum of {path.name}, which may be another file or damaged', file=sys.stderr)
+        elif about['sha256'] != checksum:
             raise ValueError(f'describes another file than {path}: the SHA-256 differs')
         batch_size, *size = about['input']['shape']
         input_type = {text: kind for kind, text in INPUT_TYPES.items()}[about['input']['type']]
@@ -102,8 +123,18 @@ def read(path: Path) -> tuple[Signature, dict]:
 
 def sha256(path: str | Path) -> str:
     """Checksum of a file, hexadecimal. OSError if it cannot be read."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def as_text(path: Path, report: dict) -> str:
+    """What was written to the file `path` with the entries `report`, in two lines."""
+    shapes = [report['input']['shape'], *report['output']['shapes']]
+    taken, *returned = (f'({", ".join("any" if n is None else str(n) for n in shape)})' for shape in shapes)
+    outputs = ', '.join(map(' '.join, zip(report['output']['names'], returned)))
+    found = report['deviation']
+    return (
+        f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {report["input"]["type"]} {taken}, output {outputs}\n'
+        f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random pixels, "
+        f'{found["smooth"]:.1e} for smooth images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it in '
+        f'{path.with_suffix(".json")}'
+    )

@@ -15,13 +15,13 @@ from PIL import Image
 
 from src import files, runtime
 from src.data.preprocess import scale
-from src.deploy import description, quantization
+from src.deploy import description
 from src.deploy.description import OUTPUT_NAMES, Signature, softmax
-from src.deploy.formats import LOADERS, WRITERS, as_function, parameter_types
+from src.deploy.formats import LOADERS, as_function, parameter_types, write
+from src.deploy.quantization import Sample, quantize
 from src.errors import InputError
 from src.inceptionv4 import ConvBN
 
-PRECISIONS = {'float32': ms.float32, 'float16': ms.float16, 'bfloat16': ms.bfloat16}
 # Of the largest logit, or of the probability 1. A folded convolution in float16 or HF32 (10 bits both) is rounded in
 # another way than the unfolded one and batch norm behind it: 6e-4 measured. bfloat16 has 7 bits.
 BOUNDS = {'float32': 1e-4, 'float16 or HF32': 1e-2, 'float16': 1e-2, 'bfloat16': 8e-2}
@@ -37,7 +37,7 @@ class Served(nn.Cell):
 
     def __init__(self, network: nn.Cell, signature: Signature):
         super().__init__(auto_prefix=False)
-        self.network, self.dtype = network, PRECISIONS[signature.precision]
+        self.network, self.dtype = network, getattr(ms, signature.precision)
         self.preprocessing, self.input_type, self.output = signature[1:4]
 
     def construct(self, x):
@@ -54,9 +54,9 @@ class Served(nn.Cell):
 
 
 def convert_parameters(network: nn.Cell, precision: str) -> None:
-    """Bring the parameters of `network` to `precision`, a key of `PRECISIONS`."""
+    """Bring the parameters of `network` to `precision`, the name of a type of MindSpore's."""
     for parameter in network.get_parameters():
-        parameter.set_dtype(PRECISIONS[precision])
+        parameter.set_dtype(getattr(ms, precision))
 
 
 def fold(network: nn.Cell) -> None:
@@ -84,7 +84,7 @@ def _folded(conv, bn):
 
 
 def export_network(
-    network: nn.Cell, path: Path, signature: Signature, about: dict, samples: quantization.Samples | None = None
+    network: nn.Cell, path: Path, signature: Signature, about: dict, samples: tuple[Sample, Sample] | None = None
 ) -> dict:
     """Write `network` to `path`, in the format of its suffix, and beside it a JSON file with what a server must know.
 
@@ -97,7 +97,7 @@ def export_network(
             changed by this.
         signature: what the file takes and returns; AIR has a fixed batch size, 1 instead of any.
         about: further entries of the JSON file.
-        samples: if given, the ONNX file is quantized with them.
+        samples: if given, the ONNX file is quantized with them, see `quantization.choose_samples`.
 
     Returns what the JSON file holds. InputError if the file deviates, loses too much, or cannot be written.
     """
@@ -105,12 +105,14 @@ def export_network(
         signature = signature._replace(batch_size=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(description.record_of(path)) as record, files.replacing(path) as temporary:
+        with files.replacing(path.with_suffix('.json')) as record, files.replacing(path) as temporary:
             made = _write_and_check(network, temporary, signature)
             if samples:
-                made['quantization'] = quantization.quantize(temporary, signature, samples)
+                made['deviation']['measured_on'] = 'the file in float32, before quantization'
+                made['quantization'] = quantize(temporary, signature, *samples)
             kept = {'file': path.name, 'file_format': path.suffix[1:].upper(), 'sha256': description.sha256(temporary)}
-            report = {**kept, **about, **made, 'mindspore': ms.__version__}
+            others = {'mindspore': ms.__version__, 'other_files': description.other_files(path)}
+            report = {**kept, **about, **made, **others}
             record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from error
@@ -147,7 +149,7 @@ def _write(network, path, signature):
     # MindSpore's exporters refuse names and directories with spaces and all that is not ASCII.
     with tempfile.TemporaryDirectory(prefix='export-') as plain:
         written = Path(plain, f'model{path.suffix}')
-        WRITERS[path.suffix[1:].upper()](cell, written, example, names, signature.batch_size == 0)
+        write(cell, written, example, names, signature.batch_size == 0)
         shutil.move(written, path)
     if signature.precision == 'bfloat16' and ms.get_context('device_target') == 'CPU':
         # MindSpore has no kernels for it there: what can be known is the type of the weights, and what their rounding does.
@@ -188,10 +190,13 @@ def deviation(outputs: list[np.ndarray], logits: np.ndarray, output: str) -> flo
 def verify(name: str, found: list[np.ndarray], logits: np.ndarray, output: str, computed_in: str) -> dict:
     """Compare the outputs `found` of the file `name` for `check_images` with the network's own `logits`.
 
-    Returns the `largest` deviation, its `bound` and the precision `computed_in`. InputError if the deviation is above the
-    bound, or, below float32, another class is the likeliest.
+    Returns the deviations for the `random` and the `smooth` images, their `bound` and the precision `computed_in`.
+    InputError if one is above the bound, or, below float32, another class is the likeliest.
     """
-    largest, bound = deviation(found, logits, output), BOUNDS[computed_in]
+    half, deviations = len(logits) // 2, {}
+    for kind, rows in (('random', slice(half)), ('smooth', slice(half, None))):
+        deviations[kind] = deviation([values[rows] for values in found], logits[rows], output)
+    largest, bound = max(deviations.values()), BOUNDS[computed_in]
     best = found[1][:, 0] if output == 'top5' else found[0].argmax(1)
     problem = None
     if not largest <= bound:
@@ -200,4 +205,4 @@ def verify(name: str, found: list[np.ndarray], logits: np.ndarray, output: str, 
         problem = f"finds another class than the checkpoint's (deviation {largest:.1e}, computed in {computed_in})"
     if problem:
         raise InputError(f'{name}: the exported network {problem}; no file was written')
-    return {'largest': largest, 'bound': bound, 'computed_in': computed_in}
+    return {**deviations, 'bound': bound, 'computed_in': computed_in}

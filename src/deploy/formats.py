@@ -26,15 +26,23 @@ def need_onnx() -> None:
             raise InputError(f'ONNX needs the package {name}; pip install -r requirements-export.txt')
 
 
-def write_mindir(cell: nn.Cell, path: Path, example: Tensor, names: list[str], any_batch: bool) -> None:
-    """Write `cell` for inputs like `example`, with `any_batch` of any number of images. `names` of outputs have no place."""
+def write(cell: nn.Cell, path: Path, example: Tensor, names: list[str], any_batch: bool) -> None:
+    """Write `cell` in the format of `path` for inputs like `example`, with `any_batch` of any number of images; in ONNX the
+    outputs get the `names`.
+
+    https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.export.html; AIR comes from the GE backend, which
+    is that of jit_level O2. `ms.export` does not ask for the cell's own jit_level.
+    """
+    if path.suffix == '.onnx':
+        return _write_onnx(cell, path, example, names, any_batch)
+    if path.suffix == '.air':
+        ms.set_context(jit_config={'jit_level': 'O2'})
     if any_batch:
         example = Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
-    ms.export(cell, example, file_name=str(path), file_format='MINDIR')
+    ms.export(cell, example, file_name=str(path), file_format=path.suffix[1:].upper())
 
 
-def write_onnx(cell: nn.Cell, path: Path, example: Tensor, names: list[str], any_batch: bool) -> None:
-    """As `write_mindir`; the outputs get the `names`."""
+def _write_onnx(cell, path, example, names, any_batch):
     import onnx
 
     axes = {'input': {0: 'N'}} if any_batch else None
@@ -54,19 +62,6 @@ def convert_opset(path: Path, opset: int) -> None:
 
     onnx.save(onnx.version_converter.convert_version(onnx.load(path), opset), path)
     onnx.checker.check_model(str(path), full_check=True)
-
-
-def write_air(cell: nn.Cell, path: Path, example: Tensor, names: list[str], any_batch: bool) -> None:
-    """As `write_mindir`, for the number of images in `example`.
-
-    https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.export.html; AIR comes from the GE backend,
-    which is that of jit_level O2. `ms.export` does not ask for the cell's own jit_level.
-    """
-    ms.set_context(jit_config={'jit_level': 'O2'})
-    ms.export(cell, example, file_name=str(path), file_format='AIR')
-
-
-WRITERS = {'MINDIR': write_mindir, 'ONNX': write_onnx, 'AIR': write_air}
 
 
 def load_mindir(path: str | Path) -> Function:

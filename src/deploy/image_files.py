@@ -5,55 +5,92 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import select
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from src.data.folder import IMAGE_SUFFIXES, NESTED, as_line, class_folders, read_file, scan
 from src.data.image import as_jpeg
 from src.data.preprocess import Preprocessing, evaluation_image
-from src.errors import reading
+from src.errors import InputError, reading
 
 THUMBNAIL = 240  # pixels, longer side
+WAIT = 0.05  # seconds for the next line of standard input, which may come from a program that waits for its answers
+
+
+def named_images(source: str, log: Callable[[str], None]) -> Iterable[str | None]:
+    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input, of which they are
+    yielded as they come, and None before a wait. A line without an image is taken as the path of one."""
+    if source == '-':
+        return _of_lines(_standard_input(), log)
+    if not source.endswith('.txt') or not os.path.isfile(source):
+        return find_images(source, log)
+    with reading(source, 'write the path of an image on each line'):
+        if found := list(_of_lines(Path(source).read_bytes().splitlines(), log)):
+            return found
+        raise ValueError('names no image')
+
+
+def _of_lines(lines, log):
+    for line in lines:
+        if line is None:
+            yield None
+        elif text := os.fsdecode(line.rstrip(b'\r\n')):
+            try:
+                yield from find_images(text, log)
+            except InputError:
+                yield text  # is reported with those that cannot be read
+
+
+def _standard_input():
+    """Yield its lines as they come, and None before a wait."""
+    rest, found = b'', b'\n'
+    while found:
+        if not select.select([0], [], [], WAIT)[0]:
+            yield None
+        found = os.read(0, 1 << 16)
+        *lines, rest = (rest + found).split(b'\n')
+        yield from lines
+    yield rest
 
 
 def find_images(source: str, log: Callable[[str], None]) -> list[str]:
-    """Paths of the images that `source` names, sorted: itself, all below a directory, chosen as those of class folders, or
-    all that a pattern such as `photos/**/*.jpg` fits. `log` gets a line on what is left out of a directory. InputError if
-    there is none."""
-    left_out = []
+    """Paths of the images that `source`, a path or `file://` URL, names, sorted: itself, all below a directory, chosen as
+    those of class folders, or all that a pattern such as `photos/**/*.jpg` fits. `log` gets a line on what is left out of a
+    directory. InputError if there is none."""
+    source = url2pathname(urlsplit(source).path) if source.startswith('file://') else source
+    left_out = ''
     with reading(source, 'name an image, or a directory or a pattern of some'):
         if os.path.isdir(source):
-            found = list(_below(source, (), left_out))
-        elif os.path.exists(source):
+            found, left_out = _below(source)
+        elif os.path.exists(source) or not glob.has_magic(source):
+            os.stat(source)
             found = [source]
-        elif glob.has_magic(source):
-            paths = sorted(glob.iglob(source, recursive=True))
+        else:
+            paths = glob.glob(source, recursive=True)
             found = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
-        else:
-            raise ValueError('no such image or directory')
-        line = as_line(left_out)
         if not found:
-            raise ValueError('; '.join([f'no image in it ({", ".join(IMAGE_SUFFIXES)})'] + [line] * bool(line)))
-    if line:
-        log(f'left out: {line}')
-    return found
+            raise ValueError(f'no image in it ({", ".join(IMAGE_SUFFIXES)})' + f'; {left_out}' * bool(left_out))
+    if left_out:
+        log(f'left out: {left_out}')
+    return sorted(found)
 
 
-def _below(folder, above, left_out):
-    """Yield the images; `above` are the real paths of the directories on the way, to which a link must not lead back."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    images, others = scan(folder, True)
-    left_out += [one for one in others if one.what != NESTED]
-    images = {*map(os.fsdecode, images)}
-    for name in sorted([*images, *class_folders(folder)]):
-        path = os.path.join(folder, name)
-        if name in images:
-            yield path
-        else:
-            yield from _below(path, (*above, here), left_out)
+def _below(folder):
+    """Images below `folder`, and a line on what is left out. Links are followed, but not back to where they are."""
+    folders, found, left_out = [folder], [], []
+    for here in folders:  # which grows meanwhile
+        images, others = scan(here, True)
+        found += [os.path.join(here, os.fsdecode(name)) for name in images]
+        left_out += [one for one in others if one.what != NESTED]
+        above = {*map(os.path.realpath, (here, *Path(here).parents))}
+        below = [os.path.join(here, name) for name in class_folders(here)]
+        folders += [path for path in below if os.path.realpath(path) not in above]
+    return found, as_line(left_out)
 
 
 def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: bool = False) -> tuple:
@@ -68,24 +105,17 @@ def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: b
 
 
 def load_batches(items: Iterable, size: int, load: Callable) -> Iterator[list]:
-    """Yield lists of `size` results of `load`, the last one shorter, in the order of `items`. Threads are at most two lists
-    ahead of the caller."""
-    loaded = _load_ahead(items, 2 * size, load)
-    while batch := list(itertools.islice(loaded, size)):
-        yield batch
-
-
-def _load_ahead(items, ahead, load):
+    """Yield lists of `size` results of `load`, in the order of `items`, a shorter one at the end and at an item None.
+    Threads are at most two lists ahead of the caller."""
     waiting = deque()
     pool = ThreadPoolExecutor(
         len(os.sched_getaffinity(0))
     )  # threads, because decoding and resizing hold no lock of Python's
     try:
-        for item in items:
-            waiting.append(pool.submit(load, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for item in itertools.chain(items, [None]):
+            if item is not None:
+                waiting.append(pool.submit(load, item))
+            while waiting and (item is None or len(waiting) == 3 * size):
+                yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
     finally:
         pool.shutdown(cancel_futures=True)

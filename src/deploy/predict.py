@@ -6,11 +6,13 @@ python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--ba
 from __future__ import annotations
 
 import base64
-import html
+import contextlib
+import itertools
 import os
 import sys
 import time
-from collections import deque
+from argparse import Namespace
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,10 @@ from tqdm import tqdm
 
 from src import files, runtime
 from src.data.classes import imagenet_words
-from src.deploy.image_files import find_images, load_batches, load_image
+from src.deploy.image_files import load_batches, load_image, named_images
 from src.deploy.predictor import Predictor, open_model
 from src.errors import InputError, Parser, counted, entry_point, reading
+from src.evaluation.report import percent, text, write_page
 from src.options import load_settings
 
 BATCH = 8
@@ -40,9 +43,10 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Predictor, paths: Iterable[str], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
+    model: Predictor, paths: Iterable[str | None], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
 ) -> Iterator[Prediction]:
-    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order, as soon as its batch is done.
+    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order, as soon as its batch is done;
+    before a None among them nothing is kept back.
 
     Threads decode the next batches while one is in the network.
     """
@@ -73,36 +77,25 @@ def as_line(prediction: Prediction, json: bool) -> str:
     return f'{path}: {error}; skipped' if error else '\n'.join([path, *(f'  {100 * p:6.2f} %  {n}' for _, n, p in top)])
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1em; color: #222; background: #fafafa; overflow-wrap: anywhere }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); gap: 1em }}
-figure {{ margin: 0; padding: 12px; background: #fff; border: 1px solid #ddd; border-radius: 6px }}
-img {{ display: block; height: 180px; max-width: 100%; margin: 0 auto 8px; object-fit: contain }}
-.row {{ display: flex; justify-content: space-between; gap: 8px; white-space: pre-wrap;
-  background: linear-gradient(#cfe3f7, #cfe3f7) no-repeat 0 / var(--share) 100% }}
-.wrong {{ border: 2px solid #c2410c }} .wrong p {{ color: #c2410c }}
-</style></head><body><h1>{title}</h1>
-<main>
-"""
-
-
-def _figure(prediction):
-    name = prediction.path.removeprefix(f'{os.getcwd()}/')
-    if os.path.isabs(name):  # the page may go elsewhere
-        name = os.path.join(*Path(name).parts[-2:])
-    caption = f'<figcaption>{html.escape(name)}</figcaption>'
-    if prediction.error:
-        return f'<figure>{caption}{html.escape(prediction.error)}; skipped</figure>\n'
-    wrong = prediction.folder not in (None, prediction.top[0][1])
-    remark = f'<p>wrong: its folder is {html.escape(prediction.folder)}</p>' if wrong else ''
-    rows = ''.join(
-        f'<div class="row" style="--share: {p:.1%}"><span>{html.escape(label)}</span><span>{100 * p:.1f} %</span></div>'
-        for _, label, p in prediction.top
-    )
-    image = base64.b64encode(prediction.thumbnail).decode()
-    kind = ' class="wrong"' * wrong
-    return f'<figure{kind}><img alt="" src="data:image/jpeg;base64,{image}">{caption}{remark}{rows}</figure>\n'
+def page(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """Yield the HTML of a page that holds the images, with the share of each class as a bar."""
+    yield '<div class="grid">\n'
+    for path, top, error, thumbnail, folder in predictions:
+        name = path.removeprefix(f'{os.getcwd()}/')
+        if os.path.isabs(name):  # the page may go elsewhere
+            name = os.path.join(*Path(name).parts[-2:])
+        yield f'<figure><figcaption>{text(name)}</figcaption>'
+        if error:
+            yield f'{text(error)}; skipped</figure>\n'
+            continue
+        yield f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(thumbnail).decode()}">'
+        if folder not in (None, top[0][1]):
+            yield f'<p class="wrong"><b>wrong: its folder is {text(folder)}</b></p>'
+        for _, label, p in top:
+            bar = f'background: linear-gradient(90deg, #cfe3f7 {p:.1%}, #fff 0)'
+            yield f'<div class="row" style="{bar}">{percent(p)} {text(label)}</div>'
+        yield '</figure>\n'
+    yield '</div>\n'
 
 
 def positive(text: str) -> int:
@@ -112,11 +105,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parse(argv: list[str] | None):
-    """The command line (argparse.Namespace)."""
+def parse(argv: list[str] | None) -> Namespace:
+    """The options of a command line."""
     parser = Parser(prog='python -m src.deploy.predict', description='Prints the likeliest classes of each image.')
     add, number = parser.add_argument, {'type': positive, 'metavar': 'N'}
-    add('sources', nargs='+', metavar='IMAGE_OR_DIR', help='image, directory with images at any depth, or a quoted pattern')
+    add(
+        'sources',
+        nargs='+',
+        metavar='IMAGE_OR_DIR',
+        help='image, directory with images at any depth, quoted pattern, file:// URL, text file (.txt) of such lines, '
+        'or - for such lines on standard input',
+    )
     add(
         '--model', required=True, metavar='FILE', help='MINDIR or ONNX file of export.py, or weights as export.py reads them'
     )
@@ -131,38 +130,41 @@ def parse(argv: list[str] | None):
 @entry_point
 def main(argv: list[str] | None = None):
     """Run the command line `argv` (default: that of the process)."""
-    args, left_out, bad = parse(argv), [], []
-    paths = [path for source in args.sources for path in find_images(source, left_out.append)]
+    args, outcomes = parse(argv), Counter()
+    found = [named_images(source, partial(print, file=sys.stderr)) for source in args.sources]
+    paths, total = itertools.chain.from_iterable(found), None if '-' in args.sources else sum(map(len, found))
     runtime.start(load_settings([]))
     model = open_model(args.model, args.labels)
-    for line in left_out:
-        print(line, file=sys.stderr)
-    batch_size, size = model.signature.batch_size or args.batch_size or min(BATCH, len(paths)), model.signature.image_size
+    size, batch_size = (
+        model.signature.image_size,
+        model.signature.batch_size or args.batch_size or min(BATCH, total or BATCH),
+    )
     # The first call compiles, which is not to count as time of the images.
     model.probabilities(np.zeros((batch_size, size, size, 3), np.uint8))
     start, predictions = time.perf_counter(), predict(model, paths, args.top, bool(args.html), batch_size)
-    shown = show(tqdm(predictions, total=len(paths), unit='image', leave=False, disable=None), args.json, bad)
+    shown = show(tqdm(predictions, total=total, unit='image', leave=False, disable=None), args, outcomes)
     if args.html:
-        with reading(args.html, 'choose another --html'), files.replacing(args.html) as temporary:
-            with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as page:
-                page.write(PAGE.format(title=html.escape(f'Predictions of {Path(args.model).name}')))
-                page.writelines(map(_figure, shown))
-                page.write('</main></body></html>\n')
+        with reading(args.html, 'choose another --html'):
+            write_page(args.html, f'Predictions of {Path(args.model).name}', page(shown))
     else:
         deque(shown, 0)
-    if len(bad) == len(paths):
-        raise InputError(f'{bad[0]}: no image that can be read, {len(bad)} in all; name others')
-    rate = len(paths) / (time.perf_counter() - start)
-    line = f'{counted(len(paths) - len(bad), "image")}{f", {len(bad)} skipped" if bad else ""}, {rate:.1f} images/s'
-    print(f'{line}, decoding included', file=sys.stderr if args.json else sys.stdout)
+    good, bad = outcomes[True], outcomes[False]
+    if not good:
+        raise InputError(f'{args.sources[0]}: no image that can be read, {bad} in all; name others')
+    line = f'{counted(good, "image")}{f", {bad} skipped" if bad else ""}, {(good + bad) / (time.perf_counter() - start):.1f}'
+    with contextlib.suppress(BrokenPipeError):  # all is done
+        print(f'{line} images/s, decoding included', file=sys.stderr if args.json else sys.stdout)
 
 
-def show(predictions: Iterable[Prediction], json: bool, bad: list[str]) -> Iterator[Prediction]:
-    """Print each of the `predictions` as it comes, as JSON with `json`, else as text (what cannot be read on stderr), and
-    yield it; `bad` gets the paths of those that cannot be read."""
+def show(predictions: Iterable[Prediction], args: Namespace, outcomes: Counter) -> Iterator[Prediction]:
+    """Print each of the `predictions` as it comes, as JSON with `args.json`, else as text (what cannot be read on stderr),
+    and yield it; `outcomes` counts those that can be read (True) or not. A page is made although nobody reads the lines."""
     for prediction in predictions:
-        tqdm.write(as_line(prediction, json), sys.stderr if prediction.error and not json else sys.stdout)
-        bad += [prediction.path] * bool(prediction.error)
+        stream = sys.stderr if prediction.error and not args.json else sys.stdout
+        with contextlib.suppress(*[BrokenPipeError] * bool(args.html)):
+            tqdm.write(as_line(prediction, args.json), stream)
+            stream.flush()  # a program may wait for this line before it names the next image
+        outcomes[not prediction.error] += 1
         yield prediction
 
 

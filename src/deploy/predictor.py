@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.classes import by_number, load_names
+from src.data.classes import by_number, imagenet_names, load_names
 from src.deploy import description
 from src.deploy.description import Signature, class_names, softmax
 from src.deploy.export import Served
@@ -17,7 +17,7 @@ from src.errors import reading
 from src.inceptionv4 import InceptionV4
 from src.options import Settings, load_settings
 from src.weights import checkpoint
-from src.weights.read import empty_network, read_weights
+from src.weights.read import LAYOUTS, empty_network, read_weights
 
 
 class Predictor(NamedTuple):
@@ -42,7 +42,15 @@ def load_network(path: str, argv: Sequence[str] = ()) -> tuple[InceptionV4, dict
     settings = load_settings([*argv], info['config'])
     network = empty_network({**settings, 'aux_logits': False}).set_train(False)
     checkpoint.load_into(network, checkpoint.averaged(parameters), path)
-    return network, info, settings
+    return network, {**info, 'class_names': _recorded_names(info, settings.num_classes)}, settings
+
+
+def _recorded_names(info, classes):
+    """Class names in a checkpoint's `info`, or ImageNet's where an earlier version imported weights without any. TF-slim's
+    weights of 1000 classes were trained with labels from 1, so one cannot tell what class 0 is."""
+    layout = info.get('source', '').partition(' ')[0]
+    known = layout in LAYOUTS and (layout, classes) != ('tf_slim', 1000)
+    return info.get('class_names') or (imagenet_names(classes) if known else None)
 
 
 def open_model(path: str, labels_path: str = '') -> Predictor:

@@ -2,7 +2,7 @@
 
 How it is calibrated:
 
-1. Images: CALIBRATION training images, spread over the classes (`choose_samples`).
+1. Images: CALIBRATION training images, equally many of each class (`choose_samples`).
 2. Activations: the quantizer takes the range of each from these images, uint8 (`quantize`).
 3. Weights: int8, a scale for each output channel, such that no sum overflows (`weight_scales`).
 4. Biases: less by what the rounding of the weights adds on average, for these images (`_round_weights`).
@@ -74,30 +74,27 @@ class Sample(NamedTuple):
                 bar.update(len(images))
 
 
-class Samples(NamedTuple):
-    """Images that calibrate, and others on which both files are compared."""
-
-    calibration: Sample
-    evaluation: Sample
-
-
-def choose_samples(train: Records, validation: Sample | None, seed: int) -> Samples:
-    """CALIBRATION training images, and `validation`, or without it as many other training images."""
-    if validation is not None:
-        return Samples(Sample(train, spread(train.label, CALIBRATION, seed)), validation)
-    numbers = spread(train.label, 2 * CALIBRATION, seed)
-    return Samples(Sample(train, numbers[::2]), Sample(train, numbers[1::2]))
+def choose_samples(train: Records, validation: Sample | None, seed: int) -> tuple[Sample, Sample]:
+    """CALIBRATION training images, and those to compare both files on: `validation`, or without it as many other training
+    images."""
+    order = spread(train.label, seed)
+    count = min(CALIBRATION, len(order) if validation else -(-len(order) // 2))
+    return Sample(train, order[:count]), validation or Sample(train, order[count : 2 * count])
 
 
-def spread(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Numbers of `count` records, of each class in proportion to those that the `labels` say."""
+def spread(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers of all records with the `labels` in random order: the first ones are equally many of each class as far as it
+    has them."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind='stable')]
-    return order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
+    by_class = np.argsort(labels[order], kind='stable')
+    found = labels[order][by_class]
+    turn = np.empty(len(order), np.int64)
+    turn[by_class] = np.arange(len(order)) - np.searchsorted(found, found)  # how many of its class come before it
+    return order[np.argsort(turn, kind='stable')]
 
 
-def quantize(path: Path, signature: Signature, samples: Samples) -> dict:
-    """Replace the float32 file `path` by one in 8-bit integers. Returns the figures of `compare`.
+def quantize(path: Path, signature: Signature, calibration: Sample, compared: Sample) -> dict:
+    """Replace the float32 file `path` by one in 8-bit integers. Returns the figures of `compare`, and `megabytes` of both.
 
     InputError if it loses more than MAX_LOSS.
     """
@@ -107,8 +104,8 @@ def quantize(path: Path, signature: Signature, samples: Samples) -> dict:
     shutil.move(path, original)
     convert_opset(original, OPSET)
     quantization.quant_pre_process(str(original), str(prepared), skip_symbolic_shape=True)
-    scales = _round_weights(prepared, samples.calibration.batches(signature, 'means of the activations', 1))
-    inputs = ({'input': images} for images, _ in samples.calibration.batches(signature, 'ranges of the activations', 1))
+    scales = _round_weights(prepared, calibration.batches(signature, 'means of the activations', 1))
+    inputs = ({'input': images} for images, _ in calibration.batches(signature, 'ranges of the activations', 1))
     quantization.quantize_static(
         str(prepared),
         str(path),
@@ -120,13 +117,15 @@ def quantize(path: Path, signature: Signature, samples: Samples) -> dict:
         weight_type=quantization.QuantType.QInt8,
         extra_options={'TensorQuantOverrides': scales},
     )
-    figures = compare({'float32': load_onnx(original), 'int8': load_onnx(path)}, signature, samples.evaluation)
+    written = {'float32': original, 'int8': path}
+    figures = compare({kind: load_onnx(file) for kind, file in written.items()}, signature, compared)
+    figures['megabytes'] = {kind: file.stat().st_size / 1e6 for kind, file in written.items()}
     if not figures['loss'] <= MAX_LOSS:
         raise InputError(
             f'{path.name}: {as_text(figures)}; this loses more than {MAX_LOSS:g} percentage points, no file was written; '
             'calibrate with other images (--data_dir, --seed)'
         )
-    return {'calibration_images': len(samples.calibration.numbers), **figures}
+    return {'calibration_images': len(calibration.numbers), **figures}
 
 
 def weight_scales(weights: np.ndarray) -> np.ndarray:
@@ -197,11 +196,9 @@ def compare(functions: dict[str, Function], signature: Signature, sample: Sample
 
 
 def as_text(figures: dict) -> str:
-    """One line with what `compare` found."""
-    top1, images = figures['top1'], figures['images']
-    if top1 is None:
-        return f'int8 and float32 agree on {figures["agreement"]:.2f} % of {images} images'
-    return (
-        f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32, the same class for '
-        f'{figures["agreement"]:.2f} % of {images} validation images'
-    )
+    """One line with what `quantize` found."""
+    top1, images, sizes = figures['top1'], figures['images'], figures['megabytes']
+    text = f'int8 and float32 agree on {figures["agreement"]:.2f} % of {images} images'
+    if top1:
+        text = f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32; {text}'
+    return f'{text}; {sizes["int8"]:.0f} and {sizes["float32"]:.0f} MB'

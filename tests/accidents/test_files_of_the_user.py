@@ -88,7 +88,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(weights, tmp_path)
         process.wait()
     assert left[0].exists()
     export.main(['--ckpt_path', str(weights), '--file_name', str(tmp_path / 'm')])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['m.mindir', 'm.mindir.json']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['m.json', 'm.mindir']
 
 
 @pytest.mark.parametrize('kind', ['link', 'hard link', 'dangling', 'pipe', 'content'])

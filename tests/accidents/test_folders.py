@@ -116,7 +116,7 @@ def test_prediction_takes_the_files_of_a_training(tmp_path):
     (photos / 'dog/again').symlink_to(photos)  # in a circle
     (tmp_path / 'train').symlink_to(photos)
     said = []
-    predicted = find_images(photos, said.append)
+    predicted = find_images(str(photos), said.append)
     records = open_records(tmp_path, 'train')
     trained = sorted(records.where(i) for i in range(len(records)))
     assert [os.path.relpath(path, photos) for path in predicted] == [*good, 'emu/7.jpg']

@@ -75,7 +75,7 @@ def test_training_evaluation_export_and_prediction(photos, tmp_path, capsys, mon
     exported = ['--ckpt_path', log / checkpoint.BEST, '--file_name', 'model', '--device_target', 'CPU']
     status, text = call(export.main, exported, capsys)
     assert status == 0, text
-    assert json.loads(Path('model.mindir.json').read_text())['classes'] == ['cat', SHOWN_CLASS]
+    assert json.loads(Path('model.json').read_text())['classes'] == ['cat', SHOWN_CLASS]
 
     # The name of its source is recorded in a checkpoint.
     from src.weights.__main__ import main as weights

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -128,10 +129,7 @@ def test_page_marks_what_is_wrong_by_the_folder(tmp_path, capsys):
         Image.new('RGB', (90, 90), (level,) * 3).save(tmp_path / 'photos' / folder / 'a.png')
     run(capsys, tmp_path / 'photos', '--html', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
-    captions = (
-        '<figcaption>high/a.png</figcaption><div',
-        '<figcaption>low/a.png</figcaption><p>wrong: its folder is low</p>',
-    )
+    captions = ('<figcaption>high/a.png</figcaption><img', '<p class="wrong"><b>wrong: its folder is low</b></p>')
     assert all(caption in page for caption in captions) and page.count('"wrong"') == 1 and str(tmp_path) not in page
 
 
@@ -169,20 +167,77 @@ def test_memory_is_bounded(images):
 
 
 def test_several_sources(images, capsys):
-    """In the order given, of a directory or a pattern by name."""
-    given = images / '09.jpg', images / 'a <i> ü', images / '0[56].jpg', images / '**/*'
+    """In the order given, of a directory or a pattern by name; lines of a list as they are."""
+    lines = f'{images}/05.jpg\n\n{images}/0[46].jpg\r\n{images}/none.jpg\nfile://localhost{images}/05.jpg\n'
+    (images / 'list.txt').write_text(lines)
+    given = (
+        images / '09.jpg',
+        images / 'a <i> ü',
+        f'file://{images}/a%20%3Ci%3E%20%C3%BC',
+        images / 'list.txt',
+        images / '**/*',
+    )
     found = [json.loads(line)['file'] for line in run(capsys, *given, '--json').out.splitlines()]
-    names = ['09.jpg', *(f'a <i> ü/{i:02}.PNG' for i in range(4)), '05.jpg', '06.jpg']
-    assert found[:7] == [f'{images}/{name}' for name in names] and len(found) == 7 + 14 and found[7:] == sorted(found[7:])
+    folder = [f'a <i> ü/{i:02}.PNG' for i in range(4)]
+    names = ['09.jpg', *folder, *folder, '05.jpg', '04.jpg', '06.jpg', 'none.jpg', '05.jpg']
+    assert found[:14] == [f'{images}/{name}' for name in names] and len(found) == 28 and found[14:] == sorted(found[14:])
+
+
+@pytest.fixture
+def standard_input():
+    """What a program writes there."""
+    kept, (reader, writer) = os.dup(0), os.pipe()
+    os.dup2(reader, 0)
+    try:
+        with open(writer, 'w', 1) as program:
+            yield program
+    finally:
+        os.dup2(kept, 0)
+        os.close(reader)
+        os.close(kept)
+
+
+def test_standard_input(images, standard_input, capsys):
+    """Each line is answered before the next one comes, and an end in between does not wait for a line."""
+    paths = image_files.named_images('-', print)
+    predictions = predict.predict(predict.open_model(), paths, batch_size=4)
+    for line, path in (('05.jpg', '05.jpg'), (f'file://{images}/06.jpg', '06.jpg'), ('none.jpg', 'none.jpg')):
+        standard_input.write(f'{line if "://" in line else images / line}\n')
+        found = next(predictions)
+        assert found.path == str(images / path) and (found.error is None) == (path != 'none.jpg')
+    predictions.close()
+    standard_input.write(f'{images}\n\n{images}/0[56].jpg\n{images}/none.jpg')
+    standard_input.close()
+    found = run(capsys, '-', '--json')
+    rows = [json.loads(line) for line in found.out.splitlines()]
+    assert len(rows) == 14 + 2 + 1 and [row['file'][-6:] for row in rows[-3:]] == ['05.jpg', '06.jpg', 'ne.jpg']
+    assert rows[-1]['error'] == 'No such file or directory' and '13 images, 4 skipped' in found.err
+
+
+def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypatch):
+    """Without a page to make, the end of the reader is the end."""
+    for arguments, calls in ((['--html', str(tmp_path / 'page.html')], 3), ([], 2)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        brightness.calls = []
+        with open(writer, 'w', 1) as closed:
+            monkeypatch.setattr(sys, 'stdout', closed)
+            try:
+                predict.main([str(images), '--model', 'net.mindir', *arguments])
+            except SystemExit as stopped:
+                assert stopped.code == 141 and not arguments
+        assert len(brightness.calls) == calls
+    assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
 
 
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['{}/none'], 'none: no such image or directory'),
+        (['{}/none'], 'none: No such file or directory; name an image'),
         (['{}/a'], 'a: no image in it'),
         (['{}/b.jpg', '{}/b.jpg'], 'b.jpg: no image that can be read, 2 in all'),
         (['{}/[xy].jpg'], 'no image in it'),
+        (['{}/list.txt'], 'list.txt: names no image; write the path'),
         (['{}/c.jpg', '--batch_size', 0], 'batch_size'),
         (['{}/c.jpg', '--html', '/proc/none/page'], '/proc/none/page: .*; choose another --html'),
     ],
@@ -190,6 +245,7 @@ def test_several_sources(images, capsys):
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b.jpg').write_bytes(b'no image')
+    (tmp_path / 'list.txt').write_text('\n')
     Image.new('RGB', (90, 90)).save(tmp_path / 'c.jpg')
     with pytest.raises(SystemExit) as stopped:
         run(capsys, *(str(a).format(tmp_path) for a in arguments))

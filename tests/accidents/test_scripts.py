@@ -29,7 +29,6 @@ CALLS = {
     'run_predict.sh a.jpg --model n.onnx': 'ROOT/scripts/module.py src.deploy.predict a.jpg --model n.onnx',
     'run_finetune.sh photos "my weights"': 'ROOT/scripts/module.py src.workflow finetune photos "my weights"',
     'run_demo.sh out': 'ROOT/scripts/module.py src.workflow demo out',
-    'run_acceptance.sh 2': 'ROOT/scripts/module.py src.acceptance 2',
 }
 
 

@@ -1,6 +1,6 @@
 """Logits of seeded weights, computed in float32 on a CPU and stored beside this file; every device must come near them.
 
-    python -m src.acceptance.reference [FILE]
+    python -m tests.npu.reference [FILE]
 
 computes them and writes FILE (default: the stored file). This is needed only when the network, or the weights or images of
 this module, change.
@@ -80,9 +80,9 @@ def logits(cell: nn.Cell, name: str) -> np.ndarray:
     return cell(Tensor(images(image_size(name)))).asnumpy().astype(np.float32)
 
 
-def stored(name: str, path: str | Path = STORED) -> np.ndarray:
+def stored(name: str) -> np.ndarray:
     """The stored logits of NETWORKS[name], float32 (4, classes)."""
-    with np.load(path) as found:
+    with np.load(STORED) as found:
         return found[name]
 
 
@@ -91,13 +91,6 @@ def main():
     runtime.start(load_settings(['--device_target', 'CPU']))
     path = Path(sys.argv[1] if len(sys.argv) > 1 else STORED)
     found = {name: logits(network(name), name) for name in NETWORKS}
-    for name, value in found.items():
-        first, second = np.sort(value, 1)[:, :-3:-1].T
-        differ = np.abs(value - value[[1, 2, 3, 0]]).max() / np.abs(value).max()
-        print(
-            f'{name}: largest logit {np.abs(value).max():.2f}; of it, images differ by {differ:.2f}, and the first '
-            f'class leads the second by {(first - second).min() / np.abs(value).max():.3f} at least'
-        )
     with files.replacing(path) as temporary, open(temporary, 'wb') as file:
         np.savez(file, **found)
 

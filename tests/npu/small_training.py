@@ -10,47 +10,41 @@ import numpy as np
 from mindspore import nn
 from mindspore.train import Callback, Model
 
-from src.acceptance.reference import NETWORKS
 from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
-from src.options import load_settings
+from src.options import Settings, load_settings
 from src.runtime import Run
 from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep, on_host
 from src.weights import checkpoint
+from tests.npu.reference import NETWORKS
 
 SMALL = NETWORKS['small']
 BATCH = 8  # images
 
 
-def recorded(options: dict) -> dict:
-    """The configuration that is stored in a checkpoint of `InceptionV4(**options)`."""
-    return {
-        **load_settings([]),
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
-    }
+def settings_of(options: dict, **more: object) -> Settings:
+    """The settings of a training of `InceptionV4(**options)` on labels from 1."""
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    return load_settings([]).but(**{**listed, 'label_offset': '1', 'batch_size': BATCH, 'num_workers': 1, **more})
 
 
-def make_step(
-    run: Run, options: dict, state: dict[str, np.ndarray] | None = None, drop_overflow_update: str = 'branch'
-) -> TrainStep:
+def make_step(run: Run, options: dict, state: dict | None = None, drop_overflow_update: str = 'branch') -> TrainStep:
     """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
     `state` are values for its parameters, or for some of them."""
     network = set_precision(InceptionV4(**options), run.amp_level)
     rates = np.full(100000, 0.002, np.float32)
-    optimizer = create_optimizer(network, load_settings([]), rates, run.device_target == 'CPU')
+    optimizer = create_optimizer(network, settings_of(options), rates, run.device_target == 'CPU')
     with_loss = NetworkWithLoss(network, 0.1, False, ms.float32 if run.amp_level == 'O0' else ms.float16)
     step = TrainStep(with_loss, optimizer, 'dynamic', 0.0, 0.9, drop_overflow_update)
     if state:
-        checkpoint.load_into(step, state, 'acceptance', [name for name in step.parameters_dict() if name not in state])
+        checkpoint.load_into(step, state, 'state', [name for name in step.parameters_dict() if name not in state])
     return step
 
 
-def training_data(records, options: dict, batch_size: int, start: int, stop: int, rank=0, world=1, num_workers=1):
-    """The batches of the steps `start` to `stop` for `InceptionV4(**options)`, see `pipeline.training_dataset`."""
-    size = options.get('image_size', 299)
-    settings = load_settings([]).but(image_size=size, batch_size=batch_size, num_workers=num_workers)
-    return pipeline.training_dataset(records, 1, settings, range(start, stop), Run(rank=rank, world=world))
+def training_data(records, options: dict, steps: range, run: Run, **more: object):
+    """The batches of `steps` for `InceptionV4(**options)`."""
+    return pipeline.training_dataset(records, 1, settings_of(options, **more), steps, run)
 
 
 class Recorder(Callback):
@@ -63,19 +57,18 @@ class Recorder(Callback):
 
     def on_train_step_end(self, run_context):
         """Called by `Model.train`."""
-        cb_params = run_context.original_args()
-        step = self.first + cb_params.cur_step_num
-        self.outputs[step] = on_host(cb_params.net_outputs)
+        about = run_context.original_args()
+        step = self.first + about.cur_step_num
+        self.outputs[step] = on_host(about.net_outputs)
         self.times[step] = time.perf_counter()
         if step == self.at:
             self.after()
 
 
-def train(run: Run, step: TrainStep, data, count: int, length: int, recorder: Recorder) -> Recorder:
-    """Train as train.py does: `count` sinks of `length` steps, or step by step all of `data` on a device without sinks."""
-    Model(step).train(
-        count if run.sink else 1, data, [recorder], dataset_sink_mode=run.sink, sink_size=length if run.sink else -1
-    )
+def train(run: Run, step: TrainStep, data, sinks: tuple[int, int], recorder: Recorder) -> Recorder:
+    """Train as train.py does: (number, length) of sinks, or step by step all of `data` on a device without sinks."""
+    count, length = sinks if run.sink else (1, -1)
+    Model(step).train(count, data, [recorder], dataset_sink_mode=run.sink, sink_size=length)
     return recorder
 
 

@@ -1,0 +1,109 @@
+"""The checks that all ranks make together; the launcher runs this file on every rank, and the first reports.
+
+python -m src.cluster.launch TABLE tests/npu/on_ranks.py [-k start]
+"""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from src import collective, runtime
+from src.data.records import open_records
+from src.evaluation import evaluation
+from src.inceptionv4 import InceptionV4
+from src.options import load_settings
+from src.weights import checkpoint
+from tests.npu.small_training import SMALL, Recorder, make_step, train, training_data
+
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.remedy("src/collective.py; CANN's logs are in ~/ascend/log; python -m src.cluster.rank_table check TABLE"),
+]
+SINK = 10
+
+
+def on_all(fine):
+    """Whether `fine` is true on all ranks: if one left alone, the others would wait for it."""
+    return not collective.any_rank(not fine)
+
+
+def flat(cell, wanted):
+    """The values of all parameters whose name is `wanted`, in one axis."""
+    return np.concatenate([value.ravel() for name, value in checkpoint.values(cell).items() if wanted(name)])
+
+
+def is_shared(values):
+    """Whether all ranks have the `values` of rank 0."""
+    return on_all((values == collective.from_first(values)).all())
+
+
+@pytest.fixture(scope='module')
+def run(request):
+    """The `Run`. Every rank has another seed, so that only the values that rank 0 sends can make them equal."""
+    option, size = request.config.getoption('device_target'), request.config.getoption('rank_size')
+    seed = 1 + int(os.environ['RANK_ID'])
+    return runtime.start(load_settings(['--device_target', option, '--rank_size', f'{size}', '--seed', f'{seed}']))
+
+
+@pytest.fixture(scope='module')
+def step(run, overflow):
+    """The step of a small training."""
+    return make_step(run, SMALL, None, overflow[1])
+
+
+@pytest.mark.remedy(
+    'unset RANK_TABLE_FILE; python -m src.environment says what is missing; hccn_tool -i 0 -ip -g shows the address that '
+    'HCCL needs of each NPU; docs/ascend.md, "When it goes wrong"'
+)
+def test_start(run, request, figures):
+    """MindSpore connects the ranks."""
+    assert (run.rank, run.world) == (int(os.environ['RANK_ID']), request.config.getoption('rank_size'))
+    figures(text=runtime.describe(run, run.device_target), ranks=run.world)
+
+
+def test_start_of_all_reduce(run, figures):
+    """All ranks know that one of them must stop."""
+    last = run.rank == run.world - 1
+    assert on_all((collective.any_rank(False), collective.any_rank(last)) == (False, True))
+    figures(text=f'what rank {run.world - 1} says is known to all')
+
+
+def test_values_of_rank_0(run, step, figures):
+    """Parameters become those of rank 0: the seeds differ, and the last rank has moving means of 7."""
+    if run.rank == run.world - 1:
+        values = checkpoint.values(step)
+        sevens = {name: np.full_like(value, 7) for name, value in values.items() if name.endswith('.moving_mean')}
+        checkpoint.load_into(step, sevens, 'sevens', [name for name in values if name not in sevens])
+    before = flat(step, lambda name: not name.startswith(checkpoint.AVERAGE))
+    assert not is_shared(before), 'the ranks must differ before'
+    collective.share(step.get_parameters())
+    values = flat(step, lambda name: True).astype(np.float32)
+    assert is_shared(values)
+    assert on_all(not (flat(step, lambda name: name.endswith('.moving_mean')) == 7).any())
+    figures(text=f'{len(values) / 1e6:.1f} million values')
+
+
+def test_weights_of_all_ranks(run, step, output, figures):
+    """After some steps the weights are the same on all ranks, and the batch norm statistics are not."""
+    steps = 40 if run.sink else 10  # a CPU takes a second for one
+    records = open_records(output / 'data', 'train')
+    data = training_data(records, SMALL, range(steps), run, batch_size=4)
+    outputs = train(run, step, data, (steps // SINK, SINK), Recorder()).outputs
+    weights = {parameter.name for parameter in step.optimizer.parameters}
+    assert is_shared(flat(step, lambda name: name in weights))
+    assert not is_shared(flat(step, lambda name: name.endswith(evaluation.STATISTICS)))
+    figures(text=f'{steps} steps, loss {outputs[steps].loss:.3f}')
+
+
+def test_network_evaluated(run, step, figures):
+    """Every rank evaluates the network of rank 0."""
+    network = InceptionV4(**SMALL)
+    evaluation.take_weights(network, step, run.world)
+    assert is_shared(flat(network, lambda name: True))
+    figures(text='that of rank 0 on every rank')
+
+
+if __name__ == '__main__':
+    sys.exit(pytest.main(['-xv', '--no-header', '-p', 'no:cacheprovider', __file__, *sys.argv[1:]]))

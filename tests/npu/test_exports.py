@@ -1,0 +1,45 @@
+"""export.py writes its formats, what the files compute is near the network's output, and atc takes the ONNX file."""
+
+import json
+import shutil
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+
+from tests.npu.conftest import results
+from tests.npu.programs import PATIENCE, ROOT, program, text_of
+
+
+@pytest.mark.remedy('docs/deploy.md')
+@pytest.mark.parametrize('file_format', ['MINDIR', 'ONNX', 'AIR'])
+def test_export(file_format, target, output, figures):
+    if file_format == 'ONNX' and not find_spec('onnx'):
+        pytest.skip('the package onnx is not installed (requirements-export.txt)')
+    if file_format == 'AIR' and target != 'Ascend':
+        pytest.skip('only an NPU writes it')
+    path, log = output / f'inceptionv4.{file_format.lower()}', output / f'export-{file_format}.log'
+    options = ['--ckpt_path', output / 'seeded.ckpt', '--file_format', file_format, '--file_name', path]
+    with program([ROOT / 'export.py', *options], log) as process:
+        assert process.wait(PATIENCE) == 0, text_of(log)[-400:]
+    found = json.loads(path.with_suffix('.json').read_text())['deviation']
+    worst = max(found['random'], found['smooth'])
+    figures(
+        text=f'{path.stat().st_size / 1e6:.0f} MB, deviates by {worst:.1e} (bound {found["bound"]:g})',
+        deviation=worst,
+        bound=found['bound'],
+    )
+
+
+@pytest.mark.remedy('docs/deploy.md')
+def test_atc(output, figures, request):
+    """With the command of docs/deploy.md."""
+    chip = next((r['figures'].get('device') for r in results(request.config) if r['name'] == 'device'), '')
+    path = output / 'inceptionv4.onnx'
+    if not (shutil.which('atc') and path.exists() and chip):
+        pytest.skip('no atc here, no ONNX file, or the name of the chip is not known')
+    command = ['atc', '--framework=5', f'--model={path}', '--input_shape=input:8,3,299,299', '--input_format=NCHW']
+    command += [f'--output={output / "inceptionv4"}', f'--soc_version={chip}']
+    done = subprocess.run(command, cwd=output, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0 and path.with_suffix('.om').exists(), (done.stdout + done.stderr)[-300:]
+    figures(text=f'inceptionv4.om for {chip}, {path.with_suffix(".om").stat().st_size / 1e6:.0f} MB')

@@ -3,7 +3,7 @@
 # Installs what the tests need into ROOT/.venv
 set -e
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
-if ! "$PYTHON" -c 'import pytest, xdist, ruff, matplotlib' 2>/dev/null; then
+if ! "$PYTHON" -c 'import pytest, xdist, ruff, matplotlib, importlinter' 2>/dev/null; then
     [ "$PYTHON" = "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv $VENV_OPTIONS "$ROOT/.venv"
     PYTHON="$ROOT/.venv/bin/python"
     "$PYTHON" -m pip install -q -r "$ROOT/requirements-test.txt"

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.peers import timm_model
 from benchmarks.rounds import compare, machine, serve
 from src.data import demo_images
-from src.deploy.formats import load_mindir, load_onnx
+from src.deploy.formats import load
 from src.errors import InputError, Parser, entry_point
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -62,9 +62,9 @@ def openvino(path):
 
 
 CANDIDATES = {
-    'MINDIR': partial(exported, load_mindir, 'float32.mindir'),
-    'ONNX in ONNX Runtime': partial(exported, load_onnx, 'float32.onnx'),
-    'ONNX in ONNX Runtime, int8': partial(exported, load_onnx, 'int8.onnx'),
+    'MINDIR': partial(exported, load, 'float32.mindir'),
+    'ONNX in ONNX Runtime': partial(exported, load, 'float32.onnx'),
+    'ONNX in ONNX Runtime, int8': partial(exported, load, 'int8.onnx'),
     'ONNX in OpenVINO': partial(exported, openvino, 'float32.onnx'),
     'ONNX in OpenVINO, int8': partial(exported, openvino, 'int8.onnx'),
     'timm, eager, contiguous': timm,

@@ -31,12 +31,9 @@ class Signature(NamedTuple):
 
     def as_input(self, images: np.ndarray) -> np.ndarray:
         """Images uint8 (N, H, W, 3) as the file takes them."""
-        return host_scale(images, self.preprocessing) if self.input_type == 'float' else images
-
-
-def host_scale(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) as a graph with the input type `float` takes them: float32 (N, 3, H, W)."""
-    return scale(Tensor(images.transpose(0, 3, 1, 2).astype(np.float32)), preprocessing).asnumpy()
+        if self.input_type == 'uint8':
+            return images
+        return scale(Tensor(images.transpose(0, 3, 1, 2).astype(np.float32)), self.preprocessing).asnumpy()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -71,8 +68,7 @@ def described(path: Path) -> dict[str, dict]:
 def other_files(path: Path) -> dict[str, dict]:
     """{name: entries} of the model files in other formats beside `path`, which is to be written, as the JSON file describes
     them. InputError if that is another program's, which would be lost."""
-    record = path.with_suffix('.json')
-    if not record.exists():
+    if not (record := path.with_suffix('.json')).exists():
         return {}
     with reading(record, 'export.py did not write it; move it, or use another --file_name', (TypeError, AttributeError)):
         others = {path.with_suffix(suffix): about for suffix, about in described(path).items() if suffix != path.suffix}
@@ -128,10 +124,9 @@ def sha256(path: str | Path) -> str:
 
 def as_text(path: Path, report: dict) -> str:
     """What was written to the file `path` with the entries `report`, in two lines."""
-    shapes = [report['input']['shape'], *report['output']['shapes']]
-    taken, *returned = (f'({", ".join("any" if n is None else str(n) for n in shape)})' for shape in shapes)
+    shapes, found = [report['input']['shape'], *report['output']['shapes']], report['deviation']
+    taken, *returned = (str(tuple(shape)).replace('None', 'any') for shape in shapes)
     outputs = ', '.join(map(' '.join, zip(report['output']['names'], returned)))
-    found = report['deviation']
     return (
         f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {report["input"]["type"]} {taken}, output {outputs}\n'
         f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random pixels, "

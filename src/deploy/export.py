@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from src import files, runtime
 from src.data.preprocess import scale
 from src.deploy import description
 from src.deploy.description import OUTPUT_NAMES, Signature, softmax
-from src.deploy.formats import LOADERS, as_function, parameter_types, write
+from src.deploy.formats import LOADED, as_function, load, parameter_types, write
 from src.deploy.quantization import Sample, quantize
 from src.errors import InputError
 from src.inceptionv4 import ConvBN
@@ -129,7 +128,7 @@ def _write_and_check(network, path, signature):
     images, found_in = check_images(signature.image_size), computed_in(signature.precision)
     # Operation by operation in float32, where on the CPU this is faster than to compile a graph for one call.
     with runtime.eager() if found_in == 'float32' else contextlib.nullcontext():
-        logits = network(Tensor(description.host_scale(images, signature.preprocessing))).asnumpy().copy()
+        logits = network(Tensor(signature._replace(input_type='float').as_input(images))).asnumpy().copy()
     fold(network)
     call, measured_on = _write(network, path, signature)
     size, inputs = signature.batch_size or len(images), signature.as_input(images)
@@ -158,8 +157,8 @@ def _write(network, path, signature):
         convert_parameters(network, 'float32')
         cell = Served(network, signature._replace(precision='float32')).set_train(False)
         return as_function(cell), 'the rounded weights, in float32'
-    if path.suffix in LOADERS:
-        return LOADERS[path.suffix](path), 'the file'
+    if path.suffix in LOADED:
+        return load(path), 'the file'
     return as_function(cell), 'the graph before it was written'
 
 
@@ -172,37 +171,29 @@ def check_images(size: int) -> np.ndarray:
     return np.concatenate([rng.integers(0, 256, (2, size, size, 3), np.uint8), np.stack(smooth)])
 
 
-def deviation(outputs: list[np.ndarray], logits: np.ndarray, output: str) -> float:
-    """How far the `outputs` of the kind `output` (see `Served`) are from those of the network's own `logits` (N, classes):
-    the largest difference in parts of the largest logit, or of probabilities. Infinite if an output is not finite.
+def verify(name: str, outputs: list[np.ndarray], logits: np.ndarray, output: str, computed_in: str) -> dict:
+    """Compare the `outputs` of the file `name` for `check_images`, of the kind `output`, with the network's own `logits`.
 
-    Of classes that are equally probable any may be among the five.
+    Returns the deviations for the `random` and the `smooth` images, in parts of the largest logit or of the probability 1,
+    their `bound` and the precision `computed_in`. InputError if one is above the bound, or, below float32, another class is
+    the likeliest.
     """
-    expected, unit = ((logits,), max(np.abs(logits).max(), 1e-30)) if output == 'logits' else ((softmax(logits),), 1)
-    if output == 'top5':
-        values, classes = outputs
-        outputs = values, values
-        expected = np.take_along_axis(expected[0], classes, 1), -np.sort(-expected[0], 1)[:, : values.shape[1]]
-    largest = max(float(np.abs(found - wanted).max()) for found, wanted in zip(outputs, expected))
-    return largest / unit if math.isfinite(largest) else math.inf
-
-
-def verify(name: str, found: list[np.ndarray], logits: np.ndarray, output: str, computed_in: str) -> dict:
-    """Compare the outputs `found` of the file `name` for `check_images` with the network's own `logits`.
-
-    Returns the deviations for the `random` and the `smooth` images, their `bound` and the precision `computed_in`.
-    InputError if one is above the bound, or, below float32, another class is the likeliest.
-    """
-    half, deviations = len(logits) // 2, {}
-    for kind, rows in (('random', slice(half)), ('smooth', slice(half, None))):
-        deviations[kind] = deviation([values[rows] for values in found], logits[rows], output)
-    largest, bound = max(deviations.values()), BOUNDS[computed_in]
-    best = found[1][:, 0] if output == 'top5' else found[0].argmax(1)
+    values, expected, unit = outputs[0], softmax(logits), 1
+    if output == 'logits':
+        expected, unit = logits, np.maximum(np.abs(logits).max(1), 1e-30)
+    if output == 'top5':  # of classes that are equally probable any may be among the five
+        found, in_order = outputs[1][:, 0], -np.sort(-expected, 1)[:, : values.shape[1]]
+        differences = [values - in_order, values - np.take_along_axis(expected, outputs[1], 1)]
+    else:
+        found, differences = values.argmax(1), [values - expected]
+    deviations, half = np.abs(differences).max((0, 2)) / unit, len(logits) // 2
+    largest, bound = deviations.max(), BOUNDS[computed_in]
     problem = None
-    if not largest <= bound:
+    if not largest <= bound:  # or not a number
         problem = f'deviates by {largest:.1e} (bound {bound:.0e}, computed in {computed_in})'
-    elif computed_in != 'float32' and (best != logits.argmax(1)).any():
+    elif computed_in != 'float32' and (found != logits.argmax(1)).any():
         problem = f"finds another class than the checkpoint's (deviation {largest:.1e}, computed in {computed_in})"
     if problem:
         raise InputError(f'{name}: the exported network {problem}; no file was written')
-    return {**deviations, 'bound': bound, 'computed_in': computed_in}
+    random, smooth = float(deviations[:half].max()), float(deviations[half:].max())
+    return {'random': random, 'smooth': smooth, 'bound': bound, 'computed_in': computed_in}

@@ -64,26 +64,24 @@ def convert_opset(path: Path, opset: int) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def load_mindir(path: str | Path) -> Function:
-    """The MINDIR file as a function: ndarray -> tuple of ndarrays. InputError if it cannot be loaded."""
+LOADED = ('.mindir', '.onnx')  # suffixes of what `load` takes
+
+
+def load(path: str | Path) -> Function:
+    """A MINDIR file in MindSpore, or an ONNX file in ONNX Runtime on the CPU, as a function: ndarray -> tuple of ndarrays.
+    InputError if it cannot be loaded."""
+    mindir = Path(path).suffix == '.mindir'
+    if not mindir:
+        need_onnx()
     # Errors of other kinds, RuntimeError among them, depending on what is wrong with the file.
-    with reading(path, 'not a MINDIR file, or a damaged one: export it again', also=(Exception,)):
-        return as_function(nn.GraphCell(ms.load(str(path))))
+    with reading(path, f'not {"a MINDIR" if mindir else "an ONNX"} file, or a damaged one: export it again', (Exception,)):
+        if mindir:
+            return as_function(nn.GraphCell(ms.load(str(path))))
+        import onnxruntime
 
-
-def load_onnx(path: str | Path) -> Function:
-    """The ONNX file in ONNX Runtime, on the CPU, as a function: ndarray -> tuple of ndarrays. InputError if it cannot be
-    loaded."""
-    need_onnx()
-    import onnxruntime
-
-    with reading(path, 'not an ONNX file, or a damaged one: export it again', also=(Exception,)):
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda images: tuple(session.run(None, {name: images}))
-
-
-LOADERS = {'.mindir': load_mindir, '.onnx': load_onnx}
+        name = session.get_inputs()[0].name
+        return lambda images: tuple(session.run(None, {name: images}))
 
 
 def as_function(cell: nn.Cell) -> Function:

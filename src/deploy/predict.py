@@ -135,10 +135,8 @@ def main(argv: list[str] | None = None):
     paths, total = itertools.chain.from_iterable(found), None if '-' in args.sources else sum(map(len, found))
     runtime.start(load_settings([]))
     model = open_model(args.model, args.labels)
-    size, batch_size = (
-        model.signature.image_size,
-        model.signature.batch_size or args.batch_size or min(BATCH, total or BATCH),
-    )
+    size, fixed = model.signature.image_size, model.signature.batch_size
+    batch_size = fixed or args.batch_size or min(BATCH, total or BATCH)
     # The first call compiles, which is not to count as time of the images.
     model.probabilities(np.zeros((batch_size, size, size, 3), np.uint8))
     start, predictions = time.perf_counter(), predict(model, paths, args.top, bool(args.html), batch_size)

@@ -12,7 +12,7 @@ from src.data.classes import by_number, imagenet_names, load_names
 from src.deploy import description
 from src.deploy.description import Signature, class_names, softmax
 from src.deploy.export import Served
-from src.deploy.formats import LOADERS, as_function
+from src.deploy.formats import LOADED, as_function, load
 from src.errors import reading
 from src.inceptionv4 import InceptionV4
 from src.options import Settings, load_settings
@@ -28,7 +28,6 @@ class Predictor(NamedTuple):
     probabilities: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     signature: Signature  # of which scaling and output are a part of `probabilities`
     class_names: list[str] | None  # by class number, if they are known
-    num_classes: int
 
 
 def load_network(path: str, argv: Sequence[str] = ()) -> tuple[InceptionV4, dict, Settings]:
@@ -58,9 +57,9 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
 
     `labels_path` is a file of class names, for models that know none. InputError if something is missing or unfit.
     """
-    if Path(path).suffix in LOADERS:
+    if Path(path).suffix in LOADED:
         signature, about = description.read(Path(path))
-        call, names, num_classes = LOADERS[Path(path).suffix](path), about['classes'], about['num_classes']
+        call, names, num_classes = load(path), about['classes'], about['num_classes']
     else:
         network, info, settings = load_network(path)
         signature = Signature(settings.image_size, info['preprocessing'], 'uint8', 'softmax')
@@ -78,4 +77,4 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
         order = np.argsort(-values, 1, kind='stable')
         return np.take_along_axis(values, order, 1), order
 
-    return Predictor(probabilities, signature, class_names(names, num_classes, labels_path or path), num_classes)
+    return Predictor(probabilities, signature, class_names(names, num_classes, labels_path or path))

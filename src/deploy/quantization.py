@@ -1,13 +1,4 @@
-"""An ONNX file in 8-bit integers, made by ONNX Runtime's quantizer, and compared with the float32 file on real images.
-
-How it is calibrated:
-
-1. Images: CALIBRATION training images, equally many of each class (`choose_samples`).
-2. Activations: the quantizer takes the range of each from these images, uint8 (`quantize`).
-3. Weights: int8, a scale for each output channel, such that no sum overflows (`weight_scales`).
-4. Biases: less by what the rounding of the weights adds on average, for these images (`_round_weights`).
-5. Both files run on all validation images; above MAX_LOSS no file is written (`compare`).
-"""
+"""An ONNX file in 8-bit integers, made by ONNX Runtime's quantizer, and compared with the float32 file on real images."""
 
 from __future__ import annotations
 
@@ -25,7 +16,7 @@ from src.data.classes import Offsets
 from src.data.preprocess import evaluation_image
 from src.data.records import Records
 from src.deploy.description import Signature
-from src.deploy.formats import Function, convert_opset, load_onnx
+from src.deploy.formats import Function, convert_opset, load
 from src.deploy.image_files import load_batches
 from src.errors import InputError
 
@@ -94,9 +85,10 @@ def spread(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def quantize(path: Path, signature: Signature, calibration: Sample, compared: Sample) -> dict:
-    """Replace the float32 file `path` by one in 8-bit integers. Returns the figures of `compare`, and `megabytes` of both.
+    """Replace the float32 file `path` by one in 8-bit integers: activations in uint8, whose ranges the images of
+    `calibration` tell, weights in int8, with a scale for each output channel and biases that make up for their rounding.
 
-    InputError if it loses more than MAX_LOSS.
+    Returns the figures of `compare`, and `megabytes` of both. InputError if it loses more than MAX_LOSS.
     """
     from onnxruntime import quantization
 
@@ -118,7 +110,7 @@ def quantize(path: Path, signature: Signature, calibration: Sample, compared: Sa
         extra_options={'TensorQuantOverrides': scales},
     )
     written = {'float32': original, 'int8': path}
-    figures = compare({kind: load_onnx(file) for kind, file in written.items()}, signature, compared)
+    figures = compare({kind: load(file) for kind, file in written.items()}, signature, compared)
     figures['megabytes'] = {kind: file.stat().st_size / 1e6 for kind, file in written.items()}
     if not figures['loss'] <= MAX_LOSS:
         raise InputError(
@@ -151,7 +143,7 @@ def _round_weights(path, calls):
     model, scales = onnx.load(path), {}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
-    means = _mean_inputs(model, convolutions, calls)
+    means = _mean_inputs(path, {node.input[0]: None for node in convolutions}, calls)
     for node in convolutions:
         source, weight, bias = node.input
         weights, biases = (numpy_helper.to_array(stored[name]) for name in (weight, bias))
@@ -164,13 +156,12 @@ def _round_weights(path, calls):
     return scales
 
 
-def _mean_inputs(model, convolutions, calls):
-    """{name: float32 (channels,)}: means of what the `convolutions` of `model` take, over the `calls` and all positions."""
+def _mean_inputs(path, names, calls):
+    """{name: float32 (channels,)}: means of the tensors `names` in the file `path`, over the `calls` and all positions."""
     import onnx
     import onnxruntime
 
-    watched, names = onnx.ModelProto(), list(dict.fromkeys(node.input[0] for node in convolutions))
-    watched.CopyFrom(model)
+    watched = onnx.load(path)
     del watched.graph.output[:]
     for name in names:
         watched.graph.node.append(onnx.helper.make_node('GlobalAveragePool', [name], [f'mean of {name}']))

@@ -11,6 +11,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from onnx import TensorProto, helper, numpy_helper
+from onnx import load as load_model
+from onnxruntime import InferenceSession
 from PIL import Image
 
 import export as entry
@@ -19,7 +22,7 @@ from src.data.classes import Offsets, imagenet_names
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
 from src.deploy import export, formats, predict, predictor, quantization
-from src.deploy.description import Signature, class_names, host_scale, other_files, softmax
+from src.deploy.description import Signature, class_names, other_files, softmax
 from src.deploy.quantization import Sample, compare, quantize, spread
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
@@ -93,14 +96,9 @@ def test_files_and_their_description(small, exported):
     assert (onnx['input']['type'], onnx['input']['shape']) == ('uint8', [2, 75, 75, 3])
     assert (mindir['output']['kind'], onnx['output']['kind']) == ('logits', 'top5')
     assert onnx['output']['shapes'] == [[2, 5], [2, 5]] and onnx['output']['types'] == ['float32', 'int32']
-
-
-def test_graph_in_the_file(exported):
-    """Batch norm is folded; ONNX's operators are those that atc of CANN 8.5 takes."""
-    import onnx
-
-    model = onnx.load(exported / 'net.onnx')
-    kinds = [node.op_type for node in model.graph.node]
+    # Batch norm is folded; ONNX's operators are those that atc of CANN 8.5 takes.
+    model = load_model(exported / 'net.onnx')
+    kinds = {node.op_type for node in model.graph.node}
     assert 'Conv' in kinds and 'BatchNormalization' not in kinds and model.opset_import[0].version == 15
     assert b'BatchNorm' not in (exported / 'net.mindir').read_bytes()
     assert formats.parameter_types(exported / 'net.mindir') == {'FLOAT'}
@@ -168,10 +166,11 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
         ([10.03, 9.99], 'float32', r'deviates by 3.0e-03 \(bound 1e-04, computed in float32\)'),
         ([10.2, 9.99], 'float16 or HF32', r'deviates by 2.0e-02 \(bound 1e-02, computed in float16 or HF32\)'),
         ([9.99, 10.0], 'float16 or HF32', r'finds another class than the checkpoint.s \(deviation 1.0e-03'),
+        ([np.nan, 9.99], 'float16', r'deviates by nan'),
     ],
 )
 def test_bound_of_the_precision(logits, computed_in, message):
-    """A network with the logits 10 and 9.99, and what its file gives instead."""
+    """A network with the logits 10 and 9.99 for two images, and what its file returns for the second one instead."""
     arguments = 'net.air', [np.array([[10, 9.99], logits])], np.array([[10, 9.99]] * 2), 'logits', computed_in
     if message is None:
         found = export.verify(*arguments)
@@ -184,18 +183,20 @@ def test_bound_of_the_precision(logits, computed_in, message):
 @pytest.mark.parametrize(
     'outputs, output, expected',
     [
-        ([[[1.0, 2.0, 4.4]]], 'logits', 0.1),
-        ([[[1.0, np.nan, 4.0]]], 'logits', np.inf),
+        ([[[0.042, 0.1142, 0.8438]]], 'softmax', 0),
         ([[[0.042, 0.1142, 0.7438]]], 'softmax', 0.1),
         ([[[0.84379, 0.1142]], [[2, 1]]], 'top5', 0),
         ([[[0.1142, 0.84379]], [[1, 2]]], 'top5', 0.72959),
+        ([[[0.84379, 0.1142]], [[2, 0]]], 'top5', 0.0722),
     ],
 )
-def test_deviation(outputs, output, expected):
-    found = export.deviation([np.array(values) for values in outputs], np.array([[1.0, 2.0, 4.0]]), output)
-    assert found == pytest.approx(expected, abs=1e-4)
-    equal = np.array([[2.0, 2.0, 1.0]])  # of classes that are equally probable any may be first
-    assert export.deviation([np.sort(softmax(equal), 1)[:, :0:-1], np.array([[1, 0]])], equal, 'top5') < 1e-9
+def test_deviation_of_probabilities(outputs, output, expected, monkeypatch):
+    monkeypatch.setitem(export.BOUNDS, 'float32', 1)
+    outputs, logits = [np.array(values * 2) for values in outputs], np.array([[1.0, 2.0, 4.0]] * 2)
+    assert export.verify('', outputs, logits, output, 'float32')['smooth'] == pytest.approx(expected, abs=1e-4)
+    equal = np.array([[2.0, 2.0, 1.0]] * 2)  # of classes that are equally probable any may be first
+    found = [np.sort(softmax(equal), 1)[:, :0:-1], np.array([[1, 0]] * 2)]
+    assert export.verify('', found, equal, 'top5', 'float32')['random'] < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_aipp_scales_as_we_do():
     value = dict(re.findall(r'(\w+): (\S+)', text))
     assert (value['input_format'], value['csc_switch'], value['rbuv_swap_switch']) == ('RGB888_U8', 'false', 'false')
     pixels = np.arange(256.0)
-    ours = host_scale(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)), PREPROCESSING)
+    ours = Signature(1, PREPROCESSING).as_input(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)))
     for i in range(3):
         low, factor = (float(np.float16(value[f'{name}_chn_{i}'])) for name in ('min', 'var_reci'))
         theirs = (pixels - int(value[f'mean_chn_{i}']) - low) * factor
@@ -420,20 +421,18 @@ def test_sums_of_products_do_not_overflow():
 def test_quantized_file(exported, tmp_path, records, monkeypatch):
     """Convolutions have integers, by channel, the classifier and softmax have not; the outputs are close, and those of the
     first convolution are not shifted on average. One that loses too much is refused."""
-    import onnx
-
     path = tmp_path / 'net.onnx'
     shutil.copy(exported / 'net.onnx', path)
     samples = quantization.choose_samples(records, None, 1)
     monkeypatch.setattr(quantization, 'MAX_LOSS', 100)
     figures = quantize(path, UINT8, *samples)
-    model = onnx.load(path)
+    model = load_model(path)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     by_output = {name: node for node in model.graph.node for name in node.output}
     convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
     for node in convolutions:
         weight = by_output[node.input[1]]
-        values = onnx.numpy_helper.to_array(stored[weight.input[0]])
+        values = numpy_helper.to_array(stored[weight.input[0]])
         assert weight.op_type == 'DequantizeLinear' and values.dtype == np.int8 and sum_of_neighbours(values) <= 128
         assert stored[weight.input[1]].dims == [len(values)] and by_output[node.input[0]].op_type == 'DequantizeLinear'
     assert len(convolutions) > 40 and path.stat().st_size < 0.3 * (exported / 'net.onnx').stat().st_size
@@ -445,7 +444,7 @@ def test_quantized_file(exported, tmp_path, records, monkeypatch):
         and re.search(r'agree on .*; \d+ and \d+ MB', quantization.as_text(figures))
     )
     images, _ = next(Sample(records, np.arange(2)).batches(UINT8, ''))
-    first, second = (formats.load_onnx(p)(images) for p in (exported / 'net.onnx', path))
+    first, second = (formats.load(p)(images) for p in (exported / 'net.onnx', path))
     assert np.abs(first[0] - second[0]).max() < 0.2 and first[1].dtype == second[1].dtype == np.int32
 
     monkeypatch.setattr(quantization, 'MAX_LOSS', 1)
@@ -457,25 +456,21 @@ def test_quantized_file(exported, tmp_path, records, monkeypatch):
 
 def test_rounding_shifts_no_output_on_average(exported, tmp_path):
     """The means of the first convolution with rounded weights and changed biases are those with exact weights."""
-    import onnx
-    import onnxruntime
-    from onnx import numpy_helper
-
     path = tmp_path / 'net.onnx'
     shutil.copy(exported / 'net.onnx', path)
     images = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), np.uint8)
     scales = quantization._round_weights(path, [(images, 2)])
 
     def means(file, rounded):
-        model = onnx.load(file)
+        model = load_model(file)
         first = next(node for node in model.graph.node if node.op_type == 'Conv')
         weight = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
         if rounded:
             step = np.array([one['scale'] for one in scales[weight.name]])[:, None, None, None]
             values = np.round(numpy_helper.to_array(weight) / step) * step
             weight.CopyFrom(numpy_helper.from_array(values.astype(np.float32), weight.name))
-        model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(first.output[0], onnx.TensorProto.FLOAT, None))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info(first.output[0], TensorProto.FLOAT, None))
+        session = InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
         return session.run(None, {'input': images})[0].mean((0, 2, 3))
 
     exact = means(exported / 'net.onnx', False)

@@ -37,7 +37,7 @@ def model(monkeypatch):
     made = {'batch_size': 0, 'class_names': NAMES}
 
     def opened(path='', labels=''):
-        return Predictor(brightness, Signature(32, PREPROCESSING, batch_size=made['batch_size']), made['class_names'], 3)
+        return Predictor(brightness, Signature(32, PREPROCESSING, batch_size=made['batch_size']), made['class_names'])
 
     monkeypatch.setattr(predict, 'open_model', opened)
     monkeypatch.setattr(runtime, 'start', lambda settings: None)

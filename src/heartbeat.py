@@ -15,17 +15,16 @@ STEPS, COMPILING, SAVING, EVALUATING = 'steps', 'compiling', 'saving', 'evaluati
 
 
 class Heartbeat:
-    """Writes what this rank does, which takes microseconds and no disk; nothing where no launcher wants to know."""
+    """Writes what this rank does, which takes microseconds and no disk; nothing where no launcher watches."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ):
         self.file, self.count, self.step, self.saved, self.doing = None, 0, 0, 0, COMPILING
         if FILE in environ:
             self.place = SIZE * int(environ.get('RANK_ID', 0))
-            with contextlib.suppress(OSError):  # of another user or container
-                self.file = os.open(environ[FILE], os.O_WRONLY | os.O_CLOEXEC)
+            self.file = os.open(environ[FILE], os.O_WRONLY | os.O_CLOEXEC)
 
     def __call__(self, doing: str | None = None, step: int | None = None, saved: int = 0) -> None:
-        """A beat. `doing` and `step` (steps done) stay where they are None; `saved`: checkpoints since the last beat."""
+        """Write a heartbeat. `doing` and `step` (steps done) stay where None; `saved`: checkpoints since the last one."""
         self.count, self.saved = self.count + 1, self.saved + saved
         self.step, self.doing = self.step if step is None else step, doing or self.doing
         if self.file is not None:
@@ -50,13 +49,7 @@ def dump_stacks_on_request() -> None:
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def end_with_parent(number: int) -> Callable[[], None]:
+def end_with_parent(number: int) -> Callable[[], object]:
     """For a new child to call first: it gets the signal `number` when this process ends, however that may be (Linux)."""
-    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
-
-    def prepare():
-        prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork
+    return lambda: prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG

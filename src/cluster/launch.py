@@ -28,11 +28,11 @@ from src.errors import InputError, Parser, TrainingError, entry_point, reading
 BUSY = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
 PORT = 8118  # of the scheduler of several servers, as for msrun
 PAUSE, LONGEST = 10, 600  # seconds of the first pause before a restart, which doubles each time, and of the longest
-NEVER = (InputError.exit_status, TrainingError.exit_status)  # a restart would meet the same again
+NEVER = (InputError.exit_status, TrainingError.exit_status)  # a restart would fail in the same way
 # The scheduler blocks in init() until its workers have left. On the CPU: it must not open an NPU that a rank will use.
 SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
-# Ranks compile for minutes, not all equally long: HCCL's default of 120 s to connect is too short.
-HCCL_TIMEOUTS = {'HCCL_CONNECT_TIMEOUT': '600', 'HCCL_EXEC_TIMEOUT': '1836'}
+# Ranks compile for minutes, not all equally long: HCCL's default of 120 s to connect is too short, MindSpore's as well.
+TIMEOUTS = {'HCCL_CONNECT_TIMEOUT': '600', 'HCCL_EXEC_TIMEOUT': '1836', 'MS_TOPO_TIMEOUT': '600'}
 # MindSpore refuses a mixture of start-up methods, so a rank inherits none of their variables.
 NOT_INHERITED = {
     *environment.RANK_TABLES,
@@ -58,13 +58,12 @@ class Launch(NamedTuple):
         """
         devices = self.table.devices if self.target == 'CPU' else self.server.devices
         cores, here, size = sorted(os.sched_getaffinity(0)), len(devices), len(self.table.devices)
-        common = {'OMP_NUM_THREADS': str(max(1, len(cores) // here))} if self.target == 'CPU' else HCCL_TIMEOUTS
-        common = common | {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        common = {'OMP_NUM_THREADS': str(max(1, len(cores) // here))} if self.target == 'CPU' else {}
+        common |= TIMEOUTS | {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         if self.npus:  # the table says which devices are used, and its numbers count all of them
             common.pop('ASCEND_RT_VISIBLE_DEVICES', None)
         common |= {'LOCAL_RANKS': str(here), 'LOCAL_CORES': str(len(cores)), 'RANK_SIZE': str(size)}
-        # The time for all ranks to come, in seconds, is that of HCCL's connections.
-        common |= {'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port), 'MS_TOPO_TIMEOUT': '600'}
+        common |= {'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port)}
         first, jobs = self.table.servers[0].names[0], {}
         with reading(f'{first}, the first server of the rank table', 'its server_id must be an address'):
             common['MS_SCHED_HOST'] = socket.gethostbyname(first) if here < size else '127.0.0.1'  # MindSpore takes no names
@@ -78,19 +77,16 @@ class Launch(NamedTuple):
             # A number as MS_NODE_ID is the rank. MindSpore counts the devices of a host name itself unless a rank sets its
             # own (collective_manager.cc), as `runtime.start` does with DEVICE_ID.
             rank, share = str(device.rank_id), cores[i * len(cores) // here : (i + 1) * len(cores) // here]
-            own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': self._index(device.device_id)}
+            # CANN counts the devices that a container sees from 0; a table has their physical numbers.
+            # https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
+            if self.npus and device.device_id not in self.npus:
+                there = ', '.join(f'/dev/davinci{i}' for i in self.npus)
+                raise InputError(f'device {device.device_id} of the rank table is not here; there are {there}')
+            number = str(self.npus.index(device.device_id) if self.npus else device.device_id)
+            own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': number}
             bound = share if self.bind_core and share else cores
             jobs[rank] = [sys.executable, '-u', *command], common | own, bound
         return jobs
-
-    def _index(self, number):
-        """The number by which CANN knows a device: it counts those that a container sees from 0; a table has physical ones.
-        https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
-        """
-        if self.npus and number not in self.npus:
-            here = ', '.join(f'/dev/davinci{i}' for i in self.npus)
-            raise InputError(f'device {number} of the rank table is not here; there are {here}')
-        return str(self.npus.index(number) if self.npus else number)
 
 
 def with_restarts(start: Callable[[bool], tuple[int, str, bool]], allowed: int, signals: Signals) -> int:
@@ -117,12 +113,11 @@ def _arguments(arguments):
     """(the launcher's arguments, the script's options); the launcher's options may stand among the script's, too."""
     ours = Parser(add_help=False, allow_abbrev=False)
     ours.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
-    ours.add_argument('--bind_core', action='store_true', help='give each rank its share of the CPU cores')
+    ours.add_argument('--bind_core', action='store_true', help='bind each rank to its share of the CPU cores')
     ours.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
     ours.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
-    ours.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint between (default: 0)')
-    text = 'seconds without a step that end the ranks (default: 3 times the slowest so far, at least 600; 0: never)'
-    ours.add_argument('--stall_timeout', type=float, help=text)
+    ours.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
+    ours.add_argument('--stall_timeout', type=float, help='seconds of a step that count as a hang (default: 600 or more)')
     ours.add_argument('--rank_size', type=int, help='number of ranks that is expected')
     ours.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
     parser = Parser(prog='python -m src.cluster.launch', parents=[ours], allow_abbrev=False)
@@ -152,10 +147,7 @@ def _launch(args):
     if args.rank_size not in (None, size):
         raise InputError(f'--rank_size {args.rank_size}, but the rank table has {size} ranks')
     if several and args.max_restarts:
-        raise InputError(
-            f'--max_restarts {args.max_restarts} is for a single server; leave it out, Slurm (deploy/slurm.sh) and Volcano '
-            '(deploy/volcano_2x8.yaml) restart several'
-        )
+        raise InputError(f'--max_restarts {args.max_restarts} is for a single server; for several see deploy/slurm.sh')
     args.master_port = args.master_port or (PORT if several else None)  # servers that start on their own agree on it
     server = table.servers[0] if target == 'CPU' and not args.server_id else rank_table.local_server(table, args.server_id)
     return Launch(table, server, target, npus if target != 'CPU' else [], args.bind_core)

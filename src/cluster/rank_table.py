@@ -17,7 +17,6 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,11 +66,7 @@ def one_server(count: int, npus: Sequence[int] = ()) -> RankTable:
 
 def read(path: str | Path) -> RankTable:
     """The table of the file `path`, or of the one of NAMES in the directory `path`. InputError if anything is wrong."""
-    with reading(
-        f'rank table {path}',
-        'python -m src.cluster.rank_table make writes a sound one',
-        (TypeError, AttributeError, OverflowError, RecursionError),
-    ):
+    with reading(f'rank table {path}', 'python -m src.cluster.rank_table make writes one', (TypeError, AttributeError)):
         return parse(json.loads(_file(path).read_bytes()))
 
 
@@ -80,19 +75,18 @@ def parse(data: dict) -> RankTable:
     if data.get('status') != 'completed':
         raise ValueError(f'status {data.get("status")!r} must be "completed"')
     entries = data.get('server_list') or [entry for group in data['group_list'] for entry in group['instance_list']]
-    servers, ranks, places = {}, [], []
+    servers, ranks = {}, set()
     for entry in entries:
         names = [entry[key] for key in ('container_ip', 'host_ip') if entry.get(key)] + [entry['server_id']]
+        devices = servers.setdefault(names[-1], Server(names, [])).devices
         for device in entry['device' if 'server_list' in data else 'devices']:
             one = Device(int(device['device_id']), int(device.get('rank_id', entry.get('rank_id', len(ranks)))))
-            servers.setdefault(entry['server_id'], Server(names, [])).devices.append(one)
-            ranks.append(f'rank {one.rank_id}')
-            places.append(f'device {one.device_id} of server {names[-1]}')
-    for name, times in Counter(places + ranks).items():
-        if times > 1:
-            raise ValueError(f'{name} is listed {times} times')
-    if missing := [rank for rank in range(len(ranks)) if f'rank {rank}' not in ranks]:
-        raise ValueError(f'rank {missing[0]} of {len(ranks)} is missing')
+            if one.rank_id in ranks or one.device_id in [other.device_id for other in devices]:
+                raise ValueError(f'rank {one.rank_id} or device {one.device_id} of server {names[-1]} is listed twice')
+            devices.append(one)
+            ranks.add(one.rank_id)
+    if missing := set(range(len(ranks))) - ranks:
+        raise ValueError(f'rank {min(missing)} of {len(ranks)} is missing')
     for server in servers.values():
         server.devices.sort(key=lambda device: device.rank_id)
     return RankTable(sorted(servers.values(), key=lambda server: server.devices[0].rank_id))
@@ -127,20 +121,14 @@ def local_server(table: RankTable, server_id: str | None = None) -> Server:
         return table.servers[0]
     # The host's address, which its containers need not have: MindCluster and ModelArts put it into their environment.
     wanted = server_id or os.environ.get('XDL_IP') or os.environ.get('MA_CURRENT_HOST_IP')
-    found = [] if server_id else [server for server in table.servers if any(map(is_local, server.names))]
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    own |= {socket.gethostname(), socket.getfqdn()}
+    found = [] if server_id else [server for server in table.servers if own & {*server.names}]
     found = found or [server for server in table.servers if wanted in server.names]
     if len(found) != 1:
         what = f'{len(found)} servers of the rank table have ' + (server_id or 'an address of this machine')
         raise InputError(f'{what}; choose one by --server_id: {", ".join(server.names[-1] for server in table.servers)}')
     return found[0]
-
-
-def is_local(name: str) -> bool:
-    """Whether a host name or address belongs to this machine."""
-    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    with contextlib.suppress(OSError, UnicodeError):
-        return name == socket.gethostname() or socket.gethostbyname(name) in own
-    return False
 
 
 def make(count: int, server_ids: Sequence[str] = ('127.0.0.1',)) -> str:
@@ -158,7 +146,7 @@ def make(count: int, server_ids: Sequence[str] = ('127.0.0.1',)) -> str:
 @entry_point
 def main(arguments: list[str] | None = None):
     """The command line."""
-    parser = Parser(prog='python -m src.cluster.rank_table', description='make, check rank tables')
+    parser = Parser(prog='python -m src.cluster.rank_table', description='make and check rank tables')
     commands = parser.add_subparsers(dest='command', required=True)
     maker = commands.add_parser('make', help='table of one server, or of several with as many devices')
     maker.add_argument('--devices', type=int, required=True, help='number of devices of a server')
@@ -175,7 +163,7 @@ def main(arguments: list[str] | None = None):
     table = read(args.file)
     if args.rank_size not in (None, len(table.devices)):
         raise InputError(f'rank table {args.file} has {len(table.devices)} ranks, but rank_size is {args.rank_size}')
-    print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), nothing to report')
+    print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), valid')
 
 
 if __name__ == '__main__':

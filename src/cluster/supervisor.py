@@ -23,7 +23,6 @@ from src.heartbeat import FILE, end_with_parent
 FAILURE_GRACE = 10  # seconds from the first failure until the other ranks are killed
 SYMPTOM = 2  # seconds after a failure of the scheduler in which a rank that fails is taken for its cause
 ECHO = 2.0  # seconds in which another signal counts as the same: a batch system signals a process and then its whole group
-OLD_LOGS = 5  # kept of each rank
 # The scheduler reports a rank whose MindSpore heartbeat stopped before it has the others end (meta_server_node.cc).
 LOST = re.compile(rb'worker (\d+) is the first one timed out|The node: (\d+) is timed out')
 # MindSpore's last threads write this at the end of every distributed process, whatever the log level is.
@@ -31,7 +30,7 @@ LAST_WORDS = re.compile(rb'\[INFO\] DISTRIBUTED\(')
 
 
 class Signals(list):
-    """The numbers of the signals that have asked this process to end since its construction; their echoes are left out."""
+    """The numbers of the signals that have told this process to end since its construction; their echoes are left out."""
 
     def __init__(self):
         self.last, numbers = -ECHO, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -83,9 +82,8 @@ class Supervisor:
     def _start(self, name, command, environment, cores):
         path, end_with_this = self._log(name), end_with_parent(signal.SIGKILL)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in range(OLD_LOGS, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(f'{path}.{old - 1}' if old > 1 else path, f'{path}.{old}')
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, f'{path}.1')
         with open(path, 'ab') as output:
             self.processes[name] = process = subprocess.Popen(
                 command,
@@ -103,9 +101,9 @@ class Supervisor:
         return Path(self.directory, name, 'train.log')
 
     def _watch(self):
-        """Wait until all ranks have ended. They are asked to after a signal, a failure or a hang, and killed later."""
+        """Wait until all ranks have ended. After a signal, a failure or a hang they get SIGTERM, later SIGKILL."""
         ranks, ending = set(self.processes) - {'scheduler'}, False
-        deadline = certain = float('inf')  # of the ranks that were asked to end; of whose failure was the first
+        deadline = certain = float('inf')  # of the ranks that got SIGTERM; of which failure was the first
         while ranks and len(self.signals) < 2 and time.monotonic() < deadline:
             self._show()
             with contextlib.suppress(queue.Empty):
@@ -113,26 +111,22 @@ class Supervisor:
                 ranks.discard(name)
                 if status and not ending:
                     self.failures.append((name, status))
-                    certain = min(certain, time.monotonic() + self._patience(name, status))
+                    # The scheduler fails when a rank is lost, which may end a moment later; by ElsewhereError a rank says
+                    # that another one has ended the training run.
+                    symptom = self.grace if status == ElsewhereError.exit_status else SYMPTOM if name == 'scheduler' else 0
+                    certain = min(certain, time.monotonic() + symptom)
             if ending:
                 continue
             if self.signals:
                 name = signal.Signals(self.signals[0]).name
-                log(f'{name} passed on; ranks have {self.grace:g} s to save and exit; a second signal kills them')
+                log(f'{name} passed on; ranks have {self.grace:g} s to save; a second signal (after {ECHO:g} s) kills them')
             elif time.monotonic() < certain and (self.failures or not self._hangs(ranks)):
                 continue
             ending, deadline = True, time.monotonic() + (self.grace if self.signals else min(self.grace, FAILURE_GRACE))
             for name in ranks:  # to the rank alone: it takes the end of a data worker for a failure
                 self.processes[name].terminate()  # never SIGINT: MindSpore handles that one itself within a step
-                if self.hanging:
-                    self.processes[name].send_signal(signal.SIGCONT)
         if ranks:
-            log(f'killed: {", ".join(sorted(ranks))} did not end in time')
-
-    def _patience(self, name, status):
-        """Seconds in which another failure may show that this one is its consequence: the scheduler fails when a rank is
-        lost, and that rank may end a moment later; a rank says by its status that another one has ended the training."""
-        return self.grace if status == ElsewhereError.exit_status else SYMPTOM if name == 'scheduler' else 0
+            log(f'rank {", ".join(sorted(ranks))} did not end in time: killed')
 
     def _hangs(self, ranks):
         if laggard := self.watchdog.look(ranks):
@@ -167,7 +161,6 @@ class Supervisor:
             else:
                 status = ElsewhereError.exit_status
                 log(f'{cause}; it is on another server')
-            cause += f' at step {self.watchdog.step}' if self.watchdog.step else ''
         elif 'scheduler' in self.processes:  # it ends about a second after the last rank, which may be on another server
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes['scheduler'].wait(self.grace)
@@ -183,7 +176,7 @@ class Supervisor:
         try:
             sys.stdout.buffer.write(b''.join(line for line in data.splitlines(True) if not LAST_WORDS.match(line)))
             sys.stdout.flush()
-        except OSError:  # the reader of the pipe has ended; the training goes on without a screen
+        except OSError:  # the reader of the pipe has ended; training continues without a screen
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -195,12 +188,9 @@ def log(text: str) -> None:
 
 def kill_descendants() -> None:
     """SIGKILL all descendants of this process until none is left, orphans included, whose subreaper it is."""
-    alive, end = True, time.monotonic() + 10
-    while alive and time.monotonic() < end:
-        alive = False
-        for one in psutil.Process().children(recursive=True):
+    end = time.monotonic() + 10  # a driver can keep a process from ending
+    while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() < end:
+        for one in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if one.status() != psutil.STATUS_ZOMBIE:
-                    alive = True
-                    one.kill()
-        time.sleep(0.05)
+                one.kill()
+        psutil.wait_procs(descendants, timeout=1)

@@ -1,14 +1,12 @@
-"""Notices a training that hangs: no heartbeat of a rank (`src.heartbeat`) for too long (Linux)."""
+"""Notices a training run that hangs: no heartbeat of a rank (`src.heartbeat`) for too long (Linux)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -45,49 +43,37 @@ class Watchdog:
         self.size, self.timeout, self.clock = size, timeout, clock
         self.file = open(os.memfd_create('heartbeats'), 'rb')  # closed with this object
         self.path = f'/proc/{os.getpid()}/fd/{self.file.fileno()}'
-        self.states, self.since, self.slowest = {}, {}, {}
+        self.states, self.since, self.slowest = {str(rank): State() for rank in range(size)}, {}, {}
+        self.saved = False  # whether a checkpoint has been written
 
     def look(self, ranks: Collection[str] = ()) -> str | None:
-        """Take note of new heartbeats. Returns the rank that lags if one of the living `ranks` hangs, else None. Nothing is
+        """Read new heartbeats. Returns the rank that lags behind if one of the living `ranks` hangs, else None. Nothing is
         watched before the first heartbeat of any: a program need not have them."""
         records, now = os.pread(self.file.fileno(), self.size * SIZE, 0), self.clock()
         for number in range(len(records) // SIZE):
             fields, rank = records[number * SIZE :][:SIZE].decode().strip('\0').split(), str(number)
-            new, old = State(*map(int, fields[:3]), fields[3]) if fields else State(), self._state(rank)
+            new, old = State(*map(int, fields[:3]), fields[3]) if fields else State(), self.states[rank]
             if new != old:
                 if old.count:
                     self.slowest[old.doing] = max(self.slowest.get(old.doing, 0), now - self.since[rank])
-                self.states[rank], self.since[rank] = new, now
-        if not self.states or self.timeout == 0:
+                self.states[rank], self.since[rank], self.saved = new, now, self.saved or new.saved > 0
+        if self.timeout == 0 or not any(state.count for state in self.states.values()):
             return None
         for rank in ranks:
             self.since.setdefault(rank, now)
         # A rank may wait for another one that does something long, or that is not as far as its first heartbeat.
-        limit = max((self._limit(self._state(rank).doing) for rank in ranks), default=0)
+        limit = max((self._limit(self.states[rank].doing) for rank in ranks), default=0)
         if all(now - self.since[rank] <= limit for rank in ranks):
             return None
-        return min(ranks, key=lambda rank: (self._state(rank).step, self.since[rank]))
-
-    def _state(self, rank):
-        return self.states.get(rank, State())
+        return min(ranks, key=lambda rank: (self.states[rank].step, self.since[rank]))
 
     def _limit(self, doing):
         times = 1 if doing == STEPS else LONGER
         return times * self.timeout if self.timeout else max(times * STALL, SLOWEST * self.slowest.get(doing, 0))
 
-    @property
-    def step(self) -> int:
-        """The step that the fastest rank is doing, counted from 1; 0 before the first heartbeat."""
-        return max((state.step + 1 for state in self.states.values()), default=0)
-
-    @property
-    def saved(self) -> bool:
-        """Whether a checkpoint has been written."""
-        return any(state.saved for state in self.states.values())
-
     def silence(self, rank: str) -> str:
         """For how long a rank has had no heartbeat, in words."""
-        state = self._state(rank)
+        state = self.states[rank]
         doing = '' if state.doing == STEPS else f'{state.doing} '
         since = f'for {self.clock() - self.since[rank]:.0f} s {doing}after step {state.step}' if state.count else 'yet'
         return f'no heartbeat {since}'
@@ -95,12 +81,10 @@ class Watchdog:
 
 def dump_stacks(ranks: Collection[int]) -> None:
     """Have the stacks of all Python threads of the processes `ranks` and of their data workers written into the ranks' logs,
-    those of the ranks last; takes 2 s. Only processes that catch SIGUSR1 get it (`heartbeat.dump_stacks_on_request`)."""
-    with contextlib.suppress(psutil.NoSuchProcess, OSError):  # one has just ended
-        workers = [child.pid for pid in ranks for child in psutil.Process(pid).children()]
-        for pids in (workers, ranks):
-            for pid in pids:
-                caught = re.search(r'^SigCgt:\s*(\w+)', Path(f'/proc/{pid}/status').read_text(), re.M)
-                if int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:
-                    psutil.Process(pid).send_signal(signal.SIGUSR1)
+    those of the ranks last; takes 2 s. SIGUSR1 ends a process without `heartbeat.dump_stacks_on_request`."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # one has just ended
+        processes = [psutil.Process(pid) for pid in ranks]
+        for group in ([child for rank in processes for child in rank.children()], processes):
+            for process in group:
+                process.send_signal(signal.SIGUSR1)
             time.sleep(1)

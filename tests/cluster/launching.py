@@ -60,6 +60,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def launcher(folder, *npus):
+    """Python lines that import `launch` and let files in `folder` be the NPUs with these numbers."""
+    for number in npus:
+        (folder / f'davinci{number}').touch()
+    return (
+        'from src import environment\nfrom src.cluster import launch, supervisor\n'
+        f'environment.NPUS, environment.check = {str(folder / "davinci[0-9]*")!r}, lambda: None\n'
+    )
+
+
 class Launch:
     """A launcher in `folder`, which has so many `npus`, of the program `script` after RANK.
 
@@ -71,14 +81,9 @@ class Launch:
 
     def __init__(self, folder, script, *options, ranks='2', npus=range(8), patch='', scheduler='pass', environ=()):
         self.folder = folder
-        for number in npus:
-            (folder / f'davinci{number}').touch()
         (folder / 'script.py').write_text(script)
-        code = (
-            f'from src import environment\nfrom src.cluster import launch\nlaunch.PAUSE = 0.1\n'
-            f'environment.NPUS, environment.check = {str(folder / "davinci[0-9]*")!r}, lambda: None\n'
-            f'launch.SCHEDULER = {scheduler!r} or launch.SCHEDULER\n{patch}\nlaunch.main()'
-        )
+        code = launcher(folder, *npus) + f'launch.PAUSE, launch.SCHEDULER = 0.1, {scheduler!r} or launch.SCHEDULER\n'
+        code += f'{patch}\nlaunch.main()'
         self.process = subprocess.Popen(
             [sys.executable, '-c', code, ranks, 'script.py', '--device_target', 'Ascend', *options],
             cwd=folder,
@@ -90,17 +95,22 @@ class Launch:
 
     def wait_for(self, *names):
         """Wait until the ranks have written these files."""
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while not all((self.folder / name).exists() for name in names):
             assert time.monotonic() < end and self.process.poll() is None, names
             time.sleep(0.02)
 
-    def end(self):
-        """(exit status, stdout, stderr); no process that wrote a file pid* may be left."""
-        out, err = self.process.communicate(timeout=100)
-        for path in self.folder.glob('pid*'):
-            for pid in path.read_text().split():
-                assert not lives(int(pid)), path.name
+    def wait_for_line(self, text):
+        """Read the launcher's log up to the line with `text`."""
+        assert any(text in line for line in iter(self.process.stderr.readline, ''))
+
+    def end(self, patience=0):
+        """(exit status, stdout, stderr); no process that wrote a file pid* may be left after `patience` seconds."""
+        out, err = self.process.communicate(timeout=300)
+        pids, end = [int(pid) for path in self.folder.glob('pid*') for pid in path.read_text().split()], time.monotonic()
+        while (left := [*filter(lives, pids)]) and time.monotonic() < end + patience:
+            time.sleep(0.1)
+        assert not left
         return self.process.returncode, out, err
 
     def log(self, rank, suffix=''):

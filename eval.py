@@ -36,9 +36,9 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
     goes to `log` and, as evaluation.json, beside the checkpoints; a report on the best of them into the directory that the
     option `report` names. Returns what `Evaluation.of_checkpoints` does.
     """
-    paths = checkpoint.find(path) if Path(path).is_dir() else [Path(path)]
-    if line := checkpoint.disagreement(paths):
-        log(line)
+    paths = checkpoint.by_age(path) if Path(path).is_dir() else [Path(path)]
+    if not paths:
+        raise InputError(f'{path}: no checkpoint inceptionv4-<epoch>_<step>.ckpt in this directory')
     newest, parameters, info = read_newest(paths)
     settings = load_settings(argv, info['config'])
     settings = settings.but(batch_size=settings.batch_size or 64)

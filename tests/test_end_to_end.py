@@ -255,7 +255,7 @@ def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, 'evaluate', prune)
     evaluate(directory)
     assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16]
-    assert '1_20.ckpt: cannot be read' in capsys.readouterr().out
+    assert '1_20.ckpt: No such file' in capsys.readouterr().out
 
 
 def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
@@ -465,7 +465,7 @@ def small_checkpoint(trained):
 @pytest.mark.parametrize(
     'damage, message',
     [
-        (lambda data: None, 'bad.ckpt: cannot be read'),
+        (lambda data: None, 'bad.ckpt: No such file or directory'),
         (lambda data: b'', 'bad.ckpt: empty, or text'),
         (lambda data: b'text' * 99, 'empty, or text'),
         (lambda data: data[: len(data) // 2], 'damaged|missing'),
@@ -486,8 +486,8 @@ def test_bad_checkpoints(entry, damage, message, small_checkpoint, options, caps
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['--num_classes', '12'], 'it has 10 classes, the network 12; use --num_classes 10'),
-        (['--block_counts', '1,2,1'], 'it has 1,1,1 Inception blocks, the network 1,2,1; use --block_counts 1,1,1'),
+        (['--num_classes', '12'], 'use --num_classes 10'),
+        (['--block_counts', '1,2,1'], 'Inception blocks: 1,2,1 here, 1,1,1 in the file; use --block_counts 1,1,1'),
         (['--ckpt_path', ''], 'ckpt_path'),
     ],
 )

@@ -233,7 +233,7 @@ def test_trainings_get_their_own_graph(options, tmp_path, directory):
 def test_resumption_is_the_same_with_the_cache(options, tmp_path, directory):
     recipe = ['--max_train_steps', 4, '--save_checkpoint_steps', 2, '--log_dir', tmp_path / 'x']
     whole, hit = figures(graph_key.ROOT, directory, options, *recipe)
-    checkpoint.find(tmp_path / 'x')[-1].unlink()
+    checkpoint.by_age(tmp_path / 'x')[-1].unlink()
     assert not hit and figures(graph_key.ROOT, directory, options, *recipe, '--resume', 'auto') == (whole[2:], True)
 
 

@@ -12,9 +12,8 @@ from src.layers import HeNormal
 from src.training import step
 from src.training.optimizer import decayed_parameters, freeze
 from src.training.step import NetworkWithLoss
-from src.weights.names import fit, names_in, tf_slim_name
+from src.weights.names import tf_slim_name
 from tests.reference import INFO
-from tests.weights.tensorflow import to_tf_slim
 
 SMALL = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
 
@@ -48,15 +47,6 @@ def test_names_are_tf_slims(full):
     for name, shape in reference.items():
         expected = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
         assert ours[name] == expected, name
-
-
-def test_tf_slim_round_trip(small):
-    ours = {name: p.asnumpy() for name, p in small.parameters_and_names()}
-    shapes = {name: value.shape for name, value in ours.items()}
-    slim = to_tf_slim(ours)
-    assert 'InceptionV4/Mixed_6b/Branch_2/Conv2d_0d_7x1/weights' in slim and not any('gamma' in name for name in slim)
-    back = fit(slim, names_in('tf_slim', shapes), shapes, hwio=True)
-    assert set(back) == set(ours) and all(np.array_equal(back[name], ours[name]) for name in ours)
 
 
 def test_initialisation(full):
@@ -156,17 +146,11 @@ def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
         assert np.array_equal(inferred, trained) == np.array_equal(before, norm.moving_mean.asnumpy()) == frozen
 
 
-@pytest.mark.parametrize('size, aux', [(75, 3), (299, 17), (331, 19)])
-def test_auxiliary_kernel_fits(size, aux):
+@pytest.mark.parametrize('size, kernel', [(75, 1), (299, 5), (363, 6)])
+def test_auxiliary_kernel_fits(size, kernel):
     with no_init_parameters():
         network = InceptionV4(num_classes=3, block_counts=(1, 1, 1), aux_logits=True, image_size=size)
-    for p in network.aux_logits.get_parameters():
-        p.init_data()
-    x = Tensor(np.zeros((1, 1024, aux, aux), np.float32))
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    assert network.set_train(False).aux_logits(x).shape == (1, 3)
-    if size == 299:
-        assert network.aux_logits.conv2d_2a.conv.weight.shape == (768, 128, 5, 5)
+    assert network.aux_logits.conv2d_2a.conv.weight.shape == (768, 128, kernel, kernel)
 
 
 def test_freeze():

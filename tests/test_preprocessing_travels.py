@@ -6,11 +6,11 @@ import json
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from PIL import Image
 
 import eval as evaluation_entry
-from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_image, recorded_preprocessing, scale
+from src.data.preprocess import PREPROCESSING, Preprocessing, evaluation_image, recorded_preprocessing
 from src.data.records import open_records
 from src.errors import InputError
 from src.weights import checkpoint
@@ -39,25 +39,6 @@ def test_square_images_are_cropped_as_torchvision_does():
     assert bilinear.shape == (75, 75, 3) and not np.array_equal(bilinear, expected)
 
 
-@pytest.mark.compiles
-@pytest.mark.parametrize('mode', [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-def test_scale(mode):
-    class Scale(nn.Cell):
-        def __init__(self, preprocessing):
-            super().__init__()
-            self.preprocessing = preprocessing
-
-        def construct(self, pixels):
-            return scale(pixels, self.preprocessing)
-
-    ms.set_context(mode=mode)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.float32)
-    for preprocessing in (PREPROCESSING, OTHER):
-        mean, std = (np.reshape(levels, (3, 1, 1)) for levels in preprocessing[:2])
-        found = Scale(preprocessing)(Tensor(pixels)).asnumpy()
-        assert found == pytest.approx((pixels - mean) / std, rel=1e-6, abs=1e-6)
-
-
 def test_what_is_recorded():
     assert recorded_preprocessing(None) == PREPROCESSING
     assert recorded_preprocessing(json.loads(json.dumps(OTHER._asdict()))) == OTHER
@@ -78,14 +59,11 @@ def test_eval_uses_the_checkpoints(tmp_path, data, capsys):
     """eval.py's loss is that of images prepared as the checkpoint says."""
     config = {'num_classes': 10, 'block_counts': [1, 1, 1], 'image_size': 75}
     network, r = empty_network(config), np.random.default_rng(0)
-    values = {
-        name: np.ones(p.shape, 'f4')
-        if name.endswith(('gamma', 'variance'))
-        else (r.standard_normal(p.shape) * (2 / np.prod(p.shape[1:])) ** 0.5).astype('f4')
-        if p.ndim > 1
-        else np.zeros(p.shape, 'f4')
-        for name, p in network.parameters_dict().items()
-    }
+    shapes = {name: p.shape for name, p in network.parameters_dict().items()}
+    values = {name: np.full(shape, name.endswith(('gamma', 'variance')), 'f4') for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            values[name] = (r.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5).astype('f4')
     path = tmp_path / 'inceptionv4-1_1.ckpt'
     checkpoint.write(path, values, {'step': 1, 'epoch': 1, 'config': config, 'preprocessing': OTHER._asdict()})
     evaluation_entry.main(['--ckpt_path', str(path), '--data_dir', str(data), *SMALL])

@@ -49,6 +49,12 @@ def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
         raise ValueError('a field runs past its end') from None
 
 
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (number, value) for every field of a whole message: a varint's int, or a slice. ValueError for damage."""
+    for tag, start, stop in read_fields(message, 0, len(message)):
+        yield tag >> 3, read_varint(message, start, stop)[0] if tag & 7 == VARINT else message[start:stop]
+
+
 def encode_varint(value: int) -> bytes:
     """A number from 0 to 2^64 - 1 as a varint."""
     result = bytearray()

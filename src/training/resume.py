@@ -114,7 +114,7 @@ def find(settings: Settings, run: Run, data: str) -> Saved | None:
         return None
     place = Path(run.directory if option == 'auto' else option)
     there = [place] if place.is_file() else checkpoint.of_training(place)
-    for number, path in reversed([*enumerate(there, 1)]):
+    for path in reversed(there):
         try:
             parameters, info = checkpoint.load(path)
             if not {'step', 'config', 'position'} <= info.keys():
@@ -124,8 +124,6 @@ def find(settings: Settings, run: Run, data: str) -> Saved | None:
                 raise
             run.log(f'warning: skipped: {error}')
             continue
-        if line := checkpoint.disagreement(there[:number]):
-            run.log(line)
         require_same_training(path, info, settings, data, run.log)
         return Saved(path, parameters, info)
     if option != 'auto':

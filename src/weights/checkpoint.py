@@ -7,18 +7,15 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import re
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from google.protobuf.internal.decoder import _DecodeVarint
-from google.protobuf.message import DecodeError
 from mindspore import Tensor, nn
-from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src import files
+from src.data.protobuf import fields
 from src.errors import InputError, reading
 from src.weights import names
 
@@ -30,7 +27,7 @@ CLASSIFIERS = ('logits.', 'aux_logits.')
 # What a checkpoint may say beside its parameters.
 INFO = tuple('format_version step epoch position config data preprocessing class_names source training evaluation'.split())
 JSON_INFO = {'config', 'preprocessing', 'class_names', 'evaluation'}  # stored as JSON text
-DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError, DecodeError)  # of damaged files
+DAMAGED = (OSError, ValueError, TypeError, LookupError, OverflowError)  # of damaged files
 
 
 def _digest(parameters, info):
@@ -95,28 +92,26 @@ def mark_best(path: Path, evaluation: dict) -> None:
     OSError or InputError if that cannot be done; the best one is then the one before.
     """
     parameters, info = load(path)
-    best, status = path.with_name(BEST), path.stat()
-    write(best, parameters, {**info, 'evaluation': evaluation})
-    os.utime(best, ns=(status.st_atime_ns, status.st_mtime_ns))
+    write(path.with_name(BEST), parameters, {**info, 'evaluation': evaluation})
 
 
 def best_evaluation(directory: str | Path) -> dict:
     """What the evaluation of the best checkpoint in `directory` found, empty if it is not known."""
     with contextlib.suppress(*DAMAGED):
-        return dict(json.loads(_recorded(Path(directory, BEST), ['evaluation'])['evaluation']))
+        return dict(json.loads(_recorded(Path(directory, BEST), 'evaluation')['evaluation']))
     return {}
 
 
 def written_by(directory: str | Path, training: str) -> list[Path]:
     """Numbered checkpoints of `directory` that the training run with the mark `training`, or one that it resumed, wrote;
     oldest first."""
-    return [path for path in by_age(directory) if _recorded(path, ['training']).get('training') == training]
+    return [path for path in by_age(directory) if _recorded(path, 'training').get('training') == training]
 
 
 def progress(path: str | Path) -> tuple[int, ...]:
     """How far the training run of a checkpoint was, to be compared: whole epochs, images of the next one, steps. As the file
     records it, since its time is lost when it is copied; by its name if it cannot be read."""
-    found = _recorded(path, ['epoch', 'position', 'step'])
+    found = _recorded(path, 'epoch', 'position', 'step')
     if {'epoch', 'step'} <= found.keys():
         return int(found['epoch']), int(found.get('position', 0)), int(found['step'])
     named = re.fullmatch(rf'{PREFIX}-(\d+)_(\d+)\.ckpt', Path(path).name)
@@ -130,66 +125,39 @@ def by_age(directory: str | Path) -> list[Path]:
 
 def of_training(directory: str | Path) -> list[Path]:
     """All checkpoints of `directory`, the best one included, by `progress`, the newest last."""
-    best = Path(directory, BEST)
-    return sorted([*([best] if os.path.lexists(best) else []), *by_age(directory)], key=progress)
+    return sorted([*Path(directory).glob(BEST), *by_age(directory)], key=progress)
 
 
-def disagreement(paths: list[Path]) -> str:
-    """A line if by the times of the files another one than the last of `paths`, by `progress`, is the newest; else ''."""
-    # A copied time counts for the later of two, and a link to a file that is not there not at all.
-    times = [(path.stat().st_mtime_ns, place) for place, path in enumerate(paths) if path.exists()]
-    latest = paths[max(times)[1]] if times else paths[-1]
-    if latest == paths[-1] or not paths[-1].exists():
-        return ''
-    return (
-        f'warning: by the times of the files {latest.name} is newer than {paths[-1].name}, by the steps that they record it '
-        f'is not; {paths[-1]} is taken'
-    )
-
-
-def find(directory: str | Path) -> list[Path]:
-    """Checkpoints in `directory`, the newest last. InputError if there is none."""
-    if found := by_age(directory):
-        return found
-    raise InputError(f'{directory}: no checkpoint {PREFIX}-<epoch>_<step>.ckpt in this directory')
-
-
-def _entries(path):
-    """Yield the entries of the file `path`, a protocol buffer, as memoryviews; large tensors are not read for that."""
+def _stored(path, *wanted):
+    """{name: ndarray or str} of the file `path`; with `wanted` only of these names, and nothing else is read. Not by
+    `ms.load_checkpoint`: it trusts a tensor's shape, so that a damaged file can write over other memory."""
     with open(path, 'rb') as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    end, at = len(data) - 17 * (data[-17:-10] == b'crc_num'), 0  # a checksum that MindSpore can add
-    while at < end:
-        size, start = _DecodeVarint(data, at + 1)
-        if data[at] != 0x0A or start + size > end:
-            raise ValueError('it ends too early, or is of another format')
-        yield data[start : (at := start + size)]
-
-
-def _stored(entries):
-    """{name: ndarray or str} of `entries`. Not by `ms.load_checkpoint`, which does not compare a tensor's shape with the
-    size of its content, so that a damaged file can write over other memory."""
-    tensors = {}
-    for entry in map(Checkpoint.Value.FromString, entries):
-        tensors.setdefault(entry.tag, []).append(entry.tensor)  # a large one comes in pieces, each with the whole shape
+    end, tensors = len(data) - 17 * (data[-17:-10] == b'crc_num'), {}  # a checksum that MindSpore can add
+    for number, entry in fields(data[:end]):
+        if number != 1 or isinstance(entry, int):
+            raise ValueError('it is of another format')
+        entry = dict(fields(entry))
+        if not wanted or str(entry[1], 'utf-8') in wanted:
+            tensors.setdefault(str(entry[1], 'utf-8'), []).append([*fields(entry[2])])
     found = {}
-    for name, (first, *more) in tensors.items():
-        content = b''.join([first.tensor_content, *(piece.tensor_content for piece in more)])
-        if first.tensor_type == 'str':
+    for name, pieces in tensors.items():  # a large tensor comes in pieces, each with the whole shape
+        content = b''.join(value for piece in pieces for number, value in piece if number == 3)
+        kind, shape = str(dict(pieces[0])[2], 'ascii').lower(), tuple(value for number, value in pieces[0] if number == 1)
+        if kind == 'str':
             found[name] = content.decode('utf-32-le').rstrip('\0')
             continue
-        shape, dtype = tuple(first.dims), np.dtype(first.tensor_type.lower())
-        if (math.prod(shape) if shape != (0,) else 1) * dtype.itemsize != len(content):
+        shape = () if shape == (0,) else shape  # MindSpore's for a single number
+        if math.prod(shape) * np.dtype(kind).itemsize != len(content):
             raise ValueError(f'{name:.60} of the shape {shape} has {len(content)} bytes')
-        found[name] = np.frombuffer(content, dtype).reshape(shape if shape != (0,) else ())
+        found[name] = np.frombuffer(content, kind).reshape(shape)
     return found
 
 
-def _recorded(path, wanted):
+def _recorded(path, *wanted):
     """Those of `wanted`, names of `INFO`, that the checkpoint `path` has, as they are stored; {} if it cannot be read."""
-    starts = tuple(b'\x0a' + bytes([len(name)]) + name.encode() + b'\x12' for name in wanted)
     with contextlib.suppress(*DAMAGED):
-        return _stored([entry for entry in _entries(path) if bytes(entry[:32]).startswith(starts)])
+        return _stored(path, *wanted)
     return {}
 
 
@@ -200,13 +168,12 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     other programs have no checksum.
     """
     with reading(path, 'not a MindSpore checkpoint, or a damaged one; use another one or copy it again', also=DAMAGED):
-        stored = _stored(_entries(path))
-        checksum = stored.pop('sha256', None)
+        stored = _stored(path)
+        checksum = stored.pop('sha256', np.empty(0))
         info = {name: value if isinstance(value, str) else value.item() for name, value in stored.items() if name in INFO}
         # Other programs store notes of their own.
         parameters = {name: value for name, value in stored.items() if name not in INFO and not isinstance(value, str)}
-        checked = checksum is not None or 'format_version' in info
-        if checked and (checksum is None or bytes(checksum) != _digest(parameters, info)):
+        if (checksum.size or 'format_version' in info) and bytes(checksum) != _digest(parameters, info):
             raise ValueError('its checksum does not fit')
         info.update({name: json.loads(info[name]) for name in JSON_INFO & info.keys()})
         if not isinstance(info.get('config', {}), dict):
@@ -226,14 +193,8 @@ def averaged(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def load_into(
     cell: nn.Cell, parameters: dict[str, np.ndarray], path: str | Path, left_out: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Set the parameters of `cell` from `parameters`, but those whose names start with one of `left_out`.
-
-    Returns:
-        (loaded, left): lists of names.
-
-    Raises:
-        InputError: the parameters do not fit; the message names `path`. Then none is set.
-    """
+    """Set the parameters of `cell` from `parameters`, but those whose names start with one of `left_out`. Returns the names
+    (loaded, left). InputError, with `path`, if the parameters do not fit; then none is set."""
     targets = cell.parameters_dict()
     left = [name for name in targets if name.startswith(tuple(left_out))]
     shapes = {name: parameter.shape for name, parameter in targets.items() if name not in left}

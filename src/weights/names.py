@@ -13,8 +13,6 @@ NO_CLASSIFIER = (
     'the classifier is missing (logits.weight, logits.bias); a training run may start from it (--restore_path), but it '
     'cannot be evaluated, exported or imported'
 )
-# TF-slim spells these in capitals; every other component is ours with a capital first letter.
-_SPELLING = {'aux_logits': 'AuxLogits'}
 _LEAVES = {  # ours: TF-slim's, timm's
     'conv.weight': ('weights', 'conv.weight'),
     'bn.beta': ('BatchNorm/beta', 'bn.bias'),
@@ -38,15 +36,15 @@ def tf_slim_name(name: str) -> str:
     if leaf is None:
         raise ValueError(f'{name}: not the name of an InceptionV4 parameter')
     path = name[: -len(leaf) - 1].split('.')
-    scopes = [_SPELLING.get(path[0], path[0].capitalize())] + [part.capitalize() for part in path[1:]]
+    scopes = ['AuxLogits' if path[0] == 'aux_logits' else path[0].capitalize(), *map(str.capitalize, path[1:])]
     if path == ['logits']:
         scopes.append('Logits')  # the dense layer stands in a scope of its own name
     return '/'.join(['InceptionV4', *scopes, _LEAVES[leaf][0]])
 
 
 def _layers(names):
-    """Yield (layer, number of its block, block, branch or None, position in the branch, layers in the branch) for the
-    convolutions among our parameter names; in alphabetical order the names are in the order of the network."""
+    """Yield (layer, number of its block, block, branch or None, position in the branch, layers in it) for the convolutions
+    among our parameter names; in alphabetical order the names are in the order of the network."""
     layers = sorted(n[: -len('.conv.weight')] for n in names if n.endswith('.conv.weight') and 'aux_logits' not in n)
     for number, (block, inside) in enumerate(groupby(layers, lambda layer: layer.split('.')[0])):
         for branch, group in groupby(inside, lambda layer: layer.partition('.branch_')[2][:1]):
@@ -91,20 +89,9 @@ def transposed(array: np.ndarray) -> np.ndarray:
 def fit(
     tensors: dict[str, np.ndarray], names: dict[str, str], shapes: dict[str, tuple], hwio: bool = False
 ) -> dict[str, np.ndarray]:
-    """Take the tensors of another program as our parameters.
-
-    Args:
-        tensors: by their names in the other program.
-        names: our name to the other program's.
-        shapes: by our names. A network without batch norm scale has no gamma; then ours is filled with ones.
-        hwio: kernels of convolutions are HWIO, of dense layers IO, as in TensorFlow.
-
-    Returns:
-        float32 ndarrays for every name in `shapes`, kernels OIHW, dense OI.
-
-    Raises:
-        ValueError: a tensor is missing, of another shape, or has no place.
-    """
+    """Take `tensors`, {name in another program: ndarray}, as float32 ndarrays for the parameters `shapes` {our name: shape};
+    `names` are {our name: name there}, with `hwio` kernels are HWIO and dense layers IO, as in TensorFlow. A network without
+    batch norm scale has no gamma; then ours is ones. ValueError if a tensor is missing, misshapen or without a place."""
     result = {}
     for name, shape in shapes.items():
         value = tensors.get(names[name])
@@ -125,10 +112,8 @@ def check_finite(parameters: dict[str, np.ndarray]) -> None:
     """ValueError, with the remedy, if weights among `parameters` have values that are not finite."""
     for name, value in parameters.items():
         if value.dtype.kind == 'f' and not name.startswith(OPTIMIZER) and not np.isfinite(value).all():
-            raise ValueError(
-                f'{name} has values that are not finite (NaN or infinite): its training run had diverged; use an earlier '
-                'checkpoint, or other weights'
-            )
+            reason = 'has values that are not finite (NaN or infinite): its training run had diverged'
+            raise ValueError(f'{name} {reason}; use an earlier checkpoint, or other weights')
 
 
 def first_of(names: list[str], shown: int = 6) -> str:
@@ -142,28 +127,24 @@ def mismatch(parameters: dict[str, np.ndarray], shapes: dict[str, tuple], networ
     Blocks that are not among the parameters `network` of the whole network do not fit either: with a part of its blocks a
     network computes something else.
     """
-    wrong = [name for name, shape in shapes.items() if name not in parameters or parameters[name].shape != shape]
+    found = {name: parameters[name].shape if name in parameters else None for name in shapes}
+    wrong = sorted((name for name in shapes if found[name] != shapes[name]), key=parameters.__contains__)  # missing first
     theirs, ours = _block_counts(parameters), _block_counts(network)
-    if not wrong and all(there <= here for there, here in zip(theirs, ours)):
-        return ''
-    missing = [name for name in wrong if name not in parameters]
-    if theirs != ours and min(theirs):
+    if theirs != ours and min(theirs) and (wrong or any(there > here for there, here in zip(theirs, ours))):
         counts = ','.join(map(str, theirs))
-        return f'it has {counts} Inception blocks, the network {",".join(map(str, ours))}; use --block_counts {counts}'
-    if missing and all(name.startswith('logits.') for name in missing):
+        return f'Inception blocks: {",".join(map(str, ours))} here, {counts} in the file; use --block_counts {counts}'
+    if not wrong:
+        return ''
+    name = 'logits.bias' if found.get('logits.bias') and 'logits.bias' in wrong and found[wrong[0]] else wrong[0]
+    if name.startswith('logits.') and not found[name]:
         return NO_CLASSIFIER
-    if any(name.startswith('aux_logits.') for name in missing):
-        return 'it has no auxiliary classifier; use --aux_logits false'
-    if 'logits.bias' in wrong:
-        classes = parameters['logits.bias'].size
-        return f'it has {classes} classes, the network {shapes["logits.bias"][0]}; use --num_classes {classes}'
-    if all(name.startswith('aux_logits.') for name in wrong):
-        return "the auxiliary classifier's size depends on the images'; use the --image_size that it was trained with"
-    found = 'is missing' if missing else f'has the shape {parameters[wrong[0]].shape}'
-    return (
-        f'parameter {(missing or wrong)[0]} {found}, the network needs {shapes[(missing or wrong)[0]]}: it is of another '
-        'network, or of a training run with other options (optimizer, freeze, ema_decay)'
-    )
+    if name == 'logits.bias':
+        remedy = f'use --num_classes {found[name][0]}'
+    elif name.startswith('aux_logits.'):
+        remedy = 'use the --image_size that it was trained with' if found[name] else 'use --aux_logits false'
+    else:
+        remedy = 'it is of another network, or of a training run with other options (optimizer, freeze, ema_decay)'
+    return f'{name}: shape {shapes[name]} here, {found[name] or "no such parameter"} in the file; {remedy}'
 
 
 def _block_counts(names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -19,14 +18,8 @@ from src.options import Settings
 from src.weights import checkpoint, tf_file, torch_file
 from src.weights.names import NO_CLASSIFIER, OPTIMIZER, check_finite, fit, names_in, transposed
 
-PUBLISHED = (  # the second with 80.98 % top-1 on ImageNet, by its page
-    'published weights are at https://huggingface.co/timm/inception_v4.tf_in1k (model.safetensors) and https://'
-    'download-mindspore.osinfra.cn/toolkits/mindcv/inception_v4/inception_v4-56e798fc-910v2.ckpt'
-)
 OURS = 'conv2d_1a_3x3.conv.weight'  # the first convolution, by the name that it has in this project only
 IMAGE_SIZE = 299
-
-
 HALF = (127.5,) * 3
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 LAYOUTS = {  # a program's name for the first convolution, and the preprocessing that its weights were trained with
@@ -36,29 +29,14 @@ LAYOUTS = {  # a program's name for the first convolution, and the preprocessing
 }
 # Names that no other tensor's ends with. Our second convolution: MindCV's first ends as our first does.
 MARKS = (*(first for first, _ in LAYOUTS.values()), 'conv2d_2a_3x3.conv.weight')
-# Within names: what PyTorch calls the parts of a model, and what its compilation and its parallel training put around them.
-AROUND = re.compile(
-    r'\b(?:_modules|_parameters|_buffers|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.'
-)
-MEANS = re.compile(r'(?<![^\W_])(?:ema|swa|(?<!exp_)avg|averaged?|averages|shadow)(?![^\W_])', re.I)
-TF_MEAN = '/ExponentialMovingAverage'
-# What a file is that holds no weights, by how it begins, or by its name (where the content tells nothing).
-CONTENTS = (
+MEANS = re.compile(r'(?<![^\W_])(?:ema|swa|(?<!exp_)avg|averaged?|averages|shadow|ExponentialMovingAverage)(?![^\W_])', re.I)
+CONTENTS = (  # what is there in place of weights, by how the file begins
     (rb'version https://git-lfs', 'a pointer of Git LFS in place of the file; fetch the file with git lfs pull'),
     (rb'(\xef\xbb\xbf)?\s*<[!?a-zA-Z]', 'a web page (HTML or XML) in place of the file; download the file itself'),
-    (rb'\x89HDF\r\n', 'HDF5, as Keras writes it, whose layers have other names; use the weights of TF-slim, timm or MindCV'),
-    (
-        rb'\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar',
-        'an archive; unpack it, name the weights in it',
-    ),
+    (rb'\x89HDF', 'HDF5, as Keras writes it, whose layers have other names; use the weights of TF-slim, timm or MindCV'),
+    (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar', 'an archive; unpack it, name the weights in it'),
     (rb'\x80[\2-\5]', 'a pickle, which may run code; with PyTorch, write the weights with safetensors.torch.save_file'),
-    (rb'\s*model_checkpoint_path', "TensorFlow's list of checkpoints; name one of those in it"),
     (rb'[\t\n\r -~\x80-\xff]*$', 'empty, or text; download or copy the file itself'),
-)
-NAMES = (
-    (r'\.data-\d+-of-\d+$', 'a part of a TensorFlow checkpoint, whose .index is missing beside it; copy all its files'),
-    (r'\.meta$', 'the graph of a TensorFlow checkpoint, without weights; name the file or the files that lie beside it'),
-    (r'\.(pb|onnx|mindir|ms|air|om|tflite)$', 'an exported model; name the checkpoint that it was made from'),
 )
 
 
@@ -75,52 +53,34 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray | None], dict]:
     away. Of weights and their moving averages side by side the averages are taken, and a line on stderr says so. InputError
     if the file cannot be read.
     """
-    try:
-        tensors, info = _read(str(path))
-    except InputError:
-        if what := _what_it_is(str(path)):
-            raise InputError(f'{path}: {what}') from None
-        raise
+    tensors, info = _read(str(path))
     return tensors if OURS in tensors else _unwrapped(tensors, path), info
 
 
 def _read(path):
     if tf_file.prefix_of(path):
         return tf_file.read(path), {}
-    try:
-        with open(path, 'rb') as file:
-            head = file.read(16)
-            file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)
-            tail = file.read()
-    except OSError as error:
-        raise InputError(
-            f'{path}: cannot be read ({error.strerror}); name a checkpoint file, or of TensorFlow what its files '
-            'begin with' + f'; {PUBLISHED}' * isinstance(error, FileNotFoundError)
-        ) from None
+    with reading(path, 'name a checkpoint file, or of TensorFlow what its files begin with'), open(path, 'rb') as file:
+        head = file.read(512)
+        file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)
+        tail = file.read()
     if tail == tf_file.MAGIC:
         return tf_file.read(path), {}
     if head[:4] == b'PK\3\4':  # a ZIP archive
         return torch_file.read_pth(path), {}
     if head[8:9] == b'{':  # the header of safetensors, JSON
         return torch_file.read_safetensors(path), {}
+    for begin, what in CONTENTS:
+        if re.match(begin, head, re.S):
+            raise InputError(f'{path}: {what}')
     return checkpoint.load(path)
-
-
-def _what_it_is(path):
-    """What the file `path`, which cannot be read as weights, is instead; None if that is not known."""
-    with contextlib.suppress(OSError), open(path, 'rb') as file:
-        head = file.read(512)
-        found = [what for begin, what in CONTENTS if re.match(begin, head, re.S)]
-        return next(iter(found + [what for end, what in NAMES if re.search(end, path)]), None)
 
 
 def _unwrapped(tensors, path):
     """`tensors` with the names that their program gives them: without what stands before all of them, as nested dicts and
     wrappers of a model do; of several sets of weights the first, and in place of it its averages."""
-    tensors = {AROUND.sub('', name): value for name, value in tensors.items()}
-    if means := [name for name in tensors if name.endswith(TF_MEAN) and name.removesuffix(TF_MEAN) in tensors]:
-        _report_choice(path, TF_MEAN, [''])
-        tensors.update({name.removesuffix(TF_MEAN): tensors.pop(name) for name in means})
+    # TensorFlow names the averages NAME/ExponentialMovingAverage.
+    tensors = {re.sub(r'^(.*)/(ExponentialMovingAverage)$', r'\2/\1', name): value for name, value in tensors.items()}
     for mark in MARKS:
         prefixes = [name.removesuffix(mark) for name in tensors if re.search(rf'(^|[./]){re.escape(mark)}$', name)]
         if prefixes := [prefix for prefix in prefixes if 'optim' not in prefix and not prefix.startswith(OPTIMIZER)]:
@@ -134,33 +94,28 @@ def _unwrapped(tensors, path):
     for prefix in filter(None, chosen):  # averages may lack what has none, such as batch norm's statistics
         result.update({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
     if len(prefixes) > 1:
-        _report_choice(path, chosen[-1], [prefix for prefix in prefixes if prefix != chosen[-1]])
+        shown = (prefix.strip('./') or 'the one without a prefix' for prefix in sorted(prefixes, key=chosen[-1].__ne__))
+        taken, *others = shown
+        print(f'note: {path}: of several sets of weights {taken} is taken, not {", ".join(others):.100}', file=sys.stderr)
     return result
-
-
-def _report_choice(path, taken, others):
-    taken, *others = (prefix.strip('./') or 'the one without a prefix' for prefix in (taken, *others))
-    print(f'note: {path}: of several sets of weights {taken} is taken, not {", ".join(others):.100}', file=sys.stderr)
 
 
 def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.ndarray], dict, dict]:
     """Take `tensors` ({name: ndarray or None}) of TF-slim, timm or MindCV as ours; with `drop_background` without the first
-    of 1001 classes, so that class k becomes class k - 1.
-
-    Returns:
-        (parameters, info, sources): float32 ndarrays by our names; info as of a checkpoint; our name to the one in the file.
-
-    Raises:
-        ValueError: these are no InceptionV4's weights, or not all of them but the classifier, or not finite.
-    """
-    layout = _layout(tensors)
+    of 1001 classes, so that class k becomes class k - 1. Returns (float32 ndarrays by our names, info as of a checkpoint,
+    {our name: name in the file}). ValueError if these are not all weights of an InceptionV4, or not finite."""
+    layout = next((layout for layout, (first, _) in LAYOUTS.items() if first in tensors), None)
+    if layout is None:
+        shown = f'{len(tensors)} tensors: {", ".join(list(tensors)[:3])[:150]}'
+        raise ValueError(f'no InceptionV4 of TF-slim, timm, MindCV or this project; it has {shown}')
     prefixes = ('InceptionV4/',) if layout == 'tf_slim' else ('features.', 'last_linear.', 'classifier.')
-    model = {  # without what belongs to an optimizer, a moving average or a counter
+    model = {  # without an optimizer's state, counters, and the auxiliary classifier, from which no training run starts
         name: value
         for name, value in tensors.items()
         if value is not None
         and name.startswith(prefixes)
         and not name.endswith('.num_batches_tracked')
+        and not name.startswith('InceptionV4/AuxLogits/')
         and name.rpartition('/')[0] not in tensors  # TensorFlow names what belongs to a variable so
     }
     config = _config(model, layout)
@@ -168,17 +123,14 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     if 'num_classes' not in config:
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith('logits.')}
     names = names_in(layout, shapes)
-    used = {name: value for name, value in model.items() if config['aux_logits'] or '/AuxLogits/' not in name}
-    parameters = fit(used, names, shapes, hwio=layout == 'tf_slim')
+    parameters = fit(model, names, shapes, hwio=layout == 'tf_slim')
     check_finite({names[name]: value for name, value in parameters.items()})
     classes = config.get('num_classes')
     if drop_background and classes != BACKGROUND_CLASSES:
-        raise ValueError(
-            f'--drop_background: the file has {classes or "no"} classes, only with 1001 the first is the background'
-        )
+        raise ValueError(f'--drop_background: it has {classes or "no"} classes, only of 1001 the first is the background')
     if drop_background:
         config['num_classes'] = classes = classes - 1
-        parameters.update({name: parameters[name][1:] for name in parameters if re.search(r'logits\.(weight|bias)$', name)})
+        parameters.update({name: parameters[name][1:] for name in ('logits.weight', 'logits.bias')})
     elif classes == BACKGROUND_CLASSES:
         config['label_offset'] = '0'
     # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
@@ -187,26 +139,9 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     return parameters, {**info, 'class_names': imagenet_names(classes) if known else None}, names
 
 
-def _layout(tensors):
-    """The name in `LAYOUTS` of the program whose `tensors` these are; ValueError if there is none."""
-    if 'bn0.gamma' in tensors:
-        raise ValueError(
-            "the older MindSpore model zoo's network, with batch norm on the pooled features and the logits, which computes "
-            "something else; use MindCV's, timm's or TF-slim's weights"
-        )
-    for layout, (first, _) in LAYOUTS.items():
-        if first in tensors:
-            return layout
-    raise ValueError(
-        f'no InceptionV4 of TF-slim, timm, MindCV or this project; it has {len(tensors)} tensors: '
-        f'{", ".join(list(tensors)[:3])[:150]}'
-    )
-
-
 def _config(model, layout):
     """The options that describe the network of the tensors `model`; ValueError if it is another network."""
     bias = model.get(names_in(layout, ['logits.bias'])['logits.bias'])
-    aux = model.get('InceptionV4/AuxLogits/Conv2d_2a/weights')  # its size depends on the size of the images
     kernels = [value for value in model.values() if value.ndim == 4]
     shapes = [(transposed(value) if layout == 'tf_slim' else value).shape for value in kernels]
     # Kernels (output and input channels, height, width) of which blocks A and C have two each and block B has one.
@@ -216,22 +151,16 @@ def _config(model, layout):
     return {
         **({} if bias is None else {'num_classes': bias.size}),  # weights without a classifier are for fine-tuning
         'block_counts': blocks,
-        'aux_logits': bias is not None and aux is not None and aux.shape[:2] == (5, 5),
+        'aux_logits': False,
         'bn_scale': any(name.endswith(('gamma', 'bn.weight')) for name in model),
         'image_size': IMAGE_SIZE,
     }
 
 
 def read_weights(path: str | Path, classifier: bool = False) -> tuple[dict[str, np.ndarray], dict]:
-    """Weights at `path`, of this project or of another program.
-
-    Returns:
-        (parameters, info): ndarrays by our names; info with `preprocessing` (Preprocessing) and, as far as they are known,
-        `config` (dict), `class_names`, `step` and `epoch`. With `classifier` the config has at least the number of classes.
-
-    Raises:
-        InputError: the file cannot be read, or holds no InceptionV4, or no classifier where one is needed.
-    """
+    """Weights at `path`, of this project or of another program: (ndarrays by our names, info with `preprocessing`
+    (Preprocessing) and, as far as they are known, `config` (dict), `class_names`, `step` and `epoch`). With `classifier` the
+    config has at least the number of classes. InputError if the file is damaged, or holds no InceptionV4 or classifier."""
     parameters, info = read_tensors(path)
     with reading(path):
         if OURS not in parameters:

@@ -19,9 +19,7 @@ DTYPES = {'F16': '<f2', 'F32': '<f4', 'F64': '<f8', 'I32': '<i4', 'I64': '<i8', 
 STORAGES = {'HalfStorage': 'F16', 'FloatStorage': 'F32', 'DoubleStorage': 'F64', 'IntStorage': 'I32', 'LongStorage': 'I64'}
 STORAGES['BFloat16Storage'] = 'BF16'
 DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, AttributeError, MemoryError, RuntimeError, TypeError)
-REMEDY = (
-    'not a state dict of PyTorch, or a damaged one; with PyTorch, write model.state_dict() with safetensors.torch.save_file'
-)
+REMEDY = 'not a state dict of PyTorch, or a damaged one; write model.state_dict() with safetensors.torch.save_file'
 
 
 def _array(data, dtype):
@@ -42,7 +40,7 @@ def _tensor(values, offset, shape, strides, *_):
 
 
 class _Object(dict):
-    """In place of any other object of a pickle, whose code is never run: its attributes, where tensors may be."""
+    """In place of any other object of a pickle: its code is never run."""
 
     def __new__(cls, *_, **__):
         return super().__new__(cls)
@@ -50,21 +48,12 @@ class _Object(dict):
     def __init__(self, *_, **__):
         super().__init__()
 
-    def __setstate__(self, state):
-        self.update(state if isinstance(state, dict) else {})
 
-
-BUILDERS = {
-    '_rebuild_tensor_v2': _tensor,
-    '_rebuild_parameter': lambda value, *_: value,
-    '_rebuild_parameter_with_state': lambda value, *_: value,
-    '_rebuild_from_type_v2': lambda builder, kind, arguments, *_: builder(*arguments),
-}
+BUILDERS = {'_rebuild_tensor_v2': _tensor, '_rebuild_parameter': lambda value, *_: value}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, tuples, numbers, text and tensors. Nothing that a pickle names is ever imported or run: what is
-    not one of PyTorch's functions for tensors becomes an `_Object`."""
+    """Nothing that a pickle names is ever imported or run: but for PyTorch's functions for tensors it is an `_Object`."""
 
     def __init__(self, archive, files):
         super().__init__(archive.open(files['data.pkl']))
@@ -75,7 +64,7 @@ class _Unpickler(pickle.Unpickler):
         """What stands for a name in the pickle."""
         if module == 'torch' and name.endswith('Storage'):
             return STORAGES.get(name, 'other')
-        if module in ('torch._utils', 'torch._tensor') and name in BUILDERS:
+        if module == 'torch._utils' and name in BUILDERS:
             return BUILDERS[name]
         self.others += [f'{module}.{name}'] * (name != 'OrderedDict')
         return _Object
@@ -98,9 +87,8 @@ def _tensors(value, seen):
 
 
 def read_pth(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: ndarray} of all tensors in what `torch.save` writes since PyTorch 1.6: a state dict, dicts of them (names are
-    joined by dots) or a whole model, whose own names come with PyTorch's `_modules` and the like. InputError on anything
-    else."""
+    """{name: ndarray} of all tensors in what `torch.save` writes since PyTorch 1.6: a state dict, or dicts of them, whose
+    names are joined by dots. InputError on anything else."""
     with reading(path, REMEDY, also=DAMAGE), zipfile.ZipFile(path) as archive:
         files = {info.filename.partition('/')[2]: info for info in archive.infolist()}
         if 'data.pkl' not in files:

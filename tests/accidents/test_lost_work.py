@@ -79,18 +79,16 @@ def step_of(path):
 @pytest.mark.compiles
 def test_copied_without_file_times(records, log, capsys):
     """The training goes on from the step that is recorded, in whatever order the files were copied, and its evaluation lists
-    them so; both say that the times tell otherwise. Where they do not, there is no such line."""
+    them so."""
     last = log / 'inceptionv4-2_10.ckpt'
     complete = options(records, log, '--resume', 'auto', *EVALUATED)
-    assert 'by the times' not in call(train.main, complete, capsys)[1]
     os.utime(last, (1, 1))
     status, text = call(train.main, complete, capsys)
     assert status == 0 and f'{last}: resuming from step 10' in text, text
-    assert re.search(rf'warning: by the times .*1_5.ckpt is newer .* {last} is taken', text), text
     named = log / 'inceptionv4-0_3.ckpt'  # what is recorded counts, not the name
     last.rename(named)
     status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
-    assert status == 0 and re.search(rf'warning: by the times .*1_5.ckpt is newer .* {named} is taken', text), text
+    assert status == 0, text
     assert [one['step'] for one in json.loads((log / 'evaluation.json').read_text())] == [5, 10]
 
 

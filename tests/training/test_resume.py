@@ -132,7 +132,7 @@ def test_killed_in_a_save_then_damaged_then_stopped(data, uninterrupted, tmp_pat
     killed.process.kill()
     killed.end()
     assert not killed.leftovers()
-    assert [p.name for p in checkpoint.find(directory)] == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_4.ckpt']
+    assert [p.name for p in checkpoint.by_age(directory)] == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_4.ckpt']
     newest = directory / 'inceptionv4-0_4.ckpt'
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 
+from src.data.protobuf import encode_field, encode_varint
 from src.data.tfrecord import masked_crc
 from src.weights.names import tf_slim_name
 from src.weights.tf_file import MAGIC
@@ -18,30 +19,24 @@ def to_tf_slim(parameters):
     }
 
 
-def _varint(value):
-    return (bytes([value & 127 | 128]) + _varint(value >> 7)) if value > 127 else bytes([value])
-
-
-def _field(number, value):
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
 def write(prefix, tensors):
     """Write {name: value} as float32 to the checkpoint `prefix`."""
-    data, entries = bytearray(), {b'': _field(1, 1)}
+    data, entries = bytearray(), {b'': encode_field(1, 1)}
     for name in sorted(tensors, key=str.encode):
         value = np.asarray(tensors[name], '<f4')
-        content, shape = value.tobytes(), b''.join(_field(2, _field(1, size)) for size in value.shape)
+        content, shape = value.tobytes(), b''.join(encode_field(2, encode_field(1, size)) for size in value.shape)
         crc = b'\x35' + struct.pack('<I', masked_crc(content))
-        entries[name.encode()] = _field(1, 1) + _field(2, shape) + _field(4, len(data)) + _field(5, len(content)) + crc
+        entries[name.encode()] = (
+            encode_field(1, 1) + encode_field(2, shape) + encode_field(4, len(data)) + encode_field(5, len(content)) + crc
+        )
         data += content
     blocks, handles = b'', []
     for _ in range(3):  # the entries, nothing, the index
-        block = b''.join(b'\0' + _varint(len(key)) + _varint(len(value)) + key + value for key, value in entries.items())
+        block = b''.join(
+            b'\0' + encode_varint(len(key)) + encode_varint(len(value)) + key + value for key, value in entries.items()
+        )
         block += struct.pack('<IIB', 0, 1, 0)  # one restart, at 0; not compressed
-        handles.append(_varint(len(blocks)) + _varint(len(block) - 1))
+        handles.append(encode_varint(len(blocks)) + encode_varint(len(block) - 1))
         blocks += block + struct.pack('<I', masked_crc(block))
         entries = {b'z': handles[0]} if len(handles) == 2 else {}
     footer = handles[1] + handles[2]

@@ -7,7 +7,7 @@ weights made from their names; tensorflow_v1, tensorflow_v2.* and the .pth were 
 import json
 import os
 import pickle
-import shutil
+import re
 import struct
 import zipfile
 import zlib
@@ -19,17 +19,17 @@ import pytest
 from mindspore import Tensor
 
 from src.data.classes import imagenet_names
-from src.data.preprocess import evaluation_image, scale
 from src.errors import InputError
+from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint, tf_file, torch_file
 from src.weights.__main__ import main
 from src.weights.read import convert, empty_network, read_tensors, read_weights
-from tests.reference import DATA, FIGURES, SHARED, batches, tf_variables
+from tests.reference import DATA, FIGURES, batches, tf_variables
 from tests.weights import tensorflow
 from tests.weights.tensorflow import to_tf_slim
 
 BOUND = 1e-4  # of the logits, relative to the largest
-SMALL = {'num_classes': 1001, 'block_counts': [1, 1, 1], 'aux_logits': True}
+SMALL = {'num_classes': 1001, 'block_counts': [1, 1, 1]}
 DRAWS = np.random.RandomState(0).standard_normal(99991).astype('f4')  # a prime: tensors do not repeat row by row
 
 
@@ -57,16 +57,8 @@ def mode():
 @pytest.fixture(scope='module')
 def small():
     """{our name: value} of a small network with all that TF-slim has, random."""
-    r = np.random.default_rng(1)
     shapes = {name: p.shape for name, p in empty_network(SMALL).parameters_dict().items()}
-    return {
-        name: np.ones(shape, 'f4')
-        if name.endswith('gamma')
-        else r.uniform(0.5, 1.5, shape).astype('f4')
-        if name.endswith('variance')
-        else (r.standard_normal(shape) * 0.05).astype('f4')
-        for name, shape in shapes.items()
-    }
+    return {name: np.ones(s, 'f4') if 'gamma' in name else made_from_name(name, s) for name, s in shapes.items()}
 
 
 @pytest.mark.compiles
@@ -96,7 +88,7 @@ def test_same_logits(tmp_path, program, preprocessing):
     assert info['config'] == {
         'num_classes': 1000,
         'block_counts': [4, 7, 3],
-        'aux_logits': program == 'tf_slim',
+        'aux_logits': False,
         'bn_scale': program != 'tf_slim',
         'image_size': 299,
     }
@@ -141,25 +133,15 @@ def test_what_pytorch_wrote():
 
 def test_types_of_safetensors(tmp_path):
     """Of a file written by hand; what holds no weights is None."""
-    values = {
-        'BF16': b'\x80\x3f\x00\xc0',
-        'F16': np.array([1, -2], '<f2').tobytes(),
-        'F32': np.array([1, -2], '<f4').tobytes(),
-        'F64': np.array([1, -2], '<f8').tobytes(),
-        'I32': np.array([1, -2], '<i4').tobytes(),
-        'I64': np.array([1, -2], '<i8').tobytes(),
-        'BOOL': b'\x01\x00',
-        'F8_E4M3': b'\x01\x02',
+    header = {
+        'BF16': {'dtype': 'BF16', 'shape': [2], 'data_offsets': [0, 4]},
+        'BOOL': {'dtype': 'BOOL', 'shape': [2], 'data_offsets': [4, 6]},
     }
-    header, start = {'__metadata__': {'format': 'pt'}}, 0
-    for dtype, value in values.items():
-        header[dtype] = {'dtype': dtype, 'shape': [2], 'data_offsets': [start, start := start + len(value)]}
     text = json.dumps(header).encode()
     path = tmp_path / 'types.safetensors'
-    path.write_bytes(struct.pack('<Q', len(text)) + text + b''.join(values.values()))
+    path.write_bytes(struct.pack('<Q', len(text)) + text + b'\x80\x3f\x00\xc0\x01\x00')
     found, _ = read_tensors(path)
-    assert set(found) == set(values) and found.pop('BOOL') is None and found.pop('F8_E4M3') is None
-    assert all(np.array_equal(value, [1, -2]) for value in found.values()) and found['BF16'].dtype == np.float32
+    assert found['BOOL'] is None and found['BF16'].tolist() == [1, -2] and found['BF16'].dtype == np.float32
 
 
 def test_import(tmp_path, small, capsys):
@@ -169,21 +151,18 @@ def test_import(tmp_path, small, capsys):
     slots = {f'{name}/RMSProp': value for name, value in slim.items()}
     tensorflow.write(source, {**slim, **slots, 'global_step': 5})
     main(['import', str(source), '--out', str(out)])
-    text = capsys.readouterr().out
-    assert 'InceptionV4/Conv2d_1a_3x3/weights (3, 3, 3, 32) -> conv2d_1a_3x3.conv.weight' in text
-    assert 'global_step () : left out' in text and 'without it: --drop_background' in text
-    assert f'{len(slim)} tensors loaded, {len(slim) + 1} left out' in text
+    assert f'{len(slim)} tensors loaded, {len(slim) + 1} left out' in capsys.readouterr().out
     parameters, info = checkpoint.load(out)
     assert set(parameters) == set(small) and all(np.array_equal(parameters[name], small[name]) for name in small)
     assert info['config']['num_classes'] == 1001 and info['config']['label_offset'] == '0' and info['step'] == 0
     assert info['class_names'] == ['background', *imagenet_names()] and info['source'] == f'tf_slim {source}'
 
     main(['import', str(source), '--out', str(out), '--drop_background'])
-    assert "class k is now ImageNet's class k of 0..999" in capsys.readouterr().out
+    capsys.readouterr()
     parameters, info = checkpoint.load(out)
     assert info['config']['num_classes'] == 1000 and 'label_offset' not in info['config']
     assert info['class_names'] == imagenet_names()
-    for name in ('logits.bias', 'logits.weight', 'aux_logits.aux_logits.weight'):
+    for name in ('logits.bias', 'logits.weight'):
         assert np.array_equal(parameters[name], small[name][1:])
     assert 'already a checkpoint of this project' in one_line(out, capsys)
 
@@ -192,23 +171,19 @@ def test_other_networks_are_refused(small):
     slim = to_tf_slim(small)
     beta = 'InceptionV4/Conv2d_1a_3x3/BatchNorm/beta'
     seven = {
-        f'InceptionV4/{scope}/{leaf}': slim[f'InceptionV4/{scope}/{leaf}'][..., :7]
-        for scope in ('Logits/Logits', 'AuxLogits/Aux_logits')
+        f'InceptionV4/Logits/Logits/{leaf}': slim[f'InceptionV4/Logits/Logits/{leaf}'][..., :7]
         for leaf in ('weights', 'biases')
     }
     for tensors, message in (
-        ({'bn0.gamma': np.zeros(1)}, 'older MindSpore model zoo.*batch norm on the pooled features'),
         ({'conv1.weight': np.zeros(1)}, 'no InceptionV4 of TF-slim, timm, MindCV.*1 tensors: conv1.weight'),
         ({name: value for name, value in slim.items() if name != beta}, f'{beta} is missing'),
         ({**slim, 'InceptionV4/Mixed_9a/weights': np.zeros(3, 'f4')}, 'InceptionV4/Mixed_9a/weights has no place'),
         ({**slim, beta: np.zeros(33, 'f4')}, r'beta has the shape \(33,\)'),
         ({name: value for name, value in slim.items() if 'Mixed_6b' not in name}, 'blocks A, B and C'),
-        ({**slim, **seven}, '--drop_background: the file has 7 classes'),
+        ({**slim, **seven}, '--drop_background: it has 7 classes'),
     ):
         with pytest.raises(ValueError, match=message):
             convert(tensors, drop_background=True)
-    parameters, info, _ = convert({**slim, 'InceptionV4/AuxLogits/Conv2d_2a/weights': np.zeros((3, 3, 128, 768), 'f4')})
-    assert not info['config']['aux_logits'] and not any(name.startswith('aux') for name in parameters)  # of other images
 
 
 def one_line(path, capsys):
@@ -241,67 +216,36 @@ def test_a_pickle_runs_nothing(tmp_path, capsys, monkeypatch):
     assert not Path('ran').exists()
 
 
-@pytest.mark.parametrize('name', ['tensorflow_v1', 'tensorflow_v2.index', 'state_dict.pth', 'x.safetensors', 'x.ckpt'])
+@pytest.mark.parametrize('name', ['tensorflow_v1', 'state_dict.pth'])
 def test_damaged_files(tmp_path, name):
-    """A byte changed, or the file cut there: one line, or tensors; never another error. Of our own files nothing wrong."""
-    for file in DATA.glob('tensorflow_v2*'):
-        shutil.copy(file, tmp_path)
-    path = tmp_path / name
-    torch_file.write_safetensors(tmp_path / 'x.safetensors', {'a.b': np.ones((2, 3), 'f4')})
-    checkpoint.write(tmp_path / 'x.ckpt', {'a.b': np.ones((2, 3), 'f4')}, {'step': 3, 'config': {}})
-    read = {'.pth': torch_file.read_pth, '.safetensors': torch_file.read_safetensors, '.ckpt': checkpoint.load}
-    whole = (path if path.exists() else DATA / name).read_bytes()
-    path.unlink(missing_ok=True)
-    refused = []
+    """A byte changed, or the file cut there: one line, or tensors; never another error. Others: test_fuzz.py."""
+    path, whole, refused = tmp_path / name, (DATA / name).read_bytes(), []
     for place in range(0, len(whole), len(whole) // 100 + 1):
         for damaged in (whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :], whole[:place]):
             path.write_bytes(damaged)
             try:
-                found = read.get(path.suffix, tf_file.read)(path)
-                assert name != 'x.ckpt' or found[1]['step'] == 3 and np.array_equal(found[0]['a.b'], np.ones((2, 3)))
+                (torch_file.read_pth if path.suffix else tf_file.read)(path)
             except InputError as error:
                 refused.append(str(error))
     assert len(refused) > 20 and not any('\n' in line for line in refused)
     assert all(line.startswith(f'{path}: ') for line in refused)
 
 
-def test_lengths_are_checked_before_memory_is_taken(tmp_path, capsys):
-    path = tmp_path / 'big.safetensors'
-    for entry in ({'dtype': 'F32', 'shape': [1 << 40], 'data_offsets': [0, 1 << 42]}, {'dtype': 'F32', 'shape': [1]}, None):
-        text = json.dumps({'w': entry}).encode()
-        path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(4))
-        assert 'not a safetensors file' in one_line(path, capsys)
-    for place in (tmp_path / 'missing', tmp_path):
-        assert 'name a checkpoint file' in one_line(place, capsys)
-
-
-# ImageNet's number of each of the 100 classes of the images.
-CLASSES = """
-    0 11 14 21 22 39 42 46 103 114 120 125 129 159 164 168 180 270 271 378 381 385 386 405 414 426 428 479 488 506 509
-    518 521 525 531 532 534 545 546 556 563 566 569 570 582 586 590 598 604 605 606 639 640 644 645 647 649 653 656 665
-    670 676 686 689 693 710 721 725 727 728 729 736 738 741 744 752 754 755 759 766 768 783 784 789 791 795 805 876 883
-    884 886 888 892 897 904 908 912 916 917 921
-"""
-
-
-@pytest.mark.slow
-def test_real_weights_recognise_images():
-    weights = SHARED / 'weights' / 'inception_v4_imagenet1001_timm.safetensors'
-    paths = sorted((SHARED / 'data' / 'ilsvrc_train100').glob('train/*/*'))
-    if not weights.exists() or not paths:
-        pytest.skip('needs weights and images that are not part of the project')
-    parameters, info = read_weights(weights)
-    preprocessing = info['preprocessing']
-    network = empty_network(info['config']).set_train(False)
-    checkpoint.load_into(network, parameters, weights)
-    images = np.stack([evaluation_image(path.read_bytes(), 299, preprocessing) for path in paths]).transpose(0, 3, 1, 2)
-    found = np.concatenate(
-        [
-            network(scale(Tensor(images[i : i + 20]).astype(ms.float32), preprocessing)).asnumpy()
-            for i in range(0, len(images), 20)
-        ]
-    )
-    label = np.array(CLASSES.split(), int) + 1  # 0 is the background
-    above = (found > found[np.arange(len(label)), label][:, None]).sum(1)
-    print(f'\ntop-1 {(above < 1).mean():.0%}, top-5 {(above < 5).mean():.0%} of {len(label)} images')
-    assert (above < 1).mean() > 0.7 and (above < 5).mean() > 0.85
+@pytest.mark.parametrize(
+    'saved, wanted, message',
+    [
+        ({'block_counts': (2, 1, 1)}, {}, 'Inception blocks: 1,1,1 here, 2,1,1 in the file; use --block_counts 2,1,1'),
+        ({}, {'block_counts': (1, 1, 2)}, 'Inception blocks: 1,1,2 here, 1,1,1 in the file; use --block_counts 1,1,1'),
+        ({}, {'num_classes': 9}, 'logits.bias: shape (9,) here, (7,) in the file; use --num_classes 7'),
+        ({}, {'aux_logits': True}, 'here, no such parameter in the file; use --aux_logits false'),
+        ({'in_channels': 1}, {}, 'shape (32, 3, 3, 3) here, (32, 1, 3, 3) in the file; it is of another network, or of a'),
+    ],
+    ids=['blocks too many', 'blocks missing', 'classes', 'auxiliary', 'channels'],
+)
+def test_mismatch_is_named_with_its_remedy(saved, wanted, message):
+    options = {'num_classes': 7, 'block_counts': (1, 1, 1), 'image_size': 75}
+    theirs, network = InceptionV4(**{**options, **saved}), InceptionV4(**{**options, **wanted})
+    before = network.logits.weight.asnumpy()
+    with pytest.raises(InputError, match=f'^FILE: .*{re.escape(message)}'):
+        checkpoint.load_into(network, checkpoint.values(theirs), 'FILE')
+    assert np.array_equal(network.logits.weight.asnumpy(), before)  # all or nothing

@@ -62,7 +62,8 @@ class Supervisor:
 
     def __init__(self, jobs: dict[str, tuple], directory: str, grace: float, watchdog: Watchdog, signals: Signals):
         self.jobs, self.directory, self.grace, self.watchdog, self.signals = jobs, directory, grace, watchdog, signals
-        self.processes, self.ended, self.shown = {}, queue.SimpleQueue(), 0
+        # Not a SimpleQueue: CPython's waits forever if a signal's handler outlasts the timeout (3.11).
+        self.processes, self.ended, self.shown = {}, queue.Queue(), 0
         self.failures, self.hanging = [], None  # [(name, status)] in the order of their ends; (rank, 0, what happened)
 
     def supervise(self) -> tuple[int, str, bool]:

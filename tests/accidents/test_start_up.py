@@ -9,7 +9,7 @@ import pytest
 import eval as evaluation
 import train
 from src.cluster.launch import SCHEDULER
-from tests.cluster.launching import RANK, Launch, free_port, table, template_2
+from tests.cluster.launching import RANK, Launch, table, template_2
 
 TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ.get('MS_NODE_ID', 'scheduler'), 'w'))"
@@ -19,7 +19,8 @@ def launched(folder, ranks, *options, servers=1, script=DUMP, scheduler=DUMP, **
     """[(exit status, output)] of a launcher on each of so many servers, all of them this machine."""
     inherited = dict.fromkeys(TABLES, '/user/config/jobstart_hccl.json') | {'MS_ROLE': 'MS_PSERVER', 'RANK_ID': '5'}
     more |= {'ranks': ranks, 'scheduler': scheduler, 'environ': inherited}
-    port = ['--master_port', str(free_port())] if servers > 1 else []
+    # Of this process alone, and none that the system gives to others.
+    port = ['--master_port', str(10000 + os.getpid() % 20000)] if servers > 1 else []
     places = [['--server_id', f'127.0.0.{k + 1}', *port] if servers > 1 else [] for k in range(servers)]
     runs = [Launch(folder, script, *options, *place, **more) for place in places]
     return [(status, out + err) for status, out, err in (run.end() for run in runs)]

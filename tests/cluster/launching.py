@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -53,11 +52,9 @@ def template_2(servers, devices=8, first=0):
     return json.dumps({'group_count': '1', 'group_list': [group | {'instance_count': str(servers)}], 'status': 'completed'})
 
 
-def free_port():
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(('', 0))
-        return probe.getsockname()[1]
+def written(folder, *names):
+    """Whether these files are there and not empty."""
+    return all((folder / name).exists() and (folder / name).stat().st_size for name in names)
 
 
 def launcher(folder, *npus):
@@ -96,7 +93,7 @@ class Launch:
     def wait_for(self, *names):
         """Wait until the ranks have written these files."""
         end = time.monotonic() + 300
-        while not all((self.folder / name).exists() for name in names):
+        while not written(self.folder, *names):
             assert time.monotonic() < end and self.process.poll() is None, names
             time.sleep(0.02)
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from src.cluster import rank_table
-from tests.cluster.launching import RANK, ROOT, launcher, table
+from tests.cluster.launching import RANK, ROOT, launcher, table, written
 
 ABSOLUTE = r'(?<![\w.])/(?=usr/|user/|opt/|data/|dev/)'
 SAVES = (
@@ -94,7 +94,7 @@ def test_pod_saves_when_it_is_deleted(tmp_path, project):
         text=True,
         stderr=subprocess.PIPE,
     )
-    while not all((project / f'ready{rank}').exists() for rank in range(8)):
+    while not written(project, *(f'ready{rank}' for rank in range(8))):
         assert pod.poll() is None
         time.sleep(0.05)
     pod.terminate()  # exec, exec: it is the launcher itself

@@ -11,7 +11,7 @@ from functools import partial
 import mindspore as ms
 from mindspore import Tensor, amp, nn, ops
 
-from src.layers import Branches, ConvBN, PoolConvBN, Split, branch, dense, max_pool
+from src.layers import BatchNorm, Branches, ConvBN, PoolConvBN, Split, branch, dense, max_pool
 
 LETTERS = 'bcdefghijklmnopqrstuvwxyz'  # of the blocks of a stage: mixed_5b, mixed_5c, ...; the reduction before them is a
 
@@ -141,15 +141,15 @@ class AuxLogits(nn.Cell):
         self.aux_logits = dense(768, num_classes)
 
     def construct(self, x):
+        """The auxiliary logits."""
         return self.aux_logits(self.flatten(self.conv2d_2a(self.conv2d_1b_1x1(self.pool(x)))))
 
 
 class InceptionV4(nn.Cell):
-    """(N, in_channels, H, W) -> logits (N, num_classes); H and W from 75, values in [-1, 1].
+    """(N, 3, H, W) -> logits (N, num_classes); H and W from 75, values in [-1, 1].
 
     Args:
         num_classes (int): width of the classifier.
-        in_channels (int): channels of an image.
         block_counts (tuple): blocks A, B and C; the paper's are 4, 7, 3 (figure 9).
         bn_decay (float): share that the moving averages of batch norm keep each step; 1: training uses them as they are.
         bn_scale (bool): learn batch norm's gamma.
@@ -164,7 +164,6 @@ class InceptionV4(nn.Cell):
     def __init__(
         self,
         num_classes: int = 1000,
-        in_channels: int = 3,
         block_counts: tuple[int, int, int] = (4, 7, 3),
         bn_decay: float = 0.9997,
         bn_scale: bool = False,
@@ -172,15 +171,15 @@ class InceptionV4(nn.Cell):
         image_size: int = 299,
     ):
         super().__init__()
-        conv = partial(ConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
-        pool_conv = partial(PoolConvBN, bn_decay=bn_decay, bn_scale=bn_scale)
+        batch_norm = partial(BatchNorm, decay=bn_decay, scale=bn_scale)
+        conv, pool_conv = partial(ConvBN, batch_norm=batch_norm), partial(PoolConvBN, batch_norm=batch_norm)
 
         def repeated(stage, block, count):
             return [(f'mixed_{stage}{LETTERS[i]}', block(conv, pool_conv)) for i in range(count)]
 
         a, b, c = block_counts
         to_aux = [
-            ('conv2d_1a_3x3', conv(in_channels, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
+            ('conv2d_1a_3x3', conv(3, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
             ('conv2d_2a_3x3', conv(32, 32, 3, 1, 'valid')),  # -> 147x147x32
             ('conv2d_2b_3x3', conv(32, 64, 3)),  # -> 147x147x64
             ('mixed_3a', Mixed3a(conv)),
@@ -204,7 +203,7 @@ class InceptionV4(nn.Cell):
             self.aux_logits = AuxLogits(conv, num_classes, size)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, H, W) -> pooled features (N, 1536); the last block B's output, for the auxiliary classifier."""
+        """(N, 3, H, W) -> pooled features (N, 1536); the last block B's output, for the auxiliary classifier."""
         for cell in self.to_aux:
             x = cell(x)
         trunk = x
@@ -213,6 +212,7 @@ class InceptionV4(nn.Cell):
         return x.mean((2, 3)), trunk
 
     def construct(self, x, dropout_mask=None):
+        """The logits, in training with the auxiliary classifier (logits, auxiliary logits)."""
         features = self.features(x)  # not unpacked: MindSpore warns of an output that is taken and not used
         x = features[0]
         if dropout_mask is not None:

@@ -33,9 +33,18 @@ class HeNormal(Initializer):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` of (N, C, H, W) only: a third of its graphs to compile, of which a network has 149 times as many."""
+    """`nn.BatchNorm2d` of (N, C, H, W) only: a third of its graphs to compile, of which a network has 149 times as many.
+
+    `decay` is the share that the moving averages keep each step; with 1 training computes with them, too, as an evaluation
+    does. Without `scale` gamma stays 1, as in TF-slim.
+    """
+
+    def __init__(self, channels: int, decay: float, scale: bool):
+        super().__init__(channels, BATCH_NORM_EPSILON, decay, use_batch_statistics=False if decay == 1 else None)
+        self.gamma.requires_grad = scale
 
     def construct(self, x):
+        """x, normalised."""
         if self.training and self.use_batch_statistics is None:
             return self.bn_train(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
         return self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
@@ -44,26 +53,23 @@ class BatchNorm(nn.BatchNorm2d):
 class ConvBN(nn.Cell):
     """Convolution without bias, batch norm, ReLU: (N, in_channels, H, W) -> (N, out_channels, H', W').
 
-    `bn_decay` is the share that the moving averages keep each step; with 1 training computes with them, too, as an
-    evaluation does. Without `bn_scale` gamma stays 1, as in TF-slim.
+    `batch_norm(channels)` makes the `BatchNorm`.
 
     In O3 the graph for an NPU has nothing between batch norm and ReLU, nor between their gradients, not even a cast: batch
-    norm takes and gives float16, and its parameters in float32. O2 has casts on both sides of batch norm.
+    norm takes and returns float16, and its parameters in float32. O2 has casts on both sides of batch norm.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, bn_decay, bn_scale):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, pad_mode='same', *, batch_norm):
         super().__init__()
         rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         self.conv = nn.Conv2d(
             in_channels, out_channels, (rows, columns), stride, pad_mode, weight_init=HeNormal(in_channels * rows * columns)
         )
-        self.bn = BatchNorm(
-            out_channels, eps=BATCH_NORM_EPSILON, momentum=bn_decay, use_batch_statistics=False if bn_decay == 1 else None
-        )
-        self.bn.gamma.requires_grad = bn_scale
+        self.bn = batch_norm(out_channels)
         self.relu = nn.ReLU()
 
     def construct(self, x):
+        """Figures 3 to 9 of the paper: every convolution is one of these."""
         return self.relu(self.bn(self.conv(x)))
 
 
@@ -74,13 +80,14 @@ class PoolConvBN(ConvBN):
     the result, and the pool then runs on 96 to 256 channels in place of 384 to 1536.
     """
 
-    def __init__(self, in_channels, out_channels, **batch_norm):
-        super().__init__(in_channels, out_channels, 1, **batch_norm)
+    def __init__(self, in_channels, out_channels, batch_norm):
+        super().__init__(in_channels, out_channels, 1, batch_norm=batch_norm)
         # Padding does not count in the mean, as with TensorFlow's SAME. The padding mode `pad` with the option that says
         # so raises an error on a 910B or A3, and elsewhere it becomes a pool in three dimensions.
         self.pool = nn.AvgPool2d(3, stride=1, pad_mode='same')
 
     def construct(self, x):
+        """The pool and the convolution in the other order."""
         return self.relu(self.bn(self.pool(self.conv(x))))
 
 
@@ -96,6 +103,7 @@ class Branches(nn.SequentialCell):
         super().__init__(OrderedDict((f'branch_{i}', cell) for i, cell in enumerate(branches)))
 
     def construct(self, x):
+        """(N, C, H, W) -> (N, sum of the branches' channels, H', W')."""
         outputs = ()
         for cell in self.cell_list:
             outputs += (cell(x),)
@@ -113,6 +121,7 @@ class Split(nn.Cell):
             setattr(self, name, cell)
 
     def construct(self, x):
+        """(N, C, H, W) -> (N, channels of both ends, H, W)."""
         for cell in self.stem:
             x = cell(x)
         return ops.concat((self.ends[0](x), self.ends[1](x)), 1)

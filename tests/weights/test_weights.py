@@ -239,7 +239,7 @@ def test_damaged_files(tmp_path, name):
         ({}, {'num_classes': 9}, 'logits.bias: shape (9,) here, (7,) in the file; use --num_classes 7'),
         ({}, {'aux_logits': True}, 'here, no such parameter in the file; use --aux_logits false'),
     ],
-    ids=['blocks too many', 'blocks missing', 'classes', 'auxiliary', 'channels'],
+    ids=['blocks too many', 'blocks missing', 'classes', 'auxiliary'],
 )
 def test_mismatch_is_named_with_its_remedy(saved, wanted, message):
     options = {'num_classes': 7, 'block_counts': (1, 1, 1), 'image_size': 75}

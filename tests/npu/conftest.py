@@ -32,8 +32,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The marker of remedies, and the directory of results."""
-    config.addinivalue_line('markers', 'remedy(text): what to do when this check fails')
+    """The directory of results."""
     Path(config.getoption('output')).mkdir(parents=True, exist_ok=True)
     if config.getoption('first'):
         results_file(config).unlink(missing_ok=True)

@@ -1,12 +1,9 @@
-"""Fine-tuning by recipes/finetune.yaml beside the classifier alone and beside timm in PyTorch:
-`python -m benchmarks.finetuning WEIGHTS DATA`; further options go to all: `--max_epochs 5 --T_max 5`.
+"""Fine-tuning of timm's network in PyTorch, beside recipes/finetune.yaml: `python -m benchmarks.finetuning WEIGHTS DATA`.
 
-timm is fine-tuned the usual way: all layers, SGD with momentum, a cosine over the steps. It gets the images that train.py
-draws for the same seed, in their order, without the change of colours.
+All layers, SGD with momentum, a cosine over the steps: the usual way. It gets the images that train.py draws for the same
+seed, in their order, without the change of colours. Further options are those of train.py: `--max_epochs=5 --T_max=5`.
 """
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,8 +11,8 @@ import mindspore.dataset  # noqa: F401, before torch, see `timm_model`
 import numpy as np
 
 from benchmarks.peers import timm_model
-from benchmarks.recipes import train
-from benchmarks.rounds import environment, machine
+from benchmarks.recipes import subset
+from benchmarks.rounds import cores, machine
 from src.data import pipeline
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import scale
@@ -34,6 +31,7 @@ def fine_tune(weights, settings, lr):
     """Yield the top-1 of timm's network in per cent after each epoch."""
     import torch
 
+    torch.set_num_threads(cores())  # `import mindspore` makes it one
     torch.manual_seed(settings.seed)
     records, validation = (open_records(settings.data_dir, split) for split in ('train', 'validation'))
     offset, parameters = label_offset('auto', records), read_weights(weights)[0]
@@ -72,26 +70,16 @@ def main(argv=None):
     parser.add_argument('data', help='data set')
     parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
     parser.add_argument('--timm_lr', type=float, default=0.01, help='learning rate of timm (default: 0.01)')
-    parser.add_argument('--alone', action='store_true', help='train timm in this process')
+    parser.add_argument('--train', type=int, default=0, help='training images of a class, at most; 0: all')
+    parser.add_argument('--validation', type=int, default=0, help='validation images of a class, at most; 0: all')
     a, options = parser.parse_known_args(argv)
-    data, weights = Path(a.data).resolve(), Path(a.weights).resolve()
-    if a.alone:
-        settings = load_settings([*RECIPE, f'--data_dir={data}', f'--seed={a.seeds}', *options])
-        return print(*(f'{top1:.1f}' for top1 in fine_tune(weights, settings, a.timm_lr)))
-    given = dict(zip((name[2:] for name in options[::2]), options[1::2]))
-    given.update(config_path=RECIPE[1], data_dir=data, restore_path=weights)
-    # Frozen layers have the same features in every epoch's copy of an image, so they are computed once.
-    alone = {'freeze': 'conv2d_*,mixed_*', 'cache_features': load_settings([*RECIPE, *options]).max_epochs}
     print(machine('mindspore', 'torch', 'timm'), flush=True)
-    for seed in a.seeds.split(','):
-        for way, own in {'classifier only': alone, 'recipe': {}}.items():
-            with tempfile.TemporaryDirectory() as folder:
-                points = train(Path(folder), {**given, 'seed': seed, **own})
-            print(f'seed {seed}, {way}: top-1', *(f'{point[3]:.1f}' for point in points), flush=True)
-        command = [sys.executable, '-m', 'benchmarks.finetuning', str(weights), str(data), '--alone', '--seeds', seed]
-        command += ['--timm_lr', str(a.timm_lr), *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT, check=True)
-        print(f'seed {seed}, timm, rate {a.timm_lr}: top-1 {done.stdout.splitlines()[-1]}', flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        data = subset(Path(a.data).resolve(), Path(place), {'train': a.train, 'validation': a.validation})
+        for seed in a.seeds.split(','):
+            settings = load_settings([*RECIPE, *options, f'--data_dir={data}', f'--seed={seed}'])
+            top1 = (f'{value:.1f}' for value in fine_tune(a.weights, settings, a.timm_lr))
+            print(f'seed {seed}, timm, rate {a.timm_lr}: top-1', *top1, '%', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,48 +1,17 @@
-"""timm's InceptionV4 in PyTorch, with or without torchvision. requirements-bench.txt lists what must be installed."""
+"""timm's InceptionV4 in PyTorch. requirements-bench.txt lists what must be installed."""
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
-import types
+from unittest import mock
 
 from src.errors import InputError
-
-
-class _Anything(type):
-    def __getattr__(cls, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return f'{cls.__name__}.{name}'
-
-
-class _Module(types.ModuleType):
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith('__'):
-            raise AttributeError(name)
-        return _Anything(name, (), {})
-
-
-class _TorchvisionStandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """timm imports torchvision for its data sets and transforms, which are not used here."""
-
-    def find_spec(self, name, path, target=None):
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split('.')[0] == 'torchvision' else None
-
-    def create_module(self, spec):
-        return _Module(spec.name)
-
-    def exec_module(self, module):
-        pass
 
 
 def timm_model(weights=None, num_classes=1000):
     """timm's `inception_v4`, a `torch.nn.Module`; `weights` {timm's name: float32 ndarray}, without those of another
     number of classes. Import MindSpore first: it chooses the implementation of protobuf."""
-    if importlib.util.find_spec('torchvision') is None:
-        sys.meta_path.append(_TorchvisionStandIn())
+    # timm imports torchvision, for what is not used here.
+    for name in ('timm.data', 'torchvision', 'torchvision.ops', 'torchvision.ops.misc'):
+        sys.modules.setdefault(name, mock.MagicMock(FrozenBatchNorm2d=type('FrozenBatchNorm2d', (), {})))
     import timm
     import torch
 

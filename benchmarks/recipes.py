@@ -1,61 +1,94 @@
-"""Recipes side by side on the same records: `python -m benchmarks.recipes DATA --recipe FILE[,OPTION=VALUE ...] ...`.
+"""Recipes side by side on the same records: `python -m benchmarks.recipes DATA --recipe FILE [OPTION=VALUE ...] ...`.
 
-A recipe is a file as `--config_path` takes it, and what differs from it here. Its epochs (`max_epochs`, `T_max`,
-`warmup_epochs`) are scaled by `--epochs` over those of the first recipe, its `image_sizes` as `--image_size` is to its own.
-Seed after seed, the recipes take turns; every training run is a process of its own and evaluates after each epoch. `--option
-block_counts=1,1,1` goes to all of them. One that is complete in `--directory` is not done again.
+A recipe is a file as `--config_path` takes it, and what differs from it here; `--option` goes to all. Seed after seed, the
+recipes take turns; every training run is a process of its own and evaluates after each epoch.
+
+CPU seconds are those of the training steps and of the data they wait for, in the process: with one worker, as here, of all.
 """
 
 import statistics
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.rounds import machine, spread
+from src.data.records import open_records
+from src.data.tfrecord import write_shards
 from src.errors import InputError, Parser, entry_point
-from src.options import load_settings
 from src.training import metrics
 from src.workflow import ROOT
 
 
+def subset(source, target, most):
+    """The directory of the first `most` {split: number} images of each class in `source`, none twice, copied to `target`;
+    `source` itself where none is limited."""
+    if not any(most.values()):
+        return source
+    seen = set()
+    for split in ('validation', 'train'):
+        records, counts, kept = open_records(source, split), Counter(), []
+        for i, label in enumerate(records.label.tolist()):
+            image = records.read(i)
+            if image not in seen and not 0 < most[split] <= counts[label]:
+                kept.append((image, label, records.name(i)))
+                seen.add(image)
+                counts[label] += 1
+        write_shards(target, split, kept, 1)
+    if (names := Path(source, 'labels.txt')).exists():
+        Path(target, names.name).write_bytes(names.read_bytes())
+    return target
+
+
+def train_timed(argv):
+    """train.py, with a record of the CPU seconds so far after each evaluation."""
+    import train
+
+    class Timed(train.Monitor):
+        """Its steps that compile count as the others."""
+
+        cpu, timed = 0.0, 0
+
+        def _start_clock(self):
+            super()._start_clock()
+            self.cpu_clock = time.process_time()
+
+        def count(self, steps, loss):
+            if self.compiled:
+                self.cpu, self.timed = self.cpu + time.process_time() - self.cpu_clock, self.timed + steps
+            super().count(steps, loss)
+
+        def evaluate_if_due(self):
+            before = self.evaluated
+            super().evaluate_if_due()
+            if self.evaluated > before:
+                self.state.metrics('cost', self.state.step, cpu=self.cpu * self.state.step / max(self.timed, 1))
+
+    train.Monitor = Timed
+    train.main(argv)
+
+
 def train(folder, options):
-    """[(epoch, images trained, seconds of the training steps, top-1, loss)] at each evaluation of a training run in `folder`
-    with the options {name: text}; from its records if they are there."""
-    shown, records = '\n'.join(f'--{name}={value}' for name, value in options.items()), folder / metrics.NAME
-    done = folder / 'done.txt'
-    if not done.exists() or done.read_text() != shown:
-        every = ['--mode=train_and_evaluate', '--epochs_between_evals=1', '--keep_checkpoint_max=1', f'--log_dir={folder}']
-        command = [sys.executable, str(ROOT / 'train.py'), *shown.split('\n'), *every, '--overwrite=true']
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if ended.returncode:
-            raise InputError(f'train.py ended with status {ended.returncode}: {ended.stderr.strip()[-300:]}')
-        done.write_text(shown)
-        for path in folder.glob('*.ckpt'):
-            path.unlink()
-    points, seconds, before, batch = [], 0.0, 0, 0
-    for one in metrics.read(records):
-        batch = one.get('global_batch', batch)
-        if one['kind'] == 'step':
-            seconds += (one['step'] - before) * batch / (one['images_per_second'] or float('inf'))
-            before = one['step']
-        elif one['kind'] == 'evaluation':
-            points.append((one['epoch'], one['step'] * batch, seconds, one['top1'], one['loss']))
-    return points
-
-
-def scaled(path, own, a, first_epochs):
-    """Options {name: text} that make the recipe at `path` one of `--epochs` and `--image_size`; `own` last."""
-    recipe = load_settings(['--config_path', str(path)])
-    factor, smaller = a.epochs / first_epochs, a.image_size / recipe.image_size
-    options = {name: max(1, round(recipe[name] * factor)) for name in ('max_epochs', 'T_max')}
-    options.update(warmup_epochs=f'{recipe.warmup_epochs * factor:.4g}', image_size=a.image_size, config_path=path)
-    if recipe.image_sizes:
-        options['image_sizes'] = ','.join(str(max(75, round(size * smaller))) for size in recipe.image_sizes)
-    return {**options, **own}
+    """[(epoch, images trained, CPU seconds, top-1, loss)] at each evaluation of a training run in `folder` with the options
+    {name: value}."""
+    every = {'mode': 'train_and_evaluate', 'epochs_between_evals': 1, 'keep_checkpoint_max': 1, 'overwrite': 'true'}
+    arguments = [f'--{name}={value}' for name, value in {**options, **every, 'log_dir': folder}.items()]
+    command = [sys.executable, '-m', 'benchmarks.recipes', 'alone', *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if ended.returncode:
+        raise InputError(f'train.py ended with status {ended.returncode}: {ended.stderr.strip()[-300:]}')
+    for path in folder.glob('*.ckpt'):
+        path.unlink()
+    records = metrics.read(folder / metrics.NAME)
+    batch = next(one['global_batch'] for one in records if one['kind'] == 'start')
+    cpu = {one['step']: one['cpu'] for one in records if one['kind'] == 'cost'}
+    found = [one for one in records if one['kind'] == 'evaluation']
+    return [(one['epoch'], one['step'] * batch, cpu[one['step']], one['top1'], one['loss']) for one in found]
 
 
 def options_of(texts):
-    """{name: text} of texts `name=text`."""
+    """{name: value} of texts `name=value`."""
     if wrong := [text for text in texts if '=' not in text]:
         raise InputError(f'{wrong[0]!r:.80}: expected OPTION=VALUE')
     return dict(text.split('=', 1) for text in texts)
@@ -63,28 +96,33 @@ def options_of(texts):
 
 @entry_point
 def main(argv=None):
+    if sys.argv[1:2] == ['alone']:
+        return train_timed(sys.argv[2:])
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
     parser.add_argument('data', help='records')
-    parser.add_argument('--recipe', action='append', required=True, help='FILE[,OPTION=VALUE ...], once for each recipe')
-    parser.add_argument('--epochs', type=float, required=True, help='epochs of the first recipe')
-    parser.add_argument('--image_size', type=int, default=299, help='height and width in pixels (default: 299)')
+    parser.add_argument('--recipe', action='append', nargs='+', required=True, help='FILE [OPTION=VALUE ...], for each')
+    parser.add_argument('--option', nargs='*', default=[], help='OPTION=VALUE ... of all')
+    parser.add_argument('--train', type=int, default=0, help='training images of a class, at most; 0: all')
+    parser.add_argument('--validation', type=int, default=0, help='validation images of a class, at most; 0: all')
     parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
-    parser.add_argument('--option', action='append', default=[], help='OPTION=VALUE of all training runs')
     parser.add_argument('--directory', default='recipes_compared', help='of the runs (default: recipes_compared)')
     a = parser.parse_args(argv)
-    common, found = {'data_dir': Path(a.data).resolve(), **options_of(a.option)}, {text: [] for text in a.recipe}
-    first_epochs = load_settings(['--config_path', a.recipe[0].split(',')[0]]).max_epochs
+    place, found = Path(a.directory).resolve(), {' '.join(words): [] for words in a.recipe}
+    data = subset(Path(a.data).resolve(), place / 'data', {'train': a.train, 'validation': a.validation})
     print(machine('mindspore', 'numpy'), flush=True)
     for seed in a.seeds.split(','):
-        for number, text in enumerate(a.recipe):
-            path, *own = text.split(',')
-            options = scaled(Path(path).resolve(), {**common, 'seed': seed, **options_of(own)}, a, first_epochs)
-            found[text].append(train(Path(a.directory, f'{number}_{seed}').resolve(), options))
-            print(f'seed {seed}, {text}: top-1', *(f'{point[3]:.1f}' for point in found[text][-1]), flush=True)
-    target = statistics.median(points[-1][3] for points in found[a.recipe[0]])
+        for number, (text, (path, *own)) in enumerate(zip(found, a.recipe)):
+            options = {'config_path': Path(path).resolve(), 'data_dir': data, 'seed': seed, 'num_workers': 1}
+            points = train(place / f'{number}_{seed}', {**options, **options_of(a.option), **options_of(own)})
+            found[text].append(points)
+            top1 = ', '.join(f'{point[3]:.1f}' for point in points)
+            print(f'seed {seed}, {text}: top-1 {top1} %; {points[-1][2]:.0f} CPU s, {points[-1][1]:,} images', flush=True)
+    target = statistics.median(points[-1][3] for points in next(iter(found.values())))
     for text, seeds in found.items():
         first = [next((point for point in points if point[3] >= target), None) for points in seeds]
-        until = f'{target:.1f} % after {spread([point[2] for point in first], 0)} s' if all(first) else 'not always there'
+        until = (
+            f'{target:.1f} % after {spread([point[2] for point in first], 0)} CPU s' if all(first) else 'not always there'
+        )
         print(f'{text}: final top-1 {spread([points[-1][3] for points in seeds], 1)} %; {until}')
 
 

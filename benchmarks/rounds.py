@@ -1,7 +1,7 @@
 """Timing of several candidates side by side: in turns, so that other load on the machine slows all of them alike, and each
 with all cores of this process."""
 
-import contextlib
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from src.errors import InputError
+from src.errors import InputError, Parser
+from src.workflow import ROOT
 
-TICK = os.sysconf('SC_CLK_TCK')
 SHORTEST = 0.2  # CPU seconds that show who does the work
 IDLE = 0.1  # of the busiest thread's CPU seconds: a thread with less was not one of those that share the work
+WARM_UP, PAUSE = 2, 0.3  # rounds that do not count; seconds in which the threads of another candidate stop looking for work
 
 
 def cores():
@@ -34,78 +35,48 @@ def environment():
     return dict(os.environ)
 
 
-class Threads:
-    """What the threads of the process `pid` and of its children did while it was timed: a context for each timed call."""
-
-    def __init__(self, pid=None):
-        self.pid, self.seconds, self.rounds = pid or os.getpid(), Counter(), []  # of each thread; of each call
-
-    @contextlib.contextmanager
-    def timed(self):
-        before, start = self._read(), time.perf_counter()
-        yield
-        self.rounds.append(time.perf_counter() - start)
-        self.seconds.update({thread: value - before.get(thread, 0) for thread, value in self._read().items()})
-
-    def _read(self):
-        """{thread: CPU seconds so far}"""
-        found, children = {}, [child.pid for child in psutil.Process(self.pid).children()]
-        for path in (path for pid in (self.pid, *children) for path in Path(f'/proc/{pid}/task').glob('*/stat')):
-            with contextlib.suppress(OSError):  # it has ended
-                fields = path.read_text().rpartition(')')[2].split()
-                found[path] = (int(fields[11]) + int(fields[12])) / TICK
-        return found
-
-    @property
-    def used(self):
-        """CPU seconds of all threads over wall-clock seconds."""
-        return sum(self.seconds.values()) / sum(self.rounds)
-
-    def require(self, name, wanted=None):
-        """InputError if fewer threads than `wanted` (as many as cores) have worked, or on fewer cores, so that the figure is
-        not comparable. Nothing where the work was too short to tell."""
-        allowed, wanted = len(os.sched_getaffinity(self.pid)), wanted or cores()
-        busy = sum(value > IDLE * max(self.seconds.values()) for value in self.seconds.values())
-        if min(allowed, busy) < wanted and sum(self.seconds.values()) > SHORTEST:
-            raise InputError(
-                f'{name} had {min(allowed, busy)} of {wanted} cores: {busy} threads did its work, on {allowed} cores; '
-                'look at OMP_NUM_THREADS and its affinity'
-            )
-
-
-def interleaved(calls, rounds, warm_up=1, pause=0.0, threads=None):
-    """{name: [seconds of each call]} of `calls` {name: function}: all once in each round, in a new random order every round,
-    each after `pause` seconds, after `warm_up` rounds that do not count. `threads` {name: `Threads`} watch."""
-    rng, seconds = np.random.default_rng(0), {name: [] for name in calls}
-    for number in range(warm_up + rounds):
-        for name in map(str, rng.permutation(list(calls))):
-            time.sleep(pause)  # threads of another candidate look for work for a while after their last call
-            counts = number >= warm_up
-            with threads[name].timed() if threads and counts else contextlib.nullcontext():
-                start = time.perf_counter()
-                calls[name]()
-                end = time.perf_counter()
-            seconds[name] += [end - start] * counts
-    return seconds
+def thread_seconds(pid):
+    """{thread: CPU seconds so far} of a process and its children."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children()]
+    return Counter({(one.pid, t.id): t.user_time + t.system_time for one in processes for t in one.threads()})
 
 
 class Candidate:
-    """A process of `python -m module *argv --alone name`, see `serve`; `first`: seconds until its first work is done."""
+    """A process that works for each line on stdin, see `serve`; `first`: seconds until its first work is done."""
 
-    def __init__(self, module, name, argv):
-        command, start = [sys.executable, '-m', module, *argv, '--alone', name], time.perf_counter()
-        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-        self.name, self.process = name, subprocess.Popen(command, text=True, env=environment(), **pipes)
+    def __init__(self, name, command):
+        start, pipes = time.perf_counter(), {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        self.process = subprocess.Popen([*map(str, command)], text=True, env=environment(), cwd=ROOT, **pipes)
+        self.name, self.threads, self.wall = name, Counter(), 0.0  # CPU seconds of each thread; seconds
         self.work()
         self.first = time.perf_counter() - start
 
     def work(self):
-        """Do the work once and wait for its end."""
+        """Do the work once; returns the numbers that it returned."""
+        before, start = thread_seconds(self.process.pid), time.perf_counter()
         print(file=self.process.stdin, flush=True)
         word, _, result = self.process.stdout.readline().partition(' ')
         if word != 'done':
             raise InputError(f'{self.name} ended with an error, see above; requirements-bench.txt lists what it needs')
-        self.result = [float(value) for value in result.split()]
+        self.wall += time.perf_counter() - start
+        self.threads += thread_seconds(self.process.pid) - before
+        return [float(value) for value in result.split()]
+
+    @property
+    def used(self):
+        """CPU seconds of all threads over wall-clock seconds."""
+        return sum(self.threads.values()) / self.wall
+
+    def require_cores(self):
+        """InputError if fewer threads than there are cores have worked, or on fewer cores, so that the figure is not
+        comparable. Nothing where the work was too short to tell."""
+        allowed = len(os.sched_getaffinity(self.process.pid))
+        busy = sum(value > IDLE * max(self.threads.values()) for value in self.threads.values())
+        if min(allowed, busy) < cores() and sum(self.threads.values()) > SHORTEST:
+            raise InputError(
+                f'{self.name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores; '
+                'look at OMP_NUM_THREADS and its affinity'
+            )
 
 
 def serve(work):
@@ -114,24 +85,58 @@ def serve(work):
         print('done', *work(), flush=True)
 
 
-def compare(module, names, argv, images, rounds):
-    """Print a table of images/s (`images` in each work), threads and memory of the candidates `names` of `module`, which
-    take turns. Returns {name: numbers that its last work returned}."""
+def interleaved(calls, rounds, pause=0.0):
+    """({name: [seconds of each call]}, {name: [what each call returned]}) of `calls` {name: function}: all once in each
+    round, in a new random order every round, each after `pause` seconds."""
+    rng, seconds, results = np.random.default_rng(0), {name: [] for name in calls}, {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in map(str, rng.permutation(list(calls))):
+            time.sleep(pause)
+            start = time.perf_counter()
+            result = calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+            results[name].append(result)
+    return seconds, results
+
+
+def parser(module, description, rounds):
+    """A `Parser` of the options that `compare` needs."""
+    made = Parser(prog=f'python -m {module}', description=description.partition(':')[0])
+    made.add_argument('--rounds', type=int, default=rounds, help=f'timed works of each candidate (default: {rounds})')
+    made.add_argument('--only', default='', help='candidates whose names this regular expression finds')
+    made.add_argument('--alone', default='', help=argparse.SUPPRESS)  # the candidate that this process is
+    return made
+
+
+def alone(module, names, argv):
+    """{name: command} of candidates that `module` is with `--alone name`."""
+    return {name: [sys.executable, '-m', module, *argv, '--alone', name] for name in names}
+
+
+def compare(commands, a, images, self_timed=False):
+    """Print a table of images/s (`images` in each work), threads and memory of the candidates `commands` {name: command},
+    which take turns; if they are `self_timed`, the first number that a work returns are the seconds that count. Returns
+    {name: what its last work returned}."""
     candidates = []
     try:
-        for name in names:
-            candidates.append(Candidate(module, name, argv))
-        threads = {one.name: Threads(one.process.pid) for one in candidates}
-        seconds = interleaved({one.name: one.work for one in candidates}, rounds, 2, 0.3, threads)
-        print(f'{"":<32} {"images/s (lowest to highest)":<28} of first  first, s  threads  peak GB')
+        for name in filter(re.compile(a.only).search, commands):
+            candidates.append(Candidate(name, commands[name]))
+        calls = {one.name: one.work for one in candidates}
+        interleaved(calls, WARM_UP, PAUSE)
         for one in candidates:
-            threads[one.name].require(one.name)
-            ratio = statistics.median(base / value for base, value in zip(seconds[names[0]], seconds[one.name]))
+            one.threads, one.wall = Counter(), 0.0
+        seconds, results = interleaved(calls, a.rounds, PAUSE)
+        if self_timed:
+            seconds = {name: [result[0] for result in found] for name, found in results.items()}
+        print(f'{"":<42} {"images/s (lowest to highest)":<28} of first  first, s  threads  peak GB')
+        for one in candidates:
+            one.require_cores()
+            ratio = statistics.median(base / value for base, value in zip(seconds[candidates[0].name], seconds[one.name]))
             # Not ru_maxrss, in which a process inherits what its parent had.
             peak = int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{one.process.pid}/status').read_text())[1]) * 1024 / 1e9
             speed = spread([images / value for value in seconds[one.name]])
-            print(f'{one.name:<32} {speed:<28} {ratio:>8.2f} {one.first:>9.1f} {threads[one.name].used:>8.2f} {peak:>8.2f}')
-        return {one.name: one.result for one in candidates}
+            print(f'{one.name:<42} {speed:<28} {ratio:>8.2f} {one.first:>9.1f} {one.used:>8.2f} {peak:>8.2f}')
+        return {name: found[-1] for name, found in results.items()}
     finally:
         for one in candidates:
             one.process.kill()

@@ -1,8 +1,7 @@
 """Time from the command to the first result of a training run, an evaluation and an export: `python -m benchmarks.start`.
 
 Training: to the line of its first step. Evaluation: to its table. Export: to the verified file. Cold: with an empty compile
-cache; warm: with one that an earlier start has filled (an export has none). All are started by their scripts, in turns, on
-drawn images.
+cache; warm: with one that an earlier start has filled (an export has none). The scripts take turns, on drawn images.
 """
 
 import os
@@ -11,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.rounds import interleaved, machine, spread
 from src.data import demo_images
 from src.errors import InputError, Parser, entry_point
-
-ROOT = Path(__file__).resolve().parents[1]
+from src.training import metrics
+from src.workflow import ROOT
 
 
 def first_result(script, pattern, *arguments):
@@ -43,7 +43,7 @@ def main(argv=None):
     a = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         directory, weights = Path(place), Path(place, 'weights.ckpt')
-        data, found = demo_images.make(directory / 'data', train_per_class=6, validation_per_class=3), {}
+        data = demo_images.make(directory / 'data', train_per_class=6, validation_per_class=3)
         training = ['run_standalone_train.sh', 'step: 1 ', '--data_dir', data, '--overwrite', 'true', '--batch_size', 8]
         training += ['--image_size', a.image_size, '--block_counts', a.block_counts, '--max_train_steps', 1]
         training += ['--display_every', 1, '--log_dir', directory / 'training', '--compile_cache']
@@ -52,20 +52,21 @@ def main(argv=None):
         commands = {'export': export}
         for name, command in (('training', training), ('evaluation', [*evaluation, '--compile_cache'])):
             first_result(*command, directory / 'warm')
-            commands.update(
-                {f'{name}, cold': [*command, directory / 'cold'], f'{name}, warm': [*command, directory / 'warm']}
-            )
+            commands.update({f'{name}, {cache}': [*command, directory / cache] for cache in ('cold', 'warm')})
             if not weights.exists():
                 next((directory / 'training').glob('*.ckpt')).rename(weights)
 
+        saved = next(one for one in metrics.read(directory / 'training/metrics.jsonl') if one['kind'] == 'checkpoint')
+
         def timed(name):
             subprocess.run(['rm', '-rf', str(directory / 'cold')])
-            found.setdefault(name, []).append(first_result(*commands[name]))
+            return first_result(*commands[name])
 
-        interleaved({name: lambda name=name: timed(name) for name in commands}, a.rounds, warm_up=0)
+        _, found = interleaved({name: partial(timed, name) for name in commands}, a.rounds)
     print(f'seconds to the first result, median of {a.rounds} (lowest to highest); {machine("mindspore", "numpy")}')
     for name in sorted(found):
         print(f'{name:<16} {spread(found[name], 1)}')
+    print(f'checkpoint of {saved["bytes"] / 1e6:.0f} MB saved in {saved["seconds"]:.2f} s')
 
 
 if __name__ == '__main__':

@@ -5,35 +5,30 @@ seconds), peak memory. All candidates train on the same images in float32, timm 
 requirements-bench.txt lists what must be installed.
 """
 
-import argparse
-import re
 import sys
 from functools import partial
 
 import mindspore as ms  # before torch: it chooses the implementation of protobuf
 import numpy as np
 
+from benchmarks import rounds
 from benchmarks.peers import timm_model
-from benchmarks.rounds import compare, machine, serve
-from src.errors import Parser, entry_point
+from src.errors import entry_point
+from src.options import load_settings
+from src.runtime import Run
 
 RATE, WEIGHT_DECAY, MOMENTUM, DECAY, EPSILON = 1e-4, 1e-5, 0.9, 0.9, 1.0
 
 
 def ours(a, images, labels):
     """Function that takes one step of this network, as train.py builds it, and returns its loss."""
-    from src.inceptionv4 import InceptionV4
-    from src.options import load_settings
-    from src.training.optimizer import create_optimizer
-    from src.training.step import NetworkWithLoss, TrainStep
+    import train
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    network = InceptionV4(image_size=a.image_size, block_counts=tuple(map(int, a.block_counts.split(','))))
-    rates = np.full(10000, RATE, np.float32)
-    optimizer = create_optimizer(
-        network, load_settings([]).but(weight_decay=WEIGHT_DECAY, momentum=MOMENTUM), rates, on_cpu=True
-    )
-    step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, loss_scale=None).set_train()
+    options = {'image_size': a.image_size, 'block_counts': a.block_counts, 'num_classes': 1000, 'label_smoothing': 0.1}
+    settings = load_settings([f'--{name}={value}' for name, value in options.items()])
+    network = train.create_network(settings, Run(), '')
+    step = train.create_step(settings, Run(), network, np.full(10000, RATE, np.float32)).set_train()
     draws, mask = np.tile(np.float32([0, 1]), (len(images), 1)), np.ones((len(images), 1536), np.float32)
     batch = [ms.Tensor(value) for value in (images, draws, mask, labels)]
     return lambda: [float(step(*batch)[0].asnumpy())]
@@ -72,20 +67,17 @@ CANDIDATES = {
 @entry_point
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog='python -m benchmarks.training_step', description=__doc__.partition(':')[0])
+    parser = rounds.parser('benchmarks.training_step', __doc__, 15)
     parser.add_argument('--batch_size', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--image_size', type=int, default=299, help='height and width in pixels (default: 299)')
-    parser.add_argument('--rounds', type=int, default=15, help='timed steps of each candidate (default: 15)')
     parser.add_argument('--block_counts', default='4,7,3', help="blocks of this network; timm's are always 4,7,3")
-    parser.add_argument('--only', default='', help='candidates whose names this regular expression finds')
-    parser.add_argument('--alone', default='', help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
     if a.alone:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (a.batch_size, 3, a.image_size, a.image_size), np.uint8)
-        return serve(CANDIDATES[a.alone](a, images, rng.integers(0, 1000, a.batch_size).astype(np.int32)))
-    print(f'batch {a.batch_size}, {a.image_size} x {a.image_size}, {a.rounds} rounds; {machine("mindspore")}', flush=True)
-    compare('benchmarks.training_step', [*filter(re.compile(a.only).search, CANDIDATES)], argv, a.batch_size, a.rounds)
+        return rounds.serve(CANDIDATES[a.alone](a, images, rng.integers(0, 1000, a.batch_size).astype(np.int32)))
+    print(f'batch {a.batch_size}, {a.image_size} x {a.image_size}; {rounds.machine("mindspore")}', flush=True)
+    rounds.compare(rounds.alone('benchmarks.training_step', CANDIDATES, argv), a, a.batch_size)
 
 
 if __name__ == '__main__':

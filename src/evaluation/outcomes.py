@@ -143,3 +143,12 @@ def confident_mistakes(outcomes: Outcomes) -> np.ndarray:
     """Numbers of the images that are predicted wrongly, the most confident first."""
     wrong = np.flatnonzero(~outcomes.hit)
     return wrong[np.argsort(-outcomes.probability[wrong], kind='stable')]
+
+
+def suspected(outcomes: Outcomes, num_classes: int) -> np.ndarray:
+    """Whether an image may be labelled wrongly, bool (images,): another class is the likeliest, and at least as likely as on
+    average for the images that do have its label (confident learning, Northcutt et al. 2021, arXiv 1911.00068)."""
+    images = np.bincount(outcomes.label, minlength=num_classes)
+    means = np.bincount(outcomes.label, outcomes.probability_true, num_classes) / np.maximum(images, 1)
+    means[images == 0] = np.inf  # nothing can be said
+    return ~outcomes.hit & (outcomes.probability >= means[outcomes.predicted])

@@ -102,16 +102,17 @@ def write_files(
     figures = found.figures(outcomes, len(labels))
     for one in figures['per_class']:
         one['name'] = labels[one['class']]
-    wrong = found.confident_mistakes(outcomes)
+    wrong, suspected = found.confident_mistakes(outcomes), found.suspected(outcomes, len(labels))
     first = [
         {
             **{'number': int(i), 'name': records.name(int(i))},
             **{'true': labels[outcomes.label[i]], 'predicted': labels[outcomes.predicted[i]]},
             **{name: float(getattr(outcomes, name)[i]) for name in ('probability', 'probability_true')},
+            'suspected': bool(suspected[i]),
         }
         for i in wrong[:SHOWN]
     ]
-    figures['confident_mistakes'] = {'count': len(wrong), 'first': first}
+    figures['confident_mistakes'] = {'count': len(wrong), 'first': first, 'suspected': int(suspected.sum())}
     with reading(directory, 'choose another directory'):
         write_table(Path(directory, 'images.csv'), outcomes, records, labels)
         with files.replacing(Path(directory, 'report.json')) as temporary:
@@ -169,7 +170,7 @@ def table(head: list[str], rows: list[list], numbers: set[int] = frozenset()) ->
 
 def sections(figures: dict, records: Records) -> Iterator[str]:
     """The page on the `figures` of report.json, piece by piece; thumbnails are read from `records`."""
-    classes, (count, first) = figures['per_class'], figures['confident_mistakes'].values()
+    classes, (count, first, suspected) = figures['per_class'], figures['confident_mistakes'].values()
     names = [text(one['name']) for one in classes]
     yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(classes)} classes.</p>\n<div class="grid">'
     for what, key, unit in (('top-1', 'top1', ' %'), ('top-5', 'top5', ' %'), ('mean loss', 'loss', '')):
@@ -186,7 +187,8 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
     if len(classes) <= OPEN:
         yield matrix(figures['confusion'], names)
     yield f'<h2>Most confident mistakes</h2>\n<p class="small">{len(first)} of {count} images whose class is predicted '
-    yield 'wrongly. Some may be labelled wrongly.</p>\n<div class="grid">\n'
+    yield f'wrongly. {suspected} of all may be labelled wrongly: another class is as likely as for images that do have its '
+    yield 'label. Look before you change a label.</p>\n<div class="grid">\n'
     yield from (mistake(one, records) for one in first)
     yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
     yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'
@@ -231,4 +233,5 @@ def mistake(one: dict, records: Records) -> str:
         shown = '<p class="small">cannot be read any more</p>'
     predicted = f'predicted: <b>{text(one["predicted"])}</b>, {percent(one["probability"])}'
     true = f'true: <b>{text(one["true"])}</b>, {percent(one["probability_true"])}'
+    true += '<br>perhaps labelled wrongly' * one['suspected']
     return f'<figure>{shown}<figcaption>{predicted}<br>{true}<br>{text(one["name"])}</figcaption></figure>\n'

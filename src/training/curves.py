@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from src.errors import InputError, Parser, counted, entry_point, only_warned, reading
+from src.errors import Parser, counted, entry_point, only_warned, reading
 from src.evaluation.outcomes import FEW, merit
 from src.evaluation.report import card, table, text, write_page
 from src.options import load_settings
@@ -29,12 +29,11 @@ from src.training.metrics import straggler
 
 PAGE = 'training.html'
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
-RESUME, FAULT, SLOW = (
-    ('#15803d', '--', 'resumed'),
-    ('#dc2626', '-', 'ended by a fault or a signal'),
-    ('#b45309', ':', 'a rank is behind'),
-)
-MARKS = {'resume': RESUME, 'fault': FAULT, 'slow': SLOW}  # kinds of events: colour, style and meaning of vertical lines
+MARKS = {  # kinds of events: colour, style and meaning of vertical lines
+    'resume': ('#15803d', '--', 'resumed'),
+    'fault': ('#dc2626', '-', 'ended by a fault or a signal'),
+    'slow': ('#b45309', ':', 'a rank is behind'),
+}
 SPREAD = 30  # from this ratio of the largest to the smallest value on, the axis is logarithmic
 
 
@@ -86,10 +85,8 @@ class TrainingRun:
             best = max(self.evaluations, key=merit)
             return best, f'epoch {self.epoch_of(best):.1f}' + f', top-5 {number(best, "top5"):.2f} %' * self.top5
         with contextlib.suppress(OSError, ValueError):
-            path = self.directory / 'evaluation.json'
-            if (
-                path.stat().st_mtime >= datetime.datetime.fromisoformat(self.records[0]['time']).timestamp()
-            ):  # not left by an earlier training run
+            path, begun = self.directory / 'evaluation.json', datetime.datetime.fromisoformat(self.records[0]['time'])
+            if path.stat().st_mtime >= begun.timestamp():  # not left by an earlier training run
                 best = max(json.loads(path.read_text()), key=merit)
                 return best, f'by eval.py after the training, of {best["images"]} images'
         return None, 'no evaluation is recorded'
@@ -147,7 +144,8 @@ class TrainingRun:
     def machine(self) -> dict[str, object]:
         """{what: value} of the machine and the versions at the last start."""
         names = 'host processor cores device ranks precision global_batch steps_per_epoch'.split()
-        return {**{name: self.start[name] for name in names if name in self.start}, **self.start.get('versions', {})}
+        found = {**{name: self.start.get(name) for name in names}, **self.start.get('versions', {})}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def number(record: dict, name: str) -> float:
@@ -159,14 +157,6 @@ def number(record: dict, name: str) -> float:
 def clock(record: dict) -> str:
     """When a record was written, for people."""
     return f'{datetime.datetime.fromisoformat(record["time"]):%Y-%m-%d %H:%M:%S} UTC'
-
-
-def need_matplotlib() -> None:
-    """InputError if matplotlib, which only this page needs, cannot be imported."""
-    try:
-        importlib.import_module('matplotlib.figure')
-    except ImportError as error:
-        raise InputError(f'the page needs matplotlib ({error}): pip install -r requirements-report.txt') from None
 
 
 def draw(plot: Plot, runs: list[TrainingRun]) -> str:
@@ -231,10 +221,10 @@ def sections(runs: list[TrainingRun]) -> Iterator[str]:
         name = f': {text(run.name)}' * (len(runs) > 1)
         events = [[clock(one), one['step'], kind, text(what)] for one, kind, what in run.events()]
         yield f'<h2>History{name}</h2>\n' + table(['time', 'step', 'event', ''], events, {1})
-        there = [one for one in run.of_kind('checkpoint') if Path(run.directory, one['file']).is_file()]
         saved = [
             [one['file'], one['step'], f'{one["bytes"] / 1e6:.1f} MB', f'{one["seconds"]:.1f} s', clock(one)]
-            for one in there
+            for one in run.of_kind('checkpoint')
+            if Path(run.directory, one['file']).is_file()
         ]
         yield f'<h2>Checkpoints{name}</h2>\n' + table(['file', 'step', 'size', 'saved in', 'time'], saved, {1, 2, 3})
 
@@ -248,7 +238,8 @@ def rows(columns: list[dict]) -> list[list[str]]:
 def write(places: list[str | Path], output: str | Path) -> None:
     """Write the page on the training runs in `places` to `output`, whole or not at all. InputError if matplotlib is missing,
     a place holds no training run, or the page cannot be written."""
-    need_matplotlib()
+    with reading('the page needs matplotlib', 'pip install -r requirements-report.txt', (ImportError,)):
+        importlib.import_module('matplotlib.figure')
     runs = [TrainingRun(place) for place in places]
     # Not the whole path: the page may go elsewhere.
     title = '/'.join(Path(runs[0].name).parts[-2:]) if len(runs) == 1 else counted(len(runs), 'run')

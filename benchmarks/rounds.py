@@ -60,6 +60,8 @@ class Candidate:
             raise InputError(f'{self.name} ended with an error, see above; requirements-bench.txt lists what it needs')
         self.wall += time.perf_counter() - start
         self.threads += thread_seconds(self.process.pid) - before
+        print(file=self.process.stdin, flush=True)  # only now may threads end
+        self.process.stdout.readline()
         return [float(value) for value in result.split()]
 
     @property
@@ -79,10 +81,14 @@ class Candidate:
             )
 
 
-def serve(work):
-    """In the process of a `Candidate`: call `work` for each line on stdin; the numbers that it returns go to stdout."""
+def serve(work, finish=lambda: None):
+    """In the process of a `Candidate`: call `work` for a line on stdin; the numbers that it returns go to stdout. At the next
+    line call `finish`."""
     for _ in sys.stdin:
         print('done', *work(), flush=True)
+        sys.stdin.readline()
+        finish()
+        print('finished', flush=True)
 
 
 def interleaved(calls, rounds, pause=0.0):

@@ -67,7 +67,9 @@ def main():
         for _ in range(batches):
             next(iterator)
         print('done', time.perf_counter() - start, flush=True)
+        sys.stdin.readline()
         del iterator  # it would make batches for ever
+        print('finished', flush=True)
 
 
 if __name__ == '__main__':

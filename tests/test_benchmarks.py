@@ -1,5 +1,6 @@
 """The benchmarks: candidates take turns with all cores; the calculator of scaling; what the others need to start."""
 
+import contextlib
 import math
 import os
 import re
@@ -9,20 +10,24 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import recipes, scaling
-from benchmarks.rounds import Threads, cores, environment, interleaved
+from benchmarks import scaling
+from benchmarks.recipes import subset
+from benchmarks.rounds import Candidate, cores, interleaved
+from src.data import demo_images
+from src.data.records import open_records
 from src.errors import InputError
 from src.options import differences, load_settings
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_turns_change_their_order_and_the_warm_up_does_not_count():
+def test_turns_change_their_order():
     order = []
-    seconds = interleaved({name: lambda name=name: order.append(name) for name in 'abc'}, rounds=20, warm_up=2)
+    seconds, results = interleaved({name: lambda name=name: order.append(name) or name for name in 'abc'}, rounds=22)
     assert len(order) == 66 and all({*order[i : i + 3]} == {*'abc'} for i in range(0, 66, 3))
-    assert [len(values) for values in seconds.values()] == [20] * 3
+    assert [len(values) for values in seconds.values()] == [22] * 3 and results['b'] == ['b'] * 22
     after = Counter(second for first, second in zip(order, order[1:]) if first == 'a')
     assert after['b'] and after['c']  # nobody always follows the same one
 
@@ -41,6 +46,8 @@ with ThreadPoolExecutor(int(sys.argv[1])) as pool:
     for _ in sys.stdin:
         list(pool.map(work, range(int(sys.argv[1]))))
         print('done', flush=True)
+        sys.stdin.readline()
+        print('finished', flush=True)
 """
 
 
@@ -52,41 +59,34 @@ with ThreadPoolExecutor(int(sys.argv[1])) as pool:
 def test_a_candidate_with_fewer_cores_is_refused(threads, held_to, problem):
     command = ['taskset', '-c', ','.join(map(str, sorted(os.sched_getaffinity(0))[:held_to]))]
     command += [sys.executable, '-c', WORKER, str(threads)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-
-        def call():
-            print(file=process.stdin, flush=True)
-            process.stdout.readline()
-
-        measured = {'candidate': Threads(process.pid)}
-        interleaved({'candidate': call}, rounds=3, warm_up=1, threads=measured)
-        process.stdin.close()
-        assert 0 < measured['candidate'].used < cores() + 0.5
-        if problem:
-            with pytest.raises(InputError, match=f'candidate had 1 of .*{problem}'):
-                measured['candidate'].require('candidate')
-        else:
-            measured['candidate'].require('candidate')
-
-
-@pytest.mark.compiles
-def test_candidates_do_not_inherit_mindspores_thread_count():
-    child = 'print(open("/proc/self/environ").read().count("OMP_NUM_THREADS=1\\0"))'
-    code = f'import subprocess, sys, mindspore\nfrom benchmarks.rounds import environment\nchild = {child!r}\n'
-    code += 'for env in (None, environment()): subprocess.run([sys.executable, "-c", child], env=env)'
-    clean = {name: value for name, value in os.environ.items() if name != 'OMP_NUM_THREADS'}
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=clean, capture_output=True, text=True)
-    assert done.stdout.split() == ['1', '0'], done.stderr
+    candidate = Candidate('candidate', command)
+    try:
+        for _ in range(3):
+            candidate.work()
+        assert 0 < candidate.used < cores() + 0.5
+        with pytest.raises(InputError, match=f'candidate had 1 of .*{problem}') if problem else contextlib.nullcontext():
+            candidate.require_cores()
+    finally:
+        candidate.process.kill()
 
 
 @pytest.mark.slow
 @pytest.mark.compiles
-def test_training_step():
-    options = '--only this --rounds 1 --batch_size 2 --image_size 75 --block_counts 1,1,1'.split()
-    command = [sys.executable, '-m', 'benchmarks.training_step', *options]
+@pytest.mark.parametrize(
+    'module, options, rows',
+    [
+        ('training_step', '--only this --rounds 1 --batch_size 2 --image_size 75 --block_counts 1,1,1', 1),
+        ('input_pipeline', 'images --rounds 1 --batch_size 4 --size 75', 5),
+    ],
+)
+def test_benchmarks_run(module, options, rows, tmp_path):
+    for number in range(4):
+        Image.new('RGB', (90, 80), (number, 9, 9)).save(tmp_path / f'{number}.jpg')
+    command = [sys.executable, '-m', f'benchmarks.{module}', *options.replace('images', str(tmp_path)).split()]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, 'GLOG_v': '3'}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert re.search(r'^this network +[\d.]+ \([\d.]+ to [\d.]+\)( +[\d.]+){4}$', result.stdout, re.M), result.stdout
+    found = re.findall(r'^\S.+? {2,}[\d.]+ \([\d.]+ to [\d.]+\)(?: +[\d.]+){4}$', result.stdout, re.M)
+    assert len(found) == rows, result.stdout
 
 
 @pytest.mark.parametrize('devices, batch_size, published', [(1, 128, 469.6), (8, 64, 3109), (8, 32, 3360)])
@@ -131,16 +131,12 @@ def test_costs_of_recipes(name, capsys):
         assert {name for name, *_ in differences(original, config)} == {'batch_size', 'lr', 'warmup_epochs'}
 
 
-def test_recipes_are_scaled_and_read(tmp_path):
-    (tmp_path / 'fast.yaml').write_text(
-        'max_epochs: 60\nT_max: 60\nwarmup_epochs: 5\nimage_size: 299\nimage_sizes: 128,299\n'
+def test_subset_of_a_data_set(tmp_path):
+    data = demo_images.make(tmp_path / 'data', train_per_class=3, validation_per_class=2)
+    assert subset(data, tmp_path / 'all', {'train': 0, 'validation': 0}) == data
+    made = open_records(subset(data, tmp_path / 'some', {'train': 2, 'validation': 0}), 'train')
+    assert (
+        Counter(made.label.tolist()) == dict.fromkeys(range(1, 11), 2)
+        and made.class_names == open_records(data, 'train').class_names
     )
-    args = type('Arguments', (), {'epochs': 10, 'image_size': 150})
-    options = recipes.scaled(tmp_path / 'fast.yaml', {'lr': '0.02'}, args, 100)
-    assert (options['max_epochs'], options['T_max'], options['warmup_epochs'], options['lr']) == (6, 6, '0.5', '0.02')
-    assert options['image_sizes'] == '75,150'
-    record = '{"kind": "start", "step": 0, "global_batch": 8}\n{"kind": "step", "step": 10, "images_per_second": 4.0}\n'
-    record += '{"kind": "evaluation", "step": 10, "epoch": 1.0, "top1": 50.0, "loss": 1.5}\n'
-    (tmp_path / 'metrics.jsonl').write_text(record)
-    (tmp_path / 'done.txt').write_text('--lr=0.02')
-    assert recipes.train(tmp_path, {'lr': '0.02'}) == [(1.0, 80, 20.0, 50.0, 1.5)]
+    assert len(open_records(tmp_path / 'some', 'validation')) == 20

@@ -221,12 +221,6 @@ def sections(runs: list[TrainingRun]) -> Iterator[str]:
         name = f': {text(run.name)}' * (len(runs) > 1)
         events = [[clock(one), one['step'], kind, text(what)] for one, kind, what in run.events()]
         yield f'<h2>History{name}</h2>\n' + table(['time', 'step', 'event', ''], events, {1})
-        saved = [
-            [one['file'], one['step'], f'{one["bytes"] / 1e6:.1f} MB', f'{one["seconds"]:.1f} s', clock(one)]
-            for one in run.of_kind('checkpoint')
-            if Path(run.directory, one['file']).is_file()
-        ]
-        yield f'<h2>Checkpoints{name}</h2>\n' + table(['file', 'step', 'size', 'saved in', 'time'], saved, {1, 2, 3})
 
 
 def rows(columns: list[dict]) -> list[list[str]]:

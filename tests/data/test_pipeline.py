@@ -2,10 +2,6 @@
 
 import io
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,14 +120,3 @@ def test_folders_are_upright_and_shards_as_stored(tmp_path):
     for folder_image, made, stored in zip(*found.values()):
         assert np.abs(folder_image - made).mean() < 5 < 20 < np.abs(folder_image - stored).mean()
     assert np.abs(np.rot90(found['tf'][1], -1, (1, 2)) - found['folder'][1]).mean() < 1
-
-
-@pytest.mark.compiles
-def test_benchmark_runs():
-    options = '--rounds 1 --batches 1 --count 8 --batch_size 4 --size 75 --workers 1'.split()
-    command = [sys.executable, '-m', 'benchmarks.input_pipeline', *options]
-    root = str(Path(__file__).resolve().parents[2])
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    rows = re.findall(r'^(\S.+?)  +(\d+) +\d+ +\d+ +\d+ +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)$', result.stdout, re.MULTILINE)
-    assert len(rows) == 6 and all(int(speed) > 0 for _, speed, _ in rows) and 'tf.data left out' in result.stdout

@@ -53,32 +53,19 @@ def test_counted_by_hand():
     assert [one['images'] for one in figures['per_class']] == [2, 2, 1, 0]
     assert figures['confusion'] == [[1, 1, 2], [0, 0, 1], [0, 1, 1], [2, 1, 1]]
     assert found.confident_mistakes(HAND).tolist() == [1, 4]
+    # Classes 0 and 1 have 0.5 and 0.6 on average for their own images.
+    assert found.suspected(HAND, 4).tolist() == [False, True, False, False, True]
+    assert found.suspected(made((0, 1, 0.4, 0.3, 2), (1, 1, 0.5, 0.5, 1), (0, 2, 0.9, 0.1, 2)), 3).tolist() == [False] * 3
+    # Each in a bin of its own: 0.1, 0.8, 0.3, 0.5 and 0.6 between probability and hit
+    assert figures['calibration']['expected_calibration_error'] == pytest.approx(0.46)
+    assert figures['calibration']['bins'][13] == {
+        **{'low': 13 / 15, 'high': 14 / 15, 'images': 1},
+        **dict.fromkeys(('accuracy', 'confidence'), pytest.approx(0.95, abs=0.06)),
+    }
     # The label among several likeliest classes is a hit, so the class with the lowest number is not the predicted one.
     assert made((3, 0, 0.25, 0.25, 1)).predicted.tolist() == [3]
     low, high = found.wilson(8, 10)  # as in Agresti and Coull 1998, with z = 1.96
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943) and found.wilson(0, 7)[0] == 0 and found.wilson(7, 7)[1] == 1
-
-
-def plain_error(confidences, hits, bins=15):
-    error = 0.0
-    for number in range(bins):
-        members = [i for i, c in enumerate(confidences) if number / bins < c <= (number + 1) / bins]
-        if members:
-            accuracy = sum(bool(hits[i]) for i in members) / len(members)
-            confidence = sum(confidences[i] for i in members) / len(members)
-            error += len(members) / len(confidences) * abs(accuracy - confidence)
-    return error
-
-
-@pytest.mark.parametrize('images, classes', [(3000, 10), (1, 5)])
-def test_calibration_error_is_the_plain_one(images, classes):
-    outcomes = Outcomes.of_rows(random_rows(images, classes)[0])
-    calibration = found.calibration(outcomes)
-    expected = plain_error(outcomes.probability.tolist(), outcomes.hit.tolist())
-    assert calibration['expected_calibration_error'] == pytest.approx(expected, abs=1e-12)
-    one = max(calibration['bins'], key=lambda one: one['images'])
-    inside = (outcomes.probability > one['low']) & (outcomes.probability <= one['high'])
-    assert one['accuracy'] == pytest.approx(outcomes.hit[inside].mean()) and one['images'] == inside.sum()
 
 
 @pytest.mark.parametrize('world, batch_size', [(1, 7), (3, 7)])

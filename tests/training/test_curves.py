@@ -20,7 +20,7 @@ MACHINE = {'host': 'server', 'processor': 'a processor', 'cores': 8, 'ranks': 1,
 
 
 def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
-    """A run in `directory`, 10 steps an epoch: two lines, an evaluation and a checkpoint in each."""
+    """A run in `directory`, 10 steps an epoch: two lines and an evaluation in each."""
     directory.mkdir(exist_ok=True)
     config = load_settings([word for name, value in options.items() for word in (f'--{name}', str(value))])
     plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=20, start=start)
@@ -29,9 +29,7 @@ def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
         epoch, shares = step / 10, {'images_per_second': 40.0, 'data_wait': 0.02, 'gradient_norm': 3.0}
         record('step', step, epoch=epoch, loss=5 / step, mean_loss=6 / step, lr=0.01, overflows=1, loss_scale=1024, **shares)
         if step % 10 == 0:
-            file = directory / f'inceptionv4-{step // 10}_{step}.ckpt'
-            file.write_bytes(b'0' * 1_500_000)
-            record('checkpoint', step, epoch=epoch, file=file.name, bytes=1_500_000, seconds=0.5)
+            record('checkpoint', step, epoch=epoch, file='x.ckpt', bytes=1_500_000, seconds=0.5)
             record('evaluation', step, epoch=epoch, top1=40.0 + step, top5=90.0, loss=1.5, images=30, seconds=1.0)
     if end:
         record.end(stop)
@@ -52,7 +50,6 @@ def rows(page):
 @needs_matplotlib
 def test_page_of_a_training_run(tmp_path):
     made_run(tmp_path / 'a', lr=0.01, batch_size=8)
-    (tmp_path / 'a/inceptionv4-1_10.ckpt').unlink()
     page = page_of(tmp_path / 'a')
     assert '<b>2.0</b><span class="small">20 of 20 steps' in page and 'Ended at 2' in page and 'skipped steps' in page
     assert '60.00 %' in page and 'epoch 2.0, top-5 90.00 %' in page and '<b>40.0</b>' in page
@@ -60,7 +57,6 @@ def test_page_of_a_training_run(tmp_path):
     table = rows(page)
     assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['cores', '8'] in table
     assert ['MindSpore', '2.8.0'] in table and '<td>batch_<wbr>size</td>' in page
-    assert [row[:3] for row in table if row[0].endswith('.ckpt')] == [['inceptionv4-2_20.ckpt', '20', '1.5 MB']]
     assert 'http' not in page  # it needs no network
     made_run(tmp_path / 'b', num_classes=5)
     assert 'top-5' not in page_of(tmp_path / 'b')  # says nothing among so few
@@ -75,14 +71,8 @@ def test_resumes_and_faults_are_marked(tmp_path):
     with open(tmp_path / 'a' / metrics.NAME, 'a') as file:
         file.write('{"kind": "st')
     run = TrainingRun(tmp_path / 'a')
-    assert [(kind, record['step']) for record, kind, _ in run.events()] == [
-        ('start', 0),
-        ('fault', 10),
-        ('resume', 10),
-        ('fault', 10),
-        ('resume', 10),
-        ('end', 20),
-    ]
+    assert [kind for _, kind, _ in run.events()] == ['start', 'fault', 'resume', 'fault', 'resume', 'end']
+    assert [record['step'] for record, *_ in run.events()] == [0, 10, 10, 10, 10, 20]
     page = page_of(tmp_path / 'a')
     assert 'resumed from x/inceptionv4-1_10.ckpt' in page and 'SIGTERM: &lt;stopped&gt; (status 2)' in page
     assert 'the process was killed' in page and 'ended by a fault or a signal' in page

@@ -82,8 +82,8 @@ class Candidate:
 
 
 def serve(work, finish=lambda: None):
-    """In the process of a `Candidate`: call `work` for a line on stdin; the numbers that it returns go to stdout. At the next
-    line call `finish`."""
+    """In the process of a `Candidate`: call `work` for a line on stdin; the numbers that it returns go to stdout. At the
+    next line call `finish`."""
     for _ in sys.stdin:
         print('done', *work(), flush=True)
         sys.stdin.readline()

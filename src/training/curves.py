@@ -25,14 +25,13 @@ from src.evaluation.outcomes import FEW, merit
 from src.evaluation.report import card, table, text, write_page
 from src.options import load_settings
 from src.training import metrics
-from src.training.metrics import straggler
+from src.training.metrics import clock, number
 
 PAGE = 'training.html'
 COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
 MARKS = {  # kinds of events: colour, style and meaning of vertical lines
     'resume': ('#15803d', '--', 'resumed'),
     'fault': ('#dc2626', '-', 'ended by a fault or a signal'),
-    'slow': ('#b45309', ':', 'a rank is behind'),
 }
 SPREAD = 30  # from this ratio of the largest to the smallest value on, the axis is logarithmic
 
@@ -52,7 +51,7 @@ LOSSES = ('step mean_loss - training', 'evaluation loss o evaluation')
 ACCURACIES = ('evaluation top1 o- top-1', 'evaluation top5 s: top-5')
 PLOTS = (
     Plot('Loss', 'loss', 'Line: training, mean since the previous log line. Circles: evaluation.', LOSSES, True),
-    Plot('Accuracy', '%', 'On the validation images.', ACCURACIES),
+    Plot('Accuracy', '%', 'On the validation images; dotted: top-5.', ACCURACIES),
     Plot('Learning rate', 'learning rate', 'Of the step at each log line.', ('step lr -',)),
     Plot('Throughput', 'images per second', 'Of all devices, while they train.', ('step images_per_second -',)),
     Plot('Wait for data', 'share of the time', 'Above 0.1 the data holds up the device.', ('step data_wait -',), least=0.12),
@@ -124,8 +123,6 @@ class TrainingRun:
             elif record['kind'] == 'end':
                 kind = 'fault' if record['status'] else 'end'
                 found.append((record, kind, f'{record["cause"]} (status {record["status"]})'))
-            elif record['kind'] == 'ranks' and (line := straggler(record)):
-                found.append((record, 'slow', line))
             before = record
         return found
 
@@ -146,17 +143,6 @@ class TrainingRun:
         names = 'host processor cores device ranks precision global_batch steps_per_epoch'.split()
         found = {**{name: self.start.get(name) for name in names}, **self.start.get('versions', {})}
         return {name: value for name, value in found.items() if value is not None}
-
-
-def number(record: dict, name: str) -> float:
-    """A field as a float; NaN if it is missing or no number."""
-    value = record.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def clock(record: dict) -> str:
-    """When a record was written, for people."""
-    return f'{datetime.datetime.fromisoformat(record["time"]):%Y-%m-%d %H:%M:%S} UTC'
 
 
 def draw(plot: Plot, runs: list[TrainingRun]) -> str:
@@ -218,9 +204,10 @@ def sections(runs: list[TrainingRun]) -> Iterator[str]:
     yield f'<details><summary>All options</summary>\n{table(head, options)}</details>\n<h2>Machine and versions</h2>\n'
     yield table(['', *heads], rows([run.machine() for run in runs]))
     for run in runs:
-        name = f': {text(run.name)}' * (len(runs) > 1)
         events = [[clock(one), one['step'], kind, text(what)] for one, kind, what in run.events()]
-        yield f'<h2>History{name}</h2>\n' + table(['time', 'step', 'event', ''], events, {1})
+        yield f'<h2>History{f": {text(run.name)}" * (len(runs) > 1)}</h2>\n' + table(
+            ['time', 'step', 'event', ''], events, {1}
+        )
 
 
 def rows(columns: list[dict]) -> list[list[str]]:
@@ -255,8 +242,8 @@ def main():
     parser.add_argument('runs', metavar='RUN', nargs='+', help='log directory of a training run, or its metrics.jsonl')
     parser.add_argument('--output', help=f'the page; default: {PAGE} in the directory of a single RUN, else here')
     options = parser.parse_args()
-    only = Path(options.runs[0])
-    output = options.output or (Path(PAGE) if len(options.runs) > 1 else (only if only.is_dir() else only.parent) / PAGE)
+    (first, *others) = map(Path, options.runs)
+    output = options.output or (Path() if others else first if first.is_dir() else first.parent) / PAGE
     write(options.runs, output)
     print(output)
 

@@ -117,6 +117,17 @@ def read(path: str | Path) -> list[dict]:
     return records
 
 
+def number(record: dict, name: str) -> float:
+    """A field as a float; NaN if it is missing or no number."""
+    value = record.get(name)
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def clock(record: dict) -> str:
+    """When a record was written, for people."""
+    return f'{datetime.datetime.fromisoformat(record["time"]):%Y-%m-%d %H:%M:%S} UTC'
+
+
 def last_evaluation(directory: Path, start: int) -> int:
     """The step of the last evaluation that is recorded in `directory` up to the step `start`, 0 if there was none; `start`
     itself where nothing is recorded."""

@@ -51,7 +51,7 @@ LOSSES = ('step mean_loss - training', 'evaluation loss o evaluation')
 ACCURACIES = ('evaluation top1 o- top-1', 'evaluation top5 s: top-5')
 PLOTS = (
     Plot('Loss', 'loss', 'Line: training, mean since the previous log line. Circles: evaluation.', LOSSES, True),
-    Plot('Accuracy', '%', 'On the validation images; dotted: top-5.', ACCURACIES),
+    Plot('Accuracy', '%', 'On the validation images; dotted: label among the five likeliest.', ACCURACIES),
     Plot('Learning rate', 'learning rate', 'Of the step at each log line.', ('step lr -',)),
     Plot('Throughput', 'images per second', 'Of all devices, while they train.', ('step images_per_second -',)),
     Plot('Wait for data', 'share of the time', 'Above 0.1 the data holds up the device.', ('step data_wait -',), least=0.12),
@@ -192,9 +192,8 @@ def sections(runs: list[TrainingRun]) -> Iterator[str]:
     else:
         columns = [{what: f'{value}, {remark}' for what, value, remark in run.main_figures()} for run in runs]
         yield table(['', *heads], rows([{**column, 'state': run.state()} for column, run in zip(columns, runs)]))
-        yield '<h2>What differs</h2>\n'
         differing = rows([{**run.config, **run.machine()} for run in runs])
-        yield table(['', *heads], [row for row in differing if len(set(row[1:])) > 1])
+        yield '<h2>What differs</h2>\n' + table(['', *heads], [row for row in differing if len(set(row[1:])) > 1])
     kinds = {kind for run in runs for _, kind, _ in run.events()}
     lines = [f'<b style="color: {colour}">┃</b> {what}' for kind, (colour, _, what) in MARKS.items() if kind in kinds]
     yield f'<h2>Curves</h2>\n<p class="small">{" &nbsp; ".join((heads if len(runs) > 1 else []) + lines)}</p>\n'
@@ -205,9 +204,8 @@ def sections(runs: list[TrainingRun]) -> Iterator[str]:
     yield table(['', *heads], rows([run.machine() for run in runs]))
     for run in runs:
         events = [[clock(one), one['step'], kind, text(what)] for one, kind, what in run.events()]
-        yield f'<h2>History{f": {text(run.name)}" * (len(runs) > 1)}</h2>\n' + table(
-            ['time', 'step', 'event', ''], events, {1}
-        )
+        title = 'History' + f': {text(run.name)}' * (len(runs) > 1)
+        yield f'<h2>{title}</h2>\n' + table(['time', 'step', 'event', ''], events, {1})
 
 
 def rows(columns: list[dict]) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """metrics.jsonl: whole lines, no doubles after a resume; event files (no graph is compiled)."""
 
-import builtins
 import importlib.util
 import json
 import os
@@ -10,7 +9,6 @@ import mindspore  # noqa: F401, before tensorboardX: the other order ends the pr
 import pytest
 
 from src.errors import InputError, TrainingError
-from src.options import Settings
 from src.training import metrics
 from src.training.metrics import Metrics
 from src.training.plan import Plan
@@ -96,9 +94,6 @@ def test_event_files(tmp_path, monkeypatch):
 
 def test_tensorboardx_is_missing(monkeypatch):
     """One line at the start, before anything is made."""
-    import train
-
     monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: None)
-    monkeypatch.setattr(builtins, 'open', None)
     with pytest.raises(InputError, match='tensorboard true needs the package tensorboardX: pip install -r requirements-rep'):
-        train.train(Settings({'tensorboard': True}), None)
+        metrics.need_tensorboard()

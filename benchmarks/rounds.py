@@ -55,14 +55,14 @@ class Candidate:
         """Do the work once; returns the numbers that it returned."""
         before, start = thread_seconds(self.process.pid), time.perf_counter()
         print(file=self.process.stdin, flush=True)
-        word, _, result = self.process.stdout.readline().partition(' ')
+        word, *result = self.process.stdout.readline().split() or ['']
         if word != 'done':
             raise InputError(f'{self.name} ended with an error, see above; requirements-bench.txt lists what it needs')
         self.wall += time.perf_counter() - start
         self.threads += thread_seconds(self.process.pid) - before
         print(file=self.process.stdin, flush=True)  # only now may threads end
         self.process.stdout.readline()
-        return [float(value) for value in result.split()]
+        return [float(value) for value in result]
 
     @property
     def used(self):

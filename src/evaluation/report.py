@@ -187,8 +187,8 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
     if len(classes) <= OPEN:
         yield matrix(figures['confusion'], names)
     yield f'<h2>Most confident mistakes</h2>\n<p class="small">{len(first)} of {count} images whose class is predicted '
-    yield f'wrongly. {suspected} of all may be labelled wrongly: another class is as likely as for images that do have its '
-    yield 'label. Look before you change a label.</p>\n<div class="grid">\n'
+    yield f'wrongly. {suspected} may be labelled wrongly: another class is as likely as for images that do have its '
+    yield 'label. Many of them are simply mistakes of the network.</p>\n<div class="grid">\n'
     yield from (mistake(one, records) for one in first)
     yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
     yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'

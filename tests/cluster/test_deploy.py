@@ -38,16 +38,15 @@ def documents(servers):
 @pytest.mark.parametrize('count', [1, 2])
 def test_manifest_fits_together(count):
     config_map, job, task, container = documents(count)
-    spec, pod = job['spec'], task['template']['spec']
-    assert config_map['metadata']['name'] == f'rings-config-{job["metadata"]["name"]}'
-    assert config_map['metadata']['namespace'] == job['metadata']['namespace'] and list(config_map['data']) == ['hccl.json']
+    spec, pod, name = job['spec'], task['template']['spec'], config_map['metadata']['name']
+    assert name == f'rings-config-{job["metadata"]["name"]}' and list(config_map['data']) == ['hccl.json']
+    assert config_map['metadata']['namespace'] == job['metadata']['namespace']
     labels = [part['metadata']['labels']['ring-controller.atlas'] for part in (config_map, job, task['template'])]
     assert len(set(labels)) == 1 and spec['minAvailable'] == task['replicas'] == count
     assert container['resources']['requests'] == container['resources']['limits'] == {'huawei.com/Ascend910': 8}
     volumes = {volume['name']: volume for volume in pod['volumes']}
     mounts = {mount['name']: mount['mountPath'] for mount in container['volumeMounts']}
-    assert volumes.keys() == mounts.keys()
-    assert volumes['rank-table']['configMap']['name'] == config_map['metadata']['name']
+    assert volumes.keys() == mounts.keys() and volumes['rank-table']['configMap']['name'] == name
     assert mounts['rank-table'] == rank_table.MINDCLUSTER and mounts['results'] == f'{container["workingDir"]}/results'
     docker = (ROOT / 'docker/Dockerfile.ascend').read_text()
     assert f'WORKDIR {container["workingDir"]}\n' in docker and container['image'].partition(':')[0] in docker
@@ -58,8 +57,7 @@ def test_manifest_fits_together(count):
     failed += [{'event': 'PodFailed', 'action': 'RestartJob'}]
     assert spec['policies'] == [*(failed if count > 1 else []), {'event': 'PodEvicted', 'action': 'RestartJob'}]
     assert float(words[words.index('--grace') + 1]) + 30 < pod['terminationGracePeriodSeconds'] < 900
-    start = words.index(f'{rank_table.MINDCLUSTER}/hccl.json') + 1
-    assert words[start : start + 4] == ['--data_dir', mounts['data'], '--resume', 'auto']
+    assert f'{mounts["rank-table"]}/hccl.json --data_dir {mounts["data"]} --resume auto ' in container['command'][-1] + ' '
 
 
 @pytest.fixture

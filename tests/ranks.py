@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -14,9 +13,8 @@ from src import collective, runtime
 from src.data import pipeline
 from src.data.records import open_records
 from src.evaluation import evaluation
-from src.evaluation.outcomes import Result
 from src.inceptionv4 import InceptionV4
-from src.options import Settings, load_settings
+from src.options import load_settings
 from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
@@ -25,14 +23,11 @@ GLOBAL_BATCH, STEPS, CLIP = 8, 3, 1.0
 
 
 def main(data_dir, source, out, rank_size):
+    settings = load_settings([]).but(device_target='CPU', rank_size=rank_size, image_size=75, num_workers=1)
     # Another seed on every rank: what makes the weights equal must be the broadcast or the checkpoint.
-    run = runtime.start(
-        load_settings([]).but(device_target='CPU', rank_size=rank_size, seed=1 + int(os.environ.get('RANK_ID', 0)))
-    )
+    run, result = runtime.start(settings.but(seed=1 + int(os.environ.get('RANK_ID', 0)))), {}
     network = InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
     parameters, _ = checkpoint.load(source)
-    result = {}
-    validation = open_records(data_dir, 'validation')
     if run.rank == 0:
         checkpoint.load_into(network, parameters, source)
     for _, cell in network.cells_and_names():
@@ -42,24 +37,23 @@ def main(data_dir, source, out, rank_size):
     step = TrainStep(NetworkWithLoss(network, 0.1), optimizer, 1024.0, CLIP).set_train()
     if run.world > 1:
         collective.share(step.get_parameters())
-    settings = load_settings([]).but(image_size=75, batch_size=GLOBAL_BATCH // run.world, num_workers=1)
+    settings = settings.but(batch_size=GLOBAL_BATCH // run.world)
     train = pipeline.training_dataset(open_records(data_dir, 'train'), 1, settings, range(STEPS), run)
     result['norms'] = [float(step(*batch)[1].asnumpy()) for batch in train.create_tuple_iterator(num_epochs=1)]
-    result['weights'] = out + '.npz'
-    if run.rank == 0:
-        np.savez(result['weights'], **{p.name: p.asnumpy() for p in step.get_parameters()})
+    trained = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
     checkpoint.load_into(network, parameters, source)
     digest = hashlib.sha256(b''.join(p.asnumpy().tobytes() for p in network.get_parameters())).digest()
     if run.world > 1:  # all ranks hold the same weights after restoring
         gathered = ops.AllGather()(Tensor(np.frombuffer(digest, np.uint8), ms.float32)).asnumpy().reshape(run.world, -1)
         result['equal'] = bool((gathered == gathered[0]).all())
-        result['gathered'] = collective.gathered([run.rank, 0.5], run.rank, run.world).tolist()
-    options = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75, 'batch_size': 4, 'num_workers': 1}
-    evaluated = evaluation.Evaluation(validation, 1, Settings(options), run)
-    result['evaluation'] = [evaluated.of_checkpoints([source], print)[0][name] for name in Result._fields]
+    settings = settings.but(num_classes=10, block_counts=(1, 1, 1), batch_size=4)
+    evaluated = evaluation.Evaluation(open_records(data_dir, 'validation'), 1, settings, run)
+    result['evaluation'] = list(evaluated.of_checkpoints([source], print)[0].values())[1:]
     result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes()._asdict().items()}
     if run.rank == 0:
-        Path(out + '.json').write_text(json.dumps(result))
+        np.savez(f'{out}.npz', **trained)
+        with open(f'{out}.json', 'w') as file:
+            json.dump(result, file)
 
 
 if __name__ == '__main__':

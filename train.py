@@ -63,9 +63,10 @@ def train(settings, signals):
     """A training run, from its records to its last checkpoint."""
     if settings.tensorboard:
         metrics.need_tensorboard()
-    run, claim = start(settings)
+    run, reserved = start(settings)
     data, settings = load_data(settings, run)
-    plan = plan_steps(settings, run, data)
+    plan = make_plan(len(data.records), settings, run.world)
+    run.log(f'{plan.steps_per_epoch} steps of {plan.batch_size} images x {plan.world} an epoch; {plan.stop} steps')
 
     # Resume before restore: a training run that is resumed has weights of its own.
     saved, plan, settings, training = resume.find_start(settings, run, plan, data.fingerprint)
@@ -87,7 +88,7 @@ def train(settings, signals):
     bad = BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
     state = State(plan, run, signals, bad, record)
     info = describe(settings, data, training)
-    checkpoints = Checkpoints(state, step, info, settings, claim.replaced if claim else (), resumed)
+    checkpoints = Checkpoints(state, step, info, settings, reserved.replaced if reserved else (), resumed)
     evaluation = create_evaluation(settings, run, data) if settings.mode == 'train_and_evaluate' else None
     write_report = evaluation and report.at_end(settings.report, run.checkpoints, evaluation, run.log)
     batches = create_batches(settings, data, state, step)
@@ -106,15 +107,15 @@ def train(settings, signals):
 
 
 def start(settings):
-    """The `Run` that `settings` describe: device, ranks, directories, log; on rank 0 its claim to the log directory."""
-    run, claim = runtime.start(settings), None
+    """The `Run` that `settings` describe: device, ranks, directories, log; on rank 0 its `Reservation`."""
+    run, reserved = runtime.start(settings), None
     trains = settings.mode != 'evaluate'
     if trains:  # before the log is opened, as the log of a replaced training run is renamed
-        claim = resume.on_rank_0(run, resume.claim, settings, run)
+        reserved = resume.on_rank_0(run, resume.reserve, settings, run)
     run = runtime.open_log(run, settings, run.directory / settings.log_name)
     for line in (jpeg.describe(), *(settings.idle() if trains else ())):
         run.log(line)
-    return run, claim
+    return run, reserved
 
 
 def load_data(settings, run):
@@ -137,15 +138,8 @@ def load_data(settings, run):
     return TrainingSet(records, same['the training records'], offset, num_classes), settings
 
 
-def plan_steps(settings, run, data):
-    """The `Plan` of a new training run on `data`."""
-    plan = make_plan(len(data.records), settings, run.world)
-    run.log(f'{plan.steps_per_epoch} steps of {plan.batch_size} images x {plan.world} an epoch; {plan.stop} steps')
-    return plan
-
-
 def create_network(settings, run, restore_path):
-    """The network in its precision, with the weights of `restore_path` if there is one, its frozen parts frozen."""
+    """The network in its precision, with the weights of `restore_path` if there is one, its frozen layers frozen."""
     network = InceptionV4(**settings.network())
     if restore_path:
         run.log(resume.restore(network, restore_path))

@@ -1,6 +1,67 @@
-"""Processes that tests start, by number."""
+"""Processes that tests start: programs with their output in a file, and processes by number."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Program:
+    """A command in a session of its own in `folder`; `text` is what it has printed. `options` are those of Popen."""
+
+    def __init__(self, folder, *command, environ=(), **options):
+        self.output = Path(folder, f'output.{time.monotonic_ns()}')
+        environ = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, **dict(environ)}
+        with open(self.output, 'wb') as file:
+            options = {'stdout': file, 'stderr': file, **options}
+            command = [sys.executable, *map(str, command)]
+            self.process = subprocess.Popen(command, cwd=folder, env=environ, start_new_session=True, **options)
+
+    @property
+    def text(self):
+        return self.output.read_text(errors='replace')
+
+    def found(self, pattern):
+        """All matches of `pattern` in the lines so far."""
+        return re.findall(pattern, self.text, re.M)
+
+    def reach(self, condition):
+        """Wait for a line, or until `condition()` is true; it must come before the end of the program."""
+        reached = condition if callable(condition) else lambda: self.found(condition)
+        assert wait(lambda: reached() or self.process.poll() is not None), self.text[-3000:]
+        assert reached(), self.text[-3000:]
+
+    def end(self, status):
+        """Wait for the end, with this exit status, without a traceback, and with no process of the session left."""
+        assert self.process.wait(300) == status and 'Traceback' not in self.text, self.text[-3000:]
+        assert wait(lambda: not session(self.process.pid), 30), session(self.process.pid)
+
+
+def wait(condition, seconds=300):
+    """The first value of `condition()` that is true; False if there is none in that time."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+def session(number):
+    """Living processes of a session."""
+    found = []
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            state, *_, its = (process / 'stat').read_text().rpartition(')')[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(its) == number and state not in 'ZX':
+            found.append(int(process.name))
+    return found
 
 
 def lives(pid):

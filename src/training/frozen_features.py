@@ -1,6 +1,7 @@
 """Training of the classifier alone, on features that the rest of the network, which is frozen, has computed once.
 
-They are kept in a file with a row for each record in each copy; copy c has the draws of epoch c.
+They are kept in a file with a row for each record in each copy; copy c has the draws of epoch c. Dropout's mask is drawn
+anew in every epoch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,48 +22,36 @@ from tqdm import tqdm
 from src import files
 from src.data import preprocess
 from src.data.bad_records import BadRecords
-from src.data.image import EncodedImage
 from src.data.order import TrainingOrder, generator
 from src.data.pipeline import LoadTraining, batches
-from src.data.preprocess import draw_augmentation, dropout_mask, random_crop
 from src.errors import InputError, reading
 from src.evaluation.evaluation import Evaluation, EvaluationStep, take_weights
 from src.evaluation.outcomes import Result
 from src.options import Settings
 from src.runtime import Run
 from src.training.step import NetworkWithLoss
-from src.weights.names import first_of
 
 if TYPE_CHECKING:
     from train import TrainingSet
 
 CLASSIFIER = 'logits'
-# `size` is the image's height and width, 0 for one that could not be decoded.
-ROW = np.dtype([('feature', '<f4', preprocess.POOLED_FEATURES), ('size', '<i4', 2), ('label', '<i4')])
+ROW = np.dtype([('feature', '<f4', preprocess.POOLED_FEATURES), ('label', '<i4')])
 DRAWS = ('AREA', 'ASPECT', 'ATTEMPTS', 'BRIGHTNESS', 'SATURATION', 'PREPROCESSING')  # constants of preprocess.py
 
 
 def frozen(network: nn.Cell, settings: Settings, run: Run) -> list[str]:
-    """What is to be frozen: the option `freeze`, but with `cache_features` all parts except the classifier.
+    """What is to be frozen: the option `freeze`, and with `cache_features` all layers except the classifier.
 
-    InputError if the other options leave more to train than the classifier, or more devices than one.
+    InputError if the auxiliary classifier is to be trained, or on several devices.
     """
-    option = settings.freeze
     if not settings.cache_features:
-        return option
+        return settings.freeze
     if settings.aux_logits or run.world > 1:
         needed = '--aux_logits false' if settings.aux_logits else '--rank_size 1'
         raise InputError(f'cache_features trains only the classifier, on one device; use {needed} or --cache_features 0')
-    parts = dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())
-    trained = [part for part in parts if part != CLASSIFIER and not any(fnmatchcase(part, one) for one in option)]
-    if option and trained:
-        raise InputError(
-            f'cache_features trains only the classifier, but freeze leaves {first_of(trained)} to train; leave freeze '
-            'empty, which then means all but the classifier, or use --cache_features 0'
-        )
-    if not option:
-        run.log(f'cache_features: all parts of the network but the classifier ({CLASSIFIER}) are frozen')
-    return option or trained
+    run.log(f'cache_features: all layers but the classifier ({CLASSIFIER}) are frozen')
+    layers = dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())
+    return [*settings.freeze, *(layer for layer in layers if layer != CLASSIFIER)]
 
 
 class Classifier(nn.Cell):
@@ -81,27 +69,22 @@ class Classifier(nn.Cell):
 
 
 class Features(nn.Cell):
-    """uint8 images (N, 3, H, W), and draws (N, 2) where `scale` augments -> pooled features, float32 (N, 1536), by all but
-    the last layer of `network` in inference mode."""
+    """uint8 images (N, 3, H, W) -> pooled features, float32 (N, 1536), by all but the last layer of `network` in inference
+    mode. With `augment` a second input, its draws (N, 2); without, images are scaled as `preprocessing` says."""
 
-    def __init__(self, network: nn.Cell, scale: nn.Cell):
+    def __init__(
+        self, network: nn.Cell, augment: nn.Cell | None, preprocessing: preprocess.Preprocessing = preprocess.PREPROCESSING
+    ):
         super().__init__(auto_prefix=False)
-        self.network, self.scale = _inside(network), scale
+        self.network, self.augment, self.preprocessing = _inside(network), augment, preprocessing
         self.set_train(False)
 
-    def construct(self, *batch):
-        return self.network.features(self.scale(*batch))[0].astype(ms.float32)
-
-
-class Scale(nn.Cell):
-    """uint8 validation images -> float32 as `preprocessing` scales them."""
-
-    def __init__(self, preprocessing: preprocess.Preprocessing):
-        super().__init__(auto_prefix=False)
-        self.preprocessing = preprocessing
-
-    def construct(self, image):
-        return preprocess.scale(image.astype(ms.float32), self.preprocessing)
+    def construct(self, image, draws=None):
+        if self.augment is None:
+            x = preprocess.scale(image.astype(ms.float32), self.preprocessing)
+        else:
+            x = self.augment(image, draws)
+        return self.network.features(x)[0].astype(ms.float32)
 
 
 def _inside(network):
@@ -125,46 +108,18 @@ class CopiesOrder:
             yield tuple(map(np.int64, divmod(min(i, self.copies * self.count - 1), self.count)))
 
 
-class LoadCopies(LoadTraining):
-    """As `LoadTraining`, with the height and width of the image, int32 (N, 2), in place of the dropout mask."""
-
-    def sample(self, epoch, record):
-        """Image, draws, size and label of one record of one copy."""
-        self.size = None
-        image, draws, _, label = super().sample(epoch, record)
-        if self.size is None:
-            encoded = EncodedImage(self.read(record), self.records.upright)
-            self.size = encoded.height, encoded.width
-        return image, draws, np.array(self.size, np.int32), label
-
-    def substitute(self, rng):
-        """As in `LoadTraining`."""
-        self.size = 0, 0
-        return super().substitute(rng)
-
-
 class LoadFeatures:
-    """Epochs (N,), records (N,) -> features float32 (N, 1536), zeros float32 (N, 2), dropout mask float32 (N, 1536), label
-    int32 (N,).
-
-    Epoch e takes copy e modulo the number of copies, and the dropout mask that `LoadTraining` draws for epoch e.
-    """
+    """Epochs (N,), records (N,) -> what `LoadTraining` returns, with features float32 (N, 1536) in place of images and draws
+    of zero. Epoch e takes copy e modulo the number of copies."""
 
     def __init__(self, rows: np.ndarray, settings: Settings):
         self.rows, self.settings = rows, settings
 
     def __call__(self, epochs, records):
-        rows = self.rows[epochs % len(self.rows), records]
-        masks = [self.mask(int(e), int(r), row['size']) for e, r, row in zip(epochs, records, rows)]
-        return rows['feature'], np.zeros((len(rows), 2), np.float32), np.stack(masks), rows['label']
-
-    def mask(self, epoch: int, record: int, size: np.ndarray) -> np.ndarray:
-        """The dropout mask of a record in an epoch, float32 (1536,)."""
-        rng = generator(self.settings.seed, epoch, record)
-        if size.all():  # the mask comes after the draws for the image
-            random_crop(rng, int(size[0]), int(size[1]), self.settings.min_object_covered)
-        draw_augmentation(rng)
-        return dropout_mask(rng, self.settings.dropout_keep_prob)
+        rows, keep = self.rows[epochs % len(self.rows), records], self.settings.dropout_keep_prob
+        generators = [generator(self.settings.seed, int(e), int(r)) for e, r in zip(epochs, records)]
+        masks = np.stack([preprocess.dropout_mask(rng, keep) for rng in generators])
+        return rows['feature'], np.zeros((len(rows), 2), np.float32), masks, rows['label']
 
 
 def cached(
@@ -182,16 +137,14 @@ def cached(
             sha.update(f'{parameter.name} {parameter.shape}\n'.encode())
             sha.update(np.ascontiguousarray(parameter.asnumpy()).data)
     path, shape = Path(run.directory, f'features-{sha.hexdigest()[:32]}.npy'), (copies, len(data.records))
+    columns, begun, how = ['image', 'draws', 'dropout_mask', 'label'], time.perf_counter(), 'taken from'
     if (rows := read_features(path, shape)) is None:
-        begun, order = time.perf_counter(), CopiesOrder(*shape, settings.batch_size)
-        load, columns = LoadCopies(data.records, data.offset, settings, bad), ['image', 'draws', 'size', 'label']
+        order, load = CopiesOrder(*shape, settings.batch_size), LoadTraining(data.records, data.offset, settings, bad)
         images = _progress(batches(order, load, columns, settings, run.ranks_here))
-        write_features(path, shape, ((cell(*batch[:2]), *batch[2:]) for batch in images))
-        rows = read_features(path, shape)
-        run.log(f'features of {shape[0]} x {shape[1]} images computed in {time.perf_counter() - begun:.1f} s: {path.name}')
-    else:
-        run.log(f'features of {shape[0]} x {shape[1]} images taken from {path.name}')
-    columns, alone = ['image', 'draws', 'dropout_mask', 'label'], settings.but(num_workers=1)
+        write_features(path, shape, ((cell(image, draws), label) for image, draws, _, label in images))
+        rows, how = read_features(path, shape), f'computed in {time.perf_counter() - begun:.1f} s:'
+    run.log(f'features of {shape[0]} x {shape[1]} images {how} {path.name}')
+    alone = settings.but(num_workers=1)
     return lambda steps, _: batches(TrainingOrder(shape[1], settings, steps), LoadFeatures(rows, settings), columns, alone)
 
 
@@ -205,7 +158,7 @@ def read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def write_features(path: Path, shape: tuple[int, int], columns) -> None:
-    """Write the batches of (features, sizes, labels) of a `CopiesOrder` to `path`, whole or not at all, and remove the files
+    """Write the batches of (features, labels) of a `CopiesOrder` to `path`, whole or not at all, and remove the files
     of other features beside it. InputError if it cannot be written."""
     left = shape[0] * shape[1]
     remedy = f'the features need {left * ROW.itemsize / 1e6:.1f} MB; use another --log_dir or fewer --cache_features'
@@ -246,7 +199,7 @@ class FeatureEvaluation(Evaluation):
         """Replace the images by features, and the step by one that takes them; False if it should stop."""
         network = self.step.network
         take_weights(network, train_step)
-        cell, columns = Features(network, Scale(self.step.preprocessing)), ([], [])
+        cell, columns = Features(network, None, self.step.preprocessing), ([], [])
         for image, label in _progress(self.data):
             if should_stop():
                 return False

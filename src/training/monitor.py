@@ -115,7 +115,7 @@ class Monitor(LossMonitor):
         state.problem = state.bad.problem(
             range(before // plan.steps_per_epoch, (state.step - 1) // plan.steps_per_epoch + 1)
         )
-        # All ranks stop after the same step, as they ask each other after each.
+        # All ranks stop after the same step, as they agree after each.
         state.stopping = collective.any_rank(state.should_stop()) if plan.world > 1 else state.should_stop()
         self.checkpoints.after_step()
         if not state.stopping:
@@ -170,23 +170,13 @@ class Monitor(LossMonitor):
             f'step: {state.step} epoch: {state.epoch:.1f} FPS: {"-" if fps is None else format(fps, ".1f")} '
             f'loss: {outputs.loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
         )
+        losses = {'loss': outputs.loss, 'mean_loss': sum(self.losses) / len(self.losses), 'total_loss': total_loss}
         # The host does not see whether a device in a sink waits.
-        known = self.line[1] and not state.run.sink
-        state.metrics(
-            'step',
-            state.step,
-            epoch=state.epoch,
-            loss=outputs.loss,
-            mean_loss=sum(self.losses) / len(self.losses),
-            total_loss=total_loss,
-            lr=rate,
-            gradient_norm=outputs.norm,
-            images_per_second=fps,
-            data_wait=self.line[2] / self.line[1] if known else None,
-            overflows=int(outputs.overflows),
-            loss_scale=outputs.loss_scale,
-            image_size=state.plan.size_at(state.step),
-        )
+        wait = self.line[2] / self.line[1] if self.line[1] and not state.run.sink else None
+        speed = {'images_per_second': fps, 'data_wait': wait, 'image_size': state.plan.size_at(state.step)}
+        scaling = {'overflows': int(outputs.overflows), 'loss_scale': outputs.loss_scale}
+        about = {'epoch': state.epoch, 'lr': rate, 'gradient_norm': outputs.norm}
+        state.metrics('step', state.step, **about, **losses, **speed, **scaling)
         if outputs.overflows > self.overflows:
             state.run.log(
                 f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
@@ -205,7 +195,12 @@ class Monitor(LossMonitor):
                 f'others took their places; first of all: {state.bad.first}'
             )
         if not state.run.sink and steps >= SEEN and seconds >= SEEN and waited > MUCH * seconds:
-            state.run.log(f'{waited / seconds:.0%} of the time waits for data; remedies: {self._remedies()}')
+            cores, used = len(os.sched_getaffinity(0)), workers(self.settings.num_workers, state.run.ranks_here)
+            more = f'more --num_workers ({used} of {cores} cores decode)' if used < cores else 'more cores'
+            more += ', libturbojpeg 3' * (jpeg.library() is None)
+            state.run.log(
+                f'{waited / seconds:.0%} of the time waits for data; remedies: {more}, faster storage for --data_dir'
+            )
         if state.plan.world > 1:  # all of them come here after the same step
             mine = [(seconds - waited) / max(steps, 1), waited / max(steps, 1)]
             work, waits = collective.gathered(mine, state.run.rank, state.plan.world).T
@@ -214,12 +209,6 @@ class Monitor(LossMonitor):
             state.metrics('ranks', state.step, epoch=state.epoch, **ranks)
             if line := straggler(ranks):
                 state.run.log(line)
-
-    def _remedies(self):
-        """What makes data come faster."""
-        cores, used = len(os.sched_getaffinity(0)), workers(self.settings.num_workers, self.state.run.ranks_here)
-        more = f'more --num_workers ({used} of {cores} cores decode)' if used < cores else 'more cores'
-        return more + ', libturbojpeg 3' * (jpeg.library() is None) + ', faster storage for --data_dir'
 
     def evaluate_if_due(self) -> None:
         """Evaluate and log the result, after every `epochs_between_evals` epochs and after the last step."""

@@ -30,22 +30,20 @@ def decayed_parameters(network: nn.Cell) -> list[Parameter]:
     ]
 
 
-def freeze(network: nn.Cell, parts: list[str]) -> None:
-    """Train no parameter whose name is, or starts with, one of `parts` (`mixed_5b`, `mixed_5b.branch_1`,
+def freeze(network: nn.Cell, layers: list[str]) -> None:
+    """Train no parameter whose name is, or starts with, one of `layers` (`mixed_5b`, `mixed_5b.branch_1`,
     `mixed_6*`).
 
-    Batch norm in these parts computes as in an evaluation from now on: with its moving averages, which no longer move.
+    Batch norm in these layers computes as in an evaluation from now on: with its moving averages, which no longer move.
 
-    InputError if the network has no such part, or if nothing is left to train.
+    InputError if the network has no such layer, or if nothing is left to train.
     """
-    frozen_ids = set()
-    for part in parts:
-        frozen = [
-            p for name, p in network.parameters_and_names() if fnmatchcase(name, part) or fnmatchcase(name, part + '.*')
-        ]
+    frozen_ids, named = set(), dict(network.parameters_and_names())
+    for layer in layers:
+        frozen = [p for name, p in named.items() if fnmatchcase(name, layer) or fnmatchcase(name, layer + '.*')]
         if not frozen:
-            tops = dict.fromkeys(name.split('.')[0] for name, _ in network.parameters_and_names())
-            raise InputError(f'freeze {part}: the network has no such part; parts are {", ".join(tops)}')
+            tops = ', '.join(dict.fromkeys(name.split('.')[0] for name in named))
+            raise InputError(f'freeze {layer}: the network has no such layer; layers are {tops}')
         for parameter in frozen:
             parameter.requires_grad = False
             frozen_ids.add(id(parameter))
@@ -53,7 +51,7 @@ def freeze(network: nn.Cell, parts: list[str]) -> None:
         if isinstance(cell, nn.BatchNorm2d) and frozen_ids.issuperset(map(id, cell.get_parameters())):
             cell.use_batch_statistics = False
     if not network.trainable_params():
-        raise InputError(f'freeze {",".join(parts)}: nothing is left to train; name fewer parts')
+        raise InputError(f'freeze {",".join(layers)}: nothing is left to train; name fewer layers')
 
 
 class RateTable(nn.learning_rate_schedule.LearningRateSchedule):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
 from src.errors import InputError
 from src.options import Settings
@@ -34,7 +36,7 @@ class Plan:
     """Which steps a training run does, `start` to `stop`, counted from 0 over all its processes.
 
     `batch_size` is the images per device and step, `world` the number of devices, `evaluated` the step of the last
-    evaluation before `start`, `sizes` what `make_stages` takes.
+    evaluation before `start`, `sizes` those of the images, each for an equal part of the steps.
     """
 
     batch_size: int
@@ -47,8 +49,14 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        """Stages of the whole training run, each with images of one size."""
-        return make_stages(self.sizes, self.stop)
+        """The stages of the whole training run: an equal part of its steps for each of `sizes`; equal neighbours are one."""
+        stages, ends = [], [self.stop * i // len(self.sizes) for i in range(len(self.sizes) + 1)]
+        for size, start, stop in zip(self.sizes, ends, ends[1:]):
+            if stages and stages[-1].size == size:
+                stages[-1] = stages[-1]._replace(stop=stop)
+            elif start < stop:
+                stages.append(Stage(size, start, stop))
+        return stages
 
     def size_at(self, step: int) -> int:
         """Size of the images of the step number `step`, from 1; 0 after the last one."""
@@ -81,13 +89,12 @@ class Plan:
 
 def make_plan(records: int, settings: Settings, world: int) -> Plan:
     """The `Plan` of a new training run on `records` records. InputError if they do not fill one batch on every device."""
-    batch_size = settings.batch_size or default_batch_size(world)
-    steps_per_epoch = records // (batch_size * world)
+    size, data_dir = settings.batch_size, settings.data_dir
+    steps_per_epoch = records // (size * world)
     if not steps_per_epoch:
-        where = f'{settings.data_dir} has {records}'
-        raise InputError(f'batch_size {batch_size} on {world} device(s) needs as many records; {where}')
+        raise InputError(f'batch_size {size} on {world} device(s) needs as many records; {data_dir} has {records}')
     stop = settings.max_train_steps or settings.max_epochs * steps_per_epoch
-    return Plan(batch_size, world, steps_per_epoch, stop, sizes=stage_sizes(settings))
+    return Plan(size, world, steps_per_epoch, stop, sizes=stage_sizes(settings))
 
 
 def default_batch_size(world: int) -> int:
@@ -109,17 +116,6 @@ def stage_sizes(settings: Settings) -> tuple[int, ...]:
             'use --aux_logits false'
         )
     return tuple(sizes or [size])
-
-
-def make_stages(sizes: tuple[int, ...], steps: int) -> list[Stage]:
-    """The stages of a training run of `steps` steps: an equal part for each of `sizes`; equal neighbours are one stage."""
-    stages, ends = [], [steps * i // len(sizes) for i in range(len(sizes) + 1)]
-    for size, start, stop in zip(sizes, ends, ends[1:]):
-        if stages and stages[-1].size == size:
-            stages[-1] = stages[-1]._replace(stop=stop)
-        elif start < stop:
-            stages.append(Stage(size, start, stop))
-    return stages
 
 
 def grids(size: int) -> list[int]:
@@ -177,10 +173,7 @@ def estimate_bytes(settings: Settings, weights: int) -> float:
 
 def free_bytes() -> float:
     """Bytes of memory that this machine, or the container around this process, has left."""
-    meminfo, group = Path('/proc/meminfo').read_text(), Path('/sys/fs/cgroup')
-    found = [1024 * int(line.split()[1]) for line in meminfo.splitlines() if line.startswith('MemAvailable')]
-    try:  # control group, version 2
-        found.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
-    except (OSError, ValueError):  # another version, or no limit
-        pass
-    return min(found)
+    free, group = psutil.virtual_memory().available, Path('/sys/fs/cgroup')
+    with contextlib.suppress(OSError, ValueError):  # control groups of version 1, or no limit
+        return min(free, int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
+    return free

@@ -29,8 +29,8 @@ SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_s
 WAIT = 30  # seconds for another training run in the directory to end
 
 
-class Claim(NamedTuple):
-    """A training run's hold on its directory: the lock, which lasts as long as this exists, and the files of an earlier
+class Reservation(NamedTuple):
+    """A directory that is a training run's own: the lock, which lasts as long as this exists, and the files of an earlier
     training run there that are removed when the first checkpoint is written."""
 
     lock: TextIO | None
@@ -45,7 +45,7 @@ class Saved(NamedTuple):
     info: dict
 
 
-def claim(settings: Settings, run: Run) -> Claim:
+def reserve(settings: Settings, run: Run) -> Reservation:
     """Make `run.directory` this training run's own.
 
     InputError if another training run is active in it, or if it has checkpoints which are neither to be resumed nor to be
@@ -66,12 +66,12 @@ def claim(settings: Settings, run: Run) -> Claim:
             'them as soon as the first new checkpoint is written'
         )
     if not settings.overwrite:
-        return Claim(lock, [])
+        return Reservation(lock, [])
     for name in (settings.log_name, metrics.NAME) if there else ():
         if (directory / name).exists():
             free = next(n for n in itertools.count(1) if not os.path.lexists(directory / f'{name}.{n}'))
             (directory / name).replace(directory / f'{name}.{free}')
-    return Claim(lock, there)
+    return Reservation(lock, there)
 
 
 def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Saved | None, Plan, Settings, str]:
@@ -146,7 +146,7 @@ def require_same_training(path: Path, info: dict, settings: Settings, data: str,
     old, new = info['config'], dict(settings)
     if new['bn_decay'] == 'auto':  # whatever it was
         new['bn_decay'] = old.get('bn_decay', 'auto')
-    if 'auto' in (old.get('amp_level', 'auto'), new['amp_level']):  # earlier checkpoints do not say what it stood for
+    if 'auto' in (old.get('amp_level', 'auto'), new['amp_level']):  # not recorded by earlier versions
         new['amp_level'] = old.get('amp_level', 'auto')
     if longer := longer_training(old, settings, info.get('epoch', 0)):
         log(longer)
@@ -171,16 +171,14 @@ def longer_training(old: dict, settings: Settings, epoch: int) -> str:
     epochs, periods = (old.get('max_epochs'), settings.max_epochs), (old.get('T_max'), settings.T_max)
     if None in (*epochs, *periods) or not epochs[0] < epochs[1] or periods[0] > periods[1]:
         return ''
-    now, before = (learning_rates(settings.but(T_max=period), epoch + 1, 1)[epoch] for period in reversed(periods))
-    line = f'max_epochs {epochs[0]} -> {epochs[1]}' + ', over all of which image_sizes spread' * bool(settings.image_sizes)
-    if settings.lr_schedule != 'cosine' or periods[0] == periods[1] >= epochs[1]:
-        return f'{line}: the learning rate continues from {now:.5f} as its schedule says'
-    if periods[0] == periods[1]:
-        return (
-            f'{line}, T_max stays {periods[1]}: the learning rate is {now:.5f} now and 0 after epoch {periods[1]}; '
-            f'use --T_max {epochs[1]} too for a cosine over all of it'
-        )
-    return f'{line}, T_max {periods[0]} -> {periods[1]}: the learning rate is {now:.5f} now; it would have been {before:.5f}'
+    rates = learning_rates(settings, epochs[1], 1)
+    short = settings.lr_schedule == 'cosine' and periods[1] < epochs[1]
+    return (
+        f'max_epochs {epochs[0]} -> {epochs[1]}, T_max {periods[0]} -> {periods[1]}: the learning rate is '
+        f'{rates[epoch]:.5f} now and {rates[-1]:.5f} at the end'
+        + f'; use --T_max {epochs[1]} for a cosine over all of it'
+        * short
+    )
 
 
 def load(step: nn.Cell, saved: Saved, start: int, override: bool = False) -> None:

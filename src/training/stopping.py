@@ -136,8 +136,8 @@ def data_workers() -> list[int]:
 
 
 def _dead_worker():
-    """(signal number, what happened) of a data worker that has died, None if there is none. One that was told to end means
-    no more than that: the whole process group was."""
+    """(signal number, what happened) of a data worker that has died, None if there is none. One that ended by one of SIGNALS
+    means no more than that: the whole process group was sent it."""
     for pid in data_workers():
         with contextlib.suppress(ChildProcessError):
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -146,10 +146,11 @@ def _dead_worker():
             if end.si_code == os.CLD_EXITED:
                 return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {end.si_status}'
             name = signal.Signals(end.si_status).name
-            if end.si_status in SIGNALS:
-                return end.si_status, name
             why = ', probably for lack of memory; lower --num_workers' if end.si_status == signal.SIGKILL else ''
-            return end.si_status, f'a data worker (pid {pid}) was killed by {name}{why}'
+            return (
+                end.si_status,
+                name if end.si_status in SIGNALS else f'a data worker (pid {pid}) was killed by {name}{why}',
+            )
     return None
 
 
@@ -161,17 +162,17 @@ def save_after(error: Exception, state: State, checkpoints: Checkpoints) -> Inpu
         time.sleep(0.05)  # where a data worker has died, a signal comes beside the error
     if isinstance(error, TrainingError):  # the weights are spoilt, or could not be saved
         return None
-    kept, known = _save_whole_step(state, checkpoints), input_error(error)
+    saved, known = _save_whole_step(state, checkpoints), input_error(error)
     if state.signals.number:
         return state.error()
     if known is None:
-        state.run.log(kept)
-    return known and InputError(f'{known}; {kept}')
+        state.run.log(saved)
+    return known and InputError(f'{known}; {saved}')
 
 
 def _save_whole_step(state, checkpoints):
-    """Save the weights unless a step is changing them. They are not whole then, as the optimizer may have updated some; nor
-    after a sink that failed: nobody knows whether its last update was finished. Returns a sentence on what was saved."""
+    """Save the weights unless a step, or a sink, is changing them: they are not whole then. Returns a sentence on
+    what was saved."""
     found = checkpoint.by_age(checkpoints.settle())
     newest = f'the newest checkpoint is {found[-1]}' if found else 'there is no checkpoint'
     if not state.changing.acquire(blocking=False):
@@ -231,7 +232,7 @@ class Guard:
             )
 
     def leave(self) -> None:
-        """End the process, which a signal has asked for: its main thread is between two steps and does not come back."""
+        """End the process after a signal: its main thread is between two steps and does not come back."""
         state, error = self.state, self.state.error()
         try:
             if state.run.rank == 0 or not state.stopping:  # where all ranks stop at the same step, rank 0 saves

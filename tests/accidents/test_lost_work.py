@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ import pytest
 import eval as evaluation
 import train
 from src.data import demo_images
-from src.evaluation import evaluation as module
 from src.weights import checkpoint
 from tests.conftest import SMALL
+from tests.processes import ROOT, Program
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = ['--device_target', 'CPU', '--display_every', '1', '--lr', '0.001', '--max_train_steps', '10']
 EVALUATED = ['--mode', 'train_and_evaluate', '--epochs_between_evals', '1']  # of 5 steps an epoch
 
@@ -78,7 +76,7 @@ def step_of(path):
 
 @pytest.mark.compiles
 def test_copied_without_file_times(records, log, capsys):
-    """The training goes on from the step that is recorded, in whatever order the files were copied, and its evaluation lists
+    """The training resumes from the step that is recorded, in whatever order the files were copied, and its evaluation lists
     them so."""
     last = log / 'inceptionv4-2_10.ckpt'
     complete = options(records, log, '--resume', 'auto', *EVALUATED)
@@ -93,19 +91,15 @@ def test_copied_without_file_times(records, log, capsys):
 
 
 @pytest.mark.compiles
-def test_going_back_and_on_again(records, log, capsys):
+def test_going_back_and_resuming(records, log, capsys):
     """Who goes back to an older checkpoint does not find the later ones in the way: they stay, under other names."""
     back = ['--resume', log / 'inceptionv4-1_5.ckpt', '--save_checkpoint_steps', '3']
     status, text = call(train.main, options(records, log, *back), capsys)
     assert status == 0 and 'inceptionv4-2_10.ckpt has more steps than' in text, text
     for path in log.glob('inceptionv4-2_10.ckpt'):  # as if it had been killed before
         path.unlink()
-    assert {path.name for path in log.glob('*_*.ckpt*')} == {
-        'inceptionv4-1_5.ckpt',
-        'inceptionv4-1_6.ckpt',
-        'inceptionv4-1_9.ckpt',
-        'inceptionv4-2_10.ckpt.1',
-    }
+    there = sorted(path.name.partition('-')[2] for path in log.glob('*_*.ckpt*'))
+    assert there == ['1_5.ckpt', '1_6.ckpt', '1_9.ckpt', '2_10.ckpt.1']
     assert 'resuming from step 9' in call(train.main, options(records, log, '--resume', 'auto'), capsys)[1]
 
 
@@ -113,7 +107,7 @@ def test_going_back_and_on_again(records, log, capsys):
 
 
 def test_best_is_one_file_with_its_evaluation(trained):
-    """No second file that could say something else; a tie is broken by the loss."""
+    """No second file that could contradict it; a tie is broken by the loss."""
     found = evaluations(trained)
     best = max(found.values(), key=lambda one: (one['top1'], -one['loss']))
     info = checkpoint.load(trained / checkpoint.BEST)[1]
@@ -122,17 +116,8 @@ def test_best_is_one_file_with_its_evaluation(trained):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize('losses, kept', [((0.141, 0.071), 10), ((0.071, 0.077), 5)])
-def test_ties_are_broken_by_the_loss(losses, kept, records, tmp_path, capsys, monkeypatch):
-    found = iter(losses)
-    monkeypatch.setattr(module, 'evaluate', lambda *_, **__: module.Result(100.0, 100.0, next(found), 10))
-    status, text = call(train.main, options(records, tmp_path / 'log', *EVALUATED), capsys)
-    assert status == 0 and step_of(tmp_path / 'log' / checkpoint.BEST) == kept, text
-
-
-@pytest.mark.compiles
 def test_other_validation_records(trained, records, log, tmp_path, capsys):
-    """The best of others is not compared with: said, and kept under another name."""
+    """The best of others is not compared with: a line, and it stays under another name."""
     other = shutil.copytree(records, tmp_path / 'other')
     made = demo_images.make(tmp_path / 'made', train_per_class=2, validation_per_class=2, seed=7)
     for path in other.glob('validation-*'):
@@ -188,7 +173,7 @@ def test_no_side_product_ends_a_training(records, log, capsys, monkeypatch):
 
 @pytest.mark.compiles
 def test_dangling_links(records, log, capsys):
-    """A link to a checkpoint that is not there (a disk that is not mounted) is passed over, or named."""
+    """A link to a checkpoint that is not there (a disk that is not mounted) is skipped, or named."""
     (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
     status, text = call(train.main, options(records, log, '--resume', 'auto'), capsys)
     assert status == 0 and re.search('warning: skipped: .*9_99.ckpt', text) and 'from step 10' in text, text
@@ -230,37 +215,22 @@ def test_overwritten_twice_before_the_first_checkpoint(records, log, capsys):
     assert {'inceptionv4-1_5.ckpt', 'inceptionv4-2_10.ckpt'} <= there
 
 
-def started(options, folder, **environment):
-    """train.py in a process, its output in the file `output`."""
-    with open(folder / 'output', 'wb') as output:
-        return subprocess.Popen(
-            [sys.executable, ROOT / 'train.py', *map(str, options)],
-            cwd=folder,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **environment},
-        )
-
-
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.compiles
-def test_renamed_directory(records, tmp_path):
-    """Everything follows it, and a line says so."""
-    log, moved = tmp_path / 'log', tmp_path / 'moved'
-    process = started(options(records, log, *EVALUATED), tmp_path)
-    wait_for(lambda: (log / 'inceptionv4-1_5.ckpt').exists(), process)
-    log.rename(moved)
-    assert process.wait(240) == 0, (tmp_path / 'output').read_text()
-    assert not log.exists()
-    assert (moved / 'inceptionv4-2_10.ckpt').exists() and (moved / 'training.html').exists()
-    assert step_of(moved / checkpoint.BEST) in evaluations(moved)
-    text = (moved / 'inception_v4.log').read_text()
+def test_renamed_directory(records, tmp_path, capsys, monkeypatch):
+    """Everything follows it, with a line in the log."""
+    log, moved, write = tmp_path / 'log', tmp_path / 'moved', checkpoint.write
+
+    def rename_after(path, *rest):
+        write(path, *rest)
+        if log.exists():
+            log.rename(moved)
+
+    monkeypatch.setattr(checkpoint, 'write', rename_after)
+    status, text = call(train.main, options(records, log, *EVALUATED), capsys)
+    assert status == 0 and not log.exists(), text
+    assert (moved / 'inceptionv4-1_5.ckpt').exists() and (moved / 'inceptionv4-2_10.ckpt').exists()
+    assert (moved / 'training.html').exists() and step_of(moved / checkpoint.BEST) in evaluations(moved)
+    assert (moved / 'inception_v4.log').read_text() in text
     assert f'{log} was renamed, and all goes to {moved}; resume with --log_dir {moved} --resume auto' in text
     assert f'checkpoints in {moved}' in text
 
@@ -268,14 +238,11 @@ def test_renamed_directory(records, tmp_path):
 @pytest.mark.slow
 @pytest.mark.compiles
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
-@pytest.mark.parametrize('place', ['/tmp', '/dev/shm'])
-def test_full_file_systems(place, records, tmp_path):
-    """A full directory for temporary files, a full memory for semaphores: slower, but not the end of a training."""
+def test_no_memory_for_semaphores(records, tmp_path):
+    """As in a container with a full /dev/shm: slower, but not the end of a training run."""
     code = f"""
-        mkdir {tmp_path}/small; place={place}; [ $place = /tmp ] && place={tmp_path}/small && export TMPDIR=$place
-        mount -t tmpfs -o size=1m tmpfs $place || exit 77
-        [ {place} = /tmp ] && room=230 || room=256  # of /tmp some is free, or Python would use another directory
-        dd if=/dev/zero of=$place/fill bs=4k count=$room 2>/dev/null
+        mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 77
+        dd if=/dev/zero of=/dev/shm/fill bs=4k count=256 2>/dev/null
         exec {sys.executable} {ROOT}/train.py "$@"
     """
     command = ['unshare', '-m', 'sh', '-c', code, 'sh', *options(records, tmp_path / 'log'), '--num_workers', '2']
@@ -284,7 +251,7 @@ def test_full_file_systems(place, records, tmp_path):
         pytest.skip('no file system can be mounted here')
     text = done.stdout + done.stderr
     assert done.returncode == 0 and 'step: 10 ' in text, text
-    assert re.search(r'^warning: .*: no room for a graph|^warning: /dev/shm: No space left', text, re.M), text
+    assert re.search(r'^warning: /dev/shm: No space left', text, re.M), text
 
 
 @pytest.mark.compiles
@@ -297,17 +264,15 @@ def test_ranks_with_other_records(records, tmp_path):
     second.write_bytes(content)
     script = tmp_path / 'train_here.py'
     script.write_text(
-        f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n'
-        f'places = {[str(records), str(other)]!r}\n'
+        f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\nplaces = {[str(records), str(other)]!r}\n'
         'train.main(["--data_dir", places[int(os.environ["RANK_ID"])], *sys.argv[1:]])\n'
     )
-    more = ['--batch_size', '2', *SHORT, '--rank_size', '2']
-    command = [sys.executable, ROOT / 'src/cluster/launch.py', '2', script, *SMALL, *more]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
-    logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
-    assert done.returncode == 2 and 'step: ' not in ''.join(logs), logs
-    for text in logs:
+    Program(
+        tmp_path, ROOT / 'src/cluster/launch.py', '2', script, *SMALL, *SHORT, '--rank_size', '2', '--batch_size', '2'
+    ).end(2)
+    for rank in (0, 1):
+        text = (tmp_path / f'results/2p/{rank}/train.log').read_text()
         assert re.search('^error: the training records differs: rank 0 has 20 with .*, rank 1 has 20 with ', text, re.M), (
             text
         )
+        assert 'step: ' not in text

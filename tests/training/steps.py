@@ -17,7 +17,7 @@ PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100, sizes=(75,))
 
 
 class Evaluation:
-    """In place of an `evaluation.Evaluation`: `results` one after the other, which must not be asked for more."""
+    """In place of an `evaluation.Evaluation`: `results` one after the other; more evaluations are an error."""
 
     def __init__(self, records, results):
         self.records, self.results, self.at = records, iter(results), []
@@ -29,10 +29,10 @@ class Evaluation:
 
 
 class Training:
-    """`lines` are those of the log, `stopped` is whether `Model` was told to stop."""
+    """`lines` are those of the log, `ended` is whether `Model` is to stop."""
 
     def __init__(self, directory, plan=PLAN, options=(), *, rank=0, sink=False, **given):
-        self.lines, self.stopped = [], False
+        self.lines, self.ended = [], False
         target = 'Ascend' if sink else 'CPU'
         run = Run(target, rank=rank, world=plan.world, directory=directory, checkpoints=directory, log=self.lines.append)
         settings = load_settings(['--display_every', '20', '--keep_checkpoint_max', '3', *options])
@@ -57,7 +57,7 @@ class Training:
 
     def request_stop(self):
         """As of MindSpore's `RunContext`."""
-        self.stopped = True
+        self.ended = True
 
     def step(self, times=1, *, steps=1, loss=2.0, norm=1.0, overflows=0, overflow_run=0):
         """So many calls, `steps` steps in each."""

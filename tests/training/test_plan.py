@@ -6,7 +6,7 @@ import pytest
 from src.errors import InputError
 from src.options import load_settings
 from src.training.loop import pieces, sink_length, sinks
-from src.training.plan import Plan, Stage, estimate_bytes, free_bytes, make_plan, make_stages, require_memory, stage_sizes
+from src.training.plan import Plan, Stage, estimate_bytes, free_bytes, make_plan, require_memory, stage_sizes
 
 WEIGHTS = 42_700_000
 
@@ -25,19 +25,15 @@ def settings(**values):
     ],
 )
 def test_stages(sizes, steps, expected):
-    assert make_stages(sizes, steps) == [Stage(*stage) for stage in expected]
+    assert Plan(8, 1, 10, steps, sizes=sizes).stages == [Stage(*stage) for stage in expected]
 
 
 def test_stages_of_a_recipe_are_whole_epochs():
     for world in (1, 8):
         plan = make_plan(1_281_167, settings(batch_size=64, max_epochs=60, image_sizes=[160, 192, 224, 256, 299]), world)
         assert [stage.stop / plan.steps_per_epoch for stage in plan.stages] == [12, 24, 36, 48, 60]
-        assert [plan.size_at(step) for step in (1, 12 * plan.steps_per_epoch + 1, plan.stop, plan.stop + 1)] == [
-            160,
-            192,
-            299,
-            0,
-        ]
+        steps = 1, 12 * plan.steps_per_epoch + 1, plan.stop, plan.stop + 1
+        assert [*map(plan.size_at, steps)] == [160, 192, 299, 0]
     assert stage_sizes(load_settings(['--image_sizes', '160, 192,299'])) == (160, 192, 299)
 
 

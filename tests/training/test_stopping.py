@@ -2,14 +2,10 @@
 
 import contextlib
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 
@@ -18,10 +14,8 @@ from src.errors import InputError, Interrupted, TrainingError
 from src.training import stopping
 from src.training.stopping import Guard, save_after
 from src.weights import checkpoint
-from tests import processes
+from tests.processes import Program
 from tests.training.steps import Training, raising, signals
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def names(directory):
@@ -79,13 +73,13 @@ def test_error_of_a_data_worker_that_died(training):
     assert str(end).startswith('a data worker (pid 7) was killed: stopped after step 1 of 100; ')
 
 
-@pytest.mark.parametrize('rank, stopping_, saved', [(0, True, True), (1, False, True), (1, True, False)])
-def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, stopping_, saved):
+@pytest.mark.parametrize('rank, agreed, saved', [(0, True, True), (1, False, True), (1, True, False)])
+def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, agreed, saved):
     """Rank 0, if all have agreed on the step; else whoever is between two steps. One that is there already stays."""
     training, ended = Training(tmp_path, rank=rank, signals=signals(15, 'SIGTERM')), []
     training.state.signals.number = 0
     training.step()
-    training.state.signals.number, training.state.stopping = 15, stopping_
+    training.state.signals.number, training.state.stopping = 15, agreed
     guard = Guard(training.state, training.checkpoints)
     monkeypatch.setattr(guard, '_exit', ended.append)
     guard.leave()
@@ -99,14 +93,8 @@ def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, stopping_, save
 
 # A main thread that hangs.
 
-
-class Hanging:
-    """A process that has done three steps and then hangs in `body`."""
-
-    def __init__(self, directory, body, sink=False):
-        self.directory = directory
-        code = f"""
-import multiprocessing, os, signal, subprocess, sys, threading, time
+HANGING = """
+import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from src.data.bad_records import BadRecords
 from src.errors import InputError
@@ -114,48 +102,36 @@ from src.training import stopping
 from tests.training.steps import Training
 stopping.SILENCE, stopping.PATIENCE = 1, 1.5
 def worker():
-    # Pid of a data worker; when it dies, this process tells itself, as MindSpore's signal handler does.
-    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=[60], name='MapWorker0', daemon=True)
+    # Pid of a data worker; when it dies, this process sends itself a signal, as MindSpore does.
+    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=[600], name='MapWorker0', daemon=True)
     child.start()
-    def tell():
+    def look():
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         os.kill(os.getpid(), signal.SIGTERM)
-        print('told itself', flush=True)
-    threading.Thread(target=tell, daemon=True).start()
+        run.state.run.log('SIGTERM to itself')
+    threading.Thread(target=look, daemon=True).start()
     return child.pid
 with stopping.Signals() as signals:
-    run = Training(Path({str(directory)!r}), options=['--save_checkpoint_steps', '2'], signals=signals, sink={sink},
-                   bad=BadRecords(80, 10))
-    run.state.run = run.state.run._replace(log=lambda line: print(line, flush=True))
+    run = Training(Path('log'), options=['--save_checkpoint_steps', '2'], signals=signals, sink=%s, bad=BadRecords(80, 10))
+    # Line by line in one write, as threads write here.
+    run.state.run = run.state.run._replace(log=lambda line: os.write(1, f'{line}\\n'.encode()))
     with stopping.Guard(run.state, run.checkpoints):
         run.step(3)
-        {body}
-        print('hangs', flush=True)
-        time.sleep(60)
+        %s
+        run.state.run.log('hangs')
+        time.sleep(600)
 """
-        output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-        self.process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, start_new_session=True, **output)
-        self.text = ''
-        self.read_until('hangs\n')
-
-    def read_until(self, expected):
-        while not re.search(expected, self.text):
-            line = self.process.stdout.readline()
-            assert line, self.text
-            self.text += line
-
-    def end(self):
-        """Exit status."""
-        self.text += self.process.communicate(timeout=60)[0]
-        return self.process.returncode
 
 
 @pytest.fixture
 def hanging(compiles, tmp_path):
+    """Makes a process that has done three steps and then hangs in `body`."""
     made = []
+    (tmp_path / 'log').mkdir()
 
-    def make(*args, **kwargs):
-        made.append(Hanging(tmp_path, *args, **kwargs))
+    def make(body, sink=False):
+        made.append(Program(tmp_path, '-c', HANGING % (sink, body)))
+        made[0].reach('^hangs$')
         return made[0]
 
     yield make
@@ -165,62 +141,50 @@ def hanging(compiles, tmp_path):
         one.process.wait()
 
 
-def test_no_data_and_then_a_signal(hanging):
+def test_no_data_and_then_a_signal(hanging, tmp_path):
     """Names the data workers, and saves the last whole step though no further one comes; no worker outlives the process."""
-    stalled = hanging('print(worker())')
-    child = int(stalled.text.split()[-2])
-    stalled.read_until(rf'no data for 1 s; data workers: {child} \(sleeping\)\n')
+    stalled = hanging('run.state.run.log(worker())')
+    [child] = stalled.found(r'^(\d+)$')
+    stalled.reach(rf'^no data for \d s; data workers: {child} \(sleeping\)$')
     stalled.process.terminate()
-    assert stalled.end() == 143
-    assert 'SIGTERM: saving after this step; send it again after 2 s to quit now\n' in stalled.text
-    assert re.search(
-        '^SIGTERM: stopped after step 3 of 100; checkpoints in .*, resume with --resume auto$', stalled.text, re.M
-    )
-    assert names(stalled.directory) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
-    end = time.monotonic() + 30  # the kernel is still at it
-    while processes.lives(child) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not processes.lives(child)
+    stalled.end(143)
+    assert stalled.found('^SIGTERM: saving after this step; send it again after 2 s to quit now$')
+    assert stalled.found('^SIGTERM: stopped after step 3 of 100; checkpoints in log, resume with --resume auto$')
+    assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
 
 
-def test_second_signals(hanging):
-    """In a step, which must end first: an echo, another signal, and MindSpore's about a dead data worker change nothing."""
-    busy = hanging("""run.monitor.on_train_step_begin(run)
-        print(worker(), flush=True)""")
-    worker = int(busy.text.split()[-2])
+def test_second_signals(hanging, tmp_path):
+    """In a step, which must end first: another signal, and that of MindSpore about a dead data worker, change nothing."""
+    busy = hanging('run.monitor.on_train_step_begin(run); run.state.run.log(worker())')
+    [worker] = busy.found(r'^(\d+)$')
     busy.process.terminate()
-    time.sleep(0.3)
-    busy.process.terminate()
-    time.sleep(stopping.ECHO + 1)  # beyond the patience of the guard, too
+    busy.reach('^SIGTERM: saving')
     busy.process.send_signal(signal.SIGHUP)
-    os.kill(worker, signal.SIGKILL)  # the process then sends itself SIGTERM
-    busy.read_until('told itself\n')
-    assert busy.process.poll() is None and names(busy.directory) == ['inceptionv4-0_2.ckpt']
+    os.kill(int(worker), signal.SIGKILL)
+    busy.reach('^SIGTERM to itself$')
+    time.sleep(stopping.ECHO + 1)  # beyond the patience of the guard, too
+    assert busy.process.poll() is None and names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt']
     busy.process.terminate()
-    assert busy.end() == 143 and busy.text.endswith('SIGTERM again: stopped at once\n')
+    busy.end(143)
+    assert busy.found('^SIGTERM again: stopped at once$')
 
 
 def test_death_of_a_data_worker_is_named(hanging):
     """And a signal of the person's that follows is the first, not the second."""
-    busy = hanging("""run.monitor.on_train_step_begin(run)
-        os.kill(worker(), signal.SIGKILL)""")
-    busy.read_until(
-        r'a data worker \(pid \d+\) was killed by SIGKILL, probably for lack of memory; lower --num_workers: saving'
-    )
+    busy = hanging('run.monitor.on_train_step_begin(run); os.kill(worker(), signal.SIGKILL)')
+    busy.reach(r'^a data worker \(pid \d+\) was killed by SIGKILL, probably for lack of memory; lower --num_workers: saving')
     busy.process.terminate()
     time.sleep(0.5)
     assert busy.process.poll() is None
 
 
-def test_error_in_a_sink_ends_it_at_once(hanging):
+def test_error_in_a_sink_ends_it_at_once(hanging, tmp_path):
     """The device waits for data that do not come: what it holds is not saved, and the process ends in seconds."""
-    sink = hanging(
-        """run.monitor.on_train_step_begin(run)
-        run.state.bad.fail(InputError('a.jpg: away'))""",
-        sink=True,
-    )
-    assert sink.end() == 2 and names(sink.directory) == ['inceptionv4-0_2.ckpt']
-    assert re.search('^error: a.jpg: away; the last step was cut short, .* is .*inceptionv4-0_2.ckpt$', sink.text, re.M)
+    body = "run.monitor.on_train_step_begin(run); run.state.bad.fail(InputError('a.jpg: away'))"
+    sink = hanging(body, sink=True)
+    sink.end(2)
+    assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt']
+    assert sink.found('^error: a.jpg: away; the last step was cut short, .* is log/inceptionv4-0_2.ckpt$')
 
 
 def test_sink_that_ends_is_stopped_there_and_saved(tmp_path):
@@ -229,7 +193,7 @@ def test_sink_that_ends_is_stopped_there_and_saved(tmp_path):
     training.step(steps=5)
     training.state.bad.fail(InputError('a.jpg: away'))
     training.step(steps=5)
-    assert training.stopped and names(tmp_path) == ['inceptionv4-1_10.ckpt']
+    assert training.ended and names(tmp_path) == ['inceptionv4-1_10.ckpt']
     assert str(training.state.error()).startswith('a.jpg: away; stopped after step 10 of 100; ')
 
 
@@ -250,7 +214,7 @@ def die(number):
     ],
 )
 def test_how_a_data_worker_died(ending, number, name):
-    """Where the whole process group was told to end, it is no news that workers did; another child is not looked at."""
+    """Where the whole process group was sent a signal, it is no news that workers ended; another child is not looked at."""
     for process_name in ('Process-1', 'MapWorker0'):
         child = get_context('fork').Process(target=ending, name=process_name)
         child.start()

@@ -58,7 +58,13 @@ def problems_of(command):
     if missing or not sources or re.search('docker|atc|pytest|kubectl|sbatch', command):
         return missing
     known = ' '.join(
-        p.read_text() for p in [*sources, *(ROOT / 'src/cluster').glob('*.py'), *(ROOT / 'src/deploy').glob('*.py')]
+        p.read_text()
+        for p in [
+            *sources,
+            *(ROOT / 'src/cluster').glob('*.py'),
+            *(ROOT / 'src/deploy').glob('*.py'),
+            ROOT / 'benchmarks/rounds.py',
+        ]
     )
     names = [w.partition('=')[0] for w in words if w.startswith('--')]
     return [name for name in names if name[2:] not in OPTIONS and name not in known]

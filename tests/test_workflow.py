@@ -132,7 +132,7 @@ def attempt(weights, tmp_path, capsys, monkeypatch):
         (['nowhere', 'WEIGHTS', 'OUT'], 'nowhere: No such file or directory'),
         (['WEIGHTS', 'WEIGHTS', 'OUT'], 'Not a directory'),
         (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
-        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: cannot be read'),
+        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: No such file'),
         (['PHOTOS', 'PHOTOS', 'OUT'], 'Is a directory'),
         (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: empty, or text'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),

@@ -18,6 +18,12 @@ from src.options import Settings
 from src.weights import checkpoint, tf_file, torch_file
 from src.weights.names import NO_CLASSIFIER, OPTIMIZER, check_finite, fit, names_in, transposed
 
+# Where a file cannot be opened.
+REMEDY = (
+    'name a checkpoint file, or of TensorFlow what its files begin with; published weights: '
+    'https://huggingface.co/timm/inception_v4.tf_in1k (model.safetensors) and https://'
+    'download-mindspore.osinfra.cn/toolkits/mindcv/inception_v4/inception_v4-56e798fc-910v2.ckpt'
+)
 OURS = 'conv2d_1a_3x3.conv.weight'  # the first convolution, by the name that it has in this project only
 IMAGE_SIZE = 299
 HALF = (127.5,) * 3
@@ -60,7 +66,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray | None], dict]:
 def _read(path):
     if tf_file.prefix_of(path):
         return tf_file.read(path), {}
-    with reading(path, 'name a checkpoint file, or of TensorFlow what its files begin with'), open(path, 'rb') as file:
+    with reading(path, REMEDY), open(path, 'rb') as file:
         head = file.read(512)
         file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)
         tail = file.read()

@@ -205,7 +205,7 @@ def test_deviation_of_probabilities(outputs, output, expected, monkeypatch):
         (['--file_format', 'AIR'], r'only an NPU can write it.*on the NPU, or use --file_format ONNX.*atc'),
         ([], "ckpt_path '' is not a file"),
         (['--ckpt_path', '.'], "ckpt_path '.' is not a file"),
-        (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: cannot be read'),
+        (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: No such file'),
         (['--export_output', 'top3'], 'logits, softmax, top5'),
         (['--export_precision', 'float16', '--file_format', 'ONNX'], 'only MINDIR is written in it, ONNX in float32'),
         (['--quantize', 'int8', '--data_dir', 'x'], 'quantize int8 needs ONNX and images'),
@@ -307,7 +307,7 @@ def test_class_names():
     [
         ('a.mindir', None, 'a.mindir: No such file'),
         ('a.onnx', b'', 'a.json: No such file.*copy both files that export.py wrote'),
-        ('a.ckpt', None, 'a.ckpt: cannot be read'),
+        ('a.ckpt', None, 'a.ckpt: No such file'),
     ],
 )
 def test_models_that_cannot_be_opened(name, content, message, tmp_path):

@@ -21,6 +21,7 @@ from src.weights.read import main_file
 
 @entry_point
 def main(argv=None):
+    """The command line."""
     argv = sys.argv[1:] if argv is None else argv
     settings = load_settings(argv)
     check_options(settings)

@@ -50,6 +50,7 @@ class TrainingSet(NamedTuple):
 
 @entry_point
 def main(argv=None):
+    """The command line."""
     argv = named_arguments(sys.argv[1:] if argv is None else argv, 'device_id', 'data_dir')
     settings = load_settings(argv)
     if settings.mode == 'evaluate':

@@ -154,7 +154,7 @@ def _launch(args):
 
 
 @entry_point
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     """The command line. The exit status is 0, that of the rank that failed first (128 + its signal), 128 + the signal that
     ended this process, or 2 for unusable input."""
     args, options = _arguments(arguments)

@@ -144,7 +144,7 @@ def make(count: int, server_ids: Sequence[str] = ('127.0.0.1',)) -> str:
 
 
 @entry_point
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog='python -m src.cluster.rank_table', description='make and check rank tables')
     commands = parser.add_subparsers(dest='command', required=True)

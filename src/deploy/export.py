@@ -40,6 +40,7 @@ class Served(nn.Cell):
         self.preprocessing, self.input_type, self.output = signature[1:4]
 
     def construct(self, x):
+        """See the class."""
         if self.input_type == 'uint8':
             x = scale(x.astype(ms.float32).transpose(0, 3, 1, 2), self.preprocessing)
         x = self.network(x.astype(self.dtype)).astype(ms.float32)

@@ -128,7 +128,7 @@ def parse(argv: list[str] | None) -> Namespace:
 
 
 @entry_point
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (default: that of the process)."""
     args, outcomes = parse(argv), Counter()
     found = [named_images(source, partial(print, file=sys.stderr)) for source in args.sources]

@@ -45,6 +45,7 @@ class EvaluationStep(nn.Cell):
         self.network, self.preprocessing, self.per_image = network, preprocessing, per_image
 
     def construct(self, image, label):
+        """See the class."""
         x = image if self.preprocessing is None else scale(image.astype(ms.float32), self.preprocessing)
         logits = self.network(x).astype(ms.float32)
         counts = (label >= 0).astype(ms.float32)

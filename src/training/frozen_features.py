@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,7 @@ class Classifier(nn.Cell):
         self.network = _inside(network)
 
     def construct(self, x, dropout_mask=None):
+        """See the class."""
         if dropout_mask is not None:
             x = x * dropout_mask
         return self.network.logits(x).astype(ms.float32)
@@ -80,6 +81,7 @@ class Features(nn.Cell):
         self.set_train(False)
 
     def construct(self, image, draws=None):
+        """See the class."""
         if self.augment is None:
             x = preprocess.scale(image.astype(ms.float32), self.preprocessing)
         else:
@@ -116,6 +118,7 @@ class LoadFeatures:
         self.rows, self.settings = rows, settings
 
     def __call__(self, epochs, records):
+        """See the class."""
         rows, keep = self.rows[epochs % len(self.rows), records], self.settings.dropout_keep_prob
         generators = [generator(self.settings.seed, int(e), int(r)) for e, r in zip(epochs, records)]
         masks = np.stack([preprocess.dropout_mask(rng, keep) for rng in generators])
@@ -157,7 +160,7 @@ def read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return rows if (rows.dtype, rows.shape) == (ROW, shape) else None
 
 
-def write_features(path: Path, shape: tuple[int, int], columns) -> None:
+def write_features(path: Path, shape: tuple[int, int], columns: Iterable) -> None:
     """Write the batches of (features, labels) of a `CopiesOrder` to `path`, whole or not at all, and remove the files
     of other features beside it. InputError if it cannot be written."""
     left = shape[0] * shape[1]

@@ -42,6 +42,7 @@ class Metrics:
                 self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __call__(self, kind: str, step: int, **fields: object) -> None:
+        """See the class."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')
         record = {'kind': kind, 'step': step, 'time': now, **_plain(fields)}
         with contextlib.suppress(OSError):

@@ -66,6 +66,7 @@ class RateTable(nn.learning_rate_schedule.LearningRateSchedule):
         self.last = len(rates) - 1
 
     def construct(self, global_step):
+        """See the class."""
         return ops.gather(self.rates, ops.minimum(global_step, self.last), 0)
 
 
@@ -123,20 +124,22 @@ class RMSProp(nn.RMSProp):
 
     @jit
     def construct(self, gradients):
+        """See the class."""
         gradients = self.scale_grad(self.decay_weight(gradients))
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         # A map, and not a loop, of which MindSpore would make several graphs a tensor.
         state = (self._parameters, self.ms, self.moment, gradients)
-        return self.map_(ops.partial(_rmsprop, self.decay, self.momentum, self.epsilon, rate), *state)
+        return self.map_(ops.partial(_rmsprop, (self.decay, self.momentum, self.epsilon), rate), *state)
 
 
-def _rmsprop(decay, momentum, epsilon, rate, weight, mean_square, moment, gradient):
-    """One tensor's step: the new weight, or the new mean square.
+def _rmsprop(factors, rate, weight, mean_square, moment, gradient):
+    """One tensor's step: the new weight, or the new mean square. `factors`: decay, momentum, epsilon.
 
     The kernel gets epsilon inside the mean square: decay * (mean_square + epsilon / decay) + (1 - decay) * gradient^2 is the
     new mean square plus epsilon, which is then taken off again. A third of the time of elementary operations.
     """
+    decay, momentum, epsilon = factors
     if _in_whole_vectors(weight.shape):
         shifted = _ADD(mean_square, epsilon / decay)
         done = _RMSPROP_STEP(weight, shifted, moment, rate, gradient, decay, momentum, 1e-30)

@@ -49,6 +49,7 @@ class NetworkWithLoss(nn.Cell):
         self.smoothing, self.aux_logits = label_smoothing, aux_logits
 
     def construct(self, image, draws, dropout_mask, label):
+        """See the class."""
         x = image if self.augment is None else self.augment(image, draws)
         logits = self.network(x, dropout_mask)
         if not self.aux_logits:
@@ -104,6 +105,7 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         self.updated = ParameterTuple([*state, *(self.averages or ())])
 
     def construct(self, *batch):
+        """See the class."""
         scale, status = self.scale_sense * 1, False  # of this step, not as updated below
         if self.saturates:  # the flag must be cleared between the loss and its gradients
             loss = self.network(*batch)

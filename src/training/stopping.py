@@ -83,7 +83,7 @@ class Signals:
         struct.pack_into('i', action, SA_FLAGS, flags)
         self.libc.sigaction(signal.SIGTERM, action, None)
 
-    def look(self, *_) -> None:
+    def look(self, *_: object) -> None:
         """Take the signals that have come since the last time."""
         if self.lock.acquire(blocking=False):  # else another thread is at it, or this handler has interrupted it
             with contextlib.suppress(BlockingIOError):  # none has come

@@ -53,7 +53,7 @@ def export_weights(path: str, out: str) -> None:
 
 
 @entry_point
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line `arguments` (default: those of the process)."""
     parser = Parser(prog='python -m src.weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)

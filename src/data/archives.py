@@ -1,5 +1,4 @@
-"""ImageNet's archives as they are downloaded: images are read where they lie in them, nothing is unpacked. Other archives
-and data sets of other programs are not read, but recognised, so that a message can say what to do with them.
+"""ImageNet's archives as they are downloaded: images are read where they lie in them, nothing is unpacked.
 
 `ILSVRC2012_img_train.tar` holds a tar for each class, named by its WordNet id, `ILSVRC2012_img_val.tar` 50,000 images, whose
 classes stand in `ILSVRC2012_devkit_t12.tar.gz`. Labels are those of TF-slim's records: 1 to 1000 in the order of the
@@ -8,36 +7,21 @@ WordNet ids, 0 is the background.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
 
 from src.data.classes import imagenet_classes
-from src.data.tfrecord import is_header
 
 ARCHIVES = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
 DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
 _TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'
 _BLOCK = 512  # bytes of a tar's header
-_REWRITE = 'write its images into train/<class>/ and validation/<class>/, or as TFRecord shards'
-_UNPACK = 'unpack it, and put the images into train/<class>/ and validation/<class>/'
-_KINDS = (  # position, bytes there, what it is, remedy
-    (0, b'PAR1', 'a Parquet file', _REWRITE),
-    (0, b'ARROW1', 'an Arrow file', _REWRITE),
-    (0, b'\xff\xff\xff\xff', 'an Arrow stream', _REWRITE),
-    (16, b'\xde\xc0\xef\xbe', 'an LMDB database', _REWRITE),
-    (0, b'\x89HDF', 'an HDF5 file', _REWRITE),
-    (257, b'ustar', 'a tar archive, as WebDataset has them', _UNPACK),
-    (0, b'PK\3\4', 'a ZIP archive', _UNPACK),
-)
-_HEAD, _LOOKED_AT = 1024, 100  # bytes of a file, names in a directory
 
 
 def walk(path: str, progress: bool = False) -> Iterator[tuple[int, int, int, bytes]]:
@@ -111,41 +95,3 @@ def ground_truth(path: str) -> list[int]:
     except Exception as error:  # of a damaged file scipy raises anything
         reason = f'{error} is missing in it' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error
         raise ValueError(f'{path}: {reason or "damaged"}; download it again') from None
-
-
-def _head(path):
-    with contextlib.suppress(OSError), open(path, 'rb') as file:
-        return file.read(_HEAD)
-    return b''
-
-
-def is_tfrecord(path: str) -> bool:
-    """Whether the file `path` begins as a TFRecord file."""
-    return os.path.isfile(path) and is_header(_head(path))
-
-
-def kind(path: str) -> str:
-    """What the file `path` is and what to do with it, 'a Parquet file: write ...'; '' if it is not known."""
-    head = _head(path)
-    for at, magic, what, remedy in _KINDS:
-        if head[at : at + len(magic)] == magic:
-            return f'{what}: {remedy}'
-    with contextlib.suppress(zlib.error):
-        inside = zlib.decompressobj(47).decompress(head, _HEAD)  # 47: gzip or zlib, by the header
-        if is_header(inside):
-            by, how = ('gzip', 'gzip -dc FILE > SHARD') if head[:2] == b'\x1f\x8b' else ('zlib', "Python's zlib.decompress")
-            return f'a TFRecord file compressed with {by}: decompress it with {how}'
-        if head[:2] == b'\x1f\x8b':
-            return 'compressed with gzip' + (f', a tar archive: {_UNPACK}' if inside[257:262] == b'ustar' else ': gunzip it')
-    return ''
-
-
-def first_kind(directory: str, names: list[str]) -> str:
-    """'<path> is <kind>' of the first of the files `names` in `directory`, or in the directories among them, that is known;
-    '' if there is none. OSError for a directory that cannot be read."""
-    for path in (os.path.join(directory, name) for name in names[:_LOOKED_AT]):
-        inside = sorted(os.listdir(path))[:_LOOKED_AT] if os.path.isdir(path) else ['']
-        for file in (os.path.join(path, one) if one else path for one in inside):
-            if os.path.isfile(file) and (found := kind(file)):
-                return f'{file} is {found}'
-    return ''

@@ -1,4 +1,4 @@
-"""Records that cannot be read or decoded: tried again, counted, and when there are too many of them."""
+"""Records that cannot be read or decoded: counted in a training, named before an evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from src.data import jpeg
 from src.data.image import EncodedImage
 from src.data.records import Records
 from src.errors import InputError, counted
@@ -80,56 +79,20 @@ class BadRecords:
         return self.failure
 
 
-class PatientReader:
-    """The bytes of record `record` (int). One that cannot be read is tried again after each of `PAUSES`: a network disk may
-    stall for a while, or a file be away while it is replaced. After a record that stayed unreadable there is only one pause
-    for the next ones, until waiting has helped again.
-
-    ValueError for a record that stays unreadable.
-    """
-
-    PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds
-
-    def __init__(self, records: Records):
-        self.records, self.pauses = records, self.PAUSES
-
-    def __call__(self, record: int) -> bytes:
-        for waited in (0, *self.pauses):
-            time.sleep(waited)
-            try:
-                encoded = self.records.read(record)
-            except (OSError, InputError) as error:
-                problem = error
-                continue
-            self.pauses = self.PAUSES if waited else self.pauses
-            return encoded
-        self.pauses = self.PAUSES[:1]
-        raise ValueError(str(problem))
-
-
-def where_and_why(records: Records, record: int, error: Exception) -> str:
-    """Place of a record and its damage, for messages."""
-    place, problem = records.where(record), str(error)
-    return problem if problem.startswith(place) else f'{place}: {problem}'
-
-
 def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
     """InputError that names those images of the records `numbers` that are cut off, are none, or cannot be read.
 
-    Only where a header is odd the image is decoded, so damage inside an image is left to the evaluation, as is what threads,
-    which wait for a slow disk together, have not come to after `SECONDS`.
+    Damage inside an image is left to the evaluation, as is what threads, which wait for a slow disk together, have not come
+    to after `SECONDS`.
     """
-    read, end = PatientReader(records), time.monotonic() + SECONDS
+    end = time.monotonic() + SECONDS
 
     def look(number):
-        if time.monotonic() < end:
-            try:
-                encoded = read(number)
-                image = EncodedImage(encoded)
-                if encoded.startswith(b'\xff\xd8') and not jpeg.has_header(encoded):
-                    image.decode((0, 0, 1, 1))
-            except ValueError as error:
-                return where_and_why(records, number, error)
+        try:
+            if time.monotonic() < end:
+                EncodedImage(records.read_patiently(number))
+        except ValueError as error:
+            return records.damage(number, error)
         return ''
 
     with ThreadPoolExecutor(16) as pool:

@@ -18,7 +18,8 @@ import numpy as np
 
 from src.data.classes import BACKGROUND_CLASSES, read_labels
 from src.data.examine import examine_all, spread
-from src.data.records import CHECKS, Records, contents, find_format, open_records, splits, walk
+from src.data.layouts import contents, find_format, splits
+from src.data.records import CHECKS, Records, open_records, walk
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import as_json
 
@@ -68,8 +69,9 @@ def check(data_dir: str, workers: int | None = None, progress: bool = False) -> 
         sets = [(split, open_records(data_dir, split, layout)) for split in present]
         names = sets[0][1].class_names
         for _, records in sets:
-            for what, first, count in records.not_read:
-                report('left_out', first, f'{count} x {what}, not read')
+            for why, paths in records.not_read.items():
+                if paths != records.empty:
+                    report('left_out', paths[0], f'{len(paths)} x {why}, not read')
             for path in records.empty:
                 report('empty', path, 'no image in this class folder')
     else:
@@ -127,7 +129,7 @@ def _open_shard(shared, number):
             elif found.problem:
                 damage.append((f'{name}, record {k}, byte {found.byte}', found.problem))
             else:
-                rows.append((*found[2:5], found.byte))
+                rows.append((found.offset, found.length, found.label, found.byte))
     except InputError as error:
         damage.append((name, str(error)))
     offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T

@@ -29,7 +29,8 @@ from src.data.archives import ARCHIVES
 from src.data.classes import LARGEST, names_as_text
 from src.data.examine import UNREADABLE, examine, process_count, spread
 from src.data.image import ImageError, as_jpeg
-from src.data.records import FORMATS, SPLITS, find_format, fingerprint
+from src.data.layouts import FORMATS, SPLITS, find_format
+from src.data.records import fingerprint
 from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point, reading
 from src.files import lock_directory, move

@@ -42,7 +42,7 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
         found = _unusual(opened, name)
         warning = jpeg.warning(encoded)
         if opened.format in ('JPEG', 'MPO') and warning != '':
-            if jpeg.frame(encoded)[0] != jpeg.LOSSLESS:  # which has no smaller size
+            if warning:
                 opened.draft(None, (1, 1))
             with quiet():
                 opened.load()

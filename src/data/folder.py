@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import os
 import re
-import stat
-from typing import NamedTuple
 
 import numpy as np
 
 from src.data.classes import normal
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
-UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpx', '.jxl', '.jxr')
+_UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.jxl')
 # Of file managers and archives: trash, thumbnails and what belongs to a file system; as hidden ones, no folders of images.
 _TRASH = ('@eadir', '#recycle', '$recycle.bin', '__macosx', 'lost+found', 'system volume information')
-_WALKED = 20  # directories of a hidden folder that are searched for an image
 NESTED = 'folder inside a class folder'
 # What Hugging Face's datasets take for parts of a data set, https://huggingface.co/docs/datasets/repository_structure
 PARTS = {
@@ -25,24 +20,12 @@ PARTS = {
     'validation': ('validation', 'val', 'valid', 'dev'),
     'test': ('test', 'testing', 'eval', 'evaluation'),
 }
-_MOST_BYTES = 1 << 31  # of an image; one read returns no more
 _PART = re.compile(f'({"|".join(name for names in PARTS.values() for name in names)})[-_ ]?[0-9]*', re.IGNORECASE)
 
 
-class LeftOut(NamedTuple):
-    """Something in a class folder that is not read."""
-
-    what: str
-    first: str  # path of the first such
-    count: int
-
-
-def as_line(left_out: list[LeftOut]) -> str:
-    """What is `left_out`, in a line; '' for nothing."""
-    kinds = {}
-    for what, first, count in left_out:
-        kinds.setdefault(what, [first, 0])[1] += count
-    return '; '.join(f'{count} x {what}, the first is {first}' for what, (first, count) in kinds.items())
+def as_line(left_out: dict[str, list[str]]) -> str:
+    """What is `left_out`, {reason: paths}, in a line with an example for each reason; '' for nothing."""
+    return '; '.join(f'{len(paths)} x {why}, the first is {paths[0]}' for why, paths in left_out.items())
 
 
 def class_folders(path: str | os.PathLike) -> list[str]:
@@ -60,65 +43,27 @@ def is_part(name: str) -> bool:
     return bool(_PART.fullmatch(name))
 
 
-def _is_image(name):
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('._')  # which macOS writes beside each file
-
-
-def _aside(entry):
-    """What a hidden entry or trash is called among what is left out; '' if it holds no image that anybody could miss."""
-    if _is_image(entry.name) and not entry.is_dir():
-        return 'hidden file'
-    inside = itertools.islice(os.walk(entry.path), _WALKED) if entry.is_dir(follow_symlinks=False) else ()
-    return 'hidden or trash folder' * any(_is_image(name) for *_, names in inside for name in names)
-
-
-def scan(folder: str | os.PathLike, inside: bool) -> tuple[list[bytes], list[LeftOut]]:
-    """Sorted image names of a directory, and what is left out.
-
-    With `inside` the directory is a class folder, where images are expected; else it is that of the class folders.
-    """
-    found, others = [], collections.defaultdict(list)
+def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[bytes]:
+    """Sorted image names of a class folder. Paths of what is not read are added to `left_out`, {reason: paths}, but those of
+    hidden and system files."""
+    found = []
     with os.scandir(folder) as entries:
-        for entry in entries:
-            what = _aside(entry) if _is_aside(entry.name) else _kind(entry, inside)
-            if what == 'image':
+        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+            ending = os.path.splitext(entry.name)[1].lower()
+            if _is_aside(entry.name):
+                continue
+            if entry.is_dir():
+                why = NESTED
+            elif not entry.is_file():
+                why = 'pipe, socket, device or link to nothing'
+            elif ending in IMAGE_SUFFIXES:
                 found.append(os.fsencode(entry.name))
-            elif what:
-                others[what].append(entry.name)
-    return sorted(found), [LeftOut(what, os.path.join(folder, min(names)), len(names)) for what, names in others.items()]
-
-
-def _kind(entry, inside):
-    """'image', what an entry is called among what is left out, or '' for a class folder."""
-    if not inside:
-        return '' if entry.is_dir() else 'file beside the class folders'
-    if entry.is_dir():
-        return NESTED
-    if not entry.is_file():
-        return 'pipe, socket, device or link to nothing'
-    ending = os.path.splitext(entry.name)[1].lower()
-    if ending in UNSUPPORTED_SUFFIXES:
-        return f'file {ending} (not supported: convert it to JPEG)'
-    return 'image' if ending in IMAGE_SUFFIXES else f'file {ending or "without an ending"}'
-
-
-def read_file(path: str, start: int = 0, count: int | None = None) -> bytes:
-    """`count` bytes (None: all) of a regular file from `start`. OSError or ValueError if they cannot be read, or if it is
-    another kind of file, of which the end might never come."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        info = os.fstat(file)
-        if not stat.S_ISREG(info.st_mode):
-            raise ValueError('no regular file')
-        count = info.st_size if count is None else count
-        if count >= _MOST_BYTES:
-            raise ValueError(f'larger than {_MOST_BYTES >> 30} GiB')
-        data = os.pread(file, count, start)
-    finally:
-        os.close(file)
-    if len(data) != count:
-        raise ValueError(f'{len(data)} bytes read instead of {count}; the file became shorter, start again')
-    return data
+                continue
+            else:
+                remedy = ' (not supported: convert it to JPEG)' * (ending in _UNSUPPORTED_SUFFIXES)
+                why = f'file {ending or "without an ending"}{remedy}'
+            left_out.setdefault(why, []).append(entry.path)
+    return found
 
 
 def split_folders(data_dir, split: str) -> list[str]:
@@ -143,7 +88,7 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
         )
     listed = class_names if class_names is not None else sorted({*trained})
     number = {name: label for label, name in enumerate(listed)}
-    folders, files, counts, not_read = class_folders(path), [], [], scan(path, False)[1]
+    folders, files, counts, left_out = class_folders(path), [], [], {}
     if unknown := [name for name in folders if normal(name) not in number]:
         raise ValueError(
             f'class directory {os.path.join(path, unknown[0])!r} is not in '
@@ -151,15 +96,15 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
             f'{len(folders)} are not); name the same classes in both{" or remove labels.txt" if class_names else ""}'
         )
     for folder in folders:
-        found, others = scan(os.path.join(path, folder), True)
+        found = scan(os.path.join(path, folder), left_out)
         files += found
         counts.append(len(found))
-        not_read += others
+        if not found:
+            left_out.setdefault('class folder without an image', []).append(os.path.join(path, folder))
     if not files:
-        there = f', but {as_line(not_read)}' if not_read else ''
+        there = f' ({as_line(left_out)})' if left_out else ''
         raise ValueError(
-            f'no image in {path}/<class>/ ({", ".join(IMAGE_SUFFIXES)}){there}; '
-            + ('give the right directory' if folders else 'put the images into one folder for each class')
+            f'no image in {path}/<class>/{there}; put the images, *.jpg or *.png, into one folder for each class'
         )
     source = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     return {
@@ -168,6 +113,6 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
         'label': np.array([number[normal(name)] for name in folders], np.int64)[source],
         'file': np.array(files, 'S'),
         'class_names': listed,
-        'not_read': not_read,
+        'not_read': left_out,
         'label_base': int(listed[0] == 'background' and all(number.get(name) != 0 for name in trained)),
     }

@@ -16,12 +16,7 @@ from PIL import Image, PngImagePlugin
 from src.data import jpeg
 
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # not EPS and the like, which run programs
-_UNSUPPORTED = {  # sound files that are called .jpg now and then, by how they begin
-    'AVIF': rb'....ftyp.{0,56}avi[fs]',
-    'HEIC': rb'....ftyp.{0,56}(hei|hev|mif1|msf1)',
-    'JPEG 2000': rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51',
-    'JPEG XL': rb'\0\0\0\x0cJXL |\xff\x0a',
-}
+_UNSUPPORTED = {'AVIF': rb'....ftyp.{0,56}avi[fs]', 'HEIC': rb'....ftyp.{0,56}(hei|hev|mif1|msf1)'}  # how they begin
 MOST_PIXELS = 1 << 29  # of an image: 1.6 GB as RGB; from 2^31 bytes on MindSpore's resize cannot count them
 _TOO_LARGE = f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)'
 _MOST_TEXT = 1 << 28  # bytes of a PNG's texts and colour profile, unpacked
@@ -121,11 +116,9 @@ def open_image(encoded: bytes):
         try:
             return Image.open(io.BytesIO(encoded), formats=_FORMATS)
         except Image.UnidentifiedImageError:  # whose own message is the address of an object
-            what = [name for name, start in _UNSUPPORTED.items() if re.match(start, encoded[:600], re.DOTALL)]
-            if encoded.startswith(_JPEG) and (bits := jpeg.frame(encoded)[1]) not in (0, 8):
-                what = [f'JPEG of {bits} bits a sample']
-            if what:
-                raise UnsupportedError(f'{what[0]}, which is not supported; convert it to an ordinary JPEG') from None
+            for name, start in _UNSUPPORTED.items():  # sound files that are called .jpg now and then
+                if re.match(start, encoded[:600], re.DOTALL):
+                    raise UnsupportedError(f'{name}, which is not supported; convert it to an ordinary JPEG') from None
             raise ImageError('not an image' if encoded else 'not an image: no bytes') from None
 
 

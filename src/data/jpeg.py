@@ -20,50 +20,24 @@ _DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
 _CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
 _SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT, _LOSSLESS = 4, 5, 6, 8, 10, 15  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
-_SCAN, _END = 0xDA, b'\xff\xd9'  # markers: start of pixels, end of the image
+_SCAN, _END = b'\xff\xda', b'\xff\xd9'  # markers: start of pixels, end of the image
 OFFICIAL = '/opt/libjpeg-turbo/lib64/libturbojpeg.so.0'  # of libjpeg-turbo's own packages and of a build by its defaults
-LOSSLESS = 3  # of `frame`
 _thread = threading.local()
-
-
-def _segments(encoded):
-    """Yield (marker, start, end) of the segments in front of the pixels of a JPEG, and of the one that starts them.
-
-    `start` and `end` are those of the data behind a segment's length.
-    """
-    position, last = 2, len(encoded) - 4
-    while position <= last and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker == 0xFF:  # any number of FF may stand in front of a marker
-            position += 1
-            continue
-        start, position = position + 4, position + 2 + (encoded[position + 2] << 8 | encoded[position + 3])
-        yield marker, start, position
-        if marker == _SCAN:
-            break
-
-
-def frame(encoded: bytes) -> tuple[int, int]:
-    """(kind, bits a sample) of a JPEG, the kind by its number in the standard: 0 to 2 are the usual ones, LOSSLESS; (0, 0)
-    where the header has neither."""
-    for marker, start, _ in _segments(encoded):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start < len(encoded):
-            return marker - 0xC0, encoded[start]
-    return 0, 0
 
 
 def has_end(encoded: bytes) -> bool:
     """Whether a JPEG has the end of its image: nearly all end with it, in others it is looked for behind the header, where a
-    telephone may have put a film behind the image."""
+    telephone may have put a film behind the image, and which may have a small image in it."""
     if encoded.endswith(_END):
         return True
-    scan = [end for marker, _, end in _segments(encoded) if marker == _SCAN]
-    return bool(scan) and encoded.find(_END, scan[0]) > 0
-
-
-def has_header(encoded: bytes) -> bool:
-    """Whether the segments of a JPEG follow each other to its pixels."""
-    return frame(encoded) != (0, 0) and [marker for marker, *_ in _segments(encoded)][-1] == _SCAN
+    position = 2
+    while (marker := encoded[position : position + 2]) != _SCAN:
+        if marker[:1] != b'\xff':
+            return False
+        # Any number of FF may stand in front of a marker; behind it stands the length of its data.
+        fill = marker == b'\xff\xff'
+        position += 1 if fill else 2 + int.from_bytes(encoded[position + 2 : position + 4], 'big')
+    return encoded.find(_END, position) > 0
 
 
 class _Region(ctypes.Structure):
@@ -167,11 +141,10 @@ def warning(encoded: bytes) -> str | None:
         if lib.tj3DecompressHeader(handle, encoded, len(encoded)):
             return None
         # A lossless JPEG is written in full whatever the scale, over the end of a smaller buffer.
-        scale = 1 if lib.tj3Get(handle, _LOSSLESS) else 8
-        if lib.tj3SetScalingFactor(handle, _Factor(1, scale)):
+        if lib.tj3Get(handle, _LOSSLESS) or lib.tj3SetScalingFactor(handle, _Factor(1, 8)):
             return None
         form, channels = (_CMYK, 4) if lib.tj3Get(handle, _COLOURS) in _FOUR_INKS else (_RGB, 3)
-        height, width = (-(-lib.tj3Get(handle, side) // scale) for side in (_HEIGHT, _WIDTH))
+        height, width = (-(-lib.tj3Get(handle, side) // 8) for side in (_HEIGHT, _WIDTH))
         pixels = np.empty((height, width, channels), np.uint8)
         if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, form):
             return ''

@@ -1,13 +1,9 @@
-"""The way of an image from disk to device.
+"""The way of an image from disk to device: 14 hops in 7 files.
 
-    order.TrainingOrder     which record comes when, by (seed, epoch) alone
-    GeneratorDataset        MindSpore: passes the numbers of a batch to a data worker, a forked process
-    LoadTraining            in the worker: an image for each number, another one for a bad record
-      PatientReader         tries again while a disk stalls
-        Records.read        one read at a known place
-      training_image        preprocess.py: header, random crop, decoding of the crop alone, bilinear resize; all in uint8
-      channels_first        with the flip
-    preprocess.Augment      on the device: brightness, saturation, scaling to [-1, 1]
+train.create_batches -> pipeline.training_dataset -> `batches`, with the numbers that order.TrainingOrder yields and forked
+workers -> LoadTraining -> records.read_patiently -> `read` -> read_file -> preprocess.training_image -> image.EncodedImage
+-> jpeg.decode, of a random crop alone -> preprocess.resize -> channels_first, with the flip -> on the device
+preprocess.Augment: brightness, saturation, scaling to [-1, 1].
 
 Everything random is drawn in the worker from (seed, epoch, record), dropout's mask too. So the batches do not depend on the
 number of workers or ranks, and any step can be reached without running the ones before it.
@@ -23,7 +19,7 @@ from typing import TYPE_CHECKING
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.bad_records import BadRecords, PatientReader, where_and_why
+from src.data.bad_records import BadRecords
 from src.data.order import EvaluationOrder, TrainingOrder, generator
 from src.data.preprocess import (
     PREPROCESSING,
@@ -110,7 +106,6 @@ class LoadTraining:
 
     def __init__(self, records: Records, offset: int, settings: Settings, bad: BadRecords | None = None):
         self.records, self.offset, self.settings, self.bad = records, offset, settings, bad
-        self.read = PatientReader(records)
 
     def __call__(self, epochs, records):
         try:
@@ -126,9 +121,9 @@ class LoadTraining:
         """Image, draws, dropout mask and label of one record of one epoch."""
         rng = generator(self.settings.seed, epoch, record)
         try:
-            image = self.image(self.read(record), rng)
+            image = self.image(self.records.read_patiently(record), rng)
         except ValueError as error:
-            where = where_and_why(self.records, record, error)
+            where = self.records.damage(record, error)
             if self.bad is None:
                 raise InputError(where) from None
             self.bad.add(epoch, where)
@@ -138,7 +133,7 @@ class LoadTraining:
         mask = dropout_mask(rng, self.settings.dropout_keep_prob)
         return channels_first(image, flip), draws, mask, np.int32(self.records.label[record] - self.offset)
 
-    def image(self, encoded: bytes, rng) -> np.ndarray:
+    def image(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
         """`training_image` by the settings."""
         return training_image(encoded, self.settings.image_size, rng, self.settings.min_object_covered, self.records.upright)
 
@@ -150,7 +145,7 @@ class LoadTraining:
             try:
                 return self.image(self.records.read(record), drawn), record
             except (ValueError, InputError) as error:
-                last = where_and_why(self.records, record, error)
+                last = self.records.damage(record, error)
         raise InputError(
             f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {last}; '
             'python -m src.data.check DIR lists them all'
@@ -165,7 +160,6 @@ class LoadEvaluation:
 
     def __init__(self, records: Records, offset: int, size: int, preprocessing: Preprocessing = PREPROCESSING):
         self.records, self.offset, self.size, self.preprocessing = records, offset, size, preprocessing
-        self.read = PatientReader(records)
 
     def __call__(self, records):
         return _stacked([self.sample(int(record)) for record in records])
@@ -175,9 +169,11 @@ class LoadEvaluation:
         if record < 0:
             return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
-            image = evaluation_image(self.read(record), self.size, self.preprocessing, self.records.upright)
+            image = evaluation_image(
+                self.records.read_patiently(record), self.size, self.preprocessing, self.records.upright
+            )
         except ValueError as error:
-            raise InputError(where_and_why(self.records, record, error)) from None
+            raise InputError(self.records.damage(record, error)) from None
         return channels_first(image), np.int32(self.records.label[record] - self.offset)
 
 

@@ -29,7 +29,6 @@ PREPROCESSING = Preprocessing((127.5,) * 3, (127.5,) * 3, 0.875, 'bilinear')
 AREA = (0.05, 1.0)  # of the image, from which a crop's size is drawn
 ASPECT = (0.75, 1.33)  # width / height
 ATTEMPTS = 100
-THIN = 8  # height / width, or width / height, above which only the middle counts where the shorter side is resized
 BRIGHTNESS = 32 / 255
 SATURATION = (0.5, 1.5)
 SCALE = PREPROCESSING.std[0]  # pixel levels in 1.0 of the network's input
@@ -45,11 +44,10 @@ def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
         found = Preprocessing(**recorded)
         mean, std = (tuple(map(float, levels)) for levels in (found.mean, found.std))
         found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
-        numbers = (*mean, *(1 / s for s in std), found.central_fraction)
-        if len(numbers) == 7 and all(map(math.isfinite, numbers)) and min(std) > 0 < found.central_fraction <= 1:
-            if found.interpolation in ('bilinear', 'bicubic') and isinstance(found.square, bool):
-                return found
-    except (TypeError, ValueError, ZeroDivisionError):
+        sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+        if sound and 0 < found.central_fraction <= 1 and found.interpolation in ('bilinear', 'bicubic'):
+            return found
+    except (TypeError, ValueError):
         pass
     raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
 
@@ -89,18 +87,20 @@ def central_crop(height: int, width: int, fraction: float = PREPROCESSING.centra
     return top, left, height - 2 * top, width - 2 * left
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear without antialiasing, as TensorFlow's: uint8 (H, W, 3) -> uint8 (size, size, 3).
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = 'bilinear') -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (height, width, 3), bilinear without antialiasing, as TensorFlow's, or bicubic, as Pillow's.
 
     Pixel centres lie at half-integers here. The original's TF 1.15 resize puts them at integers, which shifts its
     images by (scale - 1) / 2 source pixels, a quarter of a pixel for most of them; MindSpore has no such mode.
     """
-    return _resizer(size)(np.ascontiguousarray(image))
+    if interpolation == 'bicubic':
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return _resizer(height, width)(np.ascontiguousarray(image))
 
 
-@functools.lru_cache(None)
-def _resizer(size):  # MindSpore takes a tenth of a millisecond to check the arguments
-    return vision.Resize((size, size), Inter.BILINEAR)
+@functools.lru_cache(100)
+def _resizer(height, width):  # MindSpore takes a tenth of a millisecond to check the arguments
+    return vision.Resize((height, width), Inter.BILINEAR)
 
 
 @one_image()
@@ -111,7 +111,7 @@ def training_image(encoded: bytes, size: int, rng, min_object_covered: float = 0
     """
     image = EncodedImage(encoded, upright)
     box = random_crop(rng, image.height, image.width, min_object_covered)
-    return resize(image.decode(box), size)
+    return resize(image.decode(box), size, size)
 
 
 @one_image()
@@ -127,29 +127,11 @@ def evaluation_image(
     image = EncodedImage(encoded, upright)
     if not square:
         crop = image.decode(central_crop(image.height, image.width, fraction))
-        return _resized(crop, size, size, interpolation)
-    box = _middle(image.height, image.width)
-    shorter = min(box[2:])
-    height, width = (int(size / fraction) * length // shorter for length in box[2:])
-    resized = _resized(image.decode(box), height, width, interpolation)
+        return resize(crop, size, size, interpolation)
+    height, width = (int(size / fraction) * side // min(image.height, image.width) for side in (image.height, image.width))
+    resized = resize(image.decode(), height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]
-
-
-def _middle(height, width):
-    """Top, left, height, width of what can count in the middle square. (All of 1 x 20,000 pixels, resized, took 6 GB.)"""
-    most = THIN * min(height, width)
-    # As even or odd as the whole, so that the middle stays where it is.
-    h, w = (length if length <= most else most + (length - most) % 2 for length in (height, width))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def _resized(image, height, width, interpolation):
-    if interpolation == 'bicubic':
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    if height == width:
-        return resize(image, height)
-    return vision.Resize((height, width), Inter.BILINEAR)(np.ascontiguousarray(image))
 
 
 def channels_first(image: np.ndarray, flip: bool = False) -> np.ndarray:

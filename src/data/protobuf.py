@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # wire types: the lowest three bits of a tag
+_FIXED = {0: None, 1: 8, 5: 4}  # wire types, the lowest three bits of a tag: a varint, or so many bytes
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
 
 
@@ -27,18 +27,15 @@ def read_varint(buf, pos: int, end: int) -> tuple[int, int]:
 
 def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield (tag, start, stop) for every field of the message in buf[pos:end]: the tag is field number * 8 + wire type, the
-    value buf[start:stop], with `LENGTH` without the length. `buf` is bytes, memoryview or mmap. ValueError for damage."""
+    value buf[start:stop], of bytes without their length. `buf` is bytes, memoryview or mmap. ValueError for damage."""
     try:
         while pos < end:
             tag, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
-            wire = tag & 7
-            if wire == LENGTH:
+            if (wire := tag & 7) == 2:
                 stop, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
                 stop += pos
-            elif wire == VARINT:
-                stop = read_varint(buf, pos, end)[1]
-            elif wire in (EIGHT_BYTES, FOUR_BYTES):
-                stop = pos + (8 if wire == EIGHT_BYTES else 4)
+            elif wire in _FIXED:
+                stop = pos + _FIXED[wire] if wire else read_varint(buf, pos, end)[1]
             else:
                 raise ValueError(f'wire type {wire}')
             if stop > end:
@@ -52,7 +49,7 @@ def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield (number, value) for every field of a whole message: a varint's int, or a slice. ValueError for damage."""
     for tag, start, stop in read_fields(message, 0, len(message)):
-        yield tag >> 3, read_varint(message, start, stop)[0] if tag & 7 == VARINT else message[start:stop]
+        yield tag >> 3, read_varint(message, start, stop)[0] if tag & 7 == 0 else message[start:stop]
 
 
 def encode_varint(value: int) -> bytes:
@@ -67,5 +64,5 @@ def encode_varint(value: int) -> bytes:
 def encode_field(number: int, value: int | bytes) -> bytes:
     """A field with a number (negative ones as int64) or, for bytes, with the length in front of them."""
     if isinstance(value, int):
-        return encode_varint(number << 3 | VARINT) + encode_varint(value & _LOWEST_64_BITS)
-    return encode_varint(number << 3 | LENGTH) + encode_varint(len(value)) + value
+        return encode_varint(number << 3) + encode_varint(value & _LOWEST_64_BITS)
+    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value

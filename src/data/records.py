@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
+import stat
 import tarfile
+import time
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from src.data import archives, folder, mindrecord, tfrecord
 from src.data.classes import BACKGROUND_CLASSES, imagenet_names, names_by_wordnet_ids, read_labels
+from src.data.layouts import contents, find_format, first_names
 from src.errors import InputError, reading
 
-FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
-SPLITS = ('train', 'validation')
 AGAIN = 'copy or make the shard again'
 CHECKS = {'tfrecord': tfrecord.check_set, 'mindrecord': mindrecord.check_shards}  # raise ValueError for incomplete sets
+PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds, of a training before it tries again to read a record
 SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millisecond each, on a network's file system
 
 
@@ -33,7 +34,7 @@ class Records:
     step needs every record at once. Records can be pickled and used in forked processes.
     """
 
-    layout: str  # one of FORMATS
+    layout: str  # one of layouts.FORMATS
     paths: list[str]  # of shards, the archive, or class folders
     source: np.ndarray  # int32 [records], position in `paths`
     label: np.ndarray  # int64 [records], as stored; of folders from 0 by the sorted names, or as in labels.txt
@@ -44,9 +45,10 @@ class Records:
     crc: int = 0  # checksum of the records' checksums, where shards have them
     class_names: list[str] | None = None  # by stored label
     label_base: int | None = None  # lowest label of a class
-    not_read: list[folder.LeftOut] = field(default_factory=list)  # for each class folder and kind
+    not_read: dict[str, list[str]] = field(default_factory=dict)  # {reason: paths} of what is no image in class folders
 
     def __post_init__(self):
+        self.pauses = len(PAUSES)
         if self.label_base is None:  # 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it
             unnamed = not self.class_names or self.class_names[0] in ('background', '')
             self.label_base = int(unnamed and self.label.min() > 0)
@@ -62,14 +64,12 @@ class Records:
     @property
     def empty(self) -> list[str]:
         """Paths of the class folders that hold no image."""
-        used = set(np.unique(self.source).tolist())
-        return [path for n, path in enumerate(self.paths) if n not in used] if self.layout == 'folder' else []
+        return self.not_read.get('class folder without an image', [])
 
     @property
     def left_out(self) -> str:
         """What was not read and why, in a line; '' if everything was."""
-        empty = [folder.LeftOut('class folder without an image', path, 1) for path in self.empty]
-        return folder.as_line(self.not_read + empty)
+        return folder.as_line(self.not_read)
 
     def place(self, i: int) -> tuple[str, int, int | None]:
         """Path, first byte and number of bytes (None: all) of the encoded image of record `i`."""
@@ -83,10 +83,26 @@ class Records:
         # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
         # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
         try:
-            return folder.read_file(*self.place(i))
+            return read_file(*self.place(i))
         except (OSError, ValueError) as error:
             problem = getattr(error, 'strerror', None) or error
             raise InputError(f'{self.where(i)}: {problem}; check that it can be read') from None
+
+    def read_patiently(self, i: int) -> bytes:
+        """As `read`, tried again after each of PAUSES: a network disk may stall for a while, or a file be away while it is
+        replaced. After a record that stayed unreadable, which is a ValueError, there is only one pause for the next ones,
+        until waiting has helped again."""
+        for waited in (0, *PAUSES[: self.pauses]):
+            time.sleep(waited)
+            try:
+                encoded = self.read(i)
+            except InputError as error:
+                problem = str(error)
+            else:
+                self.pauses = len(PAUSES) if waited else self.pauses
+                return encoded
+        self.pauses = 1
+        raise ValueError(problem)
 
     def size(self, i: int) -> int:
         """Bytes of the encoded image of record `i`; OSError if it cannot be looked at."""
@@ -105,8 +121,30 @@ class Records:
         path, name = self.paths[self.source[i]], self.name(i) if self.file is not None else f'record {self._number(i)}'
         return os.path.join(path, name) if self.offset is None else f'{path}, {name}'
 
+    def damage(self, i: int, error: Exception) -> str:
+        """Place of record `i` and what is wrong with it, for messages."""
+        place, problem = self.where(i), str(error)
+        return problem if problem.startswith(place) else f'{place}: {problem}'
+
     def _number(self, i):
         return i % len(self) - int(np.searchsorted(self.source, self.source[i]))
+
+
+def read_file(path: str, start: int = 0, count: int | None = None) -> bytes:
+    """`count` bytes (None: all) of a regular file from `start`. OSError or ValueError if they cannot be read, or if it is
+    another kind of file, of which the end might never come."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        info = os.fstat(file)
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError('no regular file')
+        count = info.st_size if count is None else count
+        data = os.pread(file, count, start)
+    finally:
+        os.close(file)
+    if len(data) != count:
+        raise ValueError(f'{len(data)} bytes read instead of {count}; the file became shorter, start again')
+    return data
 
 
 def fingerprint(records: Records) -> str:
@@ -123,67 +161,6 @@ def fingerprint(records: Records) -> str:
     else:
         file = zlib.crc32(records.length.tobytes(), zlib.crc32(records.offset.tobytes(), records.crc))
     return f'{len(records)} with label checksum {label:08x} and file checksum {file:08x}'
-
-
-def contents(data_dir: str) -> dict[str, dict[str, list[str]]]:
-    """{layout: {split: its shards, archive or folder}} of what a directory holds; OSError if it cannot be read."""
-    names, found = sorted(os.listdir(data_dir)), {layout: {} for layout in FORMATS}
-    for split in SPLITS:
-        shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
-        found['tfrecord'][split] = [os.path.join(data_dir, name) for name in shards]
-        found['mindrecord'][split] = mindrecord.list_shards(data_dir, folder.PARTS[split])
-        found['folder'][split] = [path for path in folder.split_folders(data_dir, split) if folder.class_folders(path)]
-        found['archives'][split] = [os.path.join(data_dir, name) for name in names if name == archives.ARCHIVES[split]]
-    found = {layout: {split: paths for split, paths in splits.items() if paths} for layout, splits in found.items()}
-    return {layout: splits for layout, splits in found.items() if splits}
-
-
-def find_format(data_dir: str | Path) -> str:
-    """Which of FORMATS a directory holds; InputError if none or two of them."""
-    if not data_dir:
-        raise InputError("data_dir is ''; give the directory of a data set")
-    data_dir = os.fspath(data_dir)
-    if what := archives.kind(data_dir):
-        raise InputError(f'{data_dir} is {what}')
-    with reading(data_dir, 'give the directory of a data set'):
-        found = contents(data_dir) or _refuse(data_dir)
-    if len(found) > 1:
-        first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
-        raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
-    return next(iter(found))
-
-
-def _refuse(data_dir):
-    """Raise an InputError on a directory without a data set, with a remedy that fits what is in it."""
-    names = sorted(os.listdir(data_dir))
-    remedy = 'give the directory above train/ and validation/, or that of the shards'
-    for path in (data_dir, *(path for split in SPLITS for path in folder.split_folders(data_dir, split))):
-        if images := folder.scan(path, True)[0]:
-            remedy = (
-                f'{os.path.join(path, os.fsdecode(images[0]))} is in no class folder; put the images into one folder for '
-                'each class, train/<class>/*.jpg and validation/<class>/*.jpg'
-            )
-    for name in names:
-        if '-of-' in name or archives.is_tfrecord(os.path.join(data_dir, name)):
-            remedy = f'{name} is a TFRecord file: rename or link it, a single one as train-00000-of-00001'
-        elif '.mindrecord' in name:
-            remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
-    raise InputError(
-        archives.first_kind(data_dir, names)
-        or f'{data_dir}: no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
-        f"nor ImageNet's archives, and none for validation, only {first_names(names)}; {remedy}"
-    )
-
-
-def first_names(names: list[str]) -> str:
-    """The first four of `names` and how many more there are, for messages."""
-    return (', '.join(names[:4]) or 'nothing') + (f' and {len(names) - 4} more' if len(names) > 4 else '')
-
-
-def splits(data_dir: str | Path, layout: str) -> list[str]:
-    """Which of SPLITS a directory of that layout has; InputError if it cannot be read."""
-    with reading(data_dir, 'give the directory of a data set'):
-        return list(contents(os.fspath(data_dir)).get(layout, ()))
 
 
 def open_records(data_dir: str | Path, split: str, layout: str | None = None, progress: bool = False) -> Records:
@@ -210,13 +187,11 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None, pr
 
 
 def walk(path: str, layout: str, progress: bool = False) -> Iterator[tuple]:
-    """Yield what the reader of `layout` does; damage is an InputError, and that the file is another one."""
+    """Yield what the reader of `layout` does; InputError for damage, and where the file is another one."""
     walks = {'tfrecord': tfrecord.walk, 'mindrecord': mindrecord.walk}
     try:
         yield from walks[layout](path) if layout in walks else archives.walk(path, progress)
     except (ValueError, OSError, LookupError, OverflowError, tarfile.TarError) as error:
-        if layout in walks and (what := archives.kind(path)):
-            raise InputError(f'{path} is {what}') from None
         remedy = AGAIN if layout in walks else 'download it again, or another one that fits'
         with reading(path, '' if isinstance(error, LookupError) else remedy, (OverflowError, tarfile.TarError)):
             raise
@@ -231,7 +206,7 @@ def _columns(layout, paths, progress):
             if layout == 'tfrecord':
                 if found.problem:
                     raise InputError(f'{path}: record {number} at byte {found.byte}: {found.problem}; {AGAIN}')
-                found = (*found[2:5], found.byte, found.crc)
+                found = found.offset, found.length, found.label, found.byte, found.crc
             for column, value in zip(columns.values(), found):
                 column.append(value)
         counts.append(len(columns['label']) - sum(counts))

@@ -22,7 +22,8 @@ from src import files
 from src.data.classes import normal, refuse_empty_folders
 from src.data.examine import UNREADABLE, examine_all
 from src.data.folder import class_folders, is_part, split_folders
-from src.data.records import SPLITS, Records, open_folder, open_records, splits
+from src.data.layouts import SPLITS, splits
+from src.data.records import Records, open_folder, open_records
 from src.errors import InputError, Parser, counted, entry_point, reading
 
 SHARE = 0.2  # of a class's photos that are for validation

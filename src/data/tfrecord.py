@@ -19,11 +19,10 @@ import numpy as np
 
 from src import files
 from src.data.protobuf import encode_field, read_fields, read_varint
-from src.errors import InputError, counted
 
-# Names of the image and of its label in records: TF-slim's first, then those that others use.
-IMAGE = ('image/encoded', 'image_encoded', 'image', 'data', 'image_bytes', 'encoded', 'img', 'image_raw')
-LABEL = ('image/class/label', 'image_class_label', 'label', 'labels', 'class', 'target')
+# Names of the image and of its label: TF-slim's first, then those of TFDS, of TensorFlow's tutorial, of MindSpore.
+IMAGE = ('image/encoded', 'image', 'image_raw', 'data')
+LABEL = ('image/class/label', 'label', 'class')
 SYNSET, _FILENAME = 'image/class/synset', 'image/filename'  # WordNet id, in ImageNet's records
 NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
 MOST = 99999  # shards that five digits can number
@@ -37,7 +36,6 @@ class Record(NamedTuple):
     """One record as `walk` finds it: positions in the shard are in bytes."""
 
     byte: int  # where its header starts
-    size: int  # bytes of data, which start 12 after `byte`
     offset: int  # of the encoded image in the shard
     length: int  # of the encoded image
     label: int
@@ -52,53 +50,40 @@ def masked_crc(data: bytes | memoryview) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def is_header(head: bytes) -> bool:
-    """Whether a file that begins with `head` is a TFRecord file: the length of its first record has a checksum."""
-    return len(head) >= 12 and masked_crc(head[:8]) == int.from_bytes(head[8:12], 'little')
+def _is_header(head):
+    return len(head) == 12 and masked_crc(head[:8]) == int.from_bytes(head[8:], 'little')
 
 
 def walk(path: str) -> Iterator[Record]:
     """Yield a `Record` for every record of a shard; the checksum of the data is not compared, so images are not read.
 
-    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record, of size 0. ValueError if
+    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record. ValueError if
     the file begins otherwise; LookupError if its first record has no image or label under a known name; OSError.
     """
     with open(path, 'rb') as file:
         end, byte, names = os.fstat(file.fileno()).st_size, 0, ()
-        if not end:
-            raise ValueError('the file has no bytes')
+        if not _is_header(file.read(12)):
+            raise ValueError('damaged or no TFRecord file: wrong checksum of the first record length')
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
             while byte < end:
                 size = int.from_bytes(buf[byte : byte + 8], 'little')
                 start, stop = byte + 12, byte + 12 + size
-                if not is_header(buf[byte:start]):
-                    if not byte:
-                        raise ValueError(
-                            'record 0 at byte 0: wrong checksum of the record length, damaged or no TFRecord file'
-                        )
-                    problem = 'wrong checksum of the record length' if start < end else f'truncated: {end - byte} bytes left'
-                elif stop + 4 > end:
-                    problem = f'truncated: {size} bytes of data and 4 of checksum announced, {end - start} left'
-                else:
-                    try:
-                        names = names or _names(buf, start, stop)
-                        yield Record(
-                            byte, size, *_locate(buf, start, stop, *names), '', *struct.unpack_from('<I', buf, stop)
-                        )
-                    except ValueError as error:
-                        yield Record(byte, size, 0, 0, 0, str(error))
-                    byte = stop + 4
-                    continue
-                yield Record(byte, 0, 0, 0, 0, problem)
-                return
+                if not _is_header(buf[byte:start]) or stop + 4 > end:
+                    yield Record(byte, 0, 0, 0, 'truncated' if stop + 4 > end else 'wrong checksum of the record length')
+                    return
+                try:
+                    names = names or _names(buf, start, stop)
+                    yield Record(byte, *_locate(buf, start, stop, *names), '', *struct.unpack_from('<I', buf, stop))
+                except ValueError as error:
+                    yield Record(byte, 0, 0, 0, str(error))
+                byte = stop + 4
 
 
 def _names(buf, pos, end):
     """Names (bytes) of the features with the image and the label of the Example in buf[pos:end]."""
-    found = dict(_features(buf, pos, end))
-    if not found:
+    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, _) in _features(buf, pos, end)}
+    if not kinds:
         raise ValueError(f'no feature {IMAGE[0]}')
-    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, _) in found.items()}
     image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
     start, length, _ = _locate(buf, pos, end, image.encode(), label.encode())
     if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
@@ -114,12 +99,10 @@ def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], wha
     chosen = [name for name in names if types.get(name) in wanted]
     if len(chosen) == 1 or names[0] in chosen:
         return chosen[0]
-    remedy = f'write it with one image and one label {what}'
-    if text := [name for name in names if name in LABEL and types.get(name) in ('bytes', 'string')]:
-        remedy = f'{text[0]} holds text: write the number of the class, and lines number:name into labels.txt'
     raise LookupError(
         f'has {len(chosen) or "no"} {what}s of type {" or ".join(wanted)} named {" or ".join(names)}, only: '
-        f'{", ".join(f"{name} ({kind})" for name, kind in types.items())}; {remedy}'
+        f'{", ".join(f"{name} ({kind})" for name, kind in types.items())}; write it with one image and one label {what}, '
+        'the number of the class'
     )
 
 
@@ -140,22 +123,18 @@ def _features(buf, pos, end, lengths=()):
             yield name, values
 
 
-def _only_value(buf, features, name, kind):
-    """(start, stop) of the only value of a feature, which must be a `kind`; else ValueError."""
-    if name not in features:
-        raise ValueError(f'no feature {name.decode()}')
-    found, inside = features[name]
-    if found != kind:
-        raise ValueError(f'feature {name.decode()} holds {found} values instead of {kind}')
+def _only_value(buf, features, name, wanted):
+    """(start, stop) of the only value of a feature, which must be of the kind `wanted`; else ValueError."""
+    kind, inside = features.get(name, ('no', None))
     values = []
-    for tag, start, stop in read_fields(buf, *inside):
-        if tag == 0x0A and kind == 'bytes' or tag == 0x08 and kind == 'int64':
+    for tag, start, stop in read_fields(buf, *inside) if kind == wanted else ():
+        if tag == (0x0A if kind == 'bytes' else 0x08):
             values.append((start, stop))
         while tag == 0x0A and kind == 'int64' and start < stop:  # packed: varints, one behind the other
             values.append((start, read_varint(buf, start, stop)[1]))
             start = values[-1][1]
     if len(values) != 1:
-        raise ValueError(f'feature {name.decode()} {"holds several values instead of one" if values else "is empty"}')
+        raise ValueError(f'{len(values) or "no"} {wanted} values of feature {name.decode()} instead of one')
     return values[0]
 
 
@@ -207,11 +186,8 @@ def shard_name(split: str, number: int, total: int, suffix: str = '') -> str:
 
 def write_shards(directory, split: str, examples, num_shards: int) -> list[str]:
     """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards, which get their names only when all
-    are written; returns their paths. InputError if a shard would be left empty."""
+    are written; returns their paths."""
     examples = list(examples)
-    if not 1 <= num_shards <= len(examples):
-        what = f'{counted(num_shards, split + " shard")} for {counted(len(examples), "image")}'
-        raise InputError(f'{what}; give 1 to {len(examples)} shards')
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, shard_name(split, n, num_shards)) for n in range(num_shards)]
     with contextlib.ExitStack() as stack:
@@ -226,9 +202,8 @@ def check_set(paths: list[str]) -> None:
     totals = sorted({total for _, total in numbers})
     if len(totals) > 1:
         raise ValueError(f'shards of different sets, {" and ".join(f"of-{n:05d}" for n in totals)}; keep one set')
-    for n in range(totals[0]):
-        if (n, totals[0]) not in numbers:
-            missing = re.sub('-[0-9]{5}-of', f'-{n:05d}-of', os.path.basename(paths[0]))
-            raise ValueError(f'lacks shard {missing}; copy or make all {totals[0]}')
+    if missing := [n for n in range(totals[0]) if (n, totals[0]) not in numbers]:
+        name = re.sub('-[0-9]{5}-of', f'-{missing[0]:05d}-of', os.path.basename(paths[0]))
+        raise ValueError(f'lacks shard {name}; copy or make all {totals[0]}')
     if len(paths) > totals[0]:
         raise ValueError(f'shard {os.path.basename(max(paths))} is none of a set of {totals[0]}; remove it')

@@ -13,9 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from src.data.folder import IMAGE_SUFFIXES, NESTED, as_line, class_folders, read_file, scan
+from src.data.folder import IMAGE_SUFFIXES, NESTED, as_line, class_folders, scan
 from src.data.image import as_jpeg
 from src.data.preprocess import Preprocessing, evaluation_image
+from src.data.records import read_file
 from src.errors import InputError, reading
 
 THUMBNAIL = 240  # pixels, longer side
@@ -82,14 +83,13 @@ def find_images(source: str, log: Callable[[str], None]) -> list[str]:
 
 def _below(folder):
     """Images below `folder`, and a line on what is left out. Links are followed, but not back to where they are."""
-    folders, found, left_out = [folder], [], []
+    folders, found, left_out = [folder], [], {}
     for here in folders:  # which grows meanwhile
-        images, others = scan(here, True)
-        found += [os.path.join(here, os.fsdecode(name)) for name in images]
-        left_out += [one for one in others if one.what != NESTED]
+        found += [os.path.join(here, os.fsdecode(name)) for name in scan(here, left_out)]
         above = {*map(os.path.realpath, (here, *Path(here).parents))}
         below = [os.path.join(here, name) for name in class_folders(here)]
         folders += [path for path in below if os.path.realpath(path) not in above]
+    left_out.pop(NESTED, None)
     return found, as_line(left_out)
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from src.data.bad_records import where_and_why
 from src.data.classes import Offsets
 from src.data.preprocess import evaluation_image
 from src.data.records import Records
@@ -56,7 +55,7 @@ class Sample(NamedTuple):
                 encoded = self.records.read(number)
                 return evaluation_image(encoded, signature.image_size, signature.preprocessing, self.records.upright)
             except ValueError as error:
-                raise InputError(f'{where_and_why(self.records, number, error)}; mend or remove it') from error
+                raise InputError(f'{self.records.damage(number, error)}; mend or remove it') from error
 
         with tqdm(total=len(self.numbers), desc=title, unit='image', leave=False, disable=None) as bar:
             for images in load_batches(map(int, self.numbers), signature.batch_size or size, load):

@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 import train
 from src.data import jpeg as decoder
@@ -35,82 +35,31 @@ def encoded(image, form='PNG', **options):
     return file.getvalue()
 
 
-def turbo(bits=8, **parameters):
-    """A JPEG of COLOURS that Pillow cannot write: of 12 or 16 bits, arithmetic, lossless, YCCK."""
-    lib, out, count = decoder.library(), ctypes.c_void_p(), ctypes.c_size_t()
-    numbers = {'quality': 3, 'subsampling': 4, 'colours': 8, 'progressive': 12, 'arithmetic': 14, 'lossless': 15}
-    four = parameters.get('colours', 0) > 2
-    pixels = np.dstack([COLOURS, COLOURS[..., :1]]) if four else COLOURS
-    pixels = np.ascontiguousarray(pixels.astype(np.uint8 if bits == 8 else np.uint16) << bits - 8)
-    handle, compress = lib.tj3Init(0), getattr(lib, f'tj3Compress{bits}')
-    for name, value in {'quality': 95, 'subsampling': 0, **parameters}.items():
-        lib.tj3Set(handle, numbers[name], value)
-    compress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_void_p]
-    failed = compress(handle, pixels.ctypes.data, 400, 0, 300, 11 if four else 0, ctypes.byref(out), ctypes.byref(count))
-    lib.tj3Destroy(handle)
-    assert not failed
-    return ctypes.string_at(out.value, count.value)
-
-
 @needs_library
-def test_unusual_jpegs(tmp_path):
-    """A lossless one was written over the end of a buffer: split, check and convert ended with SIGSEGV."""
-    kinds = {
-        'lossless': turbo(lossless=1),
-        'arithmetic': turbo(arithmetic=1),
-        'arithmetic_progressive': turbo(arithmetic=1, progressive=1, subsampling=2),
-        'cmyk': turbo(colours=3),
-        'ycck': turbo(colours=4, subsampling=2),
-        'bits_12': turbo(12),
-        'lossless_12': turbo(12, lossless=1),
-        'lossless_16': turbo(16, lossless=1),
-    }
-    for name, data in kinds.items():
-        folder = tmp_path / 'photos/train' / ('bits' if '1' in name else 'odd')
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f'{name}.jpg').write_bytes(data)
-    assert np.array_equal(EncodedImage(kinds['lossless']).decode(), COLOURS)
-    assert np.array_equal(EncodedImage(kinds['lossless'], True).decode((10, 20, 30, 40)), COLOURS[10:40, 20:60])
-    run = cli('check', tmp_path / 'photos')
-    assert run.returncode == 1 and 'problem: CMYK: 2\n' in run.stdout, run.stdout + run.stderr
-    assert 'problem: format that is not supported: 3\n' in run.stdout and run.stdout.endswith('\n5 problems\n')
-    assert 'bits_12.jpg: JPEG of 12 bits a sample, which is not supported' in run.stdout
-    run = cli(
-        'convert', '--src', tmp_path / 'photos', '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1, '--fix'
-    )
-    assert run.returncode == 0 and 'train, 5 images in 1 shard' in run.stdout, run.stdout + run.stderr
-
-
-@pytest.mark.parametrize('number', [9, 11])
-@pytest.mark.parametrize('workers', [1, 2])
-def test_file_at_which_a_worker_dies_is_named(tmp_path, number, workers):
-    """Whatever kills it, and with a single worker too."""
-    write_folder(tmp_path / 'photos', 'train', ['a', 'b'], 3)
-    (tmp_path / 'photos/train/b/deadly.png').write_bytes(encoded(COLOURS) + b'deadly')
-    (tmp_path / 'sitecustomize.py').write_text(
-        'import os\nfrom PIL import Image\noriginal = Image.open\n'
-        f'Image.open = lambda file, *a, **k: os.kill(os.getpid(), {number}) if file.getvalue().endswith(b"deadly") '
-        'else original(file, *a, **k)\n'
-    )
-    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-    place = str(tmp_path / 'photos/train/b/deadly.png')
-    name = {9: 'SIGKILL', 11: 'SIGSEGV'}[number]
-    call = ['check', tmp_path / 'photos', '--workers', workers]
-    fails(cli(*call, env=environment), place, f'killed by {name}', *['--workers'] * (number == 9))
-    if workers == 2:
-        call = ['convert', '--src', tmp_path / 'photos', '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 2]
-        fails(cli(*call, env=environment), place, f'killed by {name}')
+def test_lossless_jpegs(tmp_path):
+    """One was written over the end of a buffer: split, check and convert ended with SIGSEGV."""
+    lib, out, count = decoder.library(), ctypes.c_void_p(), ctypes.c_size_t()
+    pixels, handle = np.ascontiguousarray(COLOURS), lib.tj3Init(0)
+    lib.tj3Set(handle, 15, 1)
+    lib.tj3Compress8.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_void_p]
+    assert not lib.tj3Compress8(handle, pixels.ctypes.data, 400, 0, 300, 0, ctypes.byref(out), ctypes.byref(count))
+    data = ctypes.string_at(out.value, count.value)
+    (tmp_path / 'train/a').mkdir(parents=True)
+    (tmp_path / 'train/a/lossless.jpg').write_bytes(data)
+    assert np.array_equal(EncodedImage(data, True).decode((10, 20, 30, 40)), COLOURS[10:40, 20:60])
+    run = cli('check', tmp_path)
+    assert run.returncode == 0 and 'train: 1 records' in run.stdout, run.stdout + run.stderr
 
 
 def damaged_pngs():
-    """60 PNGs with one wrong bit and 20 with zeros for an end, small and large."""
+    """PNGs with one wrong bit, and with zeros for an end, small and large."""
     rng = np.random.default_rng(1)
     for data in (encoded(COLOURS), encoded(COLOURS[:20, :24])):
-        for _ in range(30):
+        for _ in range(12):
             bad = bytearray(data)
             bad[int(rng.integers(8, len(data)))] ^= 1 << int(rng.integers(8))
             yield bytes(bad)
-        for _ in range(10):
+        for _ in range(4):
             count = int(rng.integers(20, len(data) - 50))
             yield data[:-count] + bytes(count)
 
@@ -137,18 +86,18 @@ def test_damaged_pngs(tmp_path):
     counted = BadRecords(len(records), 1)
     load = LoadTraining(records, 0, settings(), counted)
     load(np.zeros(len(records), int), np.arange(len(records)))
-    assert counted.count(0) == len(bad) == 80
+    assert counted.count(0) == len(bad) == 32
     found = check(tmp_path, 2)['findings']
-    assert len(found['undecodable']) + len(found['truncated']) == 80
+    assert len(found['undecodable']) + len(found['truncated']) == 32
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
-    fails(run, '80 images cannot be decoded')
+    fails(run, '32 images cannot be decoded')
 
 
 @pytest.mark.parametrize('form', ['PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'JPEG'])
 def test_truncated(form, tmp_path):
     """Cut anywhere, every path says so; a JPEG also where zeros stand for its end."""
     data, rng = encoded(COLOURS, form), np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(10):
         count = int(rng.integers(len(data) // 50, len(data) - 10))
         for tail in (b'', bytes(count)) if form == 'JPEG' else (b'',):
             (tmp_path / 'x').write_bytes(data[:-count] + tail)
@@ -229,56 +178,11 @@ def test_huge(tmp_path):
         EncodedImage(encoded(Image.new('1', (40000, 20000)), compress_level=1))
 
 
-def test_png_with_much_text(tmp_path):
-    """More than a megabyte of it, or of a colour profile, unpacked."""
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt('XML:com.adobe.xmp', 'x' * 3_000_000, zip=True)
-    text.add_text('Comment', 'y' * 2_000_000)
-    for options in ({'pnginfo': text}, {'icc_profile': bytes(range(256)) * 20_000}):
-        data = encoded(COLOURS, **options)
-        assert np.array_equal(EncodedImage(data, upright=True).decode(), COLOURS)
-        (tmp_path / 'train/a').mkdir(parents=True, exist_ok=True)
-        (tmp_path / 'train/a/text.png').write_bytes(data)
-        assert check(tmp_path, 1)['problems'] == 0
-
-
-@pytest.mark.parametrize('size', [(1, 20000), (20000, 1), (5, 2000), (2001, 4)])
-def test_thin(size, monkeypatch):
-    """Only what is kept is resized, and it is what it was."""
-    sizes, original = [], Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, 'resize', lambda self, size, *a, **k: sizes.append(size) or original(self, size, *a, **k)
-    )
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    found = evaluation_image(encoded(image), 64, SQUARE).astype(int)
-    assert found.shape == (64, 64, 3) and len(sizes) == 1 and sizes[0][0] * sizes[0][1] < 1e6
-    assert evaluation_image(encoded(image), 64, SQUARE._replace(interpolation='bilinear')).shape == (64, 64, 3)
-    if min(size) > 1:  # little enough to resize all of it
-        height, width = (73 * length // min(size) for length in size)
-        top, left = round((height - 64) / 2), round((width - 64) / 2)
-        whole = np.asarray(original(Image.fromarray(image), (width, height), Image.Resampling.BICUBIC)).astype(int)
-        assert np.abs(found - whole[top : top + 64, left : left + 64]).max() <= 2
-
-
-def test_want_of_memory_is_one_image_s(tmp_path, monkeypatch):
-    def no_memory(*_, **__):
-        raise MemoryError
-
-    (tmp_path / 'a.png').write_bytes(encoded(COLOURS))
-    monkeypatch.setattr(Image.Image, 'resize', no_memory)
-    assert 'more memory than there is' in load_image(str(tmp_path / 'a.png'), 75, SQUARE)[2]
-
-
 HEIC = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(200)
 
 
 def test_other_formats_are_named(tmp_path):
-    others = {
-        'HEIC': HEIC,
-        'AVIF': b'\0\0\0\x1cftypmif1\0\0\0\0mif1avif' + bytes(200),
-        'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n' + bytes(200),
-        'JPEG XL': b'\xff\x0a' + bytes(200),
-    }
+    others = {'HEIC': HEIC, 'AVIF': b'\0\0\0\x1cftypmif1\0\0\0\0mif1avif' + bytes(200)}
     folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
     for name, data in others.items():
         (folder / f'{name}.jpg').write_bytes(data)
@@ -287,13 +191,13 @@ def test_other_formats_are_named(tmp_path):
     (folder / 'c.heic').write_bytes(HEIC)
     (folder / 'd.jfif').write_bytes(jpeg(1))
     (folder / 'e.JPE').write_bytes(jpeg(2))
-    assert len(open_records(tmp_path, 'train', 'folder')) == 10
+    assert len(open_records(tmp_path, 'train', 'folder')) == 8
     run = cli('check', tmp_path)
-    assert 'problem: format that is not supported: 4\n' in run.stdout and 'cannot be decoded' not in run.stdout, run.stdout
+    assert 'problem: format that is not supported: 2\n' in run.stdout and 'cannot be decoded' not in run.stdout, run.stdout
     assert 'c.heic: 1 x file .heic (not supported: convert it to JPEG), not read' in run.stdout
     (tmp_path / 'only/train/x').mkdir(parents=True)
     (tmp_path / 'only/train/x/y.heic').write_bytes(HEIC)
-    with pytest.raises(InputError, match=r'but 1 x file \.heic .not supported: convert it to JPEG'):
+    with pytest.raises(InputError, match=r'1 x file \.heic .not supported: convert it to JPEG'):
         open_records(tmp_path / 'only', 'train', 'folder')
 
 

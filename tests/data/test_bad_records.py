@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import train
-from src.data import bad_records, pipeline, tfrecord
+from src.data import bad_records, pipeline, records, tfrecord
 from src.data.bad_records import BadRecords
 from src.data.order import TrainingOrder
 from src.data.pipeline import LoadEvaluation, LoadTraining, training_dataset
-from src.data.records import open_records
+from src.data.records import Records, open_records
 from src.errors import InputError, input_error
 from src.runtime import Run
 from tests.conftest import SMALL
@@ -109,63 +109,55 @@ def test_nothing_sound_to_take_instead(tmp_path):
         )
 
 
-class Disk:
-    """`records`, of which `away` cannot be read: once each, or always."""
+original = Records.read
 
-    def __init__(self, records, away, always=False, error=None):
-        self.records, self.away, self.always, self.reads = records, set(away), always, []
-        self.error = error or OSError(5, 'Input/output error')
 
-    def __len__(self):
-        return len(self.records)
+def away(monkeypatch, numbers, always=False):
+    """Reading of the `numbers` of records fails: once each, or always. Returns the numbers that were read."""
+    reads, left = [], set(numbers)
 
-    def __getattr__(self, name):
-        return getattr(self.records, name)
+    def read(self, i):
+        reads.append(i)
+        if i in left:
+            left.difference_update(() if always else (i,))
+            raise InputError(f'{self.where(i)}: Input/output error')
+        return original(self, i)
 
-    def read(self, record):
-        self.reads.append(record)
-        if record in self.away:
-            if not self.always:
-                self.away.remove(record)
-            raise self.error
-        return self.records.read(record)
+    monkeypatch.setattr(Records, 'read', read)
+    return reads
 
 
 @pytest.fixture
 def pauses(monkeypatch):
     waited = []
-    monkeypatch.setattr(bad_records.time, 'sleep', lambda seconds: seconds and waited.append(seconds))
+    monkeypatch.setattr(records.time, 'sleep', lambda seconds: seconds and waited.append(seconds))
     return waited
 
 
-@pytest.mark.parametrize('error', [OSError(5, 'Input/output error'), InputError('3.jpg: No such file or directory')])
-def test_reading_is_tried_again(images, tmp_path, pauses, error):
+def test_reading_is_tried_again(images, tmp_path, pauses, monkeypatch):
     """An image that is away for a moment changes nothing, in training and in evaluation."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    records, bad = open_records(str(tmp_path), 'train'), BadRecords(EPOCH, 2)
-    for make, arguments in (
-        (lambda read: LoadTraining(read, 1, settings(seed=5), bad), (0, 3)),
-        (lambda read: LoadEvaluation(read, 1, 75), (3,)),
-    ):
-        disk = Disk(records, [3], error=error)
-        for found, expected in zip(make(disk).sample(*arguments), make(records).sample(*arguments)):
-            assert np.array_equal(found, expected)
-        assert disk.reads == [3, 3]
+    found, bad = open_records(str(tmp_path), 'train'), BadRecords(EPOCH, 2)
+    for load, arguments in ((LoadTraining(found, 1, settings(seed=5), bad), (0, 3)), (LoadEvaluation(found, 1, 75), (3,))):
+        expected = load.sample(*arguments)
+        reads = away(monkeypatch, [3])
+        assert all(map(np.array_equal, load.sample(*arguments), expected)) and reads == [3, 3]
     assert pauses == [0.2, 0.2] and bad.count(0) == 0
 
 
-def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses):
+def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses, monkeypatch):
     """After some seconds; the next such one costs less, until waiting has helped again."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    disk, bad = Disk(open_records(str(tmp_path), 'train'), [3, 4], always=True), BadRecords(EPOCH, 2)
-    load = LoadTraining(disk, 1, settings(seed=5), bad)
+    bad = BadRecords(EPOCH, 2)
+    load = LoadTraining(open_records(str(tmp_path), 'train'), 1, settings(seed=5), bad)
+    away(monkeypatch, [3, 4], always=True)
     load.sample(0, 3)
     assert pauses == [0.2, 0.5, 1, 2, 4] and bad.count(0) == 1
     load.sample(0, 4)
-    assert pauses[5:] == [0.2] and bad.first.endswith('record 3: [Errno 5] Input/output error')
-    disk.always, disk.away = False, {5}
+    assert pauses[5:] == [0.2] and bad.first.endswith('record 3: Input/output error')
+    away(monkeypatch, [5])
     load.sample(0, 5)
-    disk.always, disk.away = True, {6}
+    away(monkeypatch, [6], always=True)
     load.sample(0, 6)
     assert pauses[6:] == [0.2, 0.2, 0.5, 1, 2, 4] and bad.count(0) == 3
 

@@ -151,9 +151,9 @@ def test_central_crop(size, expected):
 
 def test_resize_keeps_flat_and_linear_images():
     flat = np.full((40, 60, 3), 77, np.uint8)
-    assert (resize(flat, 75) == 77).all()
+    assert (resize(flat, 75, 75) == 77).all()
     ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, 0).repeat(3, 2)
-    assert np.abs(resize(ramp, 100)[5, 5:-5, 0] - (np.arange(100) * 2 + 0.5)[5:-5]).max() <= 1
+    assert np.abs(resize(ramp, 100, 100)[5, 5:-5, 0] - (np.arange(100) * 2 + 0.5)[5:-5]).max() <= 1
 
 
 @samples

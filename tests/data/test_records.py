@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src.data.records import find_format, fingerprint, open_records
+from src.data.layouts import find_format
+from src.data.records import fingerprint, open_records
 from tests.data.samples import ROOT, cli, content, jpeg, message, write_folder
 
 

@@ -33,7 +33,7 @@ def check(kind, seed, folder, count):
 @pytest.mark.compiles
 @pytest.mark.parametrize('kind', KINDS)
 def test_damaged_files(kind, tmp_path):
-    check(kind, 1, tmp_path, 300)
+    check(kind, 1, tmp_path, 150)
 
 
 @pytest.mark.compiles

@@ -95,6 +95,9 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
             f'{train_path if class_names is None else "labels.txt"} ({", ".join(listed[:3])} ...; {len(unknown)} of '
             f'{len(folders)} are not); name the same classes in both{" or remove labels.txt" if class_names else ""}'
         )
+    with os.scandir(path) as entries:
+        if beside := sorted(e.path for e in entries if not _is_aside(e.name) and not e.is_dir()):
+            left_out['file beside the class folders'] = beside
     for folder in folders:
         found = scan(os.path.join(path, folder), left_out)
         files += found

@@ -27,6 +27,7 @@ class AllReduce(nn.Cell):
         self.operation = ops.AllReduce()
 
     def construct(self, x):
+        """See the class."""
         return self.operation(x)
 
 
@@ -38,6 +39,7 @@ class Broadcast(nn.Cell):
         self.operation = ops.Broadcast(0)
 
     def construct(self, x):
+        """See the class."""
         return self.operation((x,))[0]
 
 

@@ -25,8 +25,9 @@ class Log:
                 # Names of files may be any bytes; they look as on the screen, see `errors.entry_point`.
                 self.file = open(path, 'a', encoding='utf-8', errors='backslashreplace')
 
-    def __call__(self, line: str):
+    def __call__(self, line: str) -> None:
         # A full disk or a closed pipe is no reason to end a training.
+        """See the class."""
         written = False
         for file in filter(None, (sys.stdout, self.file)):
             with contextlib.suppress(OSError):

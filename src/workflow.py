@@ -267,7 +267,7 @@ def export_and_predict(trained: Path, output: Path, photos: Records) -> list[tup
     return [*rows, ('predictions', page)]
 
 
-def missing(need) -> str | None:
+def missing(need: object) -> str | None:
     """What a row says where the packages that the function `need` requires are not installed; None where they are."""
     try:
         need()

@@ -39,7 +39,7 @@ class BadRecords:
         self._counts = np.frombuffer(memory, np.int64, epochs)
         self._texts = np.frombuffer(memory, 'S1000', 2, 8 * epochs)  # the first bad record, the error of a worker
 
-    def add(self, epoch: int, where: str):
+    def add(self, epoch: int, where: str) -> None:
         """Count a record of `epoch` (from 0); `where` says which and why."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
         try:
@@ -48,7 +48,7 @@ class BadRecords:
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
-    def fail(self, error: Exception):
+    def fail(self, error: Exception) -> None:
         """Note the error that ends a worker."""
         text = str(error if isinstance(error, InputError) else repr(error))
         self._texts[1] = text.encode(errors='backslashreplace')

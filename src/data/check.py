@@ -226,6 +226,7 @@ def _print(result):
 
 @entry_point
 def main():
+    """The command line."""
     parser = Parser(
         prog='python -m src.data.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -232,6 +232,7 @@ def _run(job, workers):
 
 @entry_point
 def main():
+    """The command line."""
     parser = Parser(
         prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -54,7 +54,7 @@ def _texture(texture, x, y, period):
     return np.clip(level * 2.5 + 0.5, 0, 1)
 
 
-def draw(colour: str, texture: str, shape: str, rng) -> np.ndarray:
+def draw(colour: str, texture: str, shape: str, rng: np.random.Generator) -> np.ndarray:
     """One image, uint8 (height, width, 3), sides of 120 to 320; everything but the class is random."""
     area, aspect = rng.uniform(140, 270) ** 2, np.exp(rng.uniform(-0.3, 0.3))
     height, width = (int(np.clip((area * ratio) ** 0.5, 120, 320)) for ratio in (1 / aspect, aspect))
@@ -130,6 +130,7 @@ def make(
 
 @entry_point
 def main():
+    """The command line."""
     parser = Parser(
         prog='python -m src.data.demo_images',
         description=__doc__.partition(':')[0],

@@ -66,7 +66,7 @@ def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[byte
     return found
 
 
-def split_folders(data_dir, split: str) -> list[str]:
+def split_folders(data_dir: str, split: str) -> list[str]:
     """The directories in `data_dir` that may have a split's class folders, in the order of PARTS."""
     names = {name: PARTS[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in PARTS[split]}
     return [p for p in (os.path.join(data_dir, n) for n in sorted(names, key=names.get)) if os.path.isdir(p)]

@@ -107,7 +107,7 @@ class EncodedImage:
         return pixels(opened, self.upright)[top : top + height, left : left + width]
 
 
-def open_image(encoded: bytes):
+def open_image(encoded: bytes) -> Image.Image:
     """Header of an encoded image as a lazy PIL image; ImageError if there is none, or if a JPEG or PNG is not whole."""
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above it and refuses twice as many
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
@@ -138,7 +138,7 @@ def _check_whole(encoded):
             position = end + 4
 
 
-def pixels(opened, white: bool = False) -> np.ndarray:
+def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
     """A PIL image as RGB uint8 (height, width, 3); of 16 bits a sample the upper 8 count, as in TensorFlow.
 
     With `white` that is behind what is transparent, otherwise transparency is left out, as in TensorFlow. ImageError on what
@@ -163,14 +163,14 @@ def _has_alpha(opened):
     return opened.mode.endswith(('A', 'a')) or 'transparency' in opened.info
 
 
-def is_transparent(opened) -> bool:
+def is_transparent(opened: Image.Image) -> bool:
     """Whether any pixel of a decoded PIL image is."""
     if opened.mode.startswith('I'):
         return 'transparency' in opened.info
     return _has_alpha(opened) and opened.convert('RGBA').getextrema()[3][0] < 255
 
 
-def orientation(encoded: bytes, opened=None) -> int:
+def orientation(encoded: bytes, opened: Image.Image | None = None) -> int:
     """EXIF orientation, 1 to 8, of an encoded image; 1 where there is none, or none that makes sense. `opened` is its PIL
     image, if there is one. ImageError if it is no JPEG and cannot be decoded."""
     if encoded.startswith(_JPEG):

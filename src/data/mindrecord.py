@@ -29,7 +29,7 @@ _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLO
            PAGE_OFFSET_BLOB_END FROM INDEXES ORDER BY ROW_ID"""
 
 
-def list_shards(data_dir, aliases) -> list[str]:
+def list_shards(data_dir: str, aliases: tuple) -> list[str]:
     """Sorted paths of what may be shards of a split: named `<alias>*.mindrecord*` or in `alias`/."""
     found, begins = [], re.compile(f'({"|".join(aliases)})(?![a-z])', re.IGNORECASE)
     for name in sorted(os.listdir(data_dir)):

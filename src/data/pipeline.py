@@ -52,7 +52,12 @@ def training_dataset(
 
 
 def evaluation_dataset(
-    records: Records, offset: int, settings: Settings, run: Run, preprocessing: Preprocessing = PREPROCESSING, numbers=None
+    records: Records,
+    offset: int,
+    settings: Settings,
+    run: Run,
+    preprocessing: Preprocessing = PREPROCESSING,
+    numbers: np.ndarray | None = None,
 ) -> ds.Dataset:
     """Batches with every record, or those with the `numbers` (int64), once over all ranks, as `LoadEvaluation` makes them;
     equally many on every rank."""
@@ -62,7 +67,7 @@ def evaluation_dataset(
     return batches(order, load, ['image', 'label'], settings, run.ranks_here)
 
 
-def batches(order, load: Callable, columns: list[str], settings: Settings, ranks_here: int = 1) -> ds.Dataset:
+def batches(order: object, load: Callable, columns: list[str], settings: Settings, ranks_here: int = 1) -> ds.Dataset:
     """Data set of what `load` makes of the numbers in `order`, a batch in each call, by `workers` processes."""
     num_workers = workers(settings.num_workers, ranks_here)
     if num_workers > 1 and (problem := _no_processes()):
@@ -108,6 +113,7 @@ class LoadTraining:
         self.records, self.offset, self.settings, self.bad = records, offset, settings, bad
 
     def __call__(self, epochs, records):
+        """See the class."""
         try:
             return _stacked([self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)])
         except Exception as error:
@@ -137,7 +143,7 @@ class LoadTraining:
         """`training_image` by the settings."""
         return training_image(encoded, self.settings.image_size, rng, self.settings.min_object_covered, self.records.upright)
 
-    def substitute(self, rng) -> tuple:
+    def substitute(self, rng: np.random.Generator) -> tuple:
         """Image and number of a record that can be decoded, drawn by `rng` from all records; InputError if none is found."""
         for _ in range(SUBSTITUTES):
             record = int(rng.integers(len(self.records)))
@@ -162,6 +168,7 @@ class LoadEvaluation:
         self.records, self.offset, self.size, self.preprocessing = records, offset, size, preprocessing
 
     def __call__(self, records):
+        """See the class."""
         return _stacked([self.sample(int(record)) for record in records])
 
     def sample(self, record: int) -> tuple:

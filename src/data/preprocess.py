@@ -52,7 +52,9 @@ def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
     raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
 
 
-def random_crop(rng, height: int, width: int, min_object_covered: float = 0.1) -> tuple[int, int, int, int]:
+def random_crop(
+    rng: np.random.Generator, height: int, width: int, min_object_covered: float = 0.1
+) -> tuple[int, int, int, int]:
     """Top, left, height, width of a crop as TensorFlow's `sample_distorted_bounding_box` draws it for an object that is the
     whole image, of which it covers at least the part `min_object_covered`.
 
@@ -104,7 +106,9 @@ def _resizer(height, width):  # MindSpore takes a tenth of a millisecond to chec
 
 
 @one_image()
-def training_image(encoded: bytes, size: int, rng, min_object_covered: float = 0.1, upright: bool = False) -> np.ndarray:
+def training_image(
+    encoded: bytes, size: int, rng: np.random.Generator, min_object_covered: float = 0.1, upright: bool = False
+) -> np.ndarray:
     """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3); `upright` as in `EncodedImage`.
 
     ImageError on what cannot be decoded.
@@ -174,6 +178,7 @@ class Augment(nn.Cell):
         self.drawn = ms.Tensor(DRAWN)
 
     def construct(self, image, draws):
+        """See the class."""
         draws = (draws * self.drawn).astype(self.dtype)
         brightness, saturation = draws[:, 0].reshape(-1, 1, 1, 1), draws[:, 1].reshape(-1, 1, 1, 1)
         return colour(image.astype(self.dtype), brightness, saturation, ops.maximum, ops.minimum)

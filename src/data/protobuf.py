@@ -11,7 +11,7 @@ _FIXED = {0: None, 1: 8, 5: 4}  # wire types, the lowest three bits of a tag: a 
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
 
 
-def read_varint(buf, pos: int, end: int) -> tuple[int, int]:
+def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     """(value, position after it) of the variable-length number at buf[pos], unsigned; ValueError if it is broken."""
     value = 0
     for shift in range(0, 70, 7):
@@ -25,7 +25,7 @@ def read_varint(buf, pos: int, end: int) -> tuple[int, int]:
     raise ValueError('broken varint')
 
 
-def read_fields(buf, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
+def read_fields(buf: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield (tag, start, stop) for every field of the message in buf[pos:end]: the tag is field number * 8 + wire type, the
     value buf[start:stop], of bytes without their length. `buf` is bytes, memoryview or mmap. ValueError for damage."""
     try:

@@ -193,6 +193,7 @@ def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[
 
 @entry_point
 def main():
+    """The command line."""
     parser = Parser(
         prog='python -m src.data.split', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

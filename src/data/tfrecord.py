@@ -184,7 +184,7 @@ def shard_name(split: str, number: int, total: int, suffix: str = '') -> str:
     return f'{split}-{number:05d}-of-{total:05d}{suffix}'
 
 
-def write_shards(directory, split: str, examples, num_shards: int) -> list[str]:
+def write_shards(directory: str, split: str, examples: Iterable, num_shards: int) -> list[str]:
     """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards, which get their names only when all
     are written; returns their paths."""
     examples = list(examples)

@@ -18,7 +18,7 @@ RUN_BY = {
     'bash scripts/run_finetune.sh': 'tests/test_workflow.py::test_from_photos_to_a_classifier',
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh': 'tests/test_distributed.py::test_scripts_with_two_ranks',
-    'bash scripts/run_eval.sh': 'tests/test_end_to_end.py::test_report_on_the_best_checkpoint',
+    'bash scripts/run_eval.sh': 'tests/test_end_to_end.py::test_evaluation_is_exact',
     'bash scripts/run_export.sh': 'tests/test_end_to_end.py::test_export',
     'python export.py': 'tests/test_end_to_end.py::test_export',
     'bash scripts/run_predict.sh': 'tests/deploy/test_predict.py::test_page',

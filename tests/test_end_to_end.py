@@ -353,7 +353,8 @@ def test_bad_training_input(arguments, message, options, capsys, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    'content, message', [(None, 'empty'), (b'this is no TFRecord' * 9, 'train-00000-of-00001.*record 0')]
+    'content, message',
+    [(None, 'empty'), (b'this is no TFRecord' * 9, 'train-00000-of-00001: .*wrong checksum of the first record length')],
 )
 def test_bad_records(content, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
 def test_from_photos_to_a_classifier(weights, tmp_path):
     photos, output = make_photos(tmp_path / 'my photos'), tmp_path / 'out put'
     before = {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()}
-    command = ['scripts/run_finetune.sh', photos, weights, output, '--max_epochs', 1, '--num_workers', 1]
+    command = ['run_finetune.sh', photos, weights, output, '--max_epochs', 1, '--num_workers', 1]
     status, out, err = run(*command, cwd=tmp_path)
     assert status == 0, err
     assert 'broken.jpg: not an image' in err and out.startswith(f'fine-tunes {weights.name} on the photos in {photos}; ')

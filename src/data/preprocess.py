@@ -45,7 +45,12 @@ def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
         mean, std = (tuple(map(float, levels)) for levels in (found.mean, found.std))
         found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
         sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-        if sound and 0 < found.central_fraction <= 1 and found.interpolation in ('bilinear', 'bicubic'):
+        if (
+            sound
+            and isinstance(found.square, bool)
+            and 0 < found.central_fraction <= 1
+            and found.interpolation in ('bilinear', 'bicubic')
+        ):
             return found
     except (TypeError, ValueError):
         pass

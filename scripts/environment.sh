@@ -23,7 +23,7 @@ _has_requirements() {
     "$1" -c 'from importlib import metadata, util
 mindspore = metadata.distribution("mindspore")
 assert mindspore.version == "2.8.0" and mindspore.read_text("RECORD")
-assert all(map(util.find_spec, ("numpy", "easydict", "yaml", "tqdm")))' >/dev/null 2>&1
+assert all(map(util.find_spec, ("numpy", "easydict", "yaml", "tqdm", "psutil", "msgpack")))' >/dev/null 2>&1
 }
 
 # Whether PYTHON is that of ROOT/.venv, and a package is missing that one of the files $@ names.

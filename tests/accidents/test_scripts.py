@@ -68,7 +68,7 @@ def test_all_scripts_are_tried():
 
 
 PIP = 'import os, sys\nprint("pip", *(w.rsplit("/", 1)[-1] for w in sys.argv[1:]))\nsys.exit("FAIL" in os.environ)\n'
-INSTALLED = ('mindspore', 'numpy', 'easydict', 'pyyaml', 'tqdm', 'matplotlib', 'tensorboardX')
+INSTALLED = ('mindspore', 'numpy', 'easydict', 'pyyaml', 'tqdm', 'psutil', 'msgpack', 'matplotlib', 'tensorboardX')
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,6 @@ from src.errors import InputError, Parser, reading
 from src.option_kinds import CONDITION, read_options, read_yaml
 
 DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
-REFERENCE_BATCH = 128  # images per step of the original recipe, which its learning rate and its step counts refer to
 RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training
 
 # Options of earlier versions, with the value that each has always now. Checkpoints and config.yaml of earlier training runs

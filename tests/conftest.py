@@ -83,6 +83,17 @@ def data(tmp_path_factory):
     return demo_images.make(tmp_path_factory.mktemp('records'), train_per_class=6, validation_per_class=3)
 
 
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory):
+    """A checkpoint of a small network, of which programs must take the blocks and the image size."""
+    from src.inceptionv4 import InceptionV4
+    from src.weights import checkpoint
+
+    about = {'num_classes': 7, 'block_counts': [1, 1, 1], 'image_size': 75}
+    network = InceptionV4(7, block_counts=(1, 1, 1), image_size=75)
+    return checkpoint.save(tmp_path_factory.mktemp('weights'), network, step=1, epoch=1, config=about)
+
+
 SMALL = ['--num_classes', '10', '--block_counts', '1,1,1', '--image_size', '75', '--batch_size', '4', '--num_workers', '1']
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from src import workflow
 from src.data.split import open_list
-from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
 from tests.data.samples import jpeg
 from tests.test_end_to_end import ROOT, message_of, run
@@ -25,14 +24,6 @@ def make_photos(path):
             (path / name / f'{k}{" é" * (k % 2)}.png').write_bytes(jpeg([number, k], (90, 80), form='PNG'))
     (path / name / 'broken.jpg').write_bytes(b'x')
     return path
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    """A checkpoint of a small network, of which training must take the blocks and the image size."""
-    network = InceptionV4(7, block_counts=(1, 1, 1), image_size=75)
-    about = {'num_classes': 7, 'block_counts': [1, 1, 1], 'image_size': 75}
-    return checkpoint.save(tmp_path_factory.mktemp('weights'), network, step=1, epoch=1, config=about)
 
 
 @pytest.mark.compiles

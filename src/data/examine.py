@@ -124,8 +124,7 @@ def _examine_some(sets, number, start, stop):
     records, found, digests = sets[number], [], bytearray()
     for k in range(start, stop):
         try:
-            encoded = records.read(k)
-            broken = {} if records.byte is None or _crc_fits(records, k) else {'crc': 'of its data'}
+            encoded, broken = _read(records, k)
             # A shard has no use for the ending of a file name: its readers expect JPEG.
             broken.update(examine(encoded, records.name(k) if records.layout in ('folder', 'archives') else ''))
         except (OSError, InputError) as error:
@@ -135,13 +134,21 @@ def _examine_some(sets, number, start, stop):
     return number, start, found, bytes(digests)
 
 
-def _crc_fits(records, k):
-    """Whether the data of a TFRecord have the checksum that is stored behind them."""
-    with open(records.paths[records.source[k]], 'rb') as file:
-        file.seek(int(records.byte[k]))
+def _read(records, k):
+    """The encoded image of record `k`, and {kind: detail} if its data do not have the checksum that a TFRecord stores
+    behind them."""
+    if records.byte is None:
+        return records.read(k), {}
+    (path, start, count), byte = records.place(k), int(records.byte[k])
+    with open(path, 'rb') as file:
+        file.seek(byte)
         size = struct.unpack('<Q4x', file.read(12))[0]
         data, crc = file.read(size), file.read(4)
-    return len(crc) == 4 and struct.unpack('<I', crc)[0] == masked_crc(data)
+    if len(crc) < 4:  # the file became shorter: perhaps the image is there
+        return records.read(k), {'crc': 'of its data'}
+    start -= byte + 12
+    fits = struct.unpack('<I', crc)[0] == masked_crc(data)
+    return data[start : start + count], {} if fits else {'crc': 'of its data'}
 
 
 def process_count(workers: int | None) -> int:

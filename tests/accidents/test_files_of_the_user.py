@@ -17,21 +17,10 @@ from src import files
 from src.data import split
 from src.evaluation import report
 from src.evaluation.outcomes import Outcomes
-from src.inceptionv4 import InceptionV4
-from src.weights import checkpoint
 from tests.data.samples import jpeg
 from tests.evaluation.test_outcomes import random_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def line_of(main, capsys, *arguments):
-    """The one line with which the program ends for bad input."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in arguments])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1
-    return error
 
 
 def start_training(capsys, directory, *options):
@@ -62,13 +51,6 @@ def test_files_that_only_look_temporary_stay(where, tmp_path, capsys):
     start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache')
     assert all((tmp_path / where / name / 'letter').exists() for name in names)
     assert (tmp_path / where / '.file.99999999.bak').exists()
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    network = InceptionV4(5, block_counts=(1, 1, 1), image_size=75)
-    about = {'num_classes': 5, 'block_counts': [1, 1, 1], 'image_size': 75}
-    return checkpoint.save(tmp_path_factory.mktemp('weights'), network, step=1, epoch=1, config=about)
 
 
 @pytest.mark.compiles

@@ -8,8 +8,7 @@ import mindspore as ms
 import numpy as np
 
 from src import runtime
-from src.data.layouts import find_format, splits
-from src.data.records import open_records
+from src.data.records import find_format, open_records, splits
 from src.deploy import description, quantization
 from src.deploy.export import export_network
 from src.deploy.formats import need_onnx

@@ -21,7 +21,7 @@ from src.data import jpeg, pipeline
 from src.data.bad_records import BadRecords
 from src.data.classes import assumption, count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
-from src.data.records import Records, fingerprint, open_records
+from src.data.records import Records, open_records
 from src.errors import entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
@@ -40,10 +40,9 @@ from src.training.stopping import Signals
 
 
 class TrainingSet(NamedTuple):
-    """The training records, their fingerprint, what is subtracted from their labels, the number of classes."""
+    """The training records, what is subtracted from their labels, the number of classes."""
 
     records: Records
-    fingerprint: str
     offset: int
     num_classes: int
 
@@ -70,7 +69,7 @@ def train(settings, signals):
     run.log(f'{plan.steps_per_epoch} steps of {plan.batch_size} images x {plan.world} an epoch; {plan.stop} steps')
 
     # Resume before restore: a training run that is resumed has weights of its own.
-    saved, plan, settings, training = resume.find_start(settings, run, plan, data.fingerprint)
+    saved, plan, settings, training = resume.find_start(settings, run, plan, data.records.fingerprint)
     if plan.start >= plan.stop:
         run.log(f'training is complete: {plan.start} of {plan.stop} steps are done; raise --max_epochs to continue')
         if plan.evaluated >= plan.stop:
@@ -134,9 +133,9 @@ def load_data(settings, run):
     settings = settings.but(
         num_classes=num_classes, label_offset=str(offset), batch_size=batch_size, amp_level=run.amp_level
     )
-    same = {'the training records': fingerprint(records), **settings.group('Data', 'Network', 'Recipe')}
+    same = {'the training records': records.fingerprint, **settings.group('Data', 'Network', 'Recipe')}
     collective.require_same(same, run.rank, run.world)
-    return TrainingSet(records, same['the training records'], offset, num_classes), settings
+    return TrainingSet(records, offset, num_classes), settings
 
 
 def create_network(settings, run, restore_path):
@@ -165,7 +164,7 @@ def describe(settings, data, training):
     """What each checkpoint records beside parameters and step."""
     return {
         'config': settings,
-        'data': data.fingerprint,
+        'data': data.records.fingerprint,
         'preprocessing': PREPROCESSING._asdict(),
         'class_names': (data.records.class_names or [])[: data.num_classes + data.offset] or None,
         'training': training,

@@ -23,7 +23,7 @@ import numpy as np
 
 from src.data import demo_images
 from src.data.convert import recorded
-from src.data.records import Records, fingerprint, open_records
+from src.data.records import Records, open_records
 from src.data.split import open_list, open_photos
 from src.deploy.formats import need_onnx
 from src.errors import InputError, entry_point, reading
@@ -128,7 +128,7 @@ def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     claim(
         output,
         {
-            'photos': f'{photos} ({", ".join(map(fingerprint, found.values()))})',
+            'photos': f'{photos} ({", ".join(records.fingerprint for records in found.values())})',
             'weights': f'{weights} ({os.path.getsize(main_file(weights))} bytes)',
             'seed': str(config.seed),
         },

@@ -18,8 +18,7 @@ import numpy as np
 
 from src.data.classes import BACKGROUND_CLASSES, read_labels
 from src.data.examine import examine_all, spread
-from src.data.layouts import contents, find_format, splits
-from src.data.records import CHECKS, Records, open_records, walk
+from src.data.records import CHECKS, Records, contents, find_format, open_records, splits, walk
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import as_json
 

@@ -29,8 +29,7 @@ from src.data.archives import ARCHIVES
 from src.data.classes import LARGEST, names_as_text
 from src.data.examine import UNREADABLE, examine, process_count, spread
 from src.data.image import ImageError, as_jpeg
-from src.data.layouts import FORMATS, SPLITS, find_format
-from src.data.records import fingerprint
+from src.data.records import FORMATS, SPLITS, find_format
 from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point, reading
 from src.files import lock_directory, move
@@ -175,7 +174,7 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
         'shards': shards,
         'seed': 0,  # there is one order: a training run draws its own
         'labels': names,
-        'source': {split: fingerprint(found) for split, found in records.items()},
+        'source': {split: found.fingerprint for split, found in records.items()},
     }
     with reading(dst, 'give another --dst, or remove this one'):
         done = _run(_Job(dst, settings, records, shift, fix), workers)

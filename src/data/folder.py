@@ -15,12 +15,12 @@ _UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.jxl')
 _TRASH = ('@eadir', '#recycle', '$recycle.bin', '__macosx', 'lost+found', 'system volume information')
 NESTED = 'folder inside a class folder'
 # What Hugging Face's datasets take for parts of a data set, https://huggingface.co/docs/datasets/repository_structure
-PARTS = {
+SPLIT_NAMES = {
     'train': ('train', 'training'),
     'validation': ('validation', 'val', 'valid', 'dev'),
     'test': ('test', 'testing', 'eval', 'evaluation'),
 }
-_PART = re.compile(f'({"|".join(name for names in PARTS.values() for name in names)})[-_ ]?[0-9]*', re.IGNORECASE)
+_SPLIT = re.compile(f'({"|".join(name for names in SPLIT_NAMES.values() for name in names)})[-_ ]?[0-9]*', re.IGNORECASE)
 
 
 def as_line(left_out: dict[str, list[str]]) -> str:
@@ -38,9 +38,9 @@ def _is_aside(name):
     return name.startswith('.') or name.lower() in _TRASH
 
 
-def is_part(name: str) -> bool:
+def is_split_name(name: str) -> bool:
     """Whether a folder's `name` is that of a part of a data set, such as train, Valid or test1."""
-    return bool(_PART.fullmatch(name))
+    return bool(_SPLIT.fullmatch(name))
 
 
 def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[bytes]:
@@ -67,8 +67,10 @@ def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[byte
 
 
 def split_folders(data_dir: str, split: str) -> list[str]:
-    """The directories in `data_dir` that may have a split's class folders, in the order of PARTS."""
-    names = {name: PARTS[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in PARTS[split]}
+    """The directories in `data_dir` that may have a split's class folders, in the order of SPLIT_NAMES."""
+    names = {
+        name: SPLIT_NAMES[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in SPLIT_NAMES[split]
+    }
     return [p for p in (os.path.join(data_dir, n) for n in sorted(names, key=names.get)) if os.path.isdir(p)]
 
 
@@ -80,7 +82,7 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
     0: a class that the validation images lack must not shift the labels of the others.
     """
     trained = [*map(normal, class_folders(train_path))]
-    if class_names is None and trained and all(map(is_part, trained)):
+    if class_names is None and trained and all(map(is_split_name, trained)):
         raise ValueError(
             f'{" and ".join(trained[:3])} in it are names of parts of a data set, not of classes; put the images into one '
             'folder for each class, <class>/*.jpg, or where the parts are given train/<class>/*.jpg and '

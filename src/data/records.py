@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import stat
 import tarfile
 import time
@@ -17,9 +19,11 @@ from tqdm import tqdm
 
 from src.data import archives, folder, mindrecord, tfrecord
 from src.data.classes import BACKGROUND_CLASSES, imagenet_names, names_by_wordnet_ids, read_labels
-from src.data.layouts import contents, find_format, first_names
 from src.errors import InputError, reading
 
+FORMATS = ('tfrecord', 'mindrecord', 'folder', 'archives')
+SPLITS = ('train', 'validation')
+FOLDERS = 'train/<class>/*.jpg and validation/<class>/*.jpg'
 AGAIN = 'copy or make the shard again'
 CHECKS = {'tfrecord': tfrecord.check_set, 'mindrecord': mindrecord.check_shards}  # raise ValueError for incomplete sets
 PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds, of a training before it tries again to read a record
@@ -34,7 +38,7 @@ class Records:
     step needs every record at once. Records can be pickled and used in forked processes.
     """
 
-    layout: str  # one of layouts.FORMATS
+    layout: str  # one of FORMATS
     paths: list[str]  # of shards, the archive, or class folders
     source: np.ndarray  # int32 [records], position in `paths`
     label: np.ndarray  # int64 [records], as stored; of folders from 0 by the sorted names, or as in labels.txt
@@ -70,6 +74,25 @@ class Records:
     def left_out(self) -> str:
         """What was not read and why, in a line; '' if everything was."""
         return folder.as_line(self.not_read)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By what a resumed training run, or a conversion that is continued, knows its records again.
+
+        Their number, and checksums of the order of their labels and of what is known of their images without reading them:
+        places and, in TFRecords, checksums; of folders all names and the sizes of up to SIZES files. Older checkpoints have
+        the part before "and".
+        """
+        label = zlib.crc32(np.asarray(self.label, np.int64).tobytes())
+        if self.offset is None:
+            known = b'/'.join(os.fsencode(os.path.basename(path)) for path in self.paths)
+            some = np.linspace(0, len(self) - 1, min(len(self), SIZES), dtype=int)
+            with reading(self.paths[0], 'restore or remove it'):
+                sizes = np.array([self.size(i) for i in some], np.int64)
+            file = zlib.crc32(sizes.tobytes(), zlib.crc32(known + self.source.tobytes() + self.file.tobytes()))
+        else:
+            file = zlib.crc32(self.length.tobytes(), zlib.crc32(self.offset.tobytes(), self.crc))
+        return f'{len(self)} with label checksum {label:08x} and file checksum {file:08x}'
 
     def place(self, i: int) -> tuple[str, int, int | None]:
         """Path, first byte and number of bytes (None: all) of the encoded image of record `i`."""
@@ -147,20 +170,58 @@ def read_file(path: str, start: int = 0, count: int | None = None) -> bytes:
     return data
 
 
-def fingerprint(records: Records) -> str:
-    """By what a resumed training, or a conversion that is continued, knows its records again: their number, and checksums of
-    the order of their labels and of what is known of their images without reading them: places and, in TFRecords, checksums;
-    of folders all names and the sizes of up to SIZES files. Older checkpoints have the part before "and"."""
-    label = zlib.crc32(np.asarray(records.label, np.int64).tobytes())
-    if records.offset is None:
-        known = b'/'.join(os.fsencode(os.path.basename(path)) for path in records.paths)
-        some = np.linspace(0, len(records) - 1, min(len(records), SIZES), dtype=int)
-        with reading(records.paths[0], 'restore or remove it'):
-            sizes = np.array([records.size(i) for i in some], np.int64)
-        file = zlib.crc32(sizes.tobytes(), zlib.crc32(known + records.source.tobytes() + records.file.tobytes()))
-    else:
-        file = zlib.crc32(records.length.tobytes(), zlib.crc32(records.offset.tobytes(), records.crc))
-    return f'{len(records)} with label checksum {label:08x} and file checksum {file:08x}'
+def contents(data_dir: str) -> dict[str, dict[str, list[str]]]:
+    """{layout: {split: its shards, archive or folder}} of what a directory holds; OSError if it cannot be read."""
+    names, found = sorted(os.listdir(data_dir)), {layout: {} for layout in FORMATS}
+    for split in SPLITS:
+        shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
+        found['tfrecord'][split] = [os.path.join(data_dir, name) for name in shards]
+        found['mindrecord'][split] = mindrecord.list_shards(data_dir, folder.SPLIT_NAMES[split])
+        found['folder'][split] = [path for path in folder.split_folders(data_dir, split) if folder.class_folders(path)]
+        found['archives'][split] = [os.path.join(data_dir, name) for name in names if name == archives.ARCHIVES[split]]
+    found = {layout: {split: paths for split, paths in splits.items() if paths} for layout, splits in found.items()}
+    return {layout: splits for layout, splits in found.items() if splits}
+
+
+def find_format(data_dir: str | Path) -> str:
+    """Which of FORMATS a directory holds; InputError if none or two of them."""
+    if not data_dir:
+        raise InputError("data_dir is ''; give the directory of a data set")
+    data_dir = os.fspath(data_dir)
+    with reading(data_dir):
+        found = contents(data_dir) or _refuse(data_dir)
+    if len(found) > 1:
+        first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
+        raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
+    return next(iter(found))
+
+
+def _refuse(data_dir):
+    """Raise a ValueError on a directory without a data set, with a remedy that fits what is in it."""
+    names, remedy = sorted(os.listdir(data_dir)), 'give the directory above train/ and validation/, or that of the shards'
+    for path in (data_dir, *(path for split in SPLITS for path in folder.split_folders(data_dir, split))):
+        if images := folder.scan(path, {}):
+            image = os.path.join(path, os.fsdecode(images[0]))
+            remedy = f'{image} is in no class folder; put the images into one folder for each class, {FOLDERS}'
+    if shards := [name for name in names if '-of-' in name or 'tfrecord' in name]:
+        remedy = f'if {shards[0]} is a TFRecord file rename or link it, a single one as train-00000-of-00001'
+    elif any('.mindrecord' in name for name in names):
+        remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+    raise ValueError(
+        'no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
+        f"nor ImageNet's archives, and none for validation, only {first_names(names)}; {remedy}"
+    )
+
+
+def first_names(names):
+    """The first four of `names` and how many more there are, for messages."""
+    return (', '.join(names[:4]) or 'nothing') + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+
+
+def splits(data_dir: str | Path, layout: str) -> list[str]:
+    """Which of SPLITS a directory of that layout has; InputError if it cannot be read."""
+    with reading(data_dir, 'give the directory of a data set'):
+        return list(contents(os.fspath(data_dir)).get(layout, ()))
 
 
 def open_records(data_dir: str | Path, split: str, layout: str | None = None, progress: bool = False) -> Records:

@@ -21,9 +21,8 @@ import numpy as np
 from src import files
 from src.data.classes import normal, refuse_empty_folders
 from src.data.examine import UNREADABLE, examine_all
-from src.data.folder import class_folders, is_part, split_folders
-from src.data.layouts import SPLITS, splits
-from src.data.records import Records, open_folder, open_records
+from src.data.folder import class_folders, is_split_name, split_folders
+from src.data.records import SPLITS, Records, open_folder, open_records, splits
 from src.errors import InputError, Parser, counted, entry_point, reading
 
 SHARE = 0.2  # of a class's photos that are for validation
@@ -45,7 +44,7 @@ def open_photos(photos: str | Path) -> dict[str, Records]:
     """
     with reading(photos, 'give a directory with one folder of photos for each class, or one with train and validation'):
         there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
-        if there == {'validation'} or there == {'train'} and all(map(is_part, class_folders(photos))):
+        if there == {'validation'} or there == {'train'} and all(map(is_split_name, class_folders(photos))):
             raise ValueError(f'has only a {min(there)} part')
         if there == set(SPLITS):
             found = {part: open_records(photos, part, 'folder') for part in SPLITS}

@@ -18,7 +18,7 @@ from src.data.bad_records import refuse_damaged
 from src.data.classes import SURE, Offsets, check_labels, match_names, possible_offsets
 from src.data.order import EvaluationOrder
 from src.data.preprocess import PREPROCESSING, Preprocessing, scale
-from src.data.records import Records, fingerprint, open_records
+from src.data.records import Records, open_records
 from src.errors import InputError
 from src.evaluation.outcomes import FEW, HEADER, Outcomes, Result, Rows, merit, row
 from src.inceptionv4 import cross_entropy, set_precision
@@ -174,7 +174,7 @@ class Evaluation:
     ):
         self.records, self.offset, self.run, self.num_classes = records, offset, run, settings.num_classes
         if run.world > 1:
-            collective.require_same({'the validation records': fingerprint(records)}, run.rank, run.world)
+            collective.require_same({'the validation records': records.fingerprint}, run.rank, run.world)
         refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(settings.network(), run.amp_level, preprocessing, per_image)
         numbers = np.arange(len(records) if per_image else 0)

@@ -132,8 +132,8 @@ def cached(
     `run.directory`; `with_loss` is changed so that it takes them."""
     network, cell = _inside(with_loss.network), Features(with_loss.network, with_loss.augment)
     with_loss.network, with_loss.augment = Classifier(network), None
-    made_from = [settings.image_size, settings.seed, settings.min_object_covered, data.fingerprint, data.offset, copies]
-    made_from += [run.device_target, run.amp_level, [getattr(preprocess, one) for one in DRAWS]]
+    made_from = [settings.image_size, settings.seed, settings.min_object_covered, data.records.fingerprint, data.offset]
+    made_from += [copies, run.device_target, run.amp_level, [getattr(preprocess, one) for one in DRAWS]]
     sha = hashlib.sha256(json.dumps(made_from).encode())
     for parameter in network.get_parameters():
         if not parameter.name.startswith(CLASSIFIER + '.'):

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from src import collective
 from src.data import jpeg
 from src.data.pipeline import workers
-from src.data.records import fingerprint
 from src.errors import TrainingError
 from src.evaluation.evaluation import Evaluation
 from src.evaluation.outcomes import HEADER, row
@@ -50,7 +49,7 @@ class Monitor(LossMonitor):
     ):
         super().__init__(settings.display_every)
         self.state, self.settings, self.train_step, self.checkpoints = state, settings, step, checkpoints
-        self.evaluation, self.records = evaluation, fingerprint(evaluation.records) if evaluation else ''
+        self.evaluation, self.records = evaluation, evaluation.records.fingerprint if evaluation else ''
         self.rates = learning_rates(settings, state.plan.stop, state.plan.steps_per_epoch)
         self.decayed = decayed_parameters(step)
         self.evaluated = state.plan.evaluated  # an earlier run may have ended before one that was due

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src import files
-from src.data.protobuf import fields
+from src.data.tfrecord import fields
 from src.errors import InputError, reading
 from src.weights import names
 

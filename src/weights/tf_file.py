@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.protobuf import fields, read_varint
-from src.data.tfrecord import masked_crc
+from src.data.tfrecord import fields, masked_crc, read_varint
 from src.errors import reading
 
 MAGIC = bytes.fromhex('57fb808b247547db')

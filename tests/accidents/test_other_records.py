@@ -5,9 +5,8 @@ import struct
 
 import pytest
 
-from src.data.protobuf import encode_field
 from src.data.records import open_records
-from src.data.tfrecord import framed
+from src.data.tfrecord import encode_field, framed
 from tests.data.samples import cli, content, fails, jpeg, message
 
 KINDS = {bytes: 1, float: 2, int: 3}

@@ -10,8 +10,7 @@ from scipy.io import savemat
 
 from src.data.archives import ARCHIVES, DEVKIT
 from src.data.classes import imagenet_classes, imagenet_names
-from src.data.layouts import find_format
-from src.data.records import open_records
+from src.data.records import find_format, open_records
 from tests.data.samples import cli, content, jpeg, message
 
 TRAIN, VALIDATION = ARCHIVES['train'], ARCHIVES['validation']

@@ -18,9 +18,8 @@ from src.data.classes import (
     names_as_text,
 )
 from src.data.convert import convert
-from src.data.protobuf import encode_field, read_varint
 from src.data.records import open_records
-from src.data.tfrecord import framed, write_shards
+from src.data.tfrecord import encode_field, framed, read_varint, write_shards
 from src.errors import InputError
 from src.evaluation import evaluation
 from src.runtime import Run

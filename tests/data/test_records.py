@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data.layouts import find_format
-from src.data.records import fingerprint, open_records
+from src.data.records import find_format, open_records
 from tests.data.samples import ROOT, cli, content, jpeg, message, write_folder
 
 
@@ -25,7 +24,7 @@ def test_layouts(sets, layout, shift):
         assert str(sets / layout) in records.where(count - 1) and records.name(0).endswith('.jpg')
         assert records.size(2) == len(records.read(2)) and type(records.read(0)) is bytes
         again = pickle.loads(pickle.dumps(records))
-        assert content(again) == content(records) and fingerprint(again) == fingerprint(records) != fingerprint(plain)[::-1]
+        assert content(again) == content(records) and again.fingerprint == records.fingerprint
 
 
 def test_folder_labels(tmp_path):

@@ -7,9 +7,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from src.data.protobuf import encode_field
 from src.data.records import open_records
-from src.data.tfrecord import framed, masked_crc, write_shards
+from src.data.tfrecord import encode_field, framed, masked_crc, write_shards
 from src.errors import InputError
 from tests.data.samples import jpeg, message
 

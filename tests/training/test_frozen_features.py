@@ -48,7 +48,7 @@ def train(step, batches, network):
 def test_cached_is_uncached(data, tmp_path):
     """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""
     records, lines = open_records(str(data), 'train'), []
-    run, training_set = Run(directory=tmp_path, log=lines.append), TrainingSet(records, 'records', 1, 10)
+    run, training_set = Run(directory=tmp_path, log=lines.append), TrainingSet(records, 1, 10)
     network, step = build()
     losses = train(step, lambda steps, _: pipeline.training_dataset(records, 1, SETTINGS, steps, run), network)
     expected = {name: value.copy() for name, value in checkpoint.values(step).items()}

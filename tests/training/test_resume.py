@@ -18,7 +18,7 @@ import pytest
 import train
 from src import collective, files
 from src.data import demo_images
-from src.data.records import fingerprint, open_records
+from src.data.records import open_records
 from src.errors import ElsewhereError, InputError
 from src.options import load_settings
 from src.runtime import Run
@@ -174,7 +174,7 @@ def old(data, tmp_path, monkeypatch):
     records = open_records(data, 'train')
     path = tmp_path / 'results/1p/0/ckpt/inceptionv4-1_3.ckpt'
     path.parent.mkdir(parents=True)
-    checkpoint.write(path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config, 'data': fingerprint(records)})
+    checkpoint.write(path, {}, {'step': 3, 'epoch': 1, 'position': 8, 'config': config, 'data': records.fingerprint})
     return SimpleNamespace(path=path, options=options, records=records)
 
 
@@ -190,7 +190,7 @@ def refused(capsys, options):
 def found(old, directory=None, log=print, **options):
     """`resume.find` in the directory of `old` or another one."""
     settings = load_settings([*old.options, '--rank_size', '2', '--resume_override', 'true']).but(**options)
-    return resume.find(settings, Run(directory=directory or old.path.parent, log=log), fingerprint(old.records))
+    return resume.find(settings, Run(directory=directory or old.path.parent, log=log), old.records.fingerprint)
 
 
 OLD = 'results/1p/0/ckpt/inceptionv4-1_3.ckpt'

@@ -4,8 +4,7 @@ import struct
 
 import numpy as np
 
-from src.data.protobuf import encode_field, encode_varint
-from src.data.tfrecord import masked_crc
+from src.data.tfrecord import encode_field, encode_varint, masked_crc
 from src.weights.names import tf_slim_name
 from src.weights.tf_file import MAGIC
 

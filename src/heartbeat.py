@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 FILE = 'HEARTBEAT_FILE'  # variable by which the launcher of several ranks names a file in memory
 SIZE = 64  # bytes of a rank in it, at its number: "count step saved doing"
+# Seconds in which a signal again is the same request: a batch system signals a process, then its whole process group.
+ECHO = 2.0
 STEPS, COMPILING, SAVING, EVALUATING = 'steps', 'compiling', 'saving', 'evaluating'
 
 

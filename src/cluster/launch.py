@@ -4,13 +4,12 @@
 
 RANK_TABLE: file, directory with the file of a container, or a number of devices of this server, which are then 0, 1, ...
 Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails or hangs, all
-are ended; with --max_restarts N the ranks of a single server are then started again, from the newest checkpoint. SIGINT and
-SIGTERM are passed on, so that the ranks can save a checkpoint. No process is left behind.
+are ended; with --max_restarts N the ranks of a single server are then started again, from the newest checkpoint. Signals
+are passed on, so that the ranks can save a checkpoint. No process is left behind.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 from src import environment, files
 from src.cluster import rank_table
-from src.cluster.rank_table import RankTable, Server
+from src.cluster.rank_table import Device
 from src.cluster.supervisor import Signals, Supervisor, log
 from src.cluster.watchdog import Watchdog
 from src.errors import InputError, Parser, TrainingError, entry_point, reading
@@ -33,59 +32,41 @@ NEVER = (InputError.exit_status, TrainingError.exit_status)  # a restart would f
 SCHEDULER = "import mindspore; mindspore.set_device('CPU'); mindspore.communication.init()"
 # Ranks compile for minutes, not all equally long: HCCL's default of 120 s to connect is too short, MindSpore's as well.
 TIMEOUTS = {'HCCL_CONNECT_TIMEOUT': '600', 'HCCL_EXEC_TIMEOUT': '1836', 'MS_TOPO_TIMEOUT': '600'}
-# MindSpore refuses a mixture of start-up methods, so a rank inherits none of their variables.
-NOT_INHERITED = {
-    *environment.RANK_TABLES,
-    *'MS_ROLE MS_WORKER_NUM MS_SCHED_HOST MS_SCHED_PORT MS_NODE_ID MS_NODE_RANK MS_LOCAL_WORKER MS_SERVER_NUM'.split(),
-    *'MS_TOPO_TIMEOUT RANK_ID RANK_SIZE DEVICE_ID LOCAL_RANKS LOCAL_CORES HEARTBEAT_FILE'.split(),
-}
+# MindSpore refuses a mixture of start-up methods, so neither ranks nor scheduler inherit what is not set for them here.
+STARTS = {*environment.RANK_TABLES, 'MS_NODE_ID', 'MS_NODE_RANK', 'MS_LOCAL_WORKER', 'MS_SERVER_NUM', 'DEVICE_ID'}
 
 
 class Launch(NamedTuple):
-    """What is started on this machine. On the CPU these are the ranks of all servers, a rehearsal of the real launch."""
+    """What is started on this machine: on the CPU the ranks of all servers, a rehearsal of the real launch."""
 
-    table: RankTable
-    server: Server  # of the table, which this machine is
     target: str  # "Ascend" or "CPU"
-    npus: list[int]  # numbers of this machine's NPUs, ascending; []: the table counts as CANN does
-    bind_core: bool = False  # give each rank its share of the cores
+    size: int  # number of ranks on all servers
+    devices: list[Device]  # of this machine, with the numbers that CANN has for them
+    host: str  # address of the first server, where the scheduler runs; its port, or 0 for any
+    port: int
+    bind_core: bool  # give each rank its share of the cores
 
-    def jobs(self, command: list[str], port: int | None) -> dict[str, tuple]:
-        """MindSpore's dynamic cluster, as its own launcher msrun starts it: the scheduler, if this is the first server, and
-        ranks that run `command`. InputError if a device is not here, or the port (None: any) or an address is unusable.
-
-        https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html
-        """
-        devices = self.table.devices if self.target == 'CPU' else self.server.devices
-        cores, here, size = sorted(os.sched_getaffinity(0)), len(devices), len(self.table.devices)
+    def jobs(self, command: list[str]) -> dict[str, tuple]:
+        """The jobs of a `Supervisor`, as MindSpore's own launcher msrun starts a dynamic cluster: the scheduler, if this is
+        the first server, and ranks that run `command`. InputError if the port is unusable.
+        https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html"""
+        cores, here = sorted(os.sched_getaffinity(0)), len(self.devices)
         common = {'OMP_NUM_THREADS': str(max(1, len(cores) // here))} if self.target == 'CPU' else {}
-        common |= TIMEOUTS | {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        if self.npus:  # the table says which devices are used, and its numbers count all of them
-            common.pop('ASCEND_RT_VISIBLE_DEVICES', None)
-        common |= {'LOCAL_RANKS': str(here), 'LOCAL_CORES': str(len(cores)), 'RANK_SIZE': str(size)}
-        common |= {'MS_WORKER_NUM': str(size), 'MS_SCHED_PORT': str(port)}
-        first, jobs = self.table.servers[0].names[0], {}
-        with reading(f'{first}, the first server of the rank table', 'its server_id must be an address'):
-            common['MS_SCHED_HOST'] = socket.gethostbyname(first) if here < size else '127.0.0.1'  # MindSpore takes no names
-        if self.target == 'CPU' or self.server is self.table.servers[0]:
-            with reading(f'port {port}', 'choose another --master_port', (OverflowError,)):
-                with socket.create_server(('', port or 0)) as probe:
+        common |= TIMEOUTS | {name: value for name, value in os.environ.items() if name not in STARTS}
+        common |= {'LOCAL_RANKS': str(here), 'LOCAL_CORES': str(len(cores)), 'RANK_SIZE': str(self.size)}
+        common |= {'MS_WORKER_NUM': str(self.size), 'MS_SCHED_HOST': self.host, 'MS_SCHED_PORT': str(self.port)}
+        jobs = {}
+        if self.devices[0].rank_id == 0:
+            with reading(f'port {self.port}', 'choose another --master_port', (OverflowError,)):
+                with socket.create_server(('', self.port)) as probe:
                     common['MS_SCHED_PORT'] = str(probe.getsockname()[1])
-            own = {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}
-            jobs['scheduler'] = [sys.executable, '-c', SCHEDULER], common | own, cores
-        for i, device in enumerate(devices):
+            jobs['scheduler'] = [sys.executable, '-c', SCHEDULER], common | {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}, cores
+        for i, device in enumerate(self.devices):
             # A number as MS_NODE_ID is the rank. MindSpore counts the devices of a host name itself unless a rank sets its
             # own (collective_manager.cc), as `runtime.start` does with DEVICE_ID.
             rank, share = str(device.rank_id), cores[i * len(cores) // here : (i + 1) * len(cores) // here]
-            # CANN counts the devices that a container sees from 0; a table has their physical numbers.
-            # https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
-            if self.npus and device.device_id not in self.npus:
-                there = ', '.join(f'/dev/davinci{i}' for i in self.npus)
-                raise InputError(f'device {device.device_id} of the rank table is not here; there are {there}')
-            number = str(self.npus.index(device.device_id) if self.npus else device.device_id)
-            own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': number}
-            bound = share if self.bind_core and share else cores
-            jobs[rank] = [sys.executable, '-u', *command], common | own, bound
+            own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': str(device.device_id)}
+            jobs[rank] = [sys.executable, '-u', *command], common | own, (self.bind_core and share) or cores
         return jobs
 
 
@@ -111,21 +92,18 @@ def with_restarts(start: Callable[[bool], tuple[int, str, bool]], allowed: int, 
 
 def _arguments(arguments):
     """(the launcher's arguments, the script's options); the launcher's options may stand among the script's, too."""
-    ours = Parser(add_help=False, allow_abbrev=False)
-    ours.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
-    ours.add_argument('--bind_core', action='store_true', help='bind each rank to its share of the CPU cores')
-    ours.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
-    ours.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
-    ours.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
-    ours.add_argument('--stall_timeout', type=float, help='seconds of a step that count as a hang (default: 600 or more)')
-    ours.add_argument('--rank_size', type=int, help='number of ranks that is expected')
-    ours.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
-    parser = Parser(prog='python -m src.cluster.launch', parents=[ours], allow_abbrev=False)
+    parser = Parser('python -m src.cluster.launch', epilog='Other options are passed on to the script.', allow_abbrev=False)
     parser.add_argument('rank_table', help='file, or just a number of devices of one server')
     parser.add_argument('script')
-    parser.add_argument('options', nargs=argparse.REMAINDER, help='passed on to the script')
-    args = parser.parse_args(arguments)
-    _, options = ours.parse_known_args(args.options, args)
+    parser.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
+    parser.add_argument('--bind_core', action='store_true', help='bind each rank to its share of the CPU cores')
+    parser.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
+    parser.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
+    parser.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
+    parser.add_argument('--stall_timeout', type=float, help='seconds of a step that count as a hang (default: 600 or more)')
+    parser.add_argument('--rank_size', type=int, help='number of ranks that is expected')
+    parser.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
+    args, options = parser.parse_known_args(arguments)
     for name in ('grace', 'max_restarts', 'stall_timeout'):
         if (value := getattr(args, name) or 0) < 0:
             raise InputError(f'--{name} {value:g}: must be 0 or more')
@@ -133,24 +111,34 @@ def _arguments(arguments):
 
 
 def _launch(args):
-    """The `Launch` that the arguments describe."""
-    npus = environment.npus()
-    target = args.device_target if args.device_target != 'auto' else 'Ascend' if npus else 'CPU'
-    if npus and target != 'CPU':
+    """The `Launch` that the arguments describe. InputError if it cannot be that."""
+    npus = environment.npus() if args.device_target != 'CPU' else []
+    if npus:
         environment.check()
-    if args.rank_table.isdecimal() and not os.path.exists(args.rank_table):
-        table, npus = rank_table.one_server(int(args.rank_table), npus if target != 'CPU' else []), []
+    target = args.device_target if args.device_target != 'auto' else 'Ascend' if npus else 'CPU'
+    if counted := args.rank_table.isdecimal() and not os.path.exists(args.rank_table):
+        table = rank_table.one_server(int(args.rank_table), npus)
     else:
-        rank_table.wait(args.rank_table, log)
-        table = rank_table.read(args.rank_table)
-    several, size = target != 'CPU' and len(table.servers) > 1, len(table.devices)
+        table = rank_table.read(args.rank_table, log)
+    devices = everywhere = rank_table.all_devices(table)
+    if target != 'CPU':
+        devices = rank_table.local_server(table, args.server_id).devices
+    size, several = len(everywhere), len(devices) < len(everywhere)
     if args.rank_size not in (None, size):
         raise InputError(f'--rank_size {args.rank_size}, but the rank table has {size} ranks')
     if several and args.max_restarts:
         raise InputError(f'--max_restarts {args.max_restarts} is for a single server; for several see deploy/slurm.sh')
-    args.master_port = args.master_port or (PORT if several else None)  # servers that start on their own agree on it
-    server = table.servers[0] if target == 'CPU' and not args.server_id else rank_table.local_server(table, args.server_id)
-    return Launch(table, server, target, npus if target != 'CPU' else [], args.bind_core)
+    if npus and not counted:  # a table's numbers count all devices; CANN counts those that a container sees from 0:
+        # https://www.hiascend.com/document/detail/en/CANNCommunityEdition/910/API/runtimeapi/aclcppdevg_03_2286.html
+        os.environ.pop('ASCEND_RT_VISIBLE_DEVICES', None)
+        if missing := [device.device_id for device in devices if device.device_id not in npus]:
+            there = ', '.join(f'/dev/davinci{i}' for i in npus)
+            raise InputError(f'device {missing[0]} of the rank table is not here; there are {there}')
+        devices = [Device(npus.index(device.device_id), device.rank_id) for device in devices]
+    with reading(f'{table[0].names[0]}, the first server of the rank table', 'its server_id must be an address'):
+        host = socket.gethostbyname(table[0].names[0]) if several else '127.0.0.1'  # MindSpore takes no names
+    # Servers that start on their own agree on the port.
+    return Launch(target, size, devices, host, args.master_port or PORT * several, args.bind_core)
 
 
 @entry_point
@@ -159,23 +147,22 @@ def main(arguments: list[str] | None = None) -> None:
     ended this process, or 2 for unusable input."""
     args, options = _arguments(arguments)
     launch = _launch(args)
-    directory = f'results/{len(launch.table.devices)}p'
-    options = [*options, '--device_target', launch.target, '--rank_size', str(len(launch.table.devices))]
+    directory = f'results/{launch.size}p'
+    options = [*options, '--device_target', launch.target, '--rank_size', str(launch.size)]
 
     def start(resume):
         again = ['--resume', 'auto', '--overwrite', 'false'] if resume else []
-        jobs = launch.jobs([args.script, *options, *again], args.master_port)
-        watchdog = Watchdog(len(launch.table.devices), args.stall_timeout)
-        return Supervisor(jobs, directory, args.grace, watchdog, signals).supervise()
+        watchdog = Watchdog(launch.size, args.stall_timeout)
+        return Supervisor(launch.jobs([args.script, *options, *again]), directory, args.grace, watchdog, signals).supervise()
 
     with reading(args.script):
         os.stat(args.script)
     # Launchers of other servers, whose first rank is another, may use the same directory over a network.
-    name = f'.launch-{launch.server.devices[0].rank_id}.lock'
+    name = f'.launch-{launch.devices[0].rank_id}.lock'
     remedy = f'start this run in another working directory, below which its logs go to {directory}'
     with files.lock_directory(directory, remedy, BUSY, log, name) or contextlib.nullcontext():
         signals = Signals()
-        log(f'{len(launch.table.devices)} ranks, {launch.target}; logs in {directory}/<rank>/train.log')
+        log(f'{launch.size} ranks, {launch.target}; logs in {directory}/<rank>/train.log')
         sys.exit(with_restarts(start, args.max_restarts, signals))
 
 

@@ -5,8 +5,8 @@
 
 Both formats of https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html are read: `server_list`, also that of
 MindCluster (hccl.json), and the older `group_list`. In that of ModelArts are no ranks: an instance is a container with all
-its devices, which are counted through the file, as its own start script (davincirun) does. Only servers, devices and ranks
-are taken: MindSpore 2.8 does not start from rank tables, and HCCL finds the addresses of NPUs itself.
+its devices, which are counted through the file, as its own start script (davincirun) does. MindSpore 2.8 does not start from
+rank tables, and HCCL finds the addresses of NPUs itself: only servers, devices and ranks are taken.
 """
 
 from __future__ import annotations
@@ -46,32 +46,40 @@ class Server(NamedTuple):
     devices: list[Device]
 
 
-class RankTable(NamedTuple):
-    """`servers` by their ranks; the scheduler runs on the first one."""
-
-    servers: list[Server]
-
-    @property
-    def devices(self) -> list[Device]:
-        """The devices of all servers."""
-        return [device for server in self.servers for device in server.devices]
-
-
-def one_server(count: int, npus: Sequence[int] = ()) -> RankTable:
+def one_server(count: int, npus: Sequence[int] = ()) -> list[Server]:
     """The table of devices 0, 1, ... of this machine. InputError if it has fewer `npus`."""
-    if not 1 <= count <= (len(npus) or 1024):
-        raise InputError(f'{count} devices: must be 1 to {len(npus) or 1024}{" here" * bool(npus)}')
-    return RankTable([Server(['127.0.0.1'], [Device(k, k) for k in range(count)])])
+    if not 1 <= count <= (most := len(npus) or 1024):
+        raise InputError(f'{count} devices: must be 1 to {most}{" here" * bool(npus)}')
+    return [Server(['127.0.0.1'], [Device(k, k) for k in range(count)])]
 
 
-def read(path: str | Path) -> RankTable:
-    """The table of the file `path`, or of the one of NAMES in the directory `path`. InputError if anything is wrong."""
+def read(path: str | Path, log: Callable[[str], None] | None = None) -> list[Server]:
+    """The table of the file `path`, or of the one of NAMES in the directory `path`. InputError if anything is wrong. With
+    `log`, which takes a line: it is waited for, up to PATIENCE seconds, while MindCluster or ModelArts writes it."""
+    end = time.monotonic() + PATIENCE
+    if log and _is_incomplete(path):
+        log(f'rank table {path} is not completed yet; waiting up to {PATIENCE:g} s')
+    while log and _is_incomplete(path) and time.monotonic() < end:
+        time.sleep(0.5)
     with reading(f'rank table {path}', 'python -m src.cluster.rank_table make writes one', (TypeError, AttributeError)):
         return parse(json.loads(_file(path).read_bytes()))
 
 
-def parse(data: dict) -> RankTable:
-    """The table of a JSON value. ValueError, or the error of a value of another kind, if it is none."""
+def _file(path):
+    """`path`, or the file in it if it is a directory."""
+    return next(filter(Path.exists, (Path(path, name) for name in NAMES)), Path(path))
+
+
+def _is_incomplete(path):
+    try:
+        return json.loads(_file(path).read_bytes())['status'] == 'initializing'
+    except (OSError, ValueError, LookupError, TypeError):  # they empty the file before they write it
+        return bool({str(path), os.path.dirname(path)} & {MINDCLUSTER, MODELARTS})
+
+
+def parse(data: dict) -> list[Server]:
+    """The servers of a JSON value, by their ranks; the scheduler runs on the first one. ValueError, or the error of a value
+    of another kind, if it is no table."""
     if data.get('status') != 'completed':
         raise ValueError(f'status {data.get("status")!r} must be "completed"')
     entries = data.get('server_list') or [entry for group in data['group_list'] for entry in group['instance_list']]
@@ -89,45 +97,28 @@ def parse(data: dict) -> RankTable:
         raise ValueError(f'rank {min(missing)} of {len(ranks)} is missing')
     for server in servers.values():
         server.devices.sort(key=lambda device: device.rank_id)
-    return RankTable(sorted(servers.values(), key=lambda server: server.devices[0].rank_id))
+    return sorted(servers.values(), key=lambda server: server.devices[0].rank_id)
 
 
-def _file(path):
-    """`path`, or the file in it if it is a directory."""
-    there = [Path(path, name) for name in NAMES]
-    return next(filter(Path.exists, there), there[0]) if os.path.isdir(path) else Path(path)
+def all_devices(table: Sequence[Server]) -> list[Device]:
+    """The devices of all servers."""
+    return [device for server in table for device in server.devices]
 
 
-def wait(path: str | Path, log: Callable[[str], None]) -> None:
-    """Wait, at most PATIENCE seconds, until MindCluster or ModelArts has completed the file; `log` then takes a line."""
-    end = time.monotonic() + PATIENCE
-    if _is_incomplete(_file(path)):
-        log(f'rank table {path} is not completed yet; waiting up to {PATIENCE:g} s')
-    while _is_incomplete(_file(path)) and time.monotonic() < end:
-        time.sleep(0.5)
-
-
-def _is_incomplete(file):
-    try:
-        return json.loads(file.read_bytes())['status'] == 'initializing'
-    except (OSError, ValueError, LookupError, TypeError):  # they empty the file before they write it
-        return str(file.parent) in (MINDCLUSTER, MODELARTS)
-
-
-def local_server(table: RankTable, server_id: str | None = None) -> Server:
+def local_server(table: Sequence[Server], server_id: str | None = None) -> Server:
     """The server of the table that this machine is: the one that `server_id` names, else the one with an address of this
     machine. The server of a table of one is always this machine. InputError if none fits, or several."""
-    if server_id is None and len(table.servers) == 1:
-        return table.servers[0]
-    # The host's address, which its containers need not have: MindCluster and ModelArts put it into their environment.
-    wanted = server_id or os.environ.get('XDL_IP') or os.environ.get('MA_CURRENT_HOST_IP')
+    if server_id is None and len(table) == 1:
+        return table[0]
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
     own |= {socket.gethostname(), socket.getfqdn()}
-    found = [] if server_id else [server for server in table.servers if own & {*server.names}]
-    found = found or [server for server in table.servers if wanted in server.names]
+    # The host's address, which its containers need not have: MindCluster and ModelArts put it into their environment.
+    host = {os.environ.get('XDL_IP'), os.environ.get('MA_CURRENT_HOST_IP')}
+    choices = [[server for server in table if wanted & {*server.names}] for wanted in ({server_id}, own, host)]
+    found = choices[0] if server_id else choices[1] or choices[2]
     if len(found) != 1:
         what = f'{len(found)} servers of the rank table have ' + (server_id or 'an address of this machine')
-        raise InputError(f'{what}; choose one by --server_id: {", ".join(server.names[-1] for server in table.servers)}')
+        raise InputError(f'{what}; choose one by --server_id: {", ".join(server.names[-1] for server in table)}')
     return found[0]
 
 
@@ -136,11 +127,11 @@ def make(count: int, server_ids: Sequence[str] = ('127.0.0.1',)) -> str:
     some. InputError if it has fewer."""
     npus, servers = environment.npus(), []
     for k, name in enumerate(server_ids):
-        ranks = [count * k + device.rank_id for device in one_server(count, npus).devices]
-        devices = [{'device_id': str(number), 'rank_id': str(rank)} for number, rank in zip(npus or range(count), ranks)]
+        numbers = [(npus or range(count))[i] for i, _ in all_devices(one_server(count, npus))]
+        devices = [{'device_id': str(number), 'rank_id': str(count * k + i)} for i, number in enumerate(numbers)]
         servers.append({'server_id': name, 'device': devices})
     table = {'version': '1.0', 'server_count': str(len(servers)), 'server_list': servers, 'status': 'completed'}
-    return json.dumps(table, indent=1) + '\n'
+    return json.dumps(table, indent=1)
 
 
 @entry_point
@@ -159,11 +150,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command == 'make':
         text = make(args.devices, args.server_id)
         with reading(args.output), open(args.output, 'w') if args.output else contextlib.nullcontext(sys.stdout) as file:
-            return print(text, end='', file=file)
-    table = read(args.file)
-    if args.rank_size not in (None, len(table.devices)):
-        raise InputError(f'rank table {args.file} has {len(table.devices)} ranks, but rank_size is {args.rank_size}')
-    print(f'{args.file}: {len(table.devices)} ranks on {len(table.servers)} server(s), valid')
+            return print(text, file=file)
+    size = len(all_devices(table := read(args.file)))
+    if args.rank_size not in (None, size):
+        raise InputError(f'rank table {args.file} has {size} ranks, but rank_size is {args.rank_size}')
+    print(f'{args.file}: {size} ranks on {len(table)} server(s), valid')
 
 
 if __name__ == '__main__':

@@ -19,29 +19,25 @@ LONGER = 6  # times as long for what is not a step: compilation and evaluation h
 
 
 class State(NamedTuple):
-    """What a rank has written last."""
+    """What a rank has written last: number of its heartbeats, steps done, checkpoints saved, what it does."""
 
-    count: int = 0  # of its heartbeats
-    step: int = -1  # steps done
-    saved: int = 0  # checkpoints that this process has written
+    count: int = 0
+    step: int = -1
+    saved: int = 0
     doing: str = COMPILING
 
 
 class Watchdog:
-    """Watches the heartbeats of all ranks of one launch.
+    """Watches the heartbeats of `size` ranks, those of other servers included; `clock` returns seconds.
 
-    Args:
-        size: number of ranks, those of other servers included.
-        timeout: seconds without a heartbeat that mean a hang, times LONGER; None: STALL or SLOWEST times the slowest
-            interval so far, whichever is longer; 0: never.
-        clock: returns seconds.
-
-    `path` is the file for `heartbeat.FILE`. It is in memory, has no name, and ends with this process.
+    `timeout`: seconds without one that mean a hang, LONGER times as many where a rank does no steps. None: STALL, or SLOWEST
+    times the slowest interval so far if that is longer; 0: never. `path` is the file for `heartbeat.FILE`: it is in memory,
+    has no name, and ends with this process.
     """
 
     def __init__(self, size: int, timeout: float | None = None, clock: Callable[[], float] = time.monotonic):
-        self.size, self.timeout, self.clock = size, timeout, clock
-        self.file = open(os.memfd_create('heartbeats'), 'rb')  # closed with this object
+        self.timeout, self.clock = timeout, clock
+        self.file = open(os.memfd_create('heartbeats'), 'rb', buffering=0)  # closed with this object
         self.path = f'/proc/{os.getpid()}/fd/{self.file.fileno()}'
         self.states, self.since, self.slowest = {str(rank): State() for rank in range(size)}, {}, {}
         self.saved = False  # whether a checkpoint has been written
@@ -49,14 +45,14 @@ class Watchdog:
     def look(self, ranks: Collection[str] = ()) -> str | None:
         """Read new heartbeats. Returns the rank that lags behind if one of the living `ranks` hangs, else None. Nothing is
         watched before the first heartbeat of any: a program need not have them."""
-        records, now = os.pread(self.file.fileno(), self.size * SIZE, 0), self.clock()
-        for number in range(len(records) // SIZE):
-            fields, rank = records[number * SIZE :][:SIZE].decode().strip('\0').split(), str(number)
-            new, old = State(*map(int, fields[:3]), fields[3]) if fields else State(), self.states[rank]
-            if new != old:
+        now = self.clock()
+        self.file.seek(0)
+        for rank, old in self.states.items():
+            if (fields := self.file.read(SIZE).decode().strip('\0').split()) and int(fields[0]) != old.count:
+                self.states[rank] = new = State(*map(int, fields[:3]), fields[3])
                 if old.count:
                     self.slowest[old.doing] = max(self.slowest.get(old.doing, 0), now - self.since[rank])
-                self.states[rank], self.since[rank], self.saved = new, now, self.saved or new.saved > 0
+                self.since[rank], self.saved = now, self.saved or new.saved > 0
         if self.timeout == 0 or not any(state.count for state in self.states.values()):
             return None
         for rank in ranks:
@@ -73,10 +69,10 @@ class Watchdog:
 
     def silence(self, rank: str) -> str:
         """For how long a rank has had no heartbeat, in words."""
-        state = self.states[rank]
+        if not (state := self.states[rank]).count:
+            return 'no heartbeat yet'
         doing = '' if state.doing == STEPS else f'{state.doing} '
-        since = f'for {self.clock() - self.since[rank]:.0f} s {doing}after step {state.step}' if state.count else 'yet'
-        return f'no heartbeat {since}'
+        return f'no heartbeat for {self.clock() - self.since[rank]:.0f} s {doing}after step {state.step}'
 
 
 def dump_stacks(ranks: Collection[int]) -> None:

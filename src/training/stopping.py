@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import psutil
 
 from src.errors import InputError, TrainingError, input_error, report
+from src.heartbeat import ECHO
 from src.weights import checkpoint
 
 if TYPE_CHECKING:
     from src.training.checkpoints import Checkpoints
     from src.training.state import State
 
-ECHO = 2.0  # seconds in which a signal again is the same request: a batch system signals a process, then its process group
 LOOK, PATIENCE, SILENCE = 0.2, 4, 20  # seconds between two looks; for the step that a signal waits for; without data
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SA_SIGINFO, SA_ONSTACK, SA_FLAGS = 4, 0x08000000, 136  # of sigaction(2); the last is where its struct has the flags

@@ -9,7 +9,7 @@ import pytest
 import eval as evaluation
 import train
 from src.cluster.launch import SCHEDULER
-from tests.cluster.launching import RANK, Launch, table, template_2
+from tests.cluster.launching import Launch, table, template_2
 
 TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ.get('MS_NODE_ID', 'scheduler'), 'w'))"
@@ -63,9 +63,7 @@ def test_devices_of_a_container(tmp_path):
     assert status == 2 and 'error: 8 devices: must be 1 to 4 here' in text
 
 
-REDUCE = (
-    RANK
-    + """
+REDUCE = """
 import numpy as np, mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
 ms.set_device('CPU')
@@ -73,7 +71,6 @@ init()
 total = ms.ops.AllReduce()(ms.Tensor(np.float32(1 + get_rank())))
 note('sum', f'rank {get_rank()} of {get_group_size()}, sum {total}')
 """
-)
 
 
 @pytest.mark.slow
@@ -129,7 +126,7 @@ def test_rank_table_in_the_environment_of_a_program(name, main, data, monkeypatc
 
 def test_two_runs_from_one_directory(tmp_path):
     """The second one's advice is a thing that can be done; one that begins while the first is ending waits for it."""
-    waits = RANK + "note('there', 0)\nwhile not os.path.exists('go'): time.sleep(.05)\n"
+    waits = "note('there', 0)\nwait_for('go')\n"
     first = Launch(tmp_path, waits)
     first.wait_for('there0', 'there1')
     refused = Launch(tmp_path, waits, patch='launch.BUSY = 0.2').process.communicate()[1].splitlines()[-1]

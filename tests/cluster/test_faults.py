@@ -15,8 +15,8 @@ from src.data import demo_images
 from src.training import metrics
 from src.weights import checkpoint
 from tests import processes
-from tests.cluster.launching import ROOT
 from tests.conftest import SMALL
+from tests.processes import ROOT
 
 # The pauses between restarts are 1 and 2 s instead of 10 to 600.
 LAUNCHER = 'from src.cluster import launch; launch.PAUSE, launch.LONGEST = 1, 2; launch.main()'
@@ -24,8 +24,8 @@ RECIPE = (
     '--lr 0.001 --save_checkpoint_steps 2 --display_every 1 --batch_size 2 --device_target CPU --keep_checkpoint_max 3 '
     '--max_train_steps 24 --num_workers 2 --resume auto --max_restarts 99 --stall_timeout 20 --grace 20'
 ).split()
-KINDS = [('rank', name) for name in ('SIGKILL', 'SIGSTOP', 'SIGTERM')]
-KINDS += [('worker', 'SIGKILL'), ('scheduler', 'SIGKILL'), ('checkpoint', 'SIGKILL'), ('launcher', 'SIGTERM')]
+FAULTS = [('rank', name) for name in ('SIGKILL', 'SIGSTOP', 'SIGTERM')]
+FAULTS += [('worker', 'SIGKILL'), ('scheduler', 'SIGKILL'), ('checkpoint', 'SIGKILL'), ('launcher', 'SIGTERM')]
 
 
 class Run:
@@ -51,12 +51,9 @@ class Run:
 
     def wait(self, condition):
         """Whether `condition()` became true before the launcher's end."""
-        end = time.monotonic() + 600
-        while not condition() and self.process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        return bool(condition())
+        return processes.wait(lambda: condition() or self.process.poll() is not None, 600) and bool(condition())
 
-    def meet(self, victim, name, rng):
+    def fault(self, victim, name, rng):
         """Send the signal `name` at a random moment; returns whether it met what it was meant for."""
         steps, restarts = self.count('step:') + rng.randint(1, 2), self.count('launch: restart')
         # In steps and saves, or in start and compilation; a stopped rank is noticed after its first heartbeat.
@@ -70,7 +67,7 @@ class Run:
             self.process = self.start()
             return True
         if victim == 'checkpoint':
-            _, newest = checkpoint.by_age(self.directory)[-2:]
+            newest = checkpoint.by_age(self.directory)[-1]
             data = bytearray(newest.read_bytes())
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             newest.write_bytes(data)
@@ -101,9 +98,9 @@ def test_random_faults(tmp_path):
     expected = Run(tmp_path / 'reference', data).outcome()
     run = Run(tmp_path / 'faults', data)
     try:
-        for victim, name in rng.sample(KINDS, len(KINDS)):
+        for victim, name in rng.sample(FAULTS, len(FAULTS)):
             with contextlib.suppress(OSError, LookupError, ValueError, psutil.NoSuchProcess):  # it has just gone
-                met += run.meet(victim, name, rng)
+                met += run.fault(victim, name, rng)
         assert run.outcome() == expected and not expected[-1] and met >= 5
     finally:
         run.process.kill()

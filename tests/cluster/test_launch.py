@@ -8,18 +8,19 @@ import time
 import pytest
 
 from src.cluster import launch
-from tests.cluster.launching import RANK, Launch, table
+from tests.cluster.launching import Launch, table
 
-# Like a data worker that outlives its rank.
-CHILD = RANK + "note('pid_child', subprocess.Popen(['sleep', '100'], start_new_session=True).pid)\n"
+READY = "note('ready', 0)\ntime.sleep(300)\n"
 SAVES = (
-    RANK + "def save(number, _):\n    time.sleep(SECONDS); print('saved', number); note('saved', number); sys.exit(143)\n"
-    "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save); note('ready', 0)\ntime.sleep(300)\n"
+    "def save(number, _): time.sleep({}), print('saved', number), note('saved', number), sys.exit(143)\n"
+    'signal.signal(signal.SIGTERM, save), signal.signal(signal.SIGINT, save)\n'
 )
 
 
 def test_success(tmp_path):
-    script = CHILD + "print('rank', rank, sys.argv[1:], len(os.sched_getaffinity(0)))\n"
+    """A child that outlives its rank, as a data worker may, is ended too."""
+    script = "note('pid_child', subprocess.Popen(['sleep', '100'], start_new_session=True).pid)\n"
+    script += "print('rank', rank, sys.argv[1:], len(os.sched_getaffinity(0)))\n"
     assert Launch(tmp_path, script).end()[0] == 0
     status, out, err = (run := Launch(tmp_path, script, '--bind_core', '--lr', '-1')).end()
     cores = len(os.sched_getaffinity(0))
@@ -29,60 +30,54 @@ def test_success(tmp_path):
     assert err == 'launch: 2 ranks, Ascend; logs in results/2p/<rank>/train.log\n'
 
 
-@pytest.mark.parametrize(
-    'death, status, how',
-    [('sys.exit(7)', 7, 'status 7'), ('os.kill(os.getpid(), 9)', 137, 'signal SIGKILL (out of memory, or killed by hand)')],
-)
-def test_first_failure_is_named(tmp_path, death, status, how):
-    """With its last lines; the others get SIGTERM, and what they then end with is not the cause."""
-    dies = f"for i in range(30): print('line', i)\n  print('[INFO] DISTRIBUTED(5,7f,python)', flush=True)\n  {death}\n"
-    waits = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\nnote('ready', 0)\n"
-    script = (
-        CHILD + f"if rank == 1:\n  while not os.path.exists('ready0'): time.sleep(.01)\n  {dies}{waits}time.sleep(300)\n"
-    )
-    got, _, err = Launch(tmp_path, script).end()
-    lines = ''.join(f'line {i}\n' for i in range(10, 30))
-    assert got == status
-    assert err.endswith(f'launch: rank 1 failed first: {how}; the last lines of results/2p/1/train.log:\n{lines}')
-
-
-def test_rank_that_ignores_sigterm(tmp_path):
-    script = RANK + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nnote('ready', 0)\n"
-    script += "while not os.path.exists('ready1'): time.sleep(.01)\nif rank == 0: sys.exit(3)\ntime.sleep(300)\n"
-    status, _, err = Launch(tmp_path, script, '--grace', '1').end()
-    assert status == 3 and 'rank 0 failed first: status 3' in err and 'rank 1 did not end in time: killed' in err
-
-
+SLEEPS = 'time.sleep(300)'
+ENDS = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); note('ready', 0); {SLEEPS}"
+DIES = "wait_for('ready0'); [print('line', i) for i in range(30)]; print('[INFO] DISTRIBUTED(5', flush=True); "
+LINES = 'the last lines of results/2p/1/train.log:\n' + ''.join(f'line {i}\n' for i in range(10, 30))
+KILLED = 'rank 1 failed first: signal SIGKILL (out of memory, or killed by hand)'
 LOST = 'worker 1 is the first one timed out'
 
 
 @pytest.mark.parametrize(
-    'lost, rank0, symptom, status, message',
+    'rank0, rank1, scheduler, status, message',
     [
-        ('', 'time.sleep(.5); sys.exit(3)', 60, 3, 'rank 0 failed first: status 3'),
-        ('', 'pass', 0.1, 5, 'scheduler failed first: status 5'),
-        (LOST, 'pass', 0.1, 1, 'rank 1 stopped answering the scheduler; the last lines'),
-        (LOST.replace('1', '9'), 'sys.exit(143)', 60, 4, 'rank 9 stopped answering the scheduler; it is on another server'),
+        # What ranks end with after the launcher's SIGTERM, or after status 4, is not the cause.
+        (ENDS, DIES + 'sys.exit(7)', None, 7, f'rank 1 failed first: status 7; {LINES}'),
+        (ENDS, DIES + 'os.kill(os.getpid(), 9)', None, 137, f'{KILLED}; {LINES}'),
+        ('sys.exit(4)', 'time.sleep(1); sys.exit(7)', None, 7, 'rank 1 failed first: status 7'),
+        # When a rank is lost, the scheduler fails too, and may do so first.
+        ("wait_for('lost'); time.sleep(.5); sys.exit(3)", SLEEPS, '', 3, 'rank 0 failed first: status 3'),
+        (SLEEPS, SLEEPS, '', 5, 'scheduler failed first: status 5'),
+        (SLEEPS, SLEEPS, LOST, 1, 'rank 1 stopped answering the scheduler; the last lines'),
+        (
+            "wait_for('lost'); sys.exit(143)",
+            SLEEPS,
+            LOST.replace('1', '9'),
+            4,
+            'rank 9 stopped answering the scheduler; it is',
+        ),
     ],
 )
-def test_failing_scheduler_is_blamed_only_if_no_rank_is(lost, rank0, symptom, status, message, tmp_path):
-    """When a rank is lost, the scheduler fails too, and may do so first."""
-    scheduler = f"import sys\nprint({lost!r}, flush=True)\nopen('lost', 'w').close()\nsys.exit(5)"
-    script = RANK + f"while not os.path.exists('lost'): time.sleep(.01)\nif rank == 0: {rank0}\ntime.sleep(300)\n"
-    got, _, err = Launch(tmp_path, script, patch=f'supervisor.SYMPTOM = {symptom}', scheduler=scheduler).end()
+def test_first_failure_is_named(rank0, rank1, scheduler, status, message, tmp_path):
+    fails = f"import sys\nprint({scheduler!r}, flush=True)\nopen('lost', 'w').close()\nsys.exit(5)"
+    more = {
+        'patch': f'supervisor.SYMPTOM = {0.1 if rank0 == SLEEPS else 60}',
+        'scheduler': 'pass' if scheduler is None else fails,
+    }
+    got, _, err = Launch(tmp_path, f'if rank == 0: {rank0}\nelse: {rank1}\n', **more).end()
     assert got == status and f'launch: {message}' in err and err.count('failed first') + err.count('stopped answering') == 1
 
 
-def test_rank_that_follows_another_is_not_the_cause(tmp_path):
-    """It ends with status 4, here before the one that fails, which is still saving."""
-    status, _, err = Launch(tmp_path, RANK + 'time.sleep(rank)\nsys.exit(7 if rank else 4)\n').end()
-    assert status == 7 and 'rank 1 failed first: status 7' in err
+def test_rank_that_ignores_sigterm(tmp_path):
+    script = f"if rank == 0: wait_for('ready1'), sys.exit(3)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{READY}"
+    status, _, err = Launch(tmp_path, script, '--grace', '1').end()
+    assert status == 3 and 'rank 0 failed first: status 3' in err and 'rank 1 did not end in time: killed' in err
 
 
 @pytest.mark.parametrize('numbers', [[signal.SIGHUP], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]])
 def test_signal_reaches_the_ranks_once(tmp_path, numbers):
     """Never as SIGINT, which MindSpore handles itself; and a batch system signals a process, then its whole group."""
-    run = Launch(tmp_path, SAVES.replace('SECONDS', '.5'), patch='supervisor.ECHO = 60')
+    run = Launch(tmp_path, SAVES.format(0.5) + READY, patch='supervisor.ECHO = 60')
     run.wait_for('ready0', 'ready1')
     for number in numbers:
         run.process.send_signal(number)
@@ -96,7 +91,7 @@ def test_second_signal_kills(tmp_path):
     """Also where handling a signal takes longer than the launcher looks for ends of its processes, as on a busy machine."""
     patch = 'supervisor.ECHO, old = 0.1, supervisor.Signals._received\n'
     patch += 'supervisor.Signals._received = lambda *given: (supervisor.time.sleep(0.3), old(*given))'
-    run = Launch(tmp_path, SAVES.replace('SECONDS', '90'), patch=patch)
+    run = Launch(tmp_path, SAVES.format(90) + READY, patch=patch)
     run.wait_for('ready0', 'ready1')
     run.process.terminate()
     run.wait_for_line('SIGTERM passed on')
@@ -106,34 +101,21 @@ def test_second_signal_kills(tmp_path):
 
 
 def test_ranks_die_with_a_killed_launcher(tmp_path):
-    run = Launch(tmp_path, RANK + "note('ready', 0)\ntime.sleep(300)\n")
-    run.wait_for('ready0', 'ready1')
+    (run := Launch(tmp_path, READY)).wait_for('ready0', 'ready1')
     run.process.kill()
     assert run.end(patience=60)[0] == -9
 
 
 def test_screen_may_close(tmp_path):
-    run = Launch(tmp_path, RANK + 'for i in range(5):\n  print(i)\n  time.sleep(.2)\n')
+    run = Launch(tmp_path, 'for i in range(5):\n  print(i)\n  time.sleep(.2)\n')
     run.process.stdout.close()
     run.process.stdout = None
     assert run.end()[0] == 0 and run.log(0).split() == list('01234')
 
 
-def test_restarts_from_the_newest_checkpoint(tmp_path):
-    script = RANK + "if start == 1:\n  steps(1, 3)\n  heartbeat(saved=1)\n  note('ready', 0)\n"
-    script += (
-        "  while not os.path.exists('ready0'): time.sleep(.01)\n  if rank == 1: os.kill(os.getpid(), 9)\n  time.sleep(300)\n"
-    )
-    status, _, err = (run := Launch(tmp_path, script, '--max_restarts', '3', '--overwrite', 'true')).end()
-    options = ['--overwrite', 'true', '--device_target', 'Ascend', '--rank_size', '2']
-    again = [*options, '--resume', 'auto', '--overwrite', 'false']
-    assert status == 0 and run.starts(0) == run.starts(1) == [options, again]
-    cause = 'rank 1 failed first: signal SIGKILL (out of memory, or killed by hand)'
-    assert err.splitlines()[-1] == f'launch: restart 1 of 3 in 0.1 s, from the newest checkpoint: {cause}'
-
-
-def test_a_new_checkpoint_resets_the_count(monkeypatch, capsys):
-    """Without one a run begins where its options say: `--resume PATH`, or over an older run, which `auto` would resume."""
+def test_when_it_is_not_started_again(monkeypatch, capsys):
+    """After so many restarts without a new checkpoint; after bad input and lost weights at once. Before the first checkpoint
+    a run begins where its options say: `--resume PATH`, or over an older run, which `auto` would resume."""
     outcomes, given = iter([(7, 'rank 1 failed', saved) for saved in (False, False, True, False, False)]), []
     monkeypatch.setattr(launch, 'PAUSE', 0)
     signals = type('Signals', (list,), {'wait': lambda *_: False})()
@@ -142,42 +124,47 @@ def test_a_new_checkpoint_resets_the_count(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert 'launch: restart 2 of 2 in 0 s, from the beginning, as nothing was saved: rank 1 failed' in err
     assert err.endswith('launch: not started again after 2 restarts (--max_restarts): rank 1 failed\n')
-
-
-@pytest.mark.parametrize('status', [2, 3])
-def test_bad_input_and_lost_weights_are_not_tried_again(status, tmp_path):
-    script = RANK + f'if rank == 1: sys.exit({status})\ntime.sleep(300)'
-    got, _, err = (run := Launch(tmp_path, script, '--max_restarts', '3')).end()
-    assert got == status and len(run.starts()) == 1
-    assert err.splitlines()[-1].startswith(f'launch: not started again: rank 1 failed first: status {status}')
+    for status in (2, 3):
+        assert launch.with_restarts(lambda _, status=status: (status, 'rank 1 failed', True), 2, signals) == status
+        assert capsys.readouterr().err == 'launch: not started again: rank 1 failed\n'
 
 
 def test_signal_in_the_pause_before_a_restart(tmp_path):
-    run = Launch(tmp_path, RANK + 'sys.exit(5)', '--max_restarts', '9', patch='launch.PAUSE = 60')
+    run = Launch(tmp_path, 'sys.exit(5)', '--max_restarts', '9', patch='launch.PAUSE = 60')
     run.wait_for_line('restart 1 of 9 in 60 s')
     run.process.terminate()
     assert run.end()[0] == 143 and len(run.starts()) == 1
 
 
-WORKER = 'read, write = os.pipe()\n    def never_returns(): time.sleep(300)\n    if os.fork() == 0: never_returns()\n'
-HANGS = {
-    'stopped': ('os.kill(os.getpid(), signal.SIGSTOP)', ''),
-    'sleeping': (f'{WORKER}    import ctypes; ctypes.PyDLL(None).sleep(300)', 'in never_returns'),  # with Python's lock held
+WORKER = 'def never_returns(): time.sleep(300)\n    if os.fork() == 0: never_returns()\n'
+ENDS_OF_A_RANK = {
+    'stopped': ('os.kill(os.getpid(), signal.SIGSTOP)', r'hangs \(stopped\): no heartbeat for \d+ s after step 3'),
+    'sleeping': (  # with Python's lock held
+        f'{WORKER}    import ctypes; ctypes.PyDLL(None).sleep(300)',
+        r'hangs \(sleeping\): no heartbeat for \d+ s after step 3',
+    ),
+    'killed': ('os.kill(os.getpid(), 9)', r'failed first: signal SIGKILL \(out of memory, or killed by hand\)'),
 }
 
 
-@pytest.mark.parametrize('state', HANGS)
-def test_hang_is_named_ended_and_started_again(state, tmp_path):
-    code, where = HANGS[state]
-    script = RANK + f'if start == 1:\n  steps(1, 3)\n  if rank == 1:\n    {code}\n  steps(4, 4)\n  time.sleep(300)\n'
-    run = Launch(tmp_path, script, '--stall_timeout', '3', '--max_restarts', '1', '--grace', '1')
+@pytest.mark.parametrize('how', ENDS_OF_A_RANK)
+def test_failed_or_hanging_rank_is_named_and_started_again(how, tmp_path):
+    """From the newest checkpoint, if there is one. What hangs has left its stacks, and those of its data workers."""
+    code, what = ENDS_OF_A_RANK[how]
+    script = f'if start == 1:\n  steps(1, 3)\n  heartbeat(saved={how == "killed":d})\n  if rank == 1:\n    {code}\n'
+    script += f'  steps(4, 4)\n  {SLEEPS}\n'
+    options = ['--overwrite', 'true']
+    run = Launch(tmp_path, script, *options, '--stall_timeout', '3', '--max_restarts', '1', '--grace', '1')
     status, _, err = run.end()
-    assert status == 0 and len(run.starts(1)) == 2, err
-    hangs = rf'rank 1 hangs \({state}\): no heartbeat for \d+ s after step 3'
-    assert re.search(rf'^launch: {hangs}; the last lines of results/2p/1/train.log:$', err, re.M), err
-    assert re.search(rf'^launch: restart 1 of 1 in 0.1 s, from the beginning, as nothing was saved: {hangs}$', err, re.M)
-    assert where in (log := run.log(1, '.1')) and 'most recent call first' in run.log(0, '.1')
-    assert state == 'stopped' or 'script.py' in log
+    options += ['--device_target', 'Ascend', '--rank_size', '2']
+    again, where = options, 'from the beginning, as nothing was saved'
+    if how == 'killed':
+        again, where = [*options, '--resume', 'auto', '--overwrite', 'false'], 'from the newest checkpoint'
+    assert status == 0 and run.starts(0) == run.starts(1) == [options, again], err
+    assert re.search(rf'^launch: rank 1 {what}; the last lines of results/2p/1/train.log:$', err, re.M), err
+    assert re.search(rf'^launch: restart 1 of 1 in 0.1 s, {where}: rank 1 {what}$', err, re.M), err
+    assert how == 'killed' or 'most recent call first' in run.log(0, '.1')
+    assert how != 'sleeping' or 'in never_returns' in run.log(1, '.1') and 'script.py' in run.log(1, '.1')
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,23 @@ def two(timeout=None):
 
 @pytest.mark.parametrize(
     'timeout, doing, limit',
-    [(None, 'steps', STALL), (None, 'compiling', LONGER * STALL), (None, None, LONGER * STALL), (5, 'steps', 5)],
+    [
+        (None, 'steps', STALL),
+        (None, 'compiling', LONGER * STALL),
+        (None, None, LONGER * STALL),
+        (5, 'steps', 5),
+        (0, '', 1e9),
+    ],
 )
 def test_limits(timeout, doing, limit):
     """At least ten minutes, and more for what takes longer than a step, on this rank or on one that the others wait for;
-    None: it has had no heartbeat yet. Nothing is watched before the first one of any rank."""
+    None: it has had no heartbeat yet. Nothing is watched before the first one of any rank, nor with a timeout of 0."""
     at, watchdog, (first, second) = two(timeout)
     assert at(0) is at(1e6) is None and not watchdog.saved
     if doing:
         first(doing, 1)
     second('steps', 1)
-    assert at(1e6 + 1) is at(1e6 + limit) is None and at(1e6 + limit + 2)
+    assert at(1e6 + 1) is at(1e6 + limit) is None and bool(at(1e6 + limit + 2)) == (timeout != 0)
 
 
 def test_three_times_the_slowest_so_far():
@@ -45,17 +51,10 @@ def test_three_times_the_slowest_so_far():
 
 def test_which_rank_lags_and_who_is_no_longer_watched():
     at, watchdog, ranks = two()
-    for rank, step in ((0, 5), (1, 4)):
-        ranks[rank]('steps', step)
+    for rank, step in zip(ranks, (5, 4)):
+        rank('steps', step)
     assert at(0) is None
     assert at(2 * STALL) == '1' and watchdog.look(['0']) == '0' and watchdog.look([]) is None
     assert watchdog.silence('1') == 'no heartbeat for 1200 s after step 4'
     ranks[1]('steps', 5, saved=1)
     assert at(2 * STALL) is None and watchdog.saved
-
-
-def test_no_limit():
-    at, _, ranks = two(0)
-    ranks[0]('steps', 1)
-    Heartbeat({})('steps', 1)  # nobody watches that one
-    assert at(0) is at(1e9) is None

@@ -12,7 +12,6 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 
 class InputError(Exception):
@@ -28,13 +27,13 @@ class TrainingError(InputError):
 
 
 class ElsewhereError(InputError):
-    """Another rank has ended the training; the launcher names that one."""
+    """Another rank has ended the training run; the launcher names that one."""
 
     exit_status = 4
 
 
 class DiskFullError(InputError):
-    """A disk is full. There may be room later, so a launcher starts the training again."""
+    """A disk is full. There may be room later, so a launcher starts the training run again."""
 
     exit_status = 1
 
@@ -50,18 +49,13 @@ class Interrupted(InputError):
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, remedy: str = '', also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """The edge of a program: what is wrong with the file or directory `path`, which functions within the block say by plain
-    errors, becomes the `InputError` "PATH: reason; remedy".
-
-    Plain errors are ValueError, OSError (its own file is named if it has one), KeyError, IndexError, EOFError, struct.error
-    and those of the kinds `also`. An `InputError` passes unchanged.
-    """
+def reading(path: str | os.PathLike, remedy: str = '', also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """The edge of a program: a plain error within the block (ValueError, OSError, KeyError, IndexError, EOFError,
+    struct.error, those `also`) becomes the `InputError` "PATH: reason; remedy". An OSError names its own file."""
     try:
         yield
     except (ValueError, OSError, LookupError, EOFError, struct.error, *also) as error:
-        name = getattr(error, 'filename', None)
-        name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else path
+        name = getattr(error, 'filename', None) or path
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:500] or type(error).__name__
         reason += ' is missing' * isinstance(error, KeyError)
         full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
@@ -70,7 +64,7 @@ def reading(path: str | Path, remedy: str = '', also: tuple[type[Exception], ...
 
 @contextlib.contextmanager
 def only_warned(log: Callable[[str], None], what: str) -> Iterator[None]:
-    """A block whose failure costs a line to `log`, for what a training can do without; `what` is lost then."""
+    """A block whose failure costs a line to `log`, for what a program can do without; `what` is lost then."""
     try:
         yield
     except Exception as error:
@@ -83,14 +77,13 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}{"s" * (number != 1)}'
 
 
-def input_error(error: Exception) -> InputError | None:
+def input_error(error: BaseException) -> InputError | None:
     """`error` if it is an `InputError`, or the one that was raised in a data worker: MindSpore raises a `RuntimeError` with
     the worker's traceback as its text. None for any other error."""
     if isinstance(error, InputError):
         return error
-    found = re.search(rf'^{__name__}\.(\w+): (.+)', str(error), re.M)
-    # Not by the constructor, which may want more than the message.
-    return InputError.__new__(globals()[found[1]], found[2]) if found and isinstance(error, RuntimeError) else None
+    found = re.search(rf'^{__name__}\.(\w+): (.+)', str(error), re.M) if isinstance(error, RuntimeError) else None
+    return globals()[found[1]](found[2]) if found else None
 
 
 def report(error: InputError) -> None:
@@ -100,49 +93,37 @@ def report(error: InputError) -> None:
 
 
 def entry_point(main: Callable) -> Callable:
-    """Decorator for the `main` of a program: an `InputError` becomes one line `error: ...` and its exit status."""
+    """Decorator for the `main` of a program: an `InputError` becomes one line `error: ...` and its exit status, as does a
+    standard output that cannot be written. One that nobody reads any more (`| head`) ends the program quietly."""
 
     @functools.wraps(main)
     def program(*args):
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors='backslashreplace')  # names of files may be any bytes
+        error = result = None
         try:
-            with _written():
-                return main(*args)
-        except BrokenPipeError:
-            sys.exit(128 + signal.SIGPIPE)
+            result = main(*args)
         except KeyboardInterrupt:
             error = Interrupted('interrupted', signal.SIGINT)
-        except Exception as found:
-            error = input_error(found)
-            if error is None:
-                raise
-        report(error)
-        sys.exit(error.exit_status)
+        except BaseException as found:
+            error = input_error(found) or found
+        # Now, as Python would only complain at its exit; after an OSError with a line more, to see whether it was this one.
+        try:
+            print(end='\n' * isinstance(error, OSError), flush=True)
+        except OSError as found:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its exit
+            if isinstance(error, BrokenPipeError):
+                error = SystemExit(128 + signal.SIGPIPE)
+            elif found.errno != errno.EPIPE and not isinstance(error, InputError):
+                error = InputError(f'standard output: {found.strerror}')
+        if isinstance(error, InputError):
+            report(error)
+            error = SystemExit(error.exit_status)
+        if error:
+            raise error
+        return result
 
     return program
-
-
-@contextlib.contextmanager
-def _written():
-    """A block at whose end standard output is written out, as Python would only complain at its exit. BrokenPipeError if
-    nobody reads it any more (`| head`) before the end, InputError on a full disk."""
-    ending, probe = None, ''
-    try:
-        yield
-    except SystemExit as error:
-        ending = error
-    except OSError as error:
-        ending, probe = error, '\n'  # whether it is standard output that cannot be written
-    try:
-        print(probe, end='', flush=True)
-    except OSError as error:
-        with open(os.devnull, 'w') as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python writes at its exit
-        if error.errno != errno.EPIPE:  # whose work is done has not failed because nobody reads its last lines
-            ending = InputError(f'standard output: {error.strerror}')
-    if ending:
-        raise ending
 
 
 class Parser(argparse.ArgumentParser):

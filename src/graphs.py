@@ -1,15 +1,16 @@
 """Compiled graphs: what is logged while one compiles, and MindSpore's compile cache, made safe.
 
 MindSpore's cache finds a graph by the order of compilation in the process, and its own check looks at script files only:
-with another learning rate or image size it returns the old graph. So it is given a directory of this process, in which there
-is at most the one graph that is wanted. The cache itself is one file for each graph, named by a hash of all that the graph
-depends on.
+with another learning rate or image size it returns the old graph. So it gets a directory of this process, in which there is
+at most the one graph that is wanted. Our cache is one file for each graph, named by a hash of all that the graph depends on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,20 +19,19 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mindspore import Tensor, nn
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common import api
 
-from src import files, graph_key
-from src.errors import InputError
-from src.options import RESULT, Settings
-
-if TYPE_CHECKING:
-    from src.runtime import Run
+from src import files
+from src.errors import InputError, only_warned
 
 KEPT = 50  # graphs in a cache; one of the whole network's training has 5 MB, without any weights
 ROOM = 32 << 20  # bytes to be free where MindSpore writes a graph: on a full disk it keeps the beginning of one as a whole
+# Set by MindSpore in a cell that it compiles, `current_phase` with a time and an address in it.
+COMPILED = ('current_phase', '__compile_cell_hook__', '__parse_method__', 'sequence_modified')
 
 
 class Graphs:
@@ -54,76 +54,57 @@ class Graphs:
             yield
             return
         seen.add((shapes, extra))
-        start, key, entry, found = time.monotonic(), None, None, []
-        if self.directory:
-            key = graph_key.digest(self.made_from, graph_key.structure(cell), shapes, name, extra)
-            entry = self._read(key)
-        self.log(f'loading the {name} from the compile cache' if entry else f'compiling the {name}')
-        with contextlib.ExitStack() as stack:
-            if key:
-                try:
-                    found = stack.enter_context(_mindspore_cache(entry))
-                except OSError as error:
-                    self.log(f'warning: the {name} is compiled without the compile cache: {error}')
-            yield
-        hit = entry is not None and found == [entry]
-        kept = ', kept in the compile cache' if len(found) == 1 and not hit and self._write(key, *found[0]) else ''
-        how = 'from the compile cache' if hit else 'compiled'
-        self.log(f'{name} {how} and run once in {time.monotonic() - start:.1f} s{kept}')
-
-    def _read(self, key):
-        """(MindSpore's name for it, graph) of the key; None if there is none. In a name `{}` stands for its number."""
-        with contextlib.suppress(OSError):
-            for path in self.directory.glob(f'{key}.*{{}}.mindir'):
+        start, path, graph = time.monotonic(), None, None
+        if self.directory and shutil.disk_usage(_directory().name).free > ROOM:
+            path = self.directory / f'{digest(self.made_from, structure(cell), shapes, name, extra)}.mindir'
+            with contextlib.suppress(OSError):
                 os.utime(path)  # those used longest ago go first
-                return path.name[len(key) + 1 :].replace('+', '/'), path.read_bytes()
-        return None
+                graph = path.read_bytes()
+        self.log(f'loading the {name} from the compile cache' if graph else f'compiling the {name}')
+        with _mindspore_cache(graph) if path else contextlib.nullcontext([]) as found:
+            yield
+        cached = found == [graph]
+        if len(found) == 1 and not cached:
+            self._write(path, *found)
+        how = 'from the compile cache' if cached else 'compiled'
+        self.log(f'{name} {how} and run once in {time.monotonic() - start:.1f} s')
 
-    def _write(self, key, name, graph):
-        """Put a graph into the cache; whether that could be done."""
-        try:
-            with files.replacing(self.directory / f'{key}.{name.replace("/", "+")}') as temporary:
+    def _write(self, path, graph):
+        """Put a graph into the cache."""
+        with only_warned(self.log, 'entry in the compile cache'):
+            with files.replacing(path) as temporary:
                 temporary.write_bytes(graph)
-            entries = self.directory.glob('[0-9a-f]' * len(key) + '.*')  # other programs' files may be here
-            for oldest in sorted(entries, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            entries = self.directory.glob('[0-9a-f]' * 64 + '.*')  # other programs' files may be here
+            for oldest in sorted(entries, key=os.path.getmtime)[:-KEPT]:
                 oldest.unlink()
-        except OSError as error:
-            self.log(f'warning: the graph is not kept in the compile cache: {error}')
-            return False
-        return True
 
 
 OFF = Graphs(log=lambda line: None)
 
 
-def open_cache(settings: Settings, run: Run) -> Graphs:
-    """The `Graphs` of this process, which log by `run.log`. InputError if the directory `compile_cache` cannot be used; if
-    that of `auto` cannot, a line of the log."""
-    option = settings.compile_cache
-    if option == 'off' or option == 'auto' and run.device_target != 'CPU':
-        return Graphs(log=run.log)
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    base = base if os.path.isabs(base) else '~/.cache'
-    place = os.path.expanduser(f'{base}/inceptionv4-mindspore' if option == 'auto' else option)
-    directory = Path(place).absolute()
+def open_cache(option: str, on_cpu: bool, made_from: object, log: Callable[[str], None]) -> Graphs:
+    """The `Graphs` of this process. InputError if the directory `option` of compile_cache cannot be used; if that of `auto`
+    cannot, a line of the log."""
+    if option == 'off' or option == 'auto' and not on_cpu:
+        return Graphs(log=log)
+    auto = f'{os.environ.get("XDG_CACHE_HOME") or "~/.cache"}/inceptionv4-mindspore'
+    directory = Path(os.path.expanduser(auto if option == 'auto' else option))
     try:
-        if place.startswith('~'):
+        if str(directory).startswith('~'):
             raise FileNotFoundError('this user has no home directory; set HOME')
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
+        with tempfile.TemporaryFile(dir=directory), tempfile.TemporaryFile():
             status = directory.stat()
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             mode = f'owner {status.st_uid}, mode {status.st_mode & 0o777:o}'
             raise PermissionError(f'a graph is a program, and others may write there ({mode})')
     except OSError as error:
-        problem = f'compile_cache {place}: {error.strerror or error}'
+        problem = f'compile_cache {directory}: {error.strerror or error}'
         if option != 'auto':
             raise InputError(f'{problem}; use another directory or off') from error
-        run.log(f'warning: {problem}; graphs are compiled at every start')
-        return Graphs(log=run.log)
-    # Other options have no part in a graph, or show in the structure of its cell.
-    made_from = [settings.group(*RESULT), settings.jit_level, run.rank, run.world, run.device_target, run.amp_level]
-    return Graphs(directory, [made_from, graph_key.sources(), graph_key.versions(run.device_target)], run.log)
+        log(f'warning: {problem}; graphs are compiled at every start')
+        return Graphs(log=log)
+    return Graphs(directory.absolute(), made_from, log)
 
 
 @functools.lru_cache(None)
@@ -133,34 +114,56 @@ def _directory():
 
 
 @contextlib.contextmanager
-def _mindspore_cache(entry):
-    """A block in which MindSpore's cache is on, with at most the graph `entry` (name, graph) in it. The list that it yields
-    gets what is in it afterwards. OSError if there is no room.
-
-    A number that is not the one MindSpore has in mind costs a compilation and is right the next time.
-    """
-    if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
-        raise OSError(f'less than {ROOM >> 20} MB are free in {tempfile.gettempdir()}')
+def _mindspore_cache(graph):
+    """A block in which MindSpore's cache is on, with at most this `graph` in it. The list that it yields gets what is in it
+    afterwards. A number that is not the one MindSpore has in mind costs a compilation and is right the next time."""
     directory, found = Path(_directory().name), []
     # No check of script files: after a graph that is not there MindSpore would find no other.
     ours = {'MS_COMPILER_CACHE_ENABLE': '1', 'MS_DEV_FORCE_USE_COMPILE_CACHE': '1', 'MS_COMPILER_CACHE_PATH': str(directory)}
     # It would still parse the script that was started and all that it imports, and fail where there is none (python -c).
-    before, script = {name: os.environ.get(name) for name in ours}, api.entry_script_path
+    script = api.entry_script_path
     try:
-        if entry:
-            place = directory / entry[0].format(Graphs.number)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(entry[1])
+        if graph:
+            path = directory / f'rank_{os.environ.get("RANK_ID", 0)}/graph_cache/compile_cache_{Graphs.number}.mindir'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(graph)
         os.environ.update(ours)
         api.entry_script_path = __file__.replace('graphs.py', '__init__.py')
         yield found
         for path in directory.glob('**/*compile_cache_*.mindir'):
-            name, number = re.fullmatch(r'(.*_)(\d+)\.mindir', str(path.relative_to(directory))).groups()
-            found.append((f'{name}{{}}.mindir', path.read_bytes()))
-            Graphs.number = max(Graphs.number, int(number) + 1)
+            found.append(path.read_bytes())
+            Graphs.number = max(Graphs.number, int(re.search(r'\d+$', path.stem)[0]) + 1)
     finally:
         api.entry_script_path = script
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name in ours:  # `runtime.start` allows no other values
+            os.environ.pop(name, None)
         for path in directory.iterdir():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def structure(cell: nn.Cell) -> list:
+    """What `cell` is made of: its cells with their attributes, its constants, its parameters without their values. So
+    constants count that no option shows, such as the table of learning rates or a recorded preprocessing."""
+    # The text of the constructor's arguments has addresses in it; a cell that was compiled has the attributes of COMPILED.
+    own, found = {*vars(nn.Cell()), '_cell_init_args', *COMPILED}, []
+    for name, inner in cell.cells_and_names():
+        values = {key: value for key, value in vars(inner).items() if key not in own}
+        # Keys of any kind, which JSON does not take.
+        attributes = {key: [*value.items()] if isinstance(value, dict) else value for key, value in values.items()}
+        flags = {key: value for key, value in inner.get_flags().items() if isinstance(value, (bool, int))}
+        found.append([name, type(inner).__module__, type(inner).__qualname__, inner.training, flags, attributes])
+    return [found, [[p.name, str(p.shape), str(p.dtype), p.requires_grad] for p in cell.get_parameters()]]
+
+
+def digest(*values: object) -> str:
+    """Hash of `values`: of tensors their content, of primitives name and attributes, of other objects the type."""
+
+    def plain(value):
+        if isinstance(value, (Tensor, np.ndarray, np.generic)) and not isinstance(value, Parameter):
+            array = value.asnumpy() if isinstance(value, Tensor) else value
+            return [str(array.shape), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
+        if isinstance(value, ops.Primitive):
+            return [value.name, value.attrs]
+        return str(value) if isinstance(value, ms.Type) else type(value).__qualname__
+
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=plain).encode()).hexdigest()

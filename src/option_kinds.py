@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -10,9 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from src.errors import reading
-
-MAX_BYTES = 64 * 1024  # PyYAML takes seconds for this much; a configuration has a few kilobytes
+DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
 BOOLS = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False, '0': False}
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number', str: 'text'}
 BOUNDS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
@@ -53,21 +52,24 @@ class Option(NamedTuple):
 
     def convert(self, value: str | list[str]) -> Any:
         """The value that a text, or a list of texts, stands for. ValueError or KeyError if it does not fit."""
-        many = isinstance(self.default, list)
         if self.takes_auto and value == 'auto':
             return value
-        if many and isinstance(value, str):
-            inner = re.sub(r'^\[(.*)\]$', r'\1', value.strip()).strip()
-            value = [item.strip() for item in inner.split(',')] if inner else []
-        elif not many and isinstance(value, list):
+        if many := isinstance(self.default, list):
+            items = value if isinstance(value, list) else _split(value)
+        elif isinstance(value, list):
             raise ValueError
-        items = value if many else [value]
-        if many and '' in items:
-            raise ValueError
+        else:
+            items = [value]
         items = [_scalar(self.kind, item) for item in items]
-        if not all(_holds(*filter(None, match.groups()), items) for match in CONSTRAINT.finditer(self.help)):
+        if many and '' in items or not all(_holds(*filter(None, c.groups()), items) for c in CONSTRAINT.finditer(self.help)):
             raise ValueError
         return items if many else items[0]
+
+
+def _split(text):
+    """The items of a list as a text: `a, b` or `[a, b]`."""
+    inner = re.sub(r'^\[(.*)\]$', r'\1', text.strip()).strip()
+    return [item.strip() for item in inner.split(',')] if inner else []
 
 
 def _scalar(of, text):
@@ -91,39 +93,14 @@ def _holds(notation, operand, items):
     return all(BOUNDS[notation](item, float(operand)) for item in items)
 
 
-def read_yaml(path: str | Path) -> tuple[str, dict[str, yaml.Node]]:
-    """(text, {name: node}) of a YAML file with lines `name: value`. InputError if it is not one."""
-    with reading(f'configuration {path}', 'expected lines `name: value`'):
-        with open(path, 'rb') as file:
-            text = file.read(MAX_BYTES + 1).decode('utf-8-sig')
-        if len(text) > MAX_BYTES:
-            raise ValueError(f'is larger than {MAX_BYTES} bytes')
-        try:
-            root = yaml.compose(text, yaml.SafeLoader)
-        except (yaml.YAMLError, OverflowError, RecursionError) as error:
-            mark = getattr(error, 'problem_mark', None)
-            raise ValueError(f'line {mark.line + 1}: {error.problem}' if mark else f'is not YAML: {error}') from error
-        if not isinstance(root, yaml.MappingNode):
-            raise ValueError('is not a mapping')
-        nodes = {}
-        for key, node in root.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in nodes:
-                twice = f'{key.value:.80} is given twice' if isinstance(key, yaml.ScalarNode) else 'a name must be text'
-                raise ValueError(f'line {key.start_mark.line + 1}: {twice}')
-            nodes[key.value] = node
-    return text, nodes
-
-
-def read_options(path: str | Path) -> dict[str, Option]:
-    """{name: Option} of default_config.yaml, in its order. ValueError if a line has no help text."""
-    text, nodes = read_yaml(path)
+@functools.lru_cache(None)
+def declared() -> dict[str, Option]:
+    """{name: Option} of default_config.yaml, in its order."""
     options, group = {}, ''
-    for line in text.splitlines():
+    for line in DEFAULT_PATH.read_text('utf-8').splitlines():
         if line.startswith('# '):
             group = line[2:]
         elif match := OPTION_LINE.fullmatch(line):
             name, shown, description = match.groups()
             options[name] = Option(yaml.safe_load(shown), shown, description, group)
-    if missing := nodes.keys() - options.keys():
-        raise ValueError(f'{path}: option without help text: {", ".join(sorted(missing))}')
     return options

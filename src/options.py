@@ -1,7 +1,7 @@
 """The options of all programs: default_config.yaml < --config_path FILE < command line.
 
 default_config.yaml is the only list of them. Its groups say what they are for: Data, Network and Recipe determine the result
-of a training, Network makes the network, Run and Export say how a program runs and what it writes.
+of a training run, Network makes the network, Run and Export say how a program runs and what it writes.
 """
 
 from __future__ import annotations
@@ -17,48 +17,26 @@ from easydict import EasyDict
 
 from src import files
 from src.errors import InputError, Parser, reading
-from src.option_kinds import CONDITION, read_options, read_yaml
+from src.option_kinds import CONDITION, declared
 
-DEFAULT_PATH = Path(__file__).resolve().parents[1] / 'default_config.yaml'
-RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training
+RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training run
 
-# Options of earlier versions, with the value that each has always now. Checkpoints and config.yaml of earlier training runs
-# have them; the result of a training depended on the first seven.
-GONE = {
-    'aux_loss_weight': 0.4,
-    'eta_min': 0.0,
-    'lr_decay_epochs': 2.0,
-    'lr_decay_rate': 0.94,
-    'lr_head': 0.0,
-    'lr_scaling': 'none',
-    'rmsprop_decay': 0.9,
-    'aipp': '',
-    'augment_device': 'auto',
-    'calibration_images': 100,
-    'dataset_format': 'auto',
-    'export_labels': '',
-    'fold_bn': True,
-    'max_accuracy_loss': 1.0,
-    'max_bad_fraction': 0.001,
-    'max_overflow_steps': 50,
-    'opset': 'auto',
-    'validation_images': 0,
-}
-GONE_OF_RESULT = [*GONE][:7]
+# Options of earlier versions, with the value that each has always now: checkpoints and config.yaml of earlier training runs
+# have them. The result of a training run depended on the first ones.
+GONE_OF_RESULT = yaml.safe_load("""{
+    aux_loss_weight: 0.4, eta_min: 0.0, lr_decay_epochs: 2.0, lr_decay_rate: 0.94, lr_head: 0.0, lr_scaling: none,
+    rmsprop_decay: 0.9}""")
+GONE = GONE_OF_RESULT | yaml.safe_load("""{
+    aipp: '', augment_device: auto, calibration_images: 100, dataset_format: auto, export_labels: '', fold_bn: true,
+    max_accuracy_loss: 1.0, max_bad_fraction: 0.001, max_overflow_steps: 50, opset: auto, validation_images: 0}""")
 
 # What other projects call our options, where the names do not resemble each other. Only for messages.
 OTHER_NAMES = {
-    'data_dir': 'data data_path data_url dataset root',
-    'image_size': 'imgsz input_size resolution',
-    'batch_size': 'b bs',
     'lr': 'base_lr learning_rate',
-    'lr_schedule': 'sched scheduler',
-    'restore_path': 'pretrained pre_trained weights',
-    'ckpt_path': 'checkpoint model_path weights',
-    'device_target': 'device platform',
-    'rank_size': 'device_num nproc_per_node world_size',
-    'amp_level': 'dtype fp16 mixed_precision precision',
-    'log_dir': 'output output_dir save_dir train_url',
+    'restore_path': 'pretrained weights',
+    'ckpt_path': 'checkpoint weights',
+    'rank_size': 'device_num world_size',
+    'log_dir': 'output output_dir save_dir',
 }
 
 
@@ -79,8 +57,6 @@ class Settings(EasyDict):
 
     def but(self, **values: object) -> Settings:
         """The same settings with other `values`, such as those that auto and 0 stand for."""
-        if unknown := values.keys() - self.keys():
-            raise AttributeError(f'no option {", ".join(sorted(unknown))}')
         return Settings({**self, **values})
 
     def group(self, *groups: str) -> dict[str, object]:
@@ -95,39 +71,26 @@ class Settings(EasyDict):
     def idle(self) -> list[str]:
         """A line for every option that is not at its default and has no effect together with the others: its help text
         says `only with OPTION VALUE`."""
-        changed = {name: option for name, option in declared().items() if self[name] != option.default}
-        conditions = {name: found.groups() for name, option in changed.items() if (found := CONDITION.search(option.help))}
-        return [
-            f'{name} {self[name]} has no effect with {other} {self[other]}'
-            for name, (other, value) in conditions.items()
-            if str(self[other]).lower() != value
-        ]
-
-
-@functools.lru_cache(None)
-def declared() -> dict:
-    """{name: Option} of default_config.yaml, in its order."""
-    return read_options(DEFAULT_PATH)
+        lines = []
+        for name, option in declared().items():
+            condition = CONDITION.search(option.help)
+            if condition and self[name] != option.default and str(self[condition[1]]).lower() != condition[2]:
+                lines.append(f'{name} {self[name]} has no effect with {condition[1]} {self[condition[1]]}')
+        return lines
 
 
 def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:
-    """The settings.
+    """The settings; InputError if an option is unknown, or a value does not fit.
 
-    Args:
-        argv: arguments without the program's name; of an option that is repeated the last counts. `--help` prints the
-            options and ends the process with status 0.
-        recorded: a checkpoint's configuration. Its values for the network and the label offset replace the defaults.
-
-    Raises:
-        InputError: an option is unknown, or a value does not fit.
+    `argv`: arguments without the program's name. Of an option that is repeated the last counts; `--help` prints the options
+    and ends the process. `recorded`: a checkpoint's configuration, whose network and label offset replace the defaults.
     """
     given = _from_command_line(argv)
     path = given.pop('config_path', None)
     kept = Settings(recorded or {})
-    kept = {**kept.group('Network'), **({'label_offset': kept.label_offset} if 'label_offset' in kept else {})}
-    texts = {name: [*map(str, value)] if isinstance(value, list) else str(value) for name, value in kept.items()}
+    kept = {name: kept[name] for name in [*kept.group('Network'), 'label_offset'] if name in kept}
     items = [
-        *((name, text, 'in the checkpoint') for name, text in texts.items()),
+        *((name, [*map(str, v)] if isinstance(v, list) else str(v), 'in the checkpoint') for name, v in kept.items()),
         *(_from_file(path) if path is not None else ()),
         *((name, value, 'on the command line') for name, value in given.items()),
     ]
@@ -135,7 +98,7 @@ def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:
     for name, value, origin in items:
         option = declared()[name]
         if value == 'auto' and option.takes_auto and name in kept:
-            continue  # the checkpoint has the value that the training found
+            continue  # the checkpoint has the value that the training run found
         try:
             values[name] = option.convert(value)
         except (ValueError, KeyError) as error:
@@ -166,44 +129,50 @@ def _from_command_line(argv):
 
 
 def _from_file(path):
-    """Yield (name, str or list of str, origin) of each line. It is the text of a scalar, not the value that YAML 1.1 sees
-    in it: that reads 1e-5 as a string, 1:30 as 90 and `on` as true."""
-    for name, node in read_yaml(path)[1].items():
-        origin = f'in {path} line {node.start_mark.line + 1}'
+    """[(name, str or list of str, origin)] of the lines of a YAML file. It is the text of a scalar, not the value that YAML
+    1.1 sees in it: that reads 1e-5 as a string, 1:30 as 90 and `on` as true."""
+    broken = (yaml.YAMLError, OverflowError, RecursionError)
+    with reading(f'configuration {path}', 'expected lines `name: value`', broken), open(path, encoding='utf-8-sig') as file:
+        root = yaml.compose(file, yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError('is not a mapping')
+    values = {}
+    for key, node in root.value:
+        name, origin = key.value, f'in {path} line {key.start_mark.line + 1}'
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        if not all(isinstance(item, yaml.ScalarNode) for item in items):
-            raise InputError(f'{name} {origin}: expected a value or a list of values, not nested ones')
+        if not all(isinstance(item, yaml.ScalarNode) for item in [key, *items]):
+            raise InputError(f'{origin}: expected `name: value`, or a list of values')
         texts = ['' if item.tag.endswith(':null') else item.value for item in items]
-        if name not in declared():
-            if name in GONE and texts == [str(GONE[name]).lower()]:  # saved by an earlier version
-                continue
+        if name in values:
+            raise InputError(f'{name:.80} is given twice, also {origin}')
+        if name not in declared() and (name not in GONE or texts != [str(GONE[name]).lower()]):
             raise _unknown(name, '', f' {origin}')
-        yield name, texts if isinstance(node, yaml.SequenceNode) else texts[0], origin
+        values[name] = texts if isinstance(node, yaml.SequenceNode) else texts[0], origin
+    return [(name, value, origin) for name, (value, origin) in values.items() if name in declared()]
 
 
 def _unknown(name, prefix, origin=''):
-    plain = name.lower().replace('-', '_')
-    if plain in GONE:
-        return InputError(f'unknown option {prefix}{name}{origin}: earlier versions had it, now it is always {GONE[plain]}')
-    known = [*declared(), 'config_path']
+    """InputError for an option `name` that there is not."""
+    plain, known = name.lower().replace('-', '_'), [*declared(), 'config_path']
     others = [ours for ours, names in OTHER_NAMES.items() if plain in names.split()]
-    similar = difflib.get_close_matches(name, known, 3, 0.7) or [other for other in known if name and name in other][:3]
+    similar = difflib.get_close_matches(plain, known, 3, 0.7) or [other for other in known if plain and plain in other][:3]
     names = ' or '.join(prefix + other for other in ([plain] if plain in known else others or similar))
-    return InputError(
-        f'unknown option {prefix}{name:.80}{origin}; ' + (f'did you mean {names}?' if names else '--help lists the options')
-    )
+    remedy = f'did you mean {names}?' if names else '--help lists the options'
+    if plain in GONE:
+        remedy = f'earlier versions had it, now it is always {GONE[plain]!r}'
+    return InputError(f'unknown option {prefix}{name:.80}{origin}; {remedy}')
 
 
 def differences(old: dict, new: dict) -> Iterator[tuple]:
-    """Yield (name, value in `old`, value in `new`) for each option that determines the result of a training and differs.
+    """Yield (name, value in `old`, value in `new`) for each option that determines the result of a training run and differs.
     One that `old`, a checkpoint's configuration, does not have counts as its default."""
     for name, now in Settings(new).group(*RESULT).items():
         before = old.get(name, declared()[name].default)
         if before != now:
             yield name, before, now
-    for name in GONE_OF_RESULT:
-        if name not in declared() and old.get(name, GONE[name]) != GONE[name]:
-            yield name, old[name], GONE[name]
+    for name, always in GONE_OF_RESULT.items():
+        if old.get(name, always) != always:
+            yield name, old[name], always
 
 
 def named_arguments(argv: list[str], *names: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Device, precision, seed, rank and number of ranks of this process; the only module that sets MindSpore's contexts."""
+"""Device, precision, seed, rank, log of this process; the only module that sets MindSpore's contexts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +17,12 @@ import mindspore as ms
 import numpy as np
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
+from tqdm import tqdm
 
-from src import environment
-from src.errors import InputError
-from src.graphs import OFF, Graphs, open_cache
+from src import environment, graphs
+from src.errors import InputError, reading
 from src.heartbeat import dump_stacks_on_request
-from src.log import Log
-from src.options import Settings
+from src.options import RESULT, Settings
 
 # MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
 # MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
@@ -31,6 +31,9 @@ FUSION_MB = 32
 PATIENCE = 2  # seconds for children that other libraries have left to end with this process
 # MindSpore (2.7 to 2.10) finds a cached graph by the script files alone. `graphs` sets these for the one that is wanted.
 GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
+# MindSpore's variables that change a graph. Others (MS_SCHED_PORT, MS_NODE_ID, ...) differ from start to start.
+GRAPH_VARIABLES = ('MS_DEV_', 'MS_ENABLE_', 'MS_ASCEND_', 'MS_INTERNAL_')
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Run(NamedTuple):
@@ -45,7 +48,7 @@ class Run(NamedTuple):
     directory: Path = Path()  # of this rank's files
     checkpoints: Path = Path()  # of rank 0, which has the checkpoints
     log: Callable[[str], None] = print
-    graphs: Graphs = OFF  # through which graphs are compiled
+    graphs: graphs.Graphs = graphs.OFF  # through which graphs are compiled
 
     @property
     def sink(self) -> bool:
@@ -99,28 +102,51 @@ def start(settings: Settings) -> Run:
 
 def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
     """`run` with its log, on the screen and on rank 0 in the file `path`, and with its cache of graphs."""
-    run = run._replace(log=Log(path if run.rank == 0 else None))
+    run = run._replace(log=create_log(path if run.rank == 0 else None))
     run.log(describe(run, settings.device_target))
-    return run._replace(graphs=open_cache(settings, run))
+    code = {str(path.relative_to(ROOT)): path.read_text() for path in (*ROOT.glob('*.py'), *ROOT.glob('src/**/*.py'))}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(GRAPH_VARIABLES)}
+    # What graphs depend on. Other options have no part in a graph, or show in the structure of its cell.
+    about = {name: value for name, value in facts(run).items() if name not in ('host', 'cores')}
+    made_from = [settings.group(*RESULT), settings.jit_level, run.rank, about, variables, graphs.digest(code)]
+    cache = graphs.open_cache(settings.compile_cache, run.device_target == 'CPU', made_from, run.log)
+    return run._replace(graphs=cache)
+
+
+def create_log(path: Path | None) -> Callable[[str], None]:
+    """A function that writes a line to the screen and, if `path` is given, to the end of that file. InputError if the file
+    cannot be opened."""
+    file = None
+    if path:
+        with reading(path, 'choose another --log_dir'):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Names of files may be any bytes; they look as on the screen, see `errors.entry_point`.
+            file = open(path, 'a', encoding='utf-8', errors='backslashreplace')
+
+    def log(line):
+        for stream in filter(None, (sys.stdout, file)):
+            with contextlib.suppress(OSError):  # a full disk or a closed pipe is no reason to end a training run
+                tqdm.write(line, file=stream)
+                stream.flush()
+
+    return log
 
 
 def describe(run: Run, option: str) -> str:
     """One line for the log on what `start` set; `option` is the value of device_target."""
-    why = ' (auto: MindSpore sees no NPU)' if option == 'auto' and run.device_target == 'CPU' else ''
-    device = f'device: {run.device_target}{why}, rank {run.rank} of {run.world}'
-    return f'{device}, precision {run.amp_level}, MindSpore {ms.__version__}'
+    device = run.device_target + ' (auto: MindSpore sees no NPU)' * (option == 'auto' and run.device_target == 'CPU')
+    return f'device: {device}, rank {run.rank} of {run.world}, precision {run.amp_level}, MindSpore {ms.__version__}'
 
 
 def facts(run: Run) -> dict[str, object]:
     """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
     model = re.search(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(errors='replace'), re.M)
-    device = f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target
-    versions = {'MindSpore': ms.__version__, 'CANN': environment.look().version or None}
+    versions = {'MindSpore': ms.__version__, 'CANN': environment.cann()[1] or None}
     return {
         'host': platform.node(),
         'processor': model[1] if model else platform.machine(),  # not on every processor
         'cores': len(os.sched_getaffinity(0)),
-        'device': device,
+        'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
         'ranks': run.world,
         'precision': run.amp_level,
         'versions': {**versions, 'Python': platform.python_version(), 'NumPy': np.__version__},
@@ -151,15 +177,12 @@ def _end_children():
 
 def _check_variables(rank_size):
     """InputError if a variable of the environment would make MindSpore do something else."""
-    tables = 'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh {}'
-    caches = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
     for name in (*environment.RANK_TABLES, *GRAPH_CACHES):
-        value = os.environ.get(name, '0')[:200]
-        if value not in ('', '0'):
-            reason = (caches if name in GRAPH_CACHES else tables).format(value)
-            raise InputError(f'{name}={value} is set: {reason}, and unset {name}')
-    launched = os.environ.get('RANK_SIZE', '1')
-    if launched != str(rank_size):
+        if (value := os.environ.get(name, '0')[:200]) not in ('', '0'):
+            tables = f'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh {value}'
+            caches = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
+            raise InputError(f'{name}={value} is set: {caches if name in GRAPH_CACHES else tables}, and unset {name}')
+    if (launched := os.environ.get('RANK_SIZE', '1')) != str(rank_size):
         number = f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
         raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')
 
@@ -170,8 +193,8 @@ def _find_device(device_target):
         environment.check()  # before MindSpore loads CANN, whose own errors are numbers
     ascend = ms.device_context.ascend.is_available()
     if device_target == 'Ascend' and not ascend:
-        remedy = 'is CANN installed and its set_env.sh sourced?); use --device_target CPU or auto'
-        raise InputError(f'device_target Ascend: MindSpore sees no NPU here ({remedy}')
+        problem = 'MindSpore sees no NPU here (is CANN installed and its set_env.sh sourced?)'
+        raise InputError(f'device_target Ascend: {problem}; use --device_target CPU or auto')
     return device_target if device_target != 'auto' else 'Ascend' if ascend else 'CPU'
 
 

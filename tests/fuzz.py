@@ -19,7 +19,8 @@ from src.cluster import rank_table
 from src.data.records import open_records
 from src.data.tfrecord import framed, write_shard
 from src.errors import InputError
-from src.options import DEFAULT_PATH, load_settings
+from src.option_kinds import DEFAULT_PATH
+from src.options import load_settings
 from tests.cluster.launching import table, template_2
 
 SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500

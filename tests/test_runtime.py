@@ -1,5 +1,6 @@
 """What is asked of MindSpore on Ascend, with a recorder in its place, and how train.py then calls Model."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from src.options import load_settings
 from src.training.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parents[1]
+VARIABLES = ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID', 'LOCAL_RANKS')
 
 
 def start(**options):
@@ -29,38 +31,35 @@ def ascend(monkeypatch):
     for name, value in (('init', None), ('get_rank', 3), ('get_group_size', 8)):
         setattr(ms, name, MagicMock(return_value=value))
         monkeypatch.setattr(runtime, name, getattr(ms, name))
-    for name in ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID', 'LOCAL_RANKS'):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return ms
 
 
-def test_one_npu(ascend):
+def calls(ms):
+    return [name for name, *_ in ms.mock_calls if not name.startswith('device_context')]
+
+
+def test_one_npu_or_the_cpu_by_choice(ascend):
     """https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_device.html"""
     run = start(device_id=2, seed=5)
     assert run == runtime.Run('Ascend', 2, 0, 1, 1, 'O3', Path('results/1p/2/ckpt'), Path('results/1p/2/ckpt'))
-    names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
-    assert names == ['set_context', 'set_device', 'set_context', 'set_seed']
+    assert calls(ascend) == ['set_context', 'set_device', 'set_context', 'set_seed']
     assert ascend.set_device.call_args == call('Ascend', 2)
     assert ascend.set_context.call_args_list == [call(mode=ascend.GRAPH_MODE), call(jit_config={'jit_level': 'O2'})]
+    ascend.reset_mock()
+    assert start(device_target='CPU', amp_level='O2')[0::5] == ('CPU', 'O2')
+    assert 'init' not in calls(ascend) and ascend.set_context.call_args_list == [call(mode=ascend.GRAPH_MODE)]
 
 
 def test_eight_npus(ascend, monkeypatch):
     """https://www.mindspore.cn/tutorials/en/r2.7.0/parallel/data_parallel.html: the device first, then `init`."""
-    for name, value in (('RANK_SIZE', '8'), ('RANK_ID', '3'), ('DEVICE_ID', '7'), ('LOCAL_RANKS', '4')):
+    for name, value in zip(VARIABLES, '8374'):
         monkeypatch.setenv(name, value)
     run = start(rank_size=8, jit_level='O0')
     assert run == runtime.Run('Ascend', 7, 3, 8, 4, 'O3', Path('results/8p/3/ckpt'), Path('results/8p/0/ckpt'))
-    names = [c[0] for c in ascend.mock_calls if not c[0].startswith('device_context')]
-    assert names == [
-        'set_context',
-        'set_device',
-        'set_context',
-        'init',
-        'get_rank',
-        'get_group_size',
-        'set_auto_parallel_context',
-        'set_seed',
-    ]
+    order = 'set_context set_device set_context init get_rank get_group_size set_auto_parallel_context set_seed'
+    assert calls(ascend) == order.split()
     assert ascend.set_context.call_args == call(jit_config={'jit_level': 'O0'})
     assert ascend.set_device.call_args == call('Ascend', 7)
     assert ascend.set_auto_parallel_context.call_args == call(
@@ -74,7 +73,7 @@ def test_eight_npus(ascend, monkeypatch):
 
 def test_launcher_with_one_npu(ascend, monkeypatch):
     """It joins the scheduler that was started for it, on the device of its rank table, and averages nothing."""
-    for name, value in (('RANK_SIZE', '1'), ('RANK_ID', '0'), ('DEVICE_ID', '5'), ('LOCAL_RANKS', '1')):
+    for name, value in zip(VARIABLES, '1051'):
         monkeypatch.setenv(name, value)
     ascend.get_rank.return_value, ascend.get_group_size.return_value = 0, 1
     assert start()[:6] == ('Ascend', 5, 0, 1, 1, 'O3')
@@ -82,16 +81,17 @@ def test_launcher_with_one_npu(ascend, monkeypatch):
     assert not ascend.set_auto_parallel_context.called
 
 
-def test_cpu_by_choice(ascend):
-    assert start(device_target='CPU')[0] == 'CPU' and start(device_target='CPU', amp_level='O3').amp_level == 'O3'
-    assert not ascend.init.called and call(jit_config={'jit_level': 'O2'}) not in ascend.set_context.call_args_list
-
-
-@pytest.mark.parametrize('launched, rank_size', [('1', 8), ('8', 1)])
-def test_rank_size_must_agree(ascend, monkeypatch, launched, rank_size):
-    monkeypatch.setenv('RANK_SIZE', launched)
-    with pytest.raises(InputError, match=f'rank_size {rank_size}, but RANK_SIZE.* is {launched}; .*run_distribute_train.sh'):
-        start(rank_size=rank_size)
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('RANK_SIZE', '8', 'rank_size 1, but RANK_SIZE.* is 8; .*run_distribute_train.sh'),
+        *((name, '1', f'{name}=1 is set: .*unset {name}') for name in runtime.GRAPH_CACHES),
+    ],
+)
+def test_variables_of_another_start_are_refused(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        start(device_target='CPU')
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,10 @@ def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, ex
     assert ascend.device_context.ascend.op_precision.mock_calls == [expected] * bool(expected)
 
 
-@pytest.mark.parametrize('name', runtime.GRAPH_CACHES)
-def test_foreign_graph_caches_are_refused(monkeypatch, name):
-    monkeypatch.setenv(name, '1')
-    with pytest.raises(InputError, match=f'{name}=1 is set: .*unset {name}'):
-        start(device_target='CPU')
-
-
 @pytest.mark.parametrize(
-    'steps, loop, sizes, parts',
-    [
-        (20, 10, '', [(75, 2, 10)]),
-        (21, 10, '', [(75, 3, 7)]),
-        (23, 10, '', [(75, 2, 10), (75, 1, 3)]),
-        (46, 10, '91,83', [(91, 2, 10), (91, 1, 3), (83, 2, 10), (83, 1, 3)]),
-    ],
+    'steps, sizes, expected', [(21, '', [(75, 3, 7)]), (46, '91,83', [(91, 2, 10), (91, 1, 3), (83, 2, 10), (83, 1, 3)])]
 )
-def test_model_is_called_with_sinks(steps, loop, sizes, parts, options, monkeypatch, tmp_path, capsys):
+def test_model_is_called_with_sinks(steps, sizes, expected, options, monkeypatch, tmp_path, capsys):
     """On Ascend the whole training is sinks over one dataset, or over two of them, with image_sizes of every stage; the CPU
     stands in for the rest."""
     monkeypatch.chdir(tmp_path)
@@ -135,9 +122,8 @@ def test_model_is_called_with_sinks(steps, loop, sizes, parts, options, monkeypa
     seen = SimpleNamespace(networks=[], calls=[])
 
     class Model:
-        def __init__(self, network, **kwargs):
+        def __init__(self, network):
             seen.networks.append(network)
-            assert not kwargs
 
         def train(self, count, data, callbacks, **kwargs):
             length = kwargs['sink_size']
@@ -147,21 +133,19 @@ def test_model_is_called_with_sinks(steps, loop, sizes, parts, options, monkeypa
             callbacks.state.step += count * length
 
     monkeypatch.setattr('src.training.loop.Model', Model)
-    arguments = ['--max_train_steps', str(steps), '--iterations_per_loop', str(loop), '--image_sizes', sizes]
+    arguments = ['--max_train_steps', str(steps), '--iterations_per_loop', '10', '--image_sizes', sizes]
     train.main(['--config_path', str(ROOT / 'recipes/fast.yaml'), *options, *arguments])
-    assert seen.calls == parts and len(set(map(id, seen.networks))) == 1
+    assert seen.calls == expected and len({*map(id, seen.networks)}) == 1
     assert type(seen.networks[0].optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
     assert float(seen.networks[0].scale_sense.asnumpy()) == 1024
-    assert capsys.readouterr().out.count('at the end one of 3') == [length for *_, length in parts].count(3)
+    assert capsys.readouterr().out.count('at the end one of 3') == [length for *_, length in expected].count(3)
 
 
 def test_light_modules_do_without_mindspore():
     """House rule: these work, and import quickly, where MindSpore is not needed."""
-    import subprocess
-
     code = (
         'import sys, src.options, src.cluster.rank_table, src.cluster.launch, src.environment; '
         'import src.training.plan, benchmarks.scaling, src.weights, src.data.records; '
         'sys.exit("mindspore" in sys.modules)'
     )
-    assert subprocess.run([sys.executable, '-c', code], cwd=train.__file__.rpartition('/')[0]).returncode == 0
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

@@ -10,7 +10,6 @@ are passed on, so that the ranks can save a checkpoint. No process is left behin
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -158,9 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     with reading(args.script):
         os.stat(args.script)
     # Launchers of other servers, whose first rank is another, may use the same directory over a network.
-    name = f'.launch-{launch.devices[0].rank_id}.lock'
+    path = f'{directory}/.launch-{launch.devices[0].rank_id}.lock'
     remedy = f'start this run in another working directory, below which its logs go to {directory}'
-    with files.lock_directory(directory, remedy, BUSY, log, name) or contextlib.nullcontext():
+    with files.lock_file(path, remedy, BUSY, log):
         signals = Signals()
         log(f'{launch.size} ranks, {launch.target}; logs in {directory}/<rank>/train.log')
         sys.exit(with_restarts(start, args.max_restarts, signals))

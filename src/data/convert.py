@@ -32,7 +32,7 @@ from src.data.image import ImageError, as_jpeg
 from src.data.records import FORMATS, SPLITS, find_format
 from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point, reading
-from src.files import lock_directory, move
+from src.files import LOCK, lock_file, move
 
 NAME = 'convert.json'  # the settings of a conversion and its finished shards
 TO_FIX = ('cmyk', 'png_in_jpeg', 'other_format')  # greyscale JPEG needs none: every JPEG decoder reads it
@@ -201,7 +201,7 @@ def _class_names(records, source, layout):
 
 def _run(job, workers):
     """Write the shards that are not finished; the entries of all."""
-    lock = lock_directory(job.dst, 'give another --dst')
+    lock = lock_file(os.path.join(job.dst, LOCK), 'give another --dst')
     ours = re.compile(rf'labels.txt|({"|".join(SPLITS)}){tfrecord.NUMBERS}(\.mindrecord(\.db)?)?')
     foreign = [name for name in sorted(os.listdir(job.dst)) if ours.fullmatch(name)]
     with reading(os.path.join(job.dst, NAME), f'remove {job.dst} or give another --dst'):
@@ -224,8 +224,7 @@ def _run(job, workers):
                 save()
             bar.update(entry['images'])
     shutil.rmtree(job.partial(''))
-    if lock:
-        lock.close()
+    lock.close()
     return done
 
 

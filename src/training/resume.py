@@ -33,7 +33,7 @@ class Reservation(NamedTuple):
     """A directory that is a training run's own: the lock, which lasts as long as this exists, and the files of an earlier
     training run there that are removed when the first checkpoint is written."""
 
-    lock: TextIO | None
+    lock: TextIO
     replaced: list[Path]
 
 
@@ -52,9 +52,8 @@ def reserve(settings: Settings, run: Run) -> Reservation:
     replaced (`overwrite`). Log and metrics of a replaced training run become <name>.1, or the first number that is free.
     """
     directory, option = run.directory, settings.resume
-    lock = files.lock_directory(directory, 'choose another --log_dir', WAIT, run.log)
-    if lock:
-        files.remove_abandoned(directory)
+    lock = files.lock_file(directory / files.LOCK, 'choose another --log_dir', WAIT, run.log)
+    files.remove_abandoned(directory)
     there, place = checkpoint.of_training(directory), Path(option).resolve()
     here = option == 'auto' or option and directory.resolve() in (place, place.parent)
     if here and settings.overwrite:

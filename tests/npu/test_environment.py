@@ -12,9 +12,10 @@ from src.data import jpeg
 
 @pytest.mark.remedy('do what the line above says (python -m src.environment), then start again')
 def test_environment(target, figures):
-    found, cores = environment.look(), len(os.sched_getaffinity(0))
-    if target != 'CPU' and found.npus:
-        assert environment.problems(found) == []
+    npus, cores = environment.npus(), len(os.sched_getaffinity(0))
+    _, version = environment.cann()
+    if target != 'CPU' and npus:
+        assert environment.problems() == []
     decoder = 'libturbojpeg' if jpeg.library() else 'Pillow'
     warnings = []
     if decoder == 'Pillow':
@@ -22,11 +23,11 @@ def test_environment(target, figures):
     if sys.version_info >= (3, 12, 9):
         warnings.append("this Python keeps signals blocked in CANN's compilers; Python 3.11 is recommended")
     figures(
-        text=f'{len(found.npus)} NPUs, CANN {found.version or "none"}, driver {found.driver or "none"}, Python '
+        text=f'{len(npus)} NPUs, CANN {version or "none"}, driver {environment.driver() or "none"}, Python '
         f'{platform.python_version()}, {cores} cores, {decoder}',
-        npus=len(found.npus),
-        cann=found.version,
-        driver=found.driver,
+        npus=len(npus),
+        cann=version,
+        driver=environment.driver(),
         python=platform.python_version(),
         cores=cores,
         warning='; '.join(warnings),

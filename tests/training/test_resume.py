@@ -258,9 +258,9 @@ def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
     monkeypatch.setattr(resume, 'WAIT', 0)
     unfinished = old.path.with_name(f'.inceptionv4-1_3.ckpt.x{files.SUFFIX}')
     unfinished.mkdir()
-    command = 'import sys; from src import files; f = files.lock_directory(sys.argv[1]); print(1, flush=True); input()'
+    command = 'import sys; from src import files; f = files.lock_file(sys.argv[1], ""); print(1, flush=True); input()'
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-    with subprocess.Popen([sys.executable, '-c', command, str(old.path.parent)], cwd=ROOT, **pipes) as first:
+    with subprocess.Popen([sys.executable, '-c', command, str(old.path.parent / files.LOCK)], cwd=ROOT, **pipes) as first:
         first.stdout.readline()
         error = refused(capsys, [*old.options, '--resume', 'auto'])
         assert f'results/1p/0/ckpt is in use by pid {first.pid} on {socket.gethostname()}' in error

@@ -8,7 +8,8 @@ import mindspore as ms
 import numpy as np
 
 from src import runtime
-from src.data.records import find_format, open_records, splits
+from src.data.folder import find_layout
+from src.data.records import open_records
 from src.deploy import description, quantization
 from src.deploy.export import export_network
 from src.deploy.formats import need_onnx
@@ -80,7 +81,7 @@ def int8_samples(settings, info, given_offset):
     """The images of `data_dir` with which the file is quantized and compared; `given_offset` is the option label_offset
     without what the checkpoint records."""
     train = open_records(settings.data_dir, 'train')
-    if 'validation' not in splits(settings.data_dir, find_format(settings.data_dir)):
+    if 'validation' not in find_layout(settings.data_dir)[1]:
         return quantization.choose_samples(train, None, settings.seed)
     names, recorded = info.get('class_names'), info['config'].get('label_offset')
     given = settings.but(label_offset=given_offset)

@@ -1,4 +1,4 @@
-"""Records that cannot be read or decoded: counted in a training, named before an evaluation."""
+"""Records that cannot be read or decoded: counted in a training run, named before an evaluation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ from src.data.image import EncodedImage
 from src.data.records import Records
 from src.errors import InputError, counted
 
-ALLOWED = 0.001  # part of the images of an epoch, but at least one, that may be unreadable and is replaced
+ALLOWED = 0.001  # share of the images of an epoch, but at least one, that may be unreadable and is replaced
 SECONDS, NAMED = 30, 20  # at most, of looking at images before they are needed; named of those that are damaged
 
 
 class BadRecords:
-    """What the data workers report to the training: how many records of this rank cannot be read or decoded, and the error
-    that ended a worker.
+    """What the data workers report to the training run: how many of the `per_epoch` records that this rank takes in each of
+    `epochs` cannot be read or decoded, and the error that ended a worker.
 
     Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
-
-    Args:
-        per_epoch (int): records that the rank takes in an epoch.
-        epochs (int): of the training.
     """
 
     def __init__(self, per_epoch: int, epochs: int):
@@ -42,11 +38,9 @@ class BadRecords:
     def add(self, epoch: int, where: str) -> None:
         """Count a record of `epoch` (from 0); `where` says which and why."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
-        try:
-            self._counts[epoch] += 1
-            self._texts[0] = self._texts[0] or where.encode(errors='backslashreplace')
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        self._counts[epoch] += 1
+        self._texts[0] = self._texts[0] or where.encode(errors='backslashreplace')
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def fail(self, error: Exception) -> None:
         """Note the error that ends a worker."""
@@ -67,8 +61,8 @@ class BadRecords:
         """The error that ended a worker, or ''."""
         return self._texts[1].decode(errors='replace')
 
-    def problem(self, epochs: list[int]) -> str:
-        """Why a training that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
+    def problem(self, epochs: Iterable[int]) -> str:
+        """Why a training run that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
         for epoch in epochs:
             if self.count(epoch) > max(1, ALLOWED * self.per_epoch):
                 return (
@@ -90,13 +84,12 @@ def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
     def look(number):
         try:
             if time.monotonic() < end:
-                EncodedImage(records.read_patiently(number))
-        except ValueError as error:
+                EncodedImage(records.read(number, patiently=True))
+        except (InputError, ValueError) as error:
             return records.damage(number, error)
-        return ''
 
     with ThreadPoolExecutor(16) as pool:
-        damaged = [found for found in pool.map(look, numbers) if found]
+        damaged = [*filter(None, pool.map(look, numbers))]
     if damaged:
         names = '; '.join(damaged[:NAMED]) + f' and {len(damaged) - NAMED} more' * (len(damaged) > NAMED)
         raise InputError(

@@ -18,7 +18,8 @@ import numpy as np
 
 from src.data.classes import BACKGROUND_CLASSES, read_labels
 from src.data.examine import examine_all, spread
-from src.data.records import CHECKS, Records, contents, find_format, open_records, splits, walk
+from src.data.folder import find_layout
+from src.data.records import CHECKS, Records, open_records, walk
 from src.errors import InputError, Parser, counted, entry_point
 from src.files import as_json
 
@@ -62,8 +63,7 @@ def check(data_dir: str, workers: int | None = None, progress: bool = False) -> 
     def report(kind, where, detail):
         found[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
 
-    layout = find_format(data_dir)
-    present = splits(data_dir, layout)
+    layout, present = find_layout(data_dir)
     if layout in ('folder', 'archives'):
         sets = [(split, open_records(data_dir, split, layout)) for split in present]
         names = sets[0][1].class_names
@@ -74,13 +74,13 @@ def check(data_dir: str, workers: int | None = None, progress: bool = False) -> 
             for path in records.empty:
                 report('empty', path, 'no image in this class folder')
     else:
-        names, shards = read_labels(data_dir), contents(data_dir)[layout]
+        names = read_labels(data_dir)
         for split in present:
             try:
-                CHECKS[layout](shards[split])
+                CHECKS[layout](present[split])
             except ValueError as error:
                 report('incomplete', data_dir, str(error))
-        sets = _open_shards([(split, path) for split in present for path in shards[split]], layout, workers, report)
+        sets = _open_shards([(split, path) for split in present for path in present[split]], layout, workers, report)
     results = examine_all([records for _, records in sets], workers, progress)
     for (_, records), (unusual, _) in zip(sets, results):
         for kind, k, detail in unusual:
@@ -123,12 +123,10 @@ def _open_shard(shared, number):
     name = os.path.basename(paths[number])
     try:
         for k, found in enumerate(walk(paths[number], layout)):
-            if layout == 'mindrecord':
-                rows.append((*found, 0))
-            elif found.problem:
+            if found.problem:
                 damage.append((f'{name}, record {k}, byte {found.byte}', found.problem))
             else:
-                rows.append((found.offset, found.length, found.label, found.byte))
+                rows.append(found[:4])
     except InputError as error:
         damage.append((name, str(error)))
     offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T

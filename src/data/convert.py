@@ -28,8 +28,8 @@ from src.data import mindrecord, tfrecord
 from src.data.archives import ARCHIVES
 from src.data.classes import LARGEST, names_as_text
 from src.data.examine import UNREADABLE, examine, process_count, spread
+from src.data.folder import SPLITS, find_layout
 from src.data.image import ImageError, as_jpeg
-from src.data.records import FORMATS, SPLITS, find_format
 from src.data.split import open_parts
 from src.errors import InputError, Parser, counted, entry_point, reading
 from src.files import LOCK, lock_file, move
@@ -156,10 +156,10 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
     if os.path.basename(src) in ARCHIVES.values():  # if there is something else in the directory
         src, source = os.path.dirname(src) or '.', 'archives'
     else:
-        source = 'folder' if os.path.isfile(src) else find_format(src)
+        source = 'folder' if os.path.isfile(src) else find_layout(src)[0]
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
-    records = open_parts(src, source, True)
+    records = open_parts(src, source)
     for split, found in records.items():
         if found.left_out:
             print('left out:', found.left_out, file=sys.stderr)
@@ -238,7 +238,7 @@ def main():
     source.add_argument('--src', help="data set: TFRecord or MindRecord shards, folders, or ImageNet's archives")
     source.add_argument('--list', dest='src', metavar='FILE', help='list of images, made by src.data.split')
     parser.add_argument('--dst', required=True, help='where the shards go')
-    parser.add_argument('--format', required=True, choices=FORMATS[:2])
+    parser.add_argument('--format', required=True, choices=('tfrecord', 'mindrecord'))
     parser.add_argument('--shards', required=True, type=int, help='shards per split')
     parser.add_argument('--fix', action='store_true', help='re-encode CMYK and what is no JPEG; leave out what is damaged')
     parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from src.data.classes import names_as_text
-from src.data.records import SPLITS
+from src.data.folder import SPLITS
 from src.data.tfrecord import NUMBERS, write_shards
 from src.errors import InputError, Parser, entry_point, reading
 

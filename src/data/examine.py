@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from src.data import jpeg
-from src.data.image import BROKEN, UnsupportedError, is_transparent, open_image, orientation, pixels, quiet
+from src.data.image import UnsupportedError, is_transparent, open_image, orientation, pixels, quiet
 from src.data.records import Records
 from src.data.tfrecord import masked_crc
 from src.errors import InputError
@@ -52,7 +52,7 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
                 found['transparent'] = opened.mode
     except UnsupportedError as error:
         return {'unsupported': str(error)}
-    except BROKEN as error:
+    except Exception as error:
         detail = re.sub(r'^cannot be decoded \((.*)\)$', r'\1', str(error) or type(error).__name__, flags=re.DOTALL)
         found['truncated' if 'truncated' in detail.lower() else 'undecodable'] = detail if encoded else 'no bytes'
         return found
@@ -64,7 +64,7 @@ def examine(encoded: bytes, name: str = '') -> dict[str, str]:
     try:
         with quiet():
             opened.getexif()
-    except BROKEN as error:
+    except Exception as error:
         found['exif_broken'] = str(error) or type(error).__name__
     return found
 

@@ -1,20 +1,24 @@
-"""Folders of images: <split>/<class>/*.jpg."""
+"""What a directory holds: a data set of which layout, and the images of class folders, <split>/<class>/*.jpg."""
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 
+from src.data import archives, mindrecord, tfrecord
 from src.data.classes import normal
+from src.errors import InputError, reading
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
 _UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.jxl')
 # Of file managers and archives: trash, thumbnails and what belongs to a file system; as hidden ones, no folders of images.
 _TRASH = ('@eadir', '#recycle', '$recycle.bin', '__macosx', 'lost+found', 'system volume information')
-NESTED = 'folder inside a class folder'
-# What Hugging Face's datasets take for parts of a data set, https://huggingface.co/docs/datasets/repository_structure
+NESTED, EMPTY = 'folder inside a class folder', 'class folder without an image'
+SPLITS = ('train', 'validation')
+# What Hugging Face's datasets take for splits, https://huggingface.co/docs/datasets/repository_structure
 SPLIT_NAMES = {
     'train': ('train', 'training'),
     'validation': ('validation', 'val', 'valid', 'dev'),
@@ -23,24 +27,74 @@ SPLIT_NAMES = {
 _SPLIT = re.compile(f'({"|".join(name for names in SPLIT_NAMES.values() for name in names)})[-_ ]?[0-9]*', re.IGNORECASE)
 
 
-def as_line(left_out: dict[str, list[str]]) -> str:
-    """What is `left_out`, {reason: paths}, in a line with an example for each reason; '' for nothing."""
-    return '; '.join(f'{len(paths)} x {why}, the first is {paths[0]}' for why, paths in left_out.items())
+def find_layout(data_dir: str | Path, layout: str | None = None) -> tuple[str, dict[str, list[str]]]:
+    """(layout, {split: its shards, archive or folders}) of what a directory holds, with `layout` only of that one.
+    InputError if it cannot be read, or without `layout` if it holds none or two."""
+    if not data_dir:
+        raise InputError("data_dir is ''; give the directory of a data set")
+    data_dir, found = os.fspath(data_dir), {}
+    with reading(data_dir):
+        names = sorted(os.listdir(data_dir))
+        for split in SPLITS:
+            folders = split_folders(data_dir, split)
+            shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
+            tars = [name for name in names if name == archives.ARCHIVES[split]]
+            for one, paths in (
+                ('tfrecord', [os.path.join(data_dir, name) for name in shards]),
+                ('mindrecord', mindrecord.list_shards(data_dir, names, SPLIT_NAMES[split], folders)),
+                ('folder', [path for path in folders if class_folders(path)]),
+                ('archives', [os.path.join(data_dir, name) for name in tars]),
+            ):
+                if paths and layout in (None, one):
+                    found.setdefault(one, {})[split] = paths
+        if layout:
+            return layout, found.get(layout, {})
+        if not found:
+            raise ValueError(_nothing_found(data_dir, names))
+    if len(found) > 1:
+        first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
+        raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
+    return found.popitem()
+
+
+def _nothing_found(data_dir, names):
+    """The message on a directory without a data set, with a remedy that fits what is in it."""
+    remedy = 'give the directory above train/ and validation/, or that of the shards'
+    for path in (data_dir, *(path for split in SPLITS for path in split_folders(data_dir, split))):
+        if images := scan(path, {}):
+            image = os.path.join(path, os.fsdecode(images[0]))
+            remedy = f'{image} is in no class folder; put the images into one folder for each class, train/<class>/*.jpg'
+    if shards := [name for name in names if '-of-' in name or 'tfrecord' in name]:
+        remedy = f'if {shards[0]} is a TFRecord file rename or link it, a single one as train-00000-of-00001'
+    elif any('.mindrecord' in name for name in names):
+        remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
+    there = (', '.join(names[:4]) or 'nothing') + f' and {len(names) - 4} more' * (len(names) > 4)
+    return (
+        'no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
+        f"nor ImageNet's archives, and none for validation, only {there}; {remedy}"
+    )
+
+
+def split_folders(data_dir: str, split: str) -> list[str]:
+    """The directories in `data_dir` that may have a split's class folders, in the order of SPLIT_NAMES."""
+    order = SPLIT_NAMES[split]
+    names = sorted((order.index(name.lower()), name) for name in os.listdir(data_dir) if name.lower() in order)
+    return [path for path in (os.path.join(data_dir, name) for _, name in names) if os.path.isdir(path)]
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder's `name` is that of a split, such as train, Valid or test1."""
+    return bool(_SPLIT.fullmatch(name))
 
 
 def class_folders(path: str | os.PathLike) -> list[str]:
     """Sorted names of the directories in `path` and of links to directories, without hidden ones and trash."""
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if not _is_aside(e.name) and e.is_dir())
+        return sorted(entry.name for entry in entries if not _is_aside(entry.name) and entry.is_dir())
 
 
 def _is_aside(name):
     return name.startswith('.') or name.lower() in _TRASH
-
-
-def is_split_name(name: str) -> bool:
-    """Whether a folder's `name` is that of a part of a data set, such as train, Valid or test1."""
-    return bool(_SPLIT.fullmatch(name))
 
 
 def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[bytes]:
@@ -66,12 +120,9 @@ def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[byte
     return found
 
 
-def split_folders(data_dir: str, split: str) -> list[str]:
-    """The directories in `data_dir` that may have a split's class folders, in the order of SPLIT_NAMES."""
-    names = {
-        name: SPLIT_NAMES[split].index(name.lower()) for name in os.listdir(data_dir) if name.lower() in SPLIT_NAMES[split]
-    }
-    return [p for p in (os.path.join(data_dir, n) for n in sorted(names, key=names.get)) if os.path.isdir(p)]
+def as_line(left_out: dict[str, list[str]]) -> str:
+    """What is `left_out`, {reason: paths}, in a line with an example for each reason; '' for nothing."""
+    return '; '.join(f'{len(paths)} x {why}, the first is {paths[0]}' for why, paths in left_out.items())
 
 
 def index(path: str, train_path: str, class_names: list[str] | None = None) -> dict:
@@ -84,9 +135,8 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
     trained = [*map(normal, class_folders(train_path))]
     if class_names is None and trained and all(map(is_split_name, trained)):
         raise ValueError(
-            f'{" and ".join(trained[:3])} in it are names of parts of a data set, not of classes; put the images into one '
-            'folder for each class, <class>/*.jpg, or where the parts are given train/<class>/*.jpg and '
-            'validation/<class>/*.jpg'
+            f'{" and ".join(trained[:3])} in it are names of splits, not of classes; put the images into one folder for '
+            'each class, <class>/*.jpg, or where the splits are given train/<class>/*.jpg and validation/<class>/*.jpg'
         )
     listed = class_names if class_names is not None else sorted({*trained})
     number = {name: label for label, name in enumerate(listed)}
@@ -98,14 +148,14 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
             f'{len(folders)} are not); name the same classes in both{" or remove labels.txt" if class_names else ""}'
         )
     with os.scandir(path) as entries:
-        if beside := sorted(e.path for e in entries if not _is_aside(e.name) and not e.is_dir()):
+        if beside := sorted(entry.path for entry in entries if not _is_aside(entry.name) and not entry.is_dir()):
             left_out['file beside the class folders'] = beside
-    for folder in folders:
-        found = scan(os.path.join(path, folder), left_out)
+    for name in folders:
+        found = scan(os.path.join(path, name), left_out)
         files += found
         counts.append(len(found))
         if not found:
-            left_out.setdefault('class folder without an image', []).append(os.path.join(path, folder))
+            left_out.setdefault(EMPTY, []).append(os.path.join(path, name))
     if not files:
         there = f' ({as_line(left_out)})' if left_out else ''
         raise ValueError(

@@ -17,10 +17,9 @@ from importlib.util import find_spec
 import numpy as np
 
 _DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
-_CMYK, _FOUR_INKS = 11, (3, 4)  # TJPF, TJCS
-_SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS, _FAST_DCT, _LOSSLESS = 4, 5, 6, 8, 10, 15  # TJPARAM
+_SUBSAMPLING, _WIDTH, _HEIGHT, _FAST_DCT, _LOSSLESS = 4, 5, 6, 10, 15  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
-_SCAN, _END = b'\xff\xda', b'\xff\xd9'  # markers: start of pixels, end of the image
+START, _SCAN, _END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'  # markers: of the image, its pixels, its end
 OFFICIAL = '/opt/libjpeg-turbo/lib64/libturbojpeg.so.0'  # of libjpeg-turbo's own packages and of a build by its defaults
 _thread = threading.local()
 
@@ -64,8 +63,8 @@ def library() -> ctypes.CDLL | None:
         found.tj3DecompressHeader.argtypes = buffer
         found.tj3Decompress8.argtypes = [*buffer, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.tj3Destroy.argtypes = [ctypes.c_void_p]
-        found.tj3SetScalingFactor.argtypes = [ctypes.c_void_p, _Factor]
         found.tj3GetErrorCode.argtypes = found.tj3GetErrorStr.argtypes = [ctypes.c_void_p]
+        found.tj3SetScalingFactor.argtypes = [ctypes.c_void_p, _Factor]
         found.tj3GetErrorStr.restype = ctypes.c_char_p
         found.tj3Get.argtypes = [ctypes.c_void_p, ctypes.c_int]
         found.tj3Set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
@@ -84,25 +83,25 @@ def describe() -> str:
 def size(encoded: bytes) -> tuple[int, int] | None:
     """Height and width in the header of a JPEG; None for anything else, for what `decode` cannot do, and without the
     library."""
-    if library() is None or not encoded.startswith(b'\xff\xd8'):
+    if library() is None or not encoded.startswith(START):
         return None
-    height, width, mcu = _read_header(encoded)
-    return None if mcu is None else (height, width)
+    header = _read_header(encoded)
+    return header and header[:2]
 
 
 def _read_header(encoded):
-    """(height, width, width of a block of samples) of a JPEG, which this thread's decoder then expects; the last is None if
-    it cannot decode it."""
+    """(height, width, width of a block of samples) of a JPEG, which this thread's decoder then expects; None if it cannot
+    decode it."""
     lib = library()
     if not getattr(_thread, 'handle', None):  # a handle serves one thread
         _thread.handle = lib.tj3Init(_DECOMPRESS)
         lib.tj3Set(_thread.handle, _FAST_DCT, 1)
     handle = _thread.handle
     if lib.tj3SetCroppingRegion(handle, _Region()) or lib.tj3DecompressHeader(handle, encoded, len(encoded)):
-        _forget()
-        return 0, 0, None
+        return _forget()
+    # A lossless JPEG is written in full whatever the scale, over the end of a smaller buffer.
     mcu = None if lib.tj3Get(handle, _LOSSLESS) else _MCU_WIDTH.get(lib.tj3Get(handle, _SUBSAMPLING))
-    return lib.tj3Get(handle, _HEIGHT), lib.tj3Get(handle, _WIDTH), mcu
+    return (lib.tj3Get(handle, _HEIGHT), lib.tj3Get(handle, _WIDTH), mcu) if mcu else None
 
 
 def _forget():
@@ -133,21 +132,14 @@ def decode(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
 def warning(encoded: bytes) -> str | None:
     """The first warning of the decoder about a JPEG, '' if it has none, None if it cannot tell: without the library, or for
     what it cannot decode. All is read, at an eighth of the size."""
-    lib = library()
-    if lib is None or not encoded.startswith(b'\xff\xd8'):
+    if (found := size(encoded)) is None:
         return None
-    handle = lib.tj3Init(_DECOMPRESS)
+    lib, handle = library(), _thread.handle  # which has just read the header
+    pixels = np.empty((-(-found[0] // 8), -(-found[1] // 8), 3), np.uint8)
     try:
-        if lib.tj3DecompressHeader(handle, encoded, len(encoded)):
-            return None
-        # A lossless JPEG is written in full whatever the scale, over the end of a smaller buffer.
-        if lib.tj3Get(handle, _LOSSLESS) or lib.tj3SetScalingFactor(handle, _Factor(1, 8)):
-            return None
-        form, channels = (_CMYK, 4) if lib.tj3Get(handle, _COLOURS) in _FOUR_INKS else (_RGB, 3)
-        height, width = (-(-lib.tj3Get(handle, side) // 8) for side in (_HEIGHT, _WIDTH))
-        pixels = np.empty((height, width, channels), np.uint8)
-        if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, form):
+        lib.tj3SetScalingFactor(handle, _Factor(1, 8))
+        if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB):
             return ''
         return None if lib.tj3GetErrorCode(handle) else lib.tj3GetErrorStr(handle).decode(errors='replace')
     finally:
-        lib.tj3Destroy(handle)
+        _forget()

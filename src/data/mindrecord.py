@@ -9,6 +9,7 @@ known offset: 25,000/s.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -20,25 +21,26 @@ from collections.abc import Iterable, Iterator
 import msgpack
 
 from src import files
-from src.data.tfrecord import IMAGE, LABEL, NUMBERS, check_set, column
+from src.data.tfrecord import IMAGE, LABEL, NUMBERS, Record, check_set, column
 from src.errors import InputError, reading
 
 SUFFIX = '.mindrecord'
-_NUMBERED = re.compile(r'(.*\.mindrecord)([0-9]*)', re.DOTALL)
+_ANY = r'.*\.mindrecord[0-9]*'
 _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLOB, PAGE_OFFSET_BLOB,
            PAGE_OFFSET_BLOB_END FROM INDEXES ORDER BY ROW_ID"""
 
 
-def list_shards(data_dir: str, aliases: tuple) -> list[str]:
-    """Sorted paths of what may be shards of a split: named `<alias>*.mindrecord*` or in `alias`/."""
-    found, begins = [], re.compile(f'({"|".join(aliases)})(?![a-z])', re.IGNORECASE)
-    for name in sorted(os.listdir(data_dir)):
-        path = os.path.join(data_dir, name)
-        if name.lower() in aliases and os.path.isdir(path):
-            found += [os.path.join(path, n) for n in sorted(os.listdir(path)) if _NUMBERED.fullmatch(n)]
-        elif begins.match(name) and _NUMBERED.fullmatch(name):
-            found.append(path)
-    return found
+def list_shards(data_dir: str, names: list[str], split_names: tuple, folders: list[str]) -> list[str]:
+    """Sorted paths of what may be shards of a split: those `names` in `data_dir` that begin with one of `split_names`, and
+    what is in `folders`."""
+    begins = re.compile(f'({"|".join(split_names)})(?![a-z]){_ANY}', re.IGNORECASE | re.DOTALL)
+    found = [os.path.join(data_dir, name) for name in names if begins.fullmatch(name)]
+    return found + [
+        os.path.join(path, name)
+        for path in folders
+        for name in sorted(os.listdir(path))
+        if re.fullmatch(_ANY, name, re.DOTALL)
+    ]
 
 
 def check_shards(paths: list[str]) -> None:
@@ -58,7 +60,7 @@ def _header(path):
     """The JSON header of a shard, with what is used of it checked."""
     try:
         with open(path, 'rb') as file:
-            (length,) = struct.unpack('<Q', file.read(8).ljust(8, b'\0'))
+            (length,) = struct.unpack('<Q', file.read(8))
             header = json.loads(file.read(length)) if length < 1 << 28 else None
         fields, sizes = header['schema'][0], (header['header_size'], header['page_size'])
         if min(sizes) < 1 or {type(n) for n in sizes} != {int} or {type(n) for n in header['shard_addresses']} != {str}:
@@ -66,13 +68,13 @@ def _header(path):
         header['types'] = {name: kind['type'] + ' array' * ('shape' in kind) for name, kind in fields['schema'].items()}
         header['blobs'] = list(fields['blob_fields'])
         return header
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error):
         raise ValueError('has no MindRecord header (encrypted files cannot be read)') from None
 
 
-def walk(path: str) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset, length, label) of the image of every row of a shard; ValueError for any damage that shows, LookupError
-    if no column has the name of an image or a label, OSError if the file cannot be read."""
+def walk(path: str) -> Iterator[Record]:
+    """Yield the `Record` of every row of a shard; ValueError for any damage that shows, LookupError if no column has the
+    name of an image or a label, OSError if the file cannot be read."""
     header = _header(path)
     image = column(header['types'], IMAGE, ['bytes'], 'column')
     label = column(header['types'], LABEL, ['int32', 'int64'], 'column')
@@ -88,7 +90,7 @@ def walk(path: str) -> Iterator[tuple[int, int, int]]:
     with open(path, 'rb') as file:
         for count, row in enumerate(rows):
             try:
-                yield _locate(file, header, row, image, label)
+                yield Record(*_locate(file, header, row, image, label))
             except (ValueError, TypeError, struct.error) as error:
                 raise ValueError(f'record {count}: {error}') from None
 
@@ -125,22 +127,15 @@ def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]], sizes: li
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
 
-    page = 1 << 15
-    while page < max(4 * max(sizes), min(sum(sizes), 1 << 25)) and page < 1 << 28:
-        page *= 2
-    schema = {'data': {'type': 'bytes'}, 'label': {'type': 'int64'}, 'file_name': {'type': 'string'}}
+    wanted = max(4 * max(sizes), min(sum(sizes), 1 << 25), 1 << 15)  # bytes of a page, of which 2^15 to 2^28 are allowed
+    rows = ({'data': image, 'label': int(label), 'file_name': files.printable(name)} for image, label, name in examples)
     with reading(path, 'check the free space', (MindRecordException, RuntimeError)):
         writer = FileWriter(path, 1)
         writer.set_header_size(1 << 20)
-        writer.set_page_size(page)
+        writer.set_page_size(min(1 << (wanted - 1).bit_length(), 1 << 28))
+        schema = {'data': {'type': 'bytes'}, 'label': {'type': 'int64'}, 'file_name': {'type': 'string'}}
         writer.add_schema(schema, 'encoded images')
         writer.add_index(['label'])
-        batch = []
-        for encoded, label, name in examples:
-            batch.append({'data': encoded, 'label': int(label), 'file_name': files.printable(name)})
-            if len(batch) == 32:
-                writer.write_raw_data(batch)
-                batch = []
-        if batch:
+        while batch := list(itertools.islice(rows, 32)):
             writer.write_raw_data(batch)
         writer.commit()

@@ -1,9 +1,9 @@
-"""The way of an image from disk to device: 14 hops in 7 files.
+"""The way of an image from disk to device: 15 hops in 7 files.
 
 train.create_batches -> pipeline.training_dataset -> `batches`, with the numbers that order.TrainingOrder yields and forked
-workers -> LoadTraining -> records.read_patiently -> `read` -> read_file -> preprocess.training_image -> image.EncodedImage
--> jpeg.decode, of a random crop alone -> preprocess.resize -> channels_first, with the flip -> on the device
-preprocess.Augment: brightness, saturation, scaling to [-1, 1].
+workers -> `LoadTraining` -> its `sample` -> records.Records.read -> read_file -> preprocess.training_image ->
+image.EncodedImage -> its `decode` -> jpeg.decode, of a random crop alone -> preprocess.resize -> channels_first, with the
+flip -> on the device preprocess.Augment: brightness, saturation, scaling to [-1, 1].
 
 Everything random is drawn in the worker from (seed, epoch, record), dropout's mask too. So the batches do not depend on the
 number of workers or ranks, and any step can be reached without running the ones before it.
@@ -44,7 +44,7 @@ SUBSTITUTES = 100  # tried for a bad record
 def training_dataset(
     records: Records, offset: int, settings: Settings, steps: range, run: Run, bad: BadRecords | None = None
 ) -> ds.Dataset:
-    """Batches of the `steps` of a training, as `LoadTraining` makes them, in one pass: those of the rank `run.rank` of
+    """Batches of the `steps` of a training run, as `LoadTraining` makes them, in one pass: those of the rank `run.rank` of
     `run.world`, each of `settings.batch_size` images. `offset` is subtracted from the labels."""
     order = TrainingOrder(len(records), settings, steps, run.rank, run.world)
     load = LoadTraining(records, offset, settings, bad)
@@ -70,9 +70,13 @@ def evaluation_dataset(
 def batches(order: object, load: Callable, columns: list[str], settings: Settings, ranks_here: int = 1) -> ds.Dataset:
     """Data set of what `load` makes of the numbers in `order`, a batch in each call, by `workers` processes."""
     num_workers = workers(settings.num_workers, ranks_here)
-    if num_workers > 1 and (problem := _no_processes()):
-        print(f'warning: {problem}; this process decodes by itself, which is slower (docker: --shm-size)', flush=True)
-        num_workers = 1
+    if num_workers > 1:
+        try:
+            multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
+        except OSError as error:
+            reason = 'this process decodes by itself, which is slower (docker: --shm-size)'
+            print(f'warning: /dev/shm: {error.strerror}; {reason}', flush=True)
+            num_workers = 1
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     names = list(order.columns)
     data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1)
@@ -92,15 +96,6 @@ def workers(option: int, ranks_here: int = 1) -> int:
     return min(option, cores) if option else max(1, min(cores, share, MOST_WORKERS))
 
 
-def _no_processes():
-    """Why there can be no data workers, or ''."""
-    try:
-        multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
-        return ''
-    except OSError as error:
-        return f'/dev/shm: {error.strerror}'
-
-
 class LoadTraining:
     """Epochs (N,), records (N,) -> images uint8 (N, 3, size, size), draws float32 (N, 2), dropout mask float32 (N, 1536),
     label int32 (N,), all of them by the options in `settings`.
@@ -115,7 +110,8 @@ class LoadTraining:
     def __call__(self, epochs, records):
         """See the class."""
         try:
-            return _stacked([self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)])
+            samples = [self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)]
+            return tuple(map(np.stack, zip(*samples)))
         except Exception as error:
             if isinstance(error, MemoryError):  # at an error of this name MindSpore kills the training process
                 error = InputError('a data worker ran out of memory; lower --num_workers')
@@ -124,38 +120,33 @@ class LoadTraining:
             raise error from None
 
     def sample(self, epoch: int, record: int) -> tuple:
-        """Image, draws, dropout mask and label of one record of one epoch."""
-        rng = generator(self.settings.seed, epoch, record)
-        try:
-            image = self.image(self.records.read_patiently(record), rng)
-        except ValueError as error:
-            where = self.records.damage(record, error)
-            if self.bad is None:
-                raise InputError(where) from None
-            self.bad.add(epoch, where)
-            rng = generator(self.settings.seed, epoch, record)  # again: how many draws were made depends on the damage
-            image, record = self.substitute(rng)
-        flip, draws = draw_augmentation(rng)
-        mask = dropout_mask(rng, self.settings.dropout_keep_prob)
-        return channels_first(image, flip), draws, mask, np.int32(self.records.label[record] - self.offset)
-
-    def image(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """`training_image` by the settings."""
-        return training_image(encoded, self.settings.image_size, rng, self.settings.min_object_covered, self.records.upright)
-
-    def substitute(self, rng: np.random.Generator) -> tuple:
-        """Image and number of a record that can be decoded, drawn by `rng` from all records; InputError if none is found."""
-        for _ in range(SUBSTITUTES):
-            record = int(rng.integers(len(self.records)))
-            drawn = np.random.Generator(np.random.Philox(rng.integers(1 << 32)))
+        """Image, draws, dropout mask and label of one record of one epoch; of another one, drawn by its generator, if it is
+        bad. InputError if none of SUBSTITUTES is sound."""
+        settings, rng = self.settings, generator(self.settings.seed, epoch, record)
+        rng_of_crop = rng
+        for attempt in range(1 + SUBSTITUTES):
             try:
-                return self.image(self.records.read(record), drawn), record
-            except (ValueError, InputError) as error:
-                last = self.records.damage(record, error)
-        raise InputError(
-            f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {last}; '
-            'python -m src.data.check DIR lists them all'
-        )
+                encoded = self.records.read(record, patiently=not attempt)
+                size, covered = settings.image_size, settings.min_object_covered
+                image = training_image(encoded, size, rng_of_crop, covered, self.records.upright)
+                break
+            except (InputError, ValueError) as error:
+                problem = self.records.damage(record, error)
+            if self.bad is None:
+                raise InputError(problem)
+            if not attempt:
+                self.bad.add(epoch, problem)
+                rng = generator(settings.seed, epoch, record)  # again: how many draws were made depends on the damage
+            record = int(rng.integers(len(self.records)))
+            rng_of_crop = np.random.Generator(np.random.Philox(rng.integers(1 << 32)))
+        else:
+            raise InputError(
+                f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {problem}; '
+                'python -m src.data.check DIR lists them all'
+            )
+        flip, draws = draw_augmentation(rng)
+        mask = dropout_mask(rng, settings.dropout_keep_prob)
+        return channels_first(image, flip), draws, mask, np.int32(self.records.label[record] - self.offset)
 
 
 class LoadEvaluation:
@@ -169,20 +160,15 @@ class LoadEvaluation:
 
     def __call__(self, records):
         """See the class."""
-        return _stacked([self.sample(int(record)) for record in records])
+        return tuple(map(np.stack, zip(*(self.sample(int(record)) for record in records))))
 
     def sample(self, record: int) -> tuple:
         """Image and label of one record."""
         if record < 0:
             return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
-            image = evaluation_image(
-                self.records.read_patiently(record), self.size, self.preprocessing, self.records.upright
-            )
+            encoded = self.records.read(record, patiently=True)
+            image = evaluation_image(encoded, self.size, self.preprocessing, self.records.upright)
         except ValueError as error:
             raise InputError(self.records.damage(record, error)) from None
         return channels_first(image), np.int32(self.records.label[record] - self.offset)
-
-
-def _stacked(samples):
-    return tuple(map(np.stack, zip(*samples)))

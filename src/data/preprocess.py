@@ -6,8 +6,8 @@ on the device in one pass. The random draws are made on the host from (seed, epo
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
 from collections import namedtuple
 
 import mindspore as ms
@@ -38,22 +38,13 @@ POOLED_FEATURES = 1536  # of an image in the network, on which dropout acts
 
 def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
     """`Preprocessing` from the dict in a checkpoint (its `_asdict()`), `PREPROCESSING` for None; InputError if unfit."""
-    if recorded is None:
-        return PREPROCESSING
-    try:
-        found = Preprocessing(**recorded)
-        mean, std = (tuple(map(float, levels)) for levels in (found.mean, found.std))
+    with contextlib.suppress(TypeError, ValueError):
+        found = PREPROCESSING if recorded is None else Preprocessing(**recorded)
+        levels = mean, std = tuple(tuple(map(float, levels)) for levels in found[:2])
         found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
-        sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-        if (
-            sound
-            and isinstance(found.square, bool)
-            and 0 < found.central_fraction <= 1
-            and found.interpolation in ('bilinear', 'bicubic')
-        ):
+        sound = np.shape(levels) == (2, 3) and np.isfinite(levels).all() and min(std) > 0 and 0 < found.central_fraction <= 1
+        if sound and found.interpolation in ('bilinear', 'bicubic') and isinstance(found.square, bool):
             return found
-    except (TypeError, ValueError):
-        pass
     raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
 
 
@@ -132,12 +123,13 @@ def evaluation_image(
     With `preprocessing.square` as torchvision and MindCV do it: the shorter side to size / central_fraction, then the middle
     of that. ImageError on what cannot be decoded.
     """
-    _, _, fraction, interpolation, square = preprocessing
+    fraction, interpolation = preprocessing.central_fraction, preprocessing.interpolation
     image = EncodedImage(encoded, upright)
-    if not square:
+    if not preprocessing.square:
         crop = image.decode(central_crop(image.height, image.width, fraction))
         return resize(crop, size, size, interpolation)
-    height, width = (int(size / fraction) * side // min(image.height, image.width) for side in (image.height, image.width))
+    shorter = min(image.height, image.width)
+    height, width = (int(size / fraction) * side // shorter for side in (image.height, image.width))
     resized = resize(image.decode(), height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]

@@ -21,8 +21,8 @@ import numpy as np
 from src import files
 from src.data.classes import normal, refuse_empty_folders
 from src.data.examine import UNREADABLE, examine_all
-from src.data.folder import class_folders, is_split_name, split_folders
-from src.data.records import SPLITS, Records, open_folder, open_records, splits
+from src.data.folder import SPLITS, class_folders, find_layout, is_split_name, split_folders
+from src.data.records import Records, open_folder, open_records
 from src.errors import InputError, Parser, counted, entry_point, reading
 
 SHARE = 0.2  # of a class's photos that are for validation
@@ -183,11 +183,11 @@ def open_list(path: str | Path) -> dict[str, Records]:
     return found
 
 
-def open_parts(source: str | Path, layout: str, progress: bool = False) -> dict[str, Records]:
+def open_parts(source: str | Path, layout: str) -> dict[str, Records]:
     """{part: its records} of a list, which is a file, or of a data set of that layout, a directory."""
     if os.path.isfile(source):
         return open_list(source)
-    return {part: open_records(source, part, layout, progress) for part in splits(source, layout)}
+    return {part: open_records(source, part, layout) for part in find_layout(source, layout)[1]}
 
 
 @entry_point

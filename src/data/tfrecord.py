@@ -2,6 +2,9 @@
 
 A record is: its length (uint64, little-endian), masked CRC-32C of the length, the data, masked CRC-32C of the data. The data
 are a tf.train.Example, a protocol buffer: a map of features, of which only those of the image and its label matter here.
+
+Protocol buffers are read field by field (https://protobuf.dev/programming-guides/encoding/), not by the protobuf library,
+which parses whole messages: for the labels of a data set it would read all of its images.
 """
 
 from __future__ import annotations
@@ -33,39 +36,45 @@ _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
 _IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # what image files begin with
 
 
+class Record(NamedTuple):
+    """One record of a shard or an archive: positions in the file are in bytes."""
+
+    offset: int  # of the encoded image
+    length: int  # of the encoded image
+    label: int
+    byte: int = 0  # where a TFRecord starts
+    crc: int = 0  # of the data, as a TFRecord notes it
+    file: bytes = b''  # the image's file name in an archive
+    problem: str = ''  # what is wrong with a TFRecord; then offset, length and label mean nothing
+
+
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     """(value, position after it) of the variable-length number at buf[pos], unsigned; ValueError if it is broken."""
     value = 0
-    for shift in range(0, 70, 7):
-        if pos >= end:
-            break
-        byte = buf[pos]
-        pos += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & _LOWEST_64_BITS, pos
+    for shift, at in zip(range(0, 70, 7), range(pos, end)):
+        value |= (buf[at] & 127) << shift
+        if buf[at] < 128:
+            return value & _LOWEST_64_BITS, at + 1
     raise ValueError('broken varint')
 
 
 def read_fields(buf: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield (tag, start, stop) for every field of the message in buf[pos:end]: the tag is field number * 8 + wire type, the
     value buf[start:stop], of bytes without their length. `buf` is bytes, memoryview or mmap. ValueError for damage."""
-    try:
-        while pos < end:
-            tag, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
-            if (wire := tag & 7) == 2:
-                stop, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
-                stop += pos
-            elif wire in _FIXED:
-                stop = pos + _FIXED[wire] if wire else read_varint(buf, pos, end)[1]
-            else:
-                raise ValueError(f'wire type {wire}')
-            if stop > end:
-                raise ValueError('a field runs past its end')
-            yield tag, pos, stop
-            pos = stop
-    except IndexError:  # the message ends with a tag, and `buf` with it
-        raise ValueError('a field runs past its end') from None
+    while pos < end:
+        tag, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
+        wire = tag & 7
+        if wire == 2 and pos < end:
+            stop, pos = (buf[pos], pos + 1) if buf[pos] < 128 else read_varint(buf, pos, end)
+            stop += pos
+        elif wire in _FIXED:
+            stop = pos + _FIXED[wire] if wire else read_varint(buf, pos, end)[1]
+        else:
+            raise ValueError(f'wire type {wire}, or a field runs past its end')
+        if stop > end:
+            raise ValueError('a field runs past its end')
+        yield tag, pos, stop
+        pos = stop
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -76,11 +85,10 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 def encode_varint(value: int) -> bytes:
     """A number from 0 to 2^64 - 1 as a varint."""
-    result = bytearray()
+    result = b''
     while value > 127:
-        result.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*result, value])
+        result, value = result + bytes([value & 127 | 128]), value >> 7
+    return result + bytes([value])
 
 
 def encode_field(number: int, value: int | bytes) -> bytes:
@@ -88,17 +96,6 @@ def encode_field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, int):
         return encode_varint(number << 3) + encode_varint(value & _LOWEST_64_BITS)
     return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
-
-
-class Record(NamedTuple):
-    """One record as `walk` finds it: positions in the shard are in bytes."""
-
-    byte: int  # where its header starts
-    offset: int  # of the encoded image in the shard
-    length: int  # of the encoded image
-    label: int
-    problem: str = ''  # what is wrong with it; then offset, length and label mean nothing
-    crc: int = 0  # of the data, as the shard notes it
 
 
 def masked_crc(data: bytes | memoryview) -> int:
@@ -126,20 +123,21 @@ def walk(path: str) -> Iterator[Record]:
             while byte < end:
                 size = int.from_bytes(buf[byte : byte + 8], 'little')
                 start, stop = byte + 12, byte + 12 + size
-                if not _is_header(buf[byte:start]) or stop + 4 > end:
-                    yield Record(byte, 0, 0, 0, 'truncated' if stop + 4 > end else 'wrong checksum of the record length')
+                if stop + 4 > end or not _is_header(buf[byte:start]):
+                    problem = 'truncated' if stop + 4 > end else 'wrong checksum of the record length'
+                    yield Record(0, 0, 0, byte, problem=problem)
                     return
                 try:
                     names = names or _names(buf, start, stop)
-                    yield Record(byte, *_locate(buf, start, stop, *names), '', *struct.unpack_from('<I', buf, stop))
+                    yield Record(*_locate(buf, start, stop, *names), byte, *struct.unpack_from('<I', buf, stop))
                 except ValueError as error:
-                    yield Record(byte, 0, 0, 0, str(error))
+                    yield Record(0, 0, 0, byte, problem=str(error))
                 byte = stop + 4
 
 
 def _names(buf, pos, end):
     """Names (bytes) of the features with the image and the label of the Example in buf[pos:end]."""
-    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, _) in _features(buf, pos, end)}
+    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, *_) in _features(buf, pos, end)}
     if not kinds:
         raise ValueError(f'no feature {IMAGE[0]}')
     image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
@@ -165,32 +163,33 @@ def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], wha
 
 
 def _features(buf, pos, end, lengths=()):
-    """Yield (name, (kind of its values, positions of their list)) of the Example in buf[pos:end]; with `lengths` only names
-    as long: most entries end there, which halves the time."""
+    """Yield (name, (kind of its values, start and stop of their list)) of the Example in buf[pos:end]; with `lengths` only
+    names as long: most entries end there, which halves the time."""
     for tag, *inside in read_fields(buf, pos, end):
         for entry, start, stop in read_fields(buf, *inside) if tag == 0x0A else ():
             if entry != 0x0A or lengths and buf[start] == 0x0A and buf[start + 1] not in lengths:
                 continue
-            name, values = b'', ('no', None)
+            name, values = b'', ('no', 0, 0)
             for field, first, last in read_fields(buf, start, stop):
                 if field == 0x0A:
                     name = bytes(buf[first : min(last, first + 80)])
                 elif field == 0x12:
                     for kind, *where in read_fields(buf, first, last):
-                        values = _KINDS.get(kind, 'no'), where
+                        values = _KINDS.get(kind, 'no'), *where
             yield name, values
 
 
 def _only_value(buf, features, name, wanted):
-    """(start, stop) of the only value of a feature, which must be of the kind `wanted`; else ValueError."""
-    kind, inside = features.get(name, ('no', None))
+    """The only value of a feature, a number or (start, stop) of bytes; ValueError if it is not of the kind `wanted`."""
+    kind, first, last = features.get(name, ('no', 0, 0))
     values = []
-    for tag, start, stop in read_fields(buf, *inside) if kind == wanted else ():
-        if tag == (0x0A if kind == 'bytes' else 0x08):
+    for _, start, stop in read_fields(buf, first, last) if kind == wanted else ():
+        if kind == 'bytes':
             values.append((start, stop))
-        while tag == 0x0A and kind == 'int64' and start < stop:  # packed: varints, one behind the other
-            values.append((start, read_varint(buf, start, stop)[1]))
-            start = values[-1][1]
+            continue
+        while start < stop:  # one number, or packed: varints, one behind the other
+            number, start = read_varint(buf, start, stop)
+            values.append(number)
     if len(values) != 1:
         raise ValueError(f'{len(values) or "no"} {wanted} values of feature {name.decode()} instead of one')
     return values[0]
@@ -200,8 +199,7 @@ def _locate(buf, pos, end, image, label):
     """Offset and length of the encoded image, and the label, of the Example in buf[pos:end]; of equal names the last counts,
     as in any protocol buffer."""
     features = dict(_features(buf, pos, end, (len(image), len(label))))
-    start, stop = _only_value(buf, features, image, 'bytes')
-    number = read_varint(buf, *_only_value(buf, features, label, 'int64'))[0]
+    (start, stop), number = _only_value(buf, features, image, 'bytes'), _only_value(buf, features, label, 'int64')
     return start, stop - start, number - (number >> 63 << 64)
 
 
@@ -243,25 +241,22 @@ def shard_name(split: str, number: int, total: int, suffix: str = '') -> str:
 
 
 def write_shards(directory: str, split: str, examples: Iterable, num_shards: int) -> list[str]:
-    """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards, which get their names only when all
-    are written; returns their paths."""
+    """Write (encoded bytes, label, file name) examples, dealt out in turn to the shards; returns their paths."""
     examples = list(examples)
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, shard_name(split, n, num_shards)) for n in range(num_shards)]
-    with contextlib.ExitStack() as stack:
-        for n, path in enumerate(paths):
-            write_shard(stack.enter_context(files.replacing(path)), examples[n::num_shards])
+    for n, path in enumerate(paths):
+        with files.replacing(path) as temporary:
+            write_shard(temporary, examples[n::num_shards])
     return paths
 
 
 def check_set(paths: list[str]) -> None:
     """ValueError unless the `paths`, which end as NUMBERS says, and maybe in a suffix, are those of one complete set."""
-    numbers = [tuple(map(int, re.search('-([0-9]{5})-of-([0-9]{5})', path[-30:]).groups())) for path in paths]
-    totals = sorted({total for _, total in numbers})
-    if len(totals) > 1:
-        raise ValueError(f'shards of different sets, {" and ".join(f"of-{n:05d}" for n in totals)}; keep one set')
-    if missing := [n for n in range(totals[0]) if (n, totals[0]) not in numbers]:
-        name = re.sub('-[0-9]{5}-of', f'-{missing[0]:05d}-of', os.path.basename(paths[0]))
-        raise ValueError(f'lacks shard {name}; copy or make all {totals[0]}')
-    if len(paths) > totals[0]:
-        raise ValueError(f'shard {os.path.basename(max(paths))} is none of a set of {totals[0]}; remove it')
+    present = {os.path.basename(path) for path in paths}
+    split, total, suffix = re.fullmatch('(.*)-[0-9]{5}-of-([0-9]{5})(.*)', max(present), re.DOTALL).groups()
+    whole = {shard_name(split, n, int(total), suffix) for n in range(int(total))}
+    if present - whole:
+        raise ValueError(f'shard {min(present - whole)} is none of a set of {int(total)}; keep one set')
+    if whole - present:
+        raise ValueError(f'lacks shard {min(whole - present)}; copy or make all {int(total)}')

@@ -178,7 +178,7 @@ class Evaluation:
         refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(settings.network(), run.amp_level, preprocessing, per_image)
         numbers = np.arange(len(records) if per_image else 0)
-        self.order = np.array([n for (n,) in EvaluationOrder(numbers, settings.batch_size, run.rank, run.world)])
+        self.order = EvaluationOrder(numbers, settings.batch_size, run.rank, run.world).records
         self.rows, self.best = None, None  # `best` is one of the dicts of `of_checkpoints`
         self.batches = partial(pipeline.evaluation_dataset, records, settings=settings, run=run, preprocessing=preprocessing)
         self.data = self.batches(offset=offset)

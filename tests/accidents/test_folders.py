@@ -38,7 +38,7 @@ def images(directory, *names):
 )
 def test_parts_are_no_classes(names, tmp_path):
     photos = images(tmp_path / 'photos', *names)
-    said = ('names of parts of a data set, not of classes', 'one folder for each class, <class>/*.jpg')
+    said = ('names of splits, not of classes', 'one folder for each class, <class>/*.jpg')
     fails(cli('split', photos, tmp_path / 'list.csv'), *said)
     assert not (tmp_path / 'list.csv').exists()
     shutil.move(photos, tmp_path / 'train')

@@ -10,7 +10,8 @@ from scipy.io import savemat
 
 from src.data.archives import ARCHIVES, DEVKIT
 from src.data.classes import imagenet_classes, imagenet_names
-from src.data.records import find_format, open_records
+from src.data.folder import find_layout
+from src.data.records import open_records
 from tests.data.samples import cli, content, jpeg, message
 
 TRAIN, VALIDATION = ARCHIVES['train'], ARCHIVES['validation']
@@ -70,7 +71,7 @@ def test_records(archives, split):
     """Images, labels and names; labels count as in TF-slim's records. One split is enough."""
     for other in {'train': (VALIDATION, DEVKIT), 'validation': (TRAIN,)}[split]:
         (archives / other).unlink()
-    assert find_format(archives) == 'archives' and all(list(imagenet_classes())[n - 1] == s for s, n in LABELS.items())
+    assert find_layout(archives)[0] == 'archives' and all(list(imagenet_classes())[n - 1] == s for s, n in LABELS.items())
     records = open_records(archives, split)
     assert content(records) == expected(split) and records.label_base == 1
     assert records.class_names == ['background', *imagenet_names()]
@@ -81,7 +82,7 @@ def test_records(archives, split):
 @pytest.mark.parametrize('layout', ['tfrecord', 'mindrecord'])
 def test_convert(archives, tmp_path, layout):
     (archives / 'train' / 'n01440764').mkdir(parents=True)  # somebody has begun to unpack
-    assert 'as folder (train) and as archives' in message(find_format, archives)
+    assert 'as folder (train) and as archives' in message(find_layout, archives)
     dst = tmp_path / layout
     run = cli('convert', '--src', archives / TRAIN, '--dst', dst, '--format', layout, '--shards', 2)
     assert run.returncode == 0 and 'train, 12 images in 2 shards' in run.stdout, run.stderr
@@ -112,7 +113,7 @@ def content_of(data):
 BAD = {
     'missing kit': (DEVKIT, os.unlink, f'{DEVKIT}: No such file'),
     'kit cut off': (DEVKIT, cut(-100), f'{DEVKIT}: '),
-    'kit without classes': (DEVKIT, content_of(tar({'a/data/x.mat': b''}, 'w:gz')), "'meta.mat' is missing in it"),
+    'kit without classes': (DEVKIT, content_of(tar({'a/data/x.mat': b''}, 'w:gz')), "'meta.mat' is missing"),
     'kit of other classes': (DEVKIT, content_of(kit(synsets=['n1', 'n2', 'n3'])), "'n3' is missing"),
     'kit of another set': (DEVKIT, content_of(kit(TRUTH + [1])), f'5 images in it, but {DEVKIT} has the classes of 6'),
     'no tar': (TRAIN, content_of(b'<html>' * 200), f'{TRAIN}: '),

@@ -12,7 +12,7 @@ from src.data.bad_records import BadRecords
 from src.data.order import TrainingOrder
 from src.data.pipeline import LoadEvaluation, LoadTraining, training_dataset
 from src.data.records import Records, open_records
-from src.errors import InputError, input_error
+from src.errors import input_error
 from src.runtime import Run
 from tests.conftest import SMALL
 from tests.data.samples import settings
@@ -109,21 +109,21 @@ def test_nothing_sound_to_take_instead(tmp_path):
         )
 
 
-original = Records.read
+original = Records.place
 
 
 def away(monkeypatch, numbers, always=False):
     """Reading of the `numbers` of records fails: once each, or always. Returns the numbers that were read."""
     reads, left = [], set(numbers)
 
-    def read(self, i):
+    def place(self, i):
         reads.append(i)
         if i in left:
             left.difference_update(() if always else (i,))
-            raise InputError(f'{self.where(i)}: Input/output error')
+            raise OSError(5, 'Input/output error')
         return original(self, i)
 
-    monkeypatch.setattr(Records, 'read', read)
+    monkeypatch.setattr(Records, 'place', place)
     return reads
 
 
@@ -154,7 +154,7 @@ def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses, monkeypat
     load.sample(0, 3)
     assert pauses == [0.2, 0.5, 1, 2, 4] and bad.count(0) == 1
     load.sample(0, 4)
-    assert pauses[5:] == [0.2] and bad.first.endswith('record 3: Input/output error')
+    assert pauses[5:] == [0.2] and bad.first.endswith('record 3: Input/output error; check that it can be read')
     away(monkeypatch, [5])
     load.sample(0, 5)
     away(monkeypatch, [6], always=True)

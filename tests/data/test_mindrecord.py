@@ -102,7 +102,7 @@ def test_random_damage_of_mindrecord(shard):
                 bad[at] = rng.integers(256)
             file.write_bytes(bad)
             try:
-                assert all(0 <= length < 5000 for _, length, _ in walk(str(shard), 'mindrecord'))
+                assert all(0 <= record.length < 5000 for record in walk(str(shard), 'mindrecord'))
             except InputError as error:
                 assert shard.name in str(error)
         file.write_bytes(good)

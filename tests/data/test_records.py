@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from src.data.records import find_format, open_records
+from src.data.folder import find_layout
+from src.data.records import open_records
 from tests.data.samples import ROOT, cli, content, jpeg, message, write_folder
 
 
 @pytest.mark.parametrize('layout, shift', [('tf', 1), ('mr', 1), ('tf2', 1), ('mr0', 0), ('folder', 0)])
 def test_layouts(sets, layout, shift):
-    assert find_format(sets / layout) == {'tf': 'tfrecord', 'mr': 'mindrecord'}.get(layout[:2], 'folder')
+    assert find_layout(sets / layout)[0] == {'tf': 'tfrecord', 'mr': 'mindrecord'}.get(layout[:2], 'folder')
     for split, count, labels in (('train', 21, {0, 1, 2}), ('validation', 6, {0, 2})):
         records, plain = open_records(sets / layout, split), open_records(sets / 'folder', split, 'folder')
         assert content(records, shift) == content(plain)

@@ -70,7 +70,7 @@ def test_rows_of_ranks_add_up_to_those_of_one(world, batch_size):
     rows = random_rows(33, 5)[0]
     total = np.zeros_like(rows)
     for rank in range(world):
-        order = np.array([record for (record,) in EvaluationOrder(np.arange(33), batch_size, rank, world)])
+        order = EvaluationOrder(np.arange(33), batch_size, rank, world).records
         own = Rows(33, order)
         for start in range(0, len(order), batch_size):
             records = order[start : start + batch_size]

@@ -13,22 +13,9 @@ import pytest
 from src.data import demo_images
 
 # Files that take longest. They are dealt out first, so that no worker is left alone with one of them at the end.
-LONG = [
-    'test_end_to_end.py',
-    'test_parity.py',
-    'test_resume.py',
-    'test_distributed.py',
-    'test_acceptance.py',
-    'test_docs.py',
-    'test_export.py',
-    'test_predict.py',
-    'test_step.py',
-    'test_weights.py',
-    'test_inceptionv4.py',
-    'test_preprocess.py',
-    'test_fuzz.py',
-    'test_launch.py',
-]
+LONG = (
+    'end_to_end parity resume distributed acceptance docs export predict step weights inceptionv4 preprocess fuzz launch'
+).split()
 # The check of a new machine is not a part of the suite; scripts/run_acceptance.sh names its files.
 collect_ignore = [] if any('npu' in word for word in sys.argv) else ['npu']
 COMPILING = ('_CellGraphExecutor', '_JitExecutor')  # of mindspore.common.api: every compilation goes through one of them
@@ -36,7 +23,8 @@ COMPILING = ('_CellGraphExecutor', '_JitExecutor')  # of mindspore.common.api: e
 
 def pytest_collection_modifyitems(items):
     """The longest first. A test of which a fixture compiles gets the marker `compiles` by itself."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    places = {f'test_{name}.py': place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     for item in items:
         if 'compiles' in getattr(item, 'fixturenames', ()):
             item.add_marker('compiles')
@@ -46,30 +34,22 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     """A test without the marker `compiles` fails when it compiles a graph, so `run_tests.sh --fast` stays fast."""
     guard.test = None if item.get_closest_marker('compiles') else item.name
-    if 'mindspore' in sys.modules:
-        guard()
+    if api := sys.modules.get('mindspore.common.api'):
+        for executor in map(vars(api).get, COMPILING):
+            if not hasattr(executor.compile, 'guarded'):
+                executor.compile = guard(executor.compile)
 
 
-def guard():
-    """Put a check in front of MindSpore's compilation, once."""
-    from mindspore.common import api
-
-    for name in COMPILING:
-        executor = getattr(api, name)
-        if not hasattr(executor.compile, 'guarded'):
-            executor.compile = guarded(executor.compile)
-
-
-def guarded(compile_graph):
+def guard(compile_graph):
     """`compile_graph` that refuses in a test without the marker."""
 
-    def checked(*args, **kwargs):
+    def guarded(*args, **kwargs):
         if guard.test is not None:
             pytest.fail(f'{guard.test} compiles a graph; mark it with @pytest.mark.compiles, or its fixture with `compiles`')
         return compile_graph(*args, **kwargs)
 
-    checked.guarded = True
-    return checked
+    guarded.guarded = True
+    return guarded
 
 
 @pytest.fixture(scope='session')

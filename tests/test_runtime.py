@@ -1,9 +1,6 @@
 """What is asked of MindSpore on Ascend, with a recorder in its place, and how train.py then calls Model."""
 
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import MagicMock, call
 
 import pytest
@@ -12,7 +9,6 @@ import train
 from src import runtime
 from src.errors import InputError
 from src.options import load_settings
-from src.training.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ('RANK_SIZE', 'RANK_ID', 'DEVICE_ID', 'LOCAL_RANKS')
@@ -114,38 +110,26 @@ def test_precision_is_that_of_the_level(ascend, monkeypatch, chip, amp_level, ex
     'steps, sizes, expected', [(21, '', [(75, 3, 7)]), (46, '91,83', [(91, 2, 10), (91, 1, 3), (83, 2, 10), (83, 1, 3)])]
 )
 def test_model_is_called_with_sinks(steps, sizes, expected, options, monkeypatch, tmp_path, capsys):
-    """On Ascend the whole training is sinks over one dataset, or over two of them, with image_sizes of every stage; the CPU
-    stands in for the rest."""
+    """On Ascend the whole training run is sinks over one dataset, or over two of them, with image_sizes of every stage; the
+    CPU stands in for the rest."""
     monkeypatch.chdir(tmp_path)
     run = runtime.Run('Ascend', amp_level='O3', directory=tmp_path / 'x', checkpoints=tmp_path / 'x')
     monkeypatch.setattr(train.runtime, 'start', lambda settings: run)
-    seen = SimpleNamespace(networks=[], calls=[])
+    networks, calls = [], []
 
     class Model:
         def __init__(self, network):
-            seen.networks.append(network)
+            networks.append(network)
 
-        def train(self, count, data, callbacks, **kwargs):
-            length = kwargs['sink_size']
-            assert kwargs == {'dataset_sink_mode': True, 'sink_size': length} and data.get_dataset_size() == count * length
-            seen.calls.append((data.output_shapes()[0][-1], count, length))
-            assert isinstance(callbacks, Monitor)
-            callbacks.state.step += count * length
+        def train(self, count, data, callbacks, dataset_sink_mode, sink_size):
+            assert dataset_sink_mode and data.get_dataset_size() == count * sink_size
+            calls.append((data.output_shapes()[0][-1], count, sink_size))
+            callbacks.state.step += count * sink_size
 
     monkeypatch.setattr('src.training.loop.Model', Model)
     arguments = ['--max_train_steps', str(steps), '--iterations_per_loop', '10', '--image_sizes', sizes]
     train.main(['--config_path', str(ROOT / 'recipes/fast.yaml'), *options, *arguments])
-    assert seen.calls == expected and len({*map(id, seen.networks)}) == 1
-    assert type(seen.networks[0].optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
-    assert float(seen.networks[0].scale_sense.asnumpy()) == 1024
+    assert calls == expected and len({*map(id, networks)}) == 1
+    assert type(networks[0].optimizer).__module__.startswith('mindspore')  # the fused kernel is right there
+    assert float(networks[0].scale_sense.asnumpy()) == 1024
     assert capsys.readouterr().out.count('at the end one of 3') == [length for *_, length in expected].count(3)
-
-
-def test_light_modules_do_without_mindspore():
-    """House rule: these work, and import quickly, where MindSpore is not needed."""
-    code = (
-        'import sys, src.options, src.cluster.rank_table, src.cluster.launch, src.environment; '
-        'import src.training.plan, benchmarks.scaling, src.weights, src.data.records; '
-        'sys.exit("mindspore" in sys.modules)'
-    )
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

@@ -7,14 +7,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from src import files, runtime
+import numpy as np
+
+from src import collective, files, runtime
 from src.data import jpeg
+from src.data.classes import SURE
 from src.errors import InputError, entry_point, only_warned
 from src.evaluation import report
-from src.evaluation.evaluation import Evaluation, open_validation
+from src.evaluation.evaluation import Evaluation, evaluate, open_validation
+from src.evaluation.outcomes import HEADER, row
 from src.options import load_settings, named_arguments
 from src.weights import checkpoint
-from src.weights.read import read_weights
+from src.weights.read import main_file, read_weights
+
+OFFSET_IMAGES = 256  # that tell the label offset, at most; drawn from all records, as shards may be sorted by class
 
 
 @entry_point
@@ -34,7 +40,7 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
 
     The network and the preprocessing are those that the (newest) checkpoint records, under the options `argv`. The table
     goes to `log` and, as evaluation.json, beside the checkpoints; a report on the best of them into the directory that the
-    option `report` names. Returns what `Evaluation.of_checkpoints` does.
+    option `report` names. Returns what `evaluate_all` does.
     """
     paths = checkpoint.by_age(path) if Path(path).is_dir() else [Path(path)]
     if not paths:
@@ -47,16 +53,62 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
     names = info.get('class_names')
     by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
     records, offsets = open_validation(by_command, log, names, info['config'].get('label_offset'), paths[-1])
-    evaluation = Evaluation(records, offsets.possible[0], settings, run, info['preprocessing'], bool(settings.report))
-    evaluation.find_offset(offsets, parameters, newest)
+    evaluation = Evaluation(records, offsets.possible[0], settings, run, info['preprocessing'])
+    if len(offsets.possible) > 1:
+        find_offset(evaluation, offsets, parameters, newest)
     log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(evaluation.offset, 0)}')
-    results = evaluation.of_checkpoints(paths, log, {newest: (parameters, info)} if len(paths) == 1 else None)
+    collective.require_same({'the checkpoints': [one.name for one in paths]}, run.rank, run.world)
+    loaded = (parameters, info) if len(paths) == 1 else None
+    del parameters  # of several, one at a time is in memory
+    results = evaluate_all(evaluation, paths, loaded, log)
     if run.rank == 0:
         path = paths[0].parent / 'evaluation.json'
         with only_warned(log, 'evaluation.json'), files.replacing(path) as temporary:  # its figures are in the log
             temporary.write_text(files.as_json(results, 1) + '\n')
-    if settings.report:
-        report.write(settings.report, evaluation, Path(evaluation.best['checkpoint']).name, names)
+        if settings.report:
+            report.write(settings.report, evaluation, Path(evaluation.best['checkpoint']).name, names)
+    return results
+
+
+def find_offset(evaluation, offsets, parameters, path):
+    """Where neither labels nor names tell what to subtract from the labels: that with which the weights `parameters` of the
+    file `path` recognise more images. InputError if it stays open."""
+    evaluation.load(parameters, path)
+    labels, hits, images = evaluation.records.label, np.zeros(len(offsets.possible)), 0
+    numbers = np.random.default_rng(0).permutation(len(labels))[:OFFSET_IMAGES]
+    for some in np.array_split(numbers, -(-len(numbers) // 64)):  # usually the first ones tell
+        data = evaluation.batches(offset=evaluation.offset, numbers=some)
+        predicted = evaluate(evaluation.step, data, len(some), evaluation.run).predicted
+        hits += [(predicted == labels[some] - offset).sum() for offset in offsets.possible]
+        images += len(some)
+        if offsets.clear(hits, SURE):
+            break
+    offset, why = offsets.settled(hits, images)
+    evaluation.run.log(why)
+    evaluation.take_offset(offset)
+
+
+def evaluate_all(evaluation, paths, loaded, log):
+    """What `evaluation` finds for each checkpoint of `paths`: dicts of checkpoint, step, epoch and the fields of `Result`;
+    lines go to `log`. `loaded` is what `read_weights` returned for a single one. Of several, one that cannot be read or does
+    not fit is skipped with a warning; InputError if none is left."""
+    results = []
+    log(HEADER)
+    for path in paths:
+        try:
+            parameters, info = loaded or read_weights(path)
+            when = Path(main_file(path)).stat().st_mtime
+            evaluation.load(parameters, path)
+        except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
+            if path == paths[-1] and not results:
+                raise
+            log(f'warning: skipped: {error}')
+            continue
+        about = {'checkpoint': str(path), 'step': info.get('step', 0), 'epoch': info.get('epoch', 0)}
+        result = evaluation.of_network(about)
+        log(row(result, about['step'], about['epoch'], when))
+        results.append({**about, **result._asdict()})
+    log(f'{len(evaluation.records)} validation images, each evaluated once')
     return results
 
 

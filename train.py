@@ -90,7 +90,8 @@ def train(settings, signals):
     info = describe(settings, data, training)
     checkpoints = Checkpoints(state, step, info, settings, reserved.replaced if reserved else (), resumed)
     evaluation = create_evaluation(settings, run, data) if settings.mode == 'train_and_evaluate' else None
-    write_report = evaluation and report.at_end(settings.report, run.checkpoints, evaluation, run.log)
+    if evaluation and settings.report and run.rank == 0:
+        report.prepare(settings.report)  # not to fail after the training
     batches = create_batches(settings, data, state, step)
     monitor = Monitor(state, settings, step, checkpoints, evaluation)
     if run.rank == 0:
@@ -99,9 +100,10 @@ def train(settings, signals):
 
     with record.until_end(lambda: state.step):
         fit(step, batches, monitor, settings.iterations_per_loop)
-        if evaluation:
-            with state.during(EVALUATING):
-                write_report(state.step)
+        if evaluation and run.rank == 0:
+            with state.during(EVALUATING), only_warned(run.log, 'report on the evaluation'):
+                directory = settings.report or checkpoints.settle() / 'report'
+                report.write(directory, evaluation, f'training after step {evaluation.best["step"]}')
     if run.rank == 0:
         curves.at_end(checkpoints.settle(), run.log)
 

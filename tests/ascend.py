@@ -1,4 +1,4 @@
-"""Compile as for the NPU `chip` the evaluation step with outputs of each image and, for 8 ranks, what a sink runs on the
+"""Compile as for the NPU `chip` the evaluation step and, for 8 ranks, what a sink runs on the
 device: the training step with its data queue, with a branch on overflow and without. Write their IR to a directory, in this
 order: `python tests/ascend.py CHIP DIRECTORY`.
 
@@ -57,7 +57,7 @@ def main(chip):
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0)
     image, label = np.zeros((BATCH, 3, SIZE, SIZE), np.uint8), np.zeros(BATCH, np.int32)
-    make_step(NETWORK, 'O3', per_image=True).set_train(False).compile(Tensor(image), Tensor(label))
+    make_step(NETWORK, 'O3').set_train(False).compile(Tensor(image), Tensor(label))
     for drop_overflow_update in ('branch', 'select'):
         sink = _DataWrapper(training_step(drop_overflow_update), *BATCHES, 'queue').set_train()
         sink.add_flags(sink_mode=True)

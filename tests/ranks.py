@@ -48,8 +48,9 @@ def main(data_dir, source, out, rank_size):
         result['equal'] = bool((gathered == gathered[0]).all())
     settings = settings.but(num_classes=10, block_counts=(1, 1, 1), batch_size=4)
     evaluated = evaluation.Evaluation(open_records(data_dir, 'validation'), 1, settings, run)
-    result['evaluation'] = list(evaluated.of_checkpoints([source], print)[0].values())[1:]
-    result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes()._asdict().items()}
+    evaluated.load(parameters, source)
+    result['evaluation'] = list(evaluated.of_network({}))
+    result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes._asdict().items()}
     if run.rank == 0:
         np.savez(f'{out}.npz', **trained)
         with open(f'{out}.json', 'w') as file:

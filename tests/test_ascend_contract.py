@@ -66,7 +66,7 @@ OPERATIONS = {
     'LogSoftmax': 'log_softmax',
     'OneHot': 'OneHot',
     'ReduceSum': 'ReduceSum',
-    # counts of an evaluation, and its outputs of each image
+    # an evaluation
     'Softmax': 'softmax',
     'Argmax': 'argmax',
     'ReduceMax': 'ReduceMax',
@@ -166,11 +166,10 @@ def test_operations_are_those_of_ascend(chip, compiled):
 
 @each_chip
 def test_operations_of_an_evaluation_are_those_of_ascend(chip, compiled):
-    """With the outputs of each image."""
     nodes, returned = compiled(chip, 'evaluation')
     assert not {node.operation for node in nodes} - OPERATIONS.keys()
     assert {'Conv2D', 'BatchNorm', 'Softmax', 'Argmax', 'OneHot'} <= {node.operation for node in nodes}
-    assert len(returned) == 1 and 'TupleShape((4), (2, 6))' in returned[0]
+    assert len(returned) == 1 and '(2, 6)' in returned[0]
 
 
 @pytest.mark.parametrize('documented', sorted({name.split(': ')[-1] for name in OPERATIONS.values()}))

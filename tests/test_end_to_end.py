@@ -21,7 +21,7 @@ import train
 from src.data.records import open_records
 from src.data.tfrecord import write_shards
 from src.evaluation import evaluation
-from src.evaluation.outcomes import Result
+from src.evaluation.outcomes import Outcomes
 from src.inceptionv4 import InceptionV4
 from src.training import metrics
 from src.weights import checkpoint
@@ -155,7 +155,9 @@ def evaluated(trained, data, tmp_path, monkeypatch):
     for name in ('inceptionv4-1_16.ckpt', 'inceptionv4-1_20.ckpt'):
         os.link(trained[0] / name, tmp_path / name)
     (tmp_path / 'inceptionv4-9_99.ckpt').write_bytes((tmp_path / name).read_bytes()[:200000])
-    monkeypatch.setattr(evaluation, 'evaluate', lambda step, *_: Result(40.0, 60.0, 1.5, 30))
+    nothing, places = np.zeros(30, int), np.repeat([1, 3, 9], [12, 6, 12])  # 40 and 60 %
+    outcomes = Outcomes(nothing, nothing, nothing, nothing, np.full(30, 1.5), places)
+    monkeypatch.setattr(evaluation, 'evaluate', lambda step, *_: outcomes)
     return tmp_path, lambda path: eval_entry.main(['--ckpt_path', str(path), '--data_dir', str(data)])
 
 

@@ -34,27 +34,12 @@ def row(result: Result, step: int, epoch: float, when: float | None = None) -> s
 def merit(found: dict) -> tuple[float, float]:
     """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A figure that is missing
     or not finite counts least."""
-    figures = [found.get(name) for name in ('top1', 'loss')]
-    top1, loss = (value if isinstance(value, (int, float)) and np.isfinite(value) else None for value in figures)
-    return -np.inf if top1 is None else top1, -np.inf if loss is None else -loss
 
+    def known(value):
+        return isinstance(value, (int, float)) and np.isfinite(value)
 
-class Rows:
-    """What an evaluation step returns for every image, float32 (images, 6): see `Outcomes`, but places from 0.
-
-    Args:
-        order (array): record numbers of this rank's batches, one after the other; -1 where a batch is filled up.
-    """
-
-    def __init__(self, images: int, order: np.ndarray):
-        self.values = np.zeros((images, len(Outcomes._fields)), np.float32)  # of other ranks' images it stays 0
-        self.order, self.seen = order, 0
-
-    def add(self, rows: np.ndarray) -> None:
-        """The rows of the next batch."""
-        records = self.order[self.seen : self.seen + len(rows)]
-        self.seen += len(rows)
-        self.values[records[records >= 0]] = rows[records >= 0]
+    top1, loss = found.get('top1'), found.get('loss')
+    return top1 if known(top1) else -np.inf, -loss if known(loss) else -np.inf
 
 
 class Outcomes(NamedTuple):
@@ -69,12 +54,18 @@ class Outcomes(NamedTuple):
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> Outcomes:
-        """From the `values` of `Rows`."""
+        """From the rows that `EvaluationStep` returns: the same columns, but places from 0; float32 (images, 6)."""
         label, predicted, probability, probability_true, loss, place = rows.T.astype(np.float64)
         predicted = np.where(place < 1, label, predicted)  # of equally likely classes the true one counts, as in top-1
         label, predicted, place = (column.astype(np.int64) for column in (label, predicted, place + 1))
         # A network that returns NaN is sure of nothing.
         return cls(label, predicted, np.nan_to_num(probability), np.nan_to_num(probability_true), loss, place)
+
+    def result(self, num_classes: int) -> Result:
+        """The figures over all images of a network with so many classes."""
+        images = len(self.place)
+        top1, top5 = (100 * int((self.place <= place).sum()) / images for place in (1, 5))
+        return Result(top1, top5 if num_classes > FEW else None, float(self.loss.mean()), images)
 
     @property
     def hit(self) -> np.ndarray:
@@ -116,26 +107,25 @@ def calibration(outcomes: Outcomes) -> dict:
     images, hits, confidence = (
         np.bincount(number, weights, BINS) for weights in (None, outcomes.hit.astype(float), outcomes.probability)
     )
-    bins = []
-    for i, n in enumerate(images):
-        means = (float(sums[i] / n) if n else None for sums in (hits, confidence))
-        bins.append(
-            {'low': i / BINS, 'high': (i + 1) / BINS, 'images': int(n), **dict(zip(('accuracy', 'confidence'), means))}
-        )
+    bins = [
+        {'low': i / BINS, 'high': (i + 1) / BINS, 'images': int(n), 'accuracy': share(h, n), 'confidence': share(c, n)}
+        for i, (n, h, c) in enumerate(zip(images, hits, confidence))
+    ]
     return {'expected_calibration_error': float(np.abs(hits - confidence).sum() / images.sum()), 'bins': bins}
+
+
+def share(part: float, whole: float) -> float | None:
+    """None where there is nothing."""
+    return part / whole if whole else None
 
 
 def per_class(outcomes: Outcomes, num_classes: int) -> list[dict]:
     """Of each class: its images, images predicted as it, hits, precision, recall (0 to 1; None where nothing is divided)."""
-    counts = [outcomes.label, outcomes.predicted, outcomes.label[outcomes.hit]]
-    rows = zip(*(np.bincount(labels, minlength=num_classes).tolist() for labels in counts))
+    labels = outcomes.label, outcomes.predicted, outcomes.label[outcomes.hit]
+    counts = zip(*(np.bincount(one, minlength=num_classes).tolist() for one in labels))
     return [
-        {
-            **{'class': number, 'images': images, 'predicted': predicted, 'hits': hits},
-            'precision': hits / predicted if predicted else None,
-            'recall': hits / images if images else None,
-        }
-        for number, (images, predicted, hits) in enumerate(rows)
+        {'class': number, 'images': n, 'predicted': p, 'hits': h, 'precision': share(h, p), 'recall': share(h, n)}
+        for number, (n, p, h) in enumerate(counts)
     ]
 
 

@@ -1,5 +1,5 @@
 """The report on an evaluation: a page that needs no network, `index.html`, with `report.json` and `images.csv` beside it.
-The writer of pages serves the page on a training run, too (src/training/curves.py)."""
+The writer of pages serves training runs and predictions, too (src/training/curves.py, src/deploy/predict.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import csv
 import html
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from src import files
 from src.data.classes import imagenet_words, named
 from src.data.image import as_jpeg
 from src.data.records import Records
-from src.errors import InputError, counted, only_warned, reading
+from src.errors import InputError, counted, reading
 from src.evaluation import outcomes as found
 from src.evaluation.outcomes import FEW, Outcomes
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 SHOWN, PAIRS, OPEN = 12, 20, 30  # mistakes; rows of the confusions; rows that are not folded away, classes of a matrix
 THUMBNAIL, LONGEST = 240, 90  # pixels of the longer side; characters of a name
-STYLE = """* { box-sizing: border-box }
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+* { box-sizing: border-box }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1em; max-width: 1100px; color: #222;
   background: #fafafa; overflow-wrap: anywhere }
 h1 { font-size: 1.5em; margin: .3em 0 } h2 { font-size: 1.15em; margin: 1.8em 0 .4em }
@@ -43,7 +47,10 @@ td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointe
 .up { writing-mode: vertical-rl; max-height: 11em; overflow: hidden; white-space: nowrap }
 .field { display: block; margin: -3px -8px; padding: 3px 6px; min-width: 2em; min-height: 1.8em }
 @media (max-width: 600px) { body { padding: .7em } h1 { font-size: 1.25em } table { font-size: 13px }
-  th, td { padding: 3px 5px; max-width: 11em } .grid:not(.wide) { grid-template-columns: 1fr 1fr } }"""
+  th, td { padding: 3px 5px; max-width: 11em } .grid:not(.wide) { grid-template-columns: 1fr 1fr } }
+</style></head><body>
+<h1>$title</h1>
+"""
 
 
 def prepare(directory: str | Path) -> None:
@@ -54,54 +61,38 @@ def prepare(directory: str | Path) -> None:
             raise PermissionError(13, 'no permission to write', str(directory))
 
 
-def at_end(directory: str, log_directory: Path, evaluation: Evaluation, log: Callable[[str], None]) -> Callable[[int], None]:
-    """What a training run calls with its last step after the last evaluation, on every rank: the report on its best
-    evaluation goes to `directory` or, if that is '', to `report` in `log_directory`. One that fails does not make the
-    training fail. InputError if a `directory` was given and no report can be written there."""
-    if directory and evaluation.run.rank == 0:
-        prepare(directory)
-    place = files.Place(log_directory)
-
-    def write_after(_):
-        with only_warned(log, 'report on the evaluation'):
-            write(directory or place.find() / 'report', evaluation, f'training after step {evaluation.best["step"]}')
-
-    return write_after
-
-
 def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: list[str] | None = None) -> None:
-    """Write the report on the best evaluation of `evaluation`; to be called by every rank, rank 0 writes. `title` says what
-    was evaluated, `recorded` are the class names in the checkpoint. InputError if it cannot be written."""
-    outcomes = evaluation.outcomes()
-    if evaluation.run.rank == 0:
-        prepare(directory)
-        labels = class_labels(evaluation.records, evaluation.offset, evaluation.num_classes, recorded)
-        write_files(directory, title, outcomes, evaluation.records, labels, evaluation.best)
-        evaluation.run.log(f'report: {Path(directory, "index.html")}')
-
-
-def class_labels(records: Records, offset: int, num_classes: int, recorded: list[str] | None = None) -> list[str]:
-    """What the classes are called: by `records`, whose labels start at `offset`, or else as the checkpoint has `recorded`,
-    which may begin with a background. WordNet ids become ImageNet's words. A name that is missing or stands twice gets the
-    class number."""
-    own = records.class_names and (named(records) or not recorded)
-    names = records.class_names[max(offset, 0) :][:num_classes] if own else (recorded or [])[-num_classes:]
-    labels = [imagenet_words(name) for name in [*names, *[''] * (num_classes - len(names))]]
-    times = Counter(labels)
-    return [
-        f'class {number}' if not label else label if times[label] == 1 else f'{label} ({number})'
-        for number, label in enumerate(labels)
-    ]
-
-
-def write_files(
-    directory: str | Path, title: str, outcomes: Outcomes, records: Records, labels: list[str], about: dict
-) -> None:
-    """Write the report on the `outcomes` of the images `records`; `labels` by class, `about`: further facts for report.json.
-    Each file is whole or not there. InputError if one cannot be written."""
-    figures = found.figures(outcomes, len(labels))
+    """Write the report on the best evaluation of `evaluation`; `title` says what was evaluated, `recorded` are the class
+    names in the checkpoint. Each file is whole or not there. InputError if one cannot be written."""
+    prepare(directory)
+    records, labels = evaluation.records, class_labels(evaluation, recorded)
+    figures = {**evaluation.best, **found.figures(evaluation.outcomes, len(labels))}
     for one in figures['per_class']:
         one['name'] = labels[one['class']]
+    figures['confident_mistakes'] = mistakes(evaluation.outcomes, records, labels)
+    with reading(directory, 'choose another directory'):
+        write_table(Path(directory, 'images.csv'), evaluation.outcomes, records, labels)
+        with files.replacing(Path(directory, 'report.json')) as temporary:
+            temporary.write_text(files.as_json(figures, 1) + '\n')
+        write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, records))
+    evaluation.run.log(f'report: {Path(directory, "index.html")}')
+
+
+def class_labels(evaluation: Evaluation, recorded: list[str] | None = None) -> list[str]:
+    """Names of the classes: those of the records, whose labels start at the offset, or else those that the checkpoint has
+    `recorded`, which may begin with a background. WordNet ids become ImageNet's words. A name that is missing or is there
+    twice gets the class number."""
+    records, classes = evaluation.records, evaluation.num_classes
+    own = records.class_names and (named(records) or not recorded)
+    names = records.class_names[max(evaluation.offset, 0) :][:classes] if own else (recorded or [])[-classes:]
+    names = [*names, *[''] * (classes - len(names))]
+    labels = [imagenet_words(name) or f'class {number}' for number, name in enumerate(names)]
+    times = Counter(labels)
+    return [label if times[label] == 1 else f'{label} ({number})' for number, label in enumerate(labels)]
+
+
+def mistakes(outcomes: Outcomes, records: Records, labels: list[str]) -> dict:
+    """How many images are predicted wrongly, the most confident ones `first`, and how many may be labelled wrongly."""
     wrong, suspected = found.confident_mistakes(outcomes), found.suspected(outcomes, len(labels))
     first = [
         {
@@ -112,21 +103,15 @@ def write_files(
         }
         for i in wrong[:SHOWN]
     ]
-    figures['confident_mistakes'] = {'count': len(wrong), 'first': first, 'suspected': int(suspected.sum())}
-    with reading(directory, 'choose another directory'):
-        write_table(Path(directory, 'images.csv'), outcomes, records, labels)
-        with files.replacing(Path(directory, 'report.json')) as temporary:
-            temporary.write_text(files.as_json({**about, **figures}, 1) + '\n')
-        write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, records))
+    return {'count': len(wrong), 'first': first, 'suspected': int(suspected.sum())}
 
 
 def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[str]) -> None:
     """images.csv: a line for each image, in the order of the records. OSError if it cannot be written."""
-    header = ['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true']
     with files.replacing(path) as temporary:
         with open(temporary, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
             rows = csv.writer(file)
-            rows.writerow(header)
+            rows.writerow(['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true'])
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
                 texts = map(files.as_cell, (records.name(i), labels[label], labels[predicted]))
                 rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
@@ -134,12 +119,8 @@ def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[s
 
 def write_page(path: str | Path, title: str, parts: Iterable[str]) -> None:
     """Write a page of `parts` (HTML) that needs no network, whole or not at all. OSError if it cannot be written."""
-    head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-    head += (
-        f'initial-scale=1">\n<title>{text(title)}</title>\n<style>\n{STYLE}\n</style></head><body>\n<h1>{text(title)}</h1>\n'
-    )
     with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-        file.writelines([head, *parts, '</body></html>\n'])
+        file.writelines([HEAD.replace('$title', text(title)), *parts, '</body></html>\n'])
 
 
 def text(value: object) -> str:
@@ -172,6 +153,7 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
     """The page on the `figures` of report.json, piece by piece; thumbnails are read from `records`."""
     classes, (count, first, suspected) = figures['per_class'], figures['confident_mistakes'].values()
     names = [text(one['name']) for one in classes]
+    wrong = [pair for pair in figures['confusion'] if pair[0] != pair[1]]
     yield f'<p>{counted(figures["images"], "image")}, each evaluated once; {len(classes)} classes.</p>\n<div class="grid">'
     for what, key, unit in (('top-1', 'top1', ' %'), ('top-5', 'top5', ' %'), ('mean loss', 'loss', '')):
         if key != 'top5' or len(classes) > FEW:
@@ -179,7 +161,6 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
             yield card(what, value + unit, f'95 %: {low} to {high}{unit}')
     yield card('calibration error', percent(figures['calibration']['expected_calibration_error']), '0 is best')
     yield f'</div>\n<p class="small">{figures["intervals"]}.</p>\n<h2>Most frequent confusions</h2>\n'
-    wrong = [pair for pair in figures['confusion'] if pair[0] != pair[1]]
     rows = [[names[i], names[j], n, percent(n / classes[i]['images'])] for i, j, n in wrong[:PAIRS]]
     yield table(['true', 'predicted as', 'images', 'of the class'], rows, {2, 3})
     if len(wrong) > PAIRS:
@@ -193,15 +174,15 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
     yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
     yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'
     bins = [one for one in figures['calibration']['bins'] if one['images']]
-    rows = [[*map(percent, (one['low'], one['high'], one['confidence'], one['accuracy'])), one['images']] for one in bins]
+    rows = [[*(percent(one[key]) for key in ('low', 'high', 'confidence', 'accuracy')), one['images']] for one in bins]
     yield table(['probability from', 'to', 'mean', 'right', 'images'], rows, {0, 1, 2, 3, 4})
     yield '<h2>Classes</h2>\n<p class="small">Recall: share of the images of a class that are predicted as it. Precision: '
     yield 'share of the images predicted as a class that are of it. The lowest recall comes first.</p>\n'
-    taken = {true: names[predicted] for true, predicted, _ in reversed(wrong)}  # most images first
-    order = sorted(classes, key=lambda one: (one['recall'] is None, one['recall'] or 0, one['class']))
-    numbers = [one['class'] for one in order]
-    shares = [(percent(one['recall']), percent(one['precision'])) for one in order]
-    rows = [[i, names[i], classes[i]['images'], *both, taken.get(i, '')] for i, both in zip(numbers, shares)]
+    taken_for = {true: names[predicted] for true, predicted, _ in reversed(wrong)}  # most images last
+    rows = [
+        [i := one['class'], names[i], one['images'], percent(one['recall']), percent(one['precision']), taken_for.get(i, '')]
+        for one in sorted(classes, key=lambda one: (one['recall'] is None, one['recall'] or 0, one['class']))
+    ]
     head = ['no.', 'class', 'images', 'recall', 'precision', 'most often mistaken for']
     yield table(head, rows[:OPEN], {0, 2, 3, 4})
     if rest := rows[OPEN:]:
@@ -214,8 +195,8 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
     counts = np.zeros((len(names), len(names)), int)
     for true, predicted, images in confusion:
         counts[true, predicted] = images
-    field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
     rows = [[name, *map(field.format, share, row)] for name, share, row in zip(names, shares, counts)]
     head = ['', *(f'<span class="up">{name}</span>' for name in names)]
     return (
@@ -227,11 +208,13 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
 def mistake(one: dict, records: Records) -> str:
     """A thumbnail, read from the records once more, with its labels."""
     try:
-        small = as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)
-        shown = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
+        thumbnail = base64.b64encode(as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)).decode()
+        shown = f'<img alt="" src="data:image/jpeg;base64,{thumbnail}">'
     except (InputError, ValueError):  # gone since it was evaluated
         shown = '<p class="small">cannot be read any more</p>'
-    predicted = f'predicted: <b>{text(one["predicted"])}</b>, {percent(one["probability"])}'
-    true = f'true: <b>{text(one["true"])}</b>, {percent(one["probability_true"])}'
-    true += '<br>perhaps labelled wrongly' * one['suspected']
-    return f'<figure>{shown}<figcaption>{predicted}<br>{true}<br>{text(one["name"])}</figcaption></figure>\n'
+    predicted, true = (
+        f'{what}: <b>{text(one[what])}</b>, {percent(one[probability])}<br>'
+        for what, probability in (('predicted', 'probability'), ('true', 'probability_true'))
+    )
+    true += 'perhaps labelled wrongly<br>' * one['suspected']
+    return f'<figure>{shown}<figcaption>{predicted}{true}{text(one["name"])}</figcaption></figure>\n'

@@ -196,7 +196,7 @@ class FeatureEvaluation(Evaluation):
             return None
         self.known = True
         take_weights(self.step.network.network.logits, train_step)
-        return self._evaluate({'step': done()}, should_stop)
+        return self.of_network({'step': done()}, should_stop)
 
     def _compute(self, train_step, should_stop):
         """Replace the images by features, and the step by one that takes them; False if it should stop."""
@@ -210,5 +210,5 @@ class FeatureEvaluation(Evaluation):
             columns[1].append(label.asnumpy())
         batch_size, arrays = len(columns[1][0]), tuple(map(np.concatenate, columns))
         self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
-        self.step = EvaluationStep(Classifier(network), None, self.step.per_image)
+        self.step = EvaluationStep(Classifier(network), None)
         return True

@@ -16,9 +16,8 @@ import train
 from src import files
 from src.data import split
 from src.evaluation import report
-from src.evaluation.outcomes import Outcomes
 from tests.data.samples import jpeg
-from tests.evaluation.test_outcomes import random_rows
+from tests.evaluation.test_outcomes import random_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,7 +149,7 @@ def test_no_formula_in_a_list_of_photos(tmp_path, capsys, monkeypatch):
 def test_no_formula_in_the_table_of_a_report(tmp_path):
     records = type('Records', (), {'upright': False, '__len__': lambda _: 99, 'read': lambda _, i: b''})()
     records.name = lambda i: f'{FORMULAS[i % len(FORMULAS)]}.png'
-    outcomes = Outcomes.of_rows(random_rows(99, len(FORMULAS), 0)[0])
+    outcomes = random_outcomes(99, len(FORMULAS))
     report.write_table(tmp_path / 'images.csv', outcomes, records, FORMULAS)
     with open(tmp_path / 'images.csv', newline='') as file:
         rows = list(csv.DictReader(file))

@@ -21,7 +21,6 @@ from src.data.convert import convert
 from src.data.records import open_records
 from src.data.tfrecord import encode_field, framed, read_varint, write_shards
 from src.errors import InputError
-from src.evaluation import evaluation
 from src.runtime import Run
 from src.weights import checkpoint
 from src.weights.read import OURS
@@ -52,13 +51,12 @@ def evaluated_labels(tmp_path, monkeypatch, names, offset):
     checkpoint.write(path, {OURS: np.zeros(1, np.float32)}, {'config': config, **({'class_names': names} if names else {})})
     found = []
 
-    def evaluate(self, *_):
-        found.extend(
-            np.concatenate([label for _, label in self.data.create_tuple_iterator(num_epochs=1, output_numpy=True)])
-        )
+    def evaluate(evaluation, *_):
+        data = evaluation.data.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        found.extend(np.concatenate([label for _, label in data]))
         return []
 
-    monkeypatch.setattr(evaluation.Evaluation, 'of_checkpoints', evaluate)
+    monkeypatch.setattr(evaluation_entry, 'evaluate_all', evaluate)
     argv = ['--data_dir', str(tmp_path / 'data'), '--num_workers', '1', '--block_counts', '1,1,1', '--image_size', '75']
     run = Run()
     evaluation_entry.evaluate_path(argv, run, path, print)

@@ -4,14 +4,15 @@ import json
 import math
 
 import mindspore as ms
+import mindspore.dataset as ds
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import nn
 
-from src.data.order import EvaluationOrder
 from src.evaluation import outcomes as found
-from src.evaluation.evaluation import EvaluationStep
-from src.evaluation.outcomes import Outcomes, Rows
+from src.evaluation.evaluation import EvaluationStep, evaluate
+from src.evaluation.outcomes import Outcomes
+from src.runtime import Run
 
 
 def step_rows(logits, label):
@@ -21,15 +22,15 @@ def step_rows(logits, label):
     true = np.take_along_axis(probability, label[:, None], 1)[:, 0]
     rank = (logits > np.take_along_axis(logits, label[:, None], 1)).sum(1)
     columns = [label, logits.argmax(1), probability.max(1), true, -np.log(true), rank]
-    return np.stack(columns, 1).astype(np.float32), probability.astype(np.float32)
+    return np.stack(columns, 1).astype(np.float32)
 
 
-def random_rows(images, classes, seed=0):
-    rng = np.random.default_rng(seed)
+def random_outcomes(images, classes):
+    rng = np.random.default_rng(0)
     label = rng.integers(0, classes, images)
     logits = rng.normal(size=(images, classes))
     logits[np.arange(images), label] += 1.5
-    return step_rows(logits, label)
+    return Outcomes.of_rows(step_rows(logits, label))
 
 
 def made(*images):
@@ -45,6 +46,7 @@ def test_counted_by_hand():
     figures = found.figures(HAND, 4)
     assert figures['images'] == 5
     assert figures['top1']['value'] == 60 and figures['top5']['value'] == 80
+    assert HAND.result(6) == (60, 80, figures['loss']['value'], 5) and HAND.result(4).top5 is None
     assert figures['loss']['value'] == pytest.approx(-sum(map(math.log, (0.9, 0.1, 0.7, 0.5, 0.05))) / 5, rel=1e-6)
     half = 1.959964 * HAND.loss.std(ddof=1) / math.sqrt(5)
     assert figures['loss']['high'] - figures['loss']['low'] == pytest.approx(2 * half)
@@ -64,21 +66,6 @@ def test_counted_by_hand():
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943) and found.wilson(0, 7)[0] == 0 and found.wilson(7, 7)[1] == 1
 
 
-@pytest.mark.parametrize('world, batch_size', [(1, 7), (3, 7)])
-def test_rows_of_ranks_add_up_to_those_of_one(world, batch_size):
-    """Each rank fills in its own images and leaves the others at zero, so their sum is what one rank has, bit for bit."""
-    rows = random_rows(33, 5)[0]
-    total = np.zeros_like(rows)
-    for rank in range(world):
-        order = EvaluationOrder(np.arange(33), batch_size, rank, world).records
-        own = Rows(33, order)
-        for start in range(0, len(order), batch_size):
-            records = order[start : start + batch_size]
-            own.add(np.where(records[:, None] >= 0, rows[records], 99))  # what fills a batch must not be kept
-        total += own.values
-    assert np.array_equal(total, rows)
-
-
 def test_a_network_of_nan_makes_valid_json():
     rows = np.full((4, 6), np.nan, np.float32)
     rows[:, 0], rows[:, 1], rows[:, 5] = [0, 1, 1, 0], 0, 2
@@ -95,17 +82,22 @@ class Pixels(nn.Cell):
 
 
 @pytest.mark.compiles
-def test_step_of_each_image_and_the_same_sums():
+def test_every_image_is_evaluated():
+    """As NumPy does it, without what fills the last batch; other images than expected have no accuracy."""
     rng = np.random.default_rng(2)
     image = rng.integers(0, 256, (40, 3, 2, 2)).astype(np.uint8)
     image[3] = 128  # all classes equally likely
     label = rng.integers(0, 12, 40).astype(np.int32)
     label[-2:] = -1
-    tensors = Tensor(image), Tensor(label)
-    sums = EvaluationStep(Pixels())(*tensors).asnumpy()
-    with_rows, rows = EvaluationStep(Pixels(), per_image=True)(*tensors)
-    assert sums.tobytes() == with_rows.asnumpy().tobytes() and sums[3] == 38
-    logits = (image.reshape(40, -1) / np.float32(127.5) - 1) * np.float32(7.3)
-    expected = step_rows(logits, np.maximum(label, 0))[0]
-    assert rows.dtype == ms.float32 and rows.asnumpy()[3, 5] == 0
-    np.testing.assert_allclose(rows.asnumpy(), expected, rtol=2e-4, atol=1e-5)
+    data, step = ds.NumpySlicesDataset((image, label), ['image', 'label'], shuffle=False).batch(20), EvaluationStep(Pixels())
+    outcomes = evaluate(step, data, 38, Run())
+    logits = (image[:38].reshape(38, -1) / np.float32(127.5) - 1) * np.float32(7.3)
+    expected = Outcomes.of_rows(step_rows(logits, label[:38]))
+    assert outcomes.place[3] == 1 and outcomes.label.dtype == np.int64
+    for column, wanted in zip(outcomes, expected):
+        np.testing.assert_allclose(column, wanted, rtol=2e-4, atol=1e-5)
+    for number in (37, 39):
+        with pytest.raises(RuntimeError, match=f'38 images were evaluated .* {number} of {number}'):
+            evaluate(step, data, number, Run())
+    assert evaluate(step, data, 38, Run(), lambda: True) is None
+    assert step(*(ms.Tensor(array[:2]) for array in (image, label))).dtype == ms.float32

@@ -9,14 +9,14 @@ from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from src.errors import InputError
 from src.evaluation import evaluation, report
-from src.evaluation.outcomes import Outcomes, Result
 from src.runtime import Run
-from tests.evaluation.test_outcomes import HAND, random_rows
+from tests.evaluation.test_outcomes import HAND, random_outcomes
 
 ODD = ['<script>alert(1)</script>', 'bytes \udcff\udcfe', 'x' * 200, '$\\frac{a}{b}$', 'a & "b"', '猫', 'two\nlines', '=1+1']
 
@@ -43,6 +43,12 @@ class Records:
         if i % 5 == 4:
             raise InputError('gone')
         return self.encoded
+
+
+def evaluated(outcomes, classes, records, offset=0):
+    """An `Evaluation` that has found the `outcomes`."""
+    found = {'outcomes': outcomes, 'best': {'step': 7, 'images': 1}}
+    return SimpleNamespace(records=records, offset=offset, num_classes=classes, run=Run(log=lambda line: None), **found)
 
 
 class Page(HTMLParser):
@@ -72,9 +78,8 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize('classes', [2, 8, 1000])
 def test_files(classes, tmp_path):
-    records, outcomes = Records(400, ODD), Outcomes.of_rows(random_rows(400, classes)[0])
-    labels = report.class_labels(records, 0, classes)
-    report.write_files(tmp_path, '<b>net</b>.ckpt', outcomes, records, labels, {'step': 7})
+    records = Records(400, ODD)
+    report.write(tmp_path, evaluated(random_outcomes(400, classes), classes, records), '<b>net</b>.ckpt')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['images.csv', 'index.html', 'report.json']
     found, figures = Page((tmp_path / 'index.html').read_text()), json.loads((tmp_path / 'report.json').read_text())
     rows = list(csv.DictReader(open(tmp_path / 'images.csv', encoding='utf-8', newline='')))
@@ -113,36 +118,33 @@ def test_files(classes, tmp_path):
     ],
 )
 def test_class_labels(names, offset, recorded, labels):
-    assert report.class_labels(Records(0, names), offset, 3, recorded) == labels
+    assert report.class_labels(evaluated(None, 3, Records(0, names), offset), recorded) == labels
 
 
-def test_report_of_a_training_run_is_on_its_best_evaluation(tmp_path, monkeypatch):
-    """Not on the last one: it is the best checkpoint that is kept. Of equals by top-1 the smaller loss counts."""
-    made, step, lines = object.__new__(evaluation.Evaluation), [0], []
+def test_best_evaluation_is_kept(monkeypatch):
+    """Not the last one, as it is the best checkpoint that is kept. Of equals by top-1 the smaller loss counts."""
+    made = object.__new__(evaluation.Evaluation)
     made.__dict__ = {
-        **{'records': Records(5), 'offset': 0, 'num_classes': 3, 'run': Run(log=lines.append), 'data': None, 'order': ()},
-        **{'best': None, 'rows': None, 'step': SimpleNamespace(network=None, per_image=True)},
+        **vars(evaluated(None, 3, Records(5))),
+        'best': None,
+        'step': SimpleNamespace(network=None),
+        'data': None,
     }
-    losses = {10: (40.0, 2.0), 20: (60.0, 3.0), 30: (60.0, 1.0), 40: (50.0, 0.5)}
-
-    def evaluated(*arguments):
-        arguments[5].values[:, 0] = step[0]
-        return Result(losses[step[0]][0], 100.0, losses[step[0]][1], 5)
-
+    found = {10: (2, 2.0), 20: (3, 3.0), 30: (3, 1.0), 40: (2, 0.5)}
+    outcomes = {
+        step: HAND._replace(place=np.where(np.arange(5) < hits, 1, 2), loss=np.full(5, loss))
+        for step, (hits, loss) in found.items()
+    }
     monkeypatch.setattr(evaluation, 'take_weights', lambda *_: None)
-    monkeypatch.setattr(evaluation, 'evaluate', evaluated)
-    monkeypatch.setattr(Outcomes, 'of_rows', staticmethod(lambda values: lines.append(values[0, 0]) or HAND))
-    for step[0] in losses:
-        assert made.of_training(None, done=lambda: step[0]).top5 is None  # three classes
-    report.at_end('', tmp_path, made, lines.append)(40)
-    assert json.loads((tmp_path / 'report/report.json').read_text())['step'] == lines[0] == 30
-    assert 'training after step 30' in (tmp_path / 'report/index.html').read_text()
+    monkeypatch.setattr(evaluation, 'evaluate', lambda *_: outcomes[step])
+    for step in found:
+        assert made.of_training(None, done=lambda step=step: step) == (20 * found[step][0], None, found[step][1], 5)
+    assert made.best == {'step': 30, 'top1': 60, 'top5': None, 'loss': 1, 'images': 5} and made.outcomes is outcomes[30]
 
 
 def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match='file/out: .*; choose another directory'):
-        report.prepare(tmp_path / 'file/out')
     (tmp_path / 'images.csv').mkdir()
-    with pytest.raises(InputError, match='choose another directory'):
-        report.write_files(tmp_path, 'net', HAND, Records(5), ['a', 'b', 'c'], {})
+    for directory in (tmp_path / 'file/out', tmp_path):
+        with pytest.raises(InputError, match='; choose another directory'):
+            report.write(directory, evaluated(HAND, 3, Records(5)), 'net')

@@ -239,11 +239,11 @@ def test_evaluation_between_sinks(device, figures):
 
     def evaluate():
         evaluation.take_weights(step.network, device.step)
-        results.append(evaluation.evaluate(step, data, len(device.validation)))
+        results.append(evaluation.evaluate(step, data, len(device.validation), device.run))
 
     worst = device.difference(device.train(device.step, device.data(0, 8), 2, 4, Recorder(at=4, after=evaluate)))
     assert len(results) == 1
-    figures(text=f'{results[0].images} images after step 4, losses to step 8 within {worst:.1e}', loss=worst)
+    figures(text=f'{len(results[0].label)} images after step 4, losses to step 8 within {worst:.1e}', loss=worst)
 
 
 @pytest.mark.remedy(f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC')

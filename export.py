@@ -10,10 +10,8 @@ import numpy as np
 from src import runtime
 from src.data.folder import find_layout
 from src.data.records import open_records
-from src.deploy import description, quantization
-from src.deploy.export import export_network
-from src.deploy.formats import need_onnx
-from src.deploy.predictor import load_network
+from src.deploy import formats, quantization
+from src.deploy.export import export_network, load_network
 from src.errors import InputError, entry_point
 from src.evaluation.evaluation import open_validation
 from src.options import load_settings
@@ -36,12 +34,12 @@ def main(argv=None):
     given_offset = settings.label_offset
     network, info, settings = load_network(settings.ckpt_path, argv)
     kinds = settings.export_input, settings.export_output, settings.batch_size, settings.export_precision
-    signature = description.Signature(settings.image_size, info['preprocessing'], *kinds)
+    signature = formats.Signature(settings.image_size, info['preprocessing'], *kinds)
     samples = int8_samples(settings, info, given_offset) if settings.quantize == 'int8' else None
     about = classes_and_source(settings, info)
     report = export_network(network, path, signature, about, samples)
 
-    print(description.as_text(path, report))
+    print(formats.as_text(path, report))
     if samples:
         print(quantization.as_text(report['quantization']))
 
@@ -54,7 +52,7 @@ def check_options(settings):
             'use --file_format ONNX and convert with atc (docs/deploy.md)'
         )
     if settings.file_format == 'ONNX':
-        need_onnx()
+        formats.need_onnx()
     if settings.export_precision != 'float32' and settings.file_format != 'MINDIR':
         raise InputError(
             f'export_precision {settings.export_precision}: only MINDIR is written in it, {settings.file_format} in '
@@ -73,7 +71,7 @@ def target(settings):
     path = Path(settings.file_name.removesuffix(suffix) + suffix)
     if path.suffix != suffix:
         raise InputError(f'file_name {settings.file_name!r} has no name of a file at its end; use --file_name NAME')
-    description.other_files(path)
+    formats.other_files(path)
     return path
 
 
@@ -93,11 +91,11 @@ def classes_and_source(settings, info):
     """What the JSON file says about the classes and the checkpoint (dict). InputError if class names do not fit."""
     file = main_file(settings.ckpt_path)
     return {
-        'classes': description.class_names(info.get('class_names'), settings.num_classes, settings.ckpt_path),
+        'classes': formats.class_names(info.get('class_names'), settings.num_classes, settings.ckpt_path),
         'num_classes': settings.num_classes,
         'source': {
             'checkpoint': Path(file).name,
-            'sha256': description.sha256(file),
+            'sha256': formats.sha256(file),
             'step': info.get('step'),
             'epoch': info.get('epoch'),
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -14,12 +15,15 @@ from PIL import Image
 
 from src import files, runtime
 from src.data.preprocess import scale
-from src.deploy import description
-from src.deploy.description import OUTPUT_NAMES, Signature, softmax
-from src.deploy.formats import LOADED, as_function, load, parameter_types, write
+from src.deploy import formats
+from src.deploy.formats import LOADED, OUTPUT_NAMES, Signature, as_function, load, softmax
 from src.deploy.quantization import Sample, quantize
 from src.errors import InputError
-from src.inceptionv4 import ConvBN
+from src.inceptionv4 import InceptionV4
+from src.layers import ConvBN
+from src.options import Settings, load_settings
+from src.weights import checkpoint
+from src.weights.read import empty_network, read_weights
 
 # Of the largest logit, or of the probability 1. A folded convolution in float16 or HF32 (10 bits both) is rounded in
 # another way than the unfolded one and batch norm behind it: 6e-4 measured. bfloat16 has 7 bits.
@@ -30,8 +34,8 @@ class Served(nn.Cell):
     """`network` with the work around it that a server would do: scaling before it and probabilities behind it.
 
     Args:
-        signature: its precision is that to which `convert_parameters` has brought the network. Logits and probabilities are
-            float32 (N, classes); `top5`: the highest probabilities, float32 (N, 5), and their classes, int32 (N, 5).
+        signature: its precision is that of the parameters. Logits and probabilities are float32 (N, classes); `top5`: the
+            highest probabilities, float32 (N, 5), and their classes, int32 (N, 5).
     """
 
     def __init__(self, network: nn.Cell, signature: Signature):
@@ -53,10 +57,18 @@ class Served(nn.Cell):
         return values, classes.astype(ms.int32)
 
 
-def convert_parameters(network: nn.Cell, precision: str) -> None:
-    """Bring the parameters of `network` to `precision`, the name of a type of MindSpore's."""
-    for parameter in network.get_parameters():
-        parameter.set_dtype(getattr(ms, precision))
+def load_network(path: str, argv: Sequence[str] = ()) -> tuple[InceptionV4, dict, Settings]:
+    """The network of the weights at `path`, in evaluation mode, without the auxiliary classifier; the weights are their
+    moving averages where the file has them.
+
+    Returns (network, what the file records, settings); those in `argv` count more than what the file records. InputError if
+    the file cannot be read, or does not fit the settings.
+    """
+    parameters, info = read_weights(path, classifier=True)
+    settings = load_settings([*argv], info['config'])
+    network = empty_network({**settings, 'aux_logits': False}).set_train(False)
+    checkpoint.load_into(network, checkpoint.averaged(parameters), path)
+    return network, info, settings
 
 
 def fold(network: nn.Cell) -> None:
@@ -110,8 +122,8 @@ def export_network(
             if samples:
                 made['deviation']['measured_on'] = 'the file in float32, before quantization'
                 made['quantization'] = quantize(temporary, signature, *samples)
-            kept = {'file': path.name, 'file_format': path.suffix[1:].upper(), 'sha256': description.sha256(temporary)}
-            others = {'mindspore': ms.__version__, 'other_files': description.other_files(path)}
+            kept = {'file': path.name, 'file_format': path.suffix[1:].upper(), 'sha256': formats.sha256(temporary)}
+            others = {'mindspore': ms.__version__, 'other_files': formats.other_files(path)}
             report = {**kept, **about, **made, **others}
             record.write_text(files.as_json(report, 1) + '\n')
     except OSError as error:
@@ -136,31 +148,35 @@ def _write_and_check(network, path, signature):
     results = [call(np.resize(inputs[i : i + size], (size, *inputs.shape[1:]))) for i in range(0, len(images), size)]
     outputs = [np.concatenate(found)[: len(images)] for found in zip(*results)]
     verified = verify(path.name, outputs, logits, signature.output, found_in)
-    return {**description.of_signature(signature, outputs), 'deviation': {**verified, 'measured_on': measured_on}}
+    return {**formats.of_signature(signature, outputs), 'deviation': {**verified, 'measured_on': measured_on}}
 
 
 def _write(network, path, signature):
     """Write the graph to `path`; returns the function that is to be verified and its name: that of the file, or, where there
     is no runtime for it here, that of the graph."""
-    convert_parameters(network, signature.precision)
-    cell = Served(network, signature).set_train(False)
+    cell = _served(network, signature)
     blank = np.zeros((signature.batch_size or 1, signature.image_size, signature.image_size, 3), np.uint8)
     example, names = Tensor(signature.as_input(blank)), OUTPUT_NAMES[signature.output]
     # MindSpore's exporters refuse names and directories with spaces and all that is not ASCII.
     with tempfile.TemporaryDirectory(prefix='export-') as plain:
         written = Path(plain, f'model{path.suffix}')
-        write(cell, written, example, names, signature.batch_size == 0)
+        formats.write(cell, written, example, names, signature.batch_size == 0)
         shutil.move(written, path)
     if signature.precision == 'bfloat16' and ms.get_context('device_target') == 'CPU':
         # MindSpore has no kernels for it there: what can be known is the type of the weights, and what their rounding does.
-        if (types := parameter_types(path)) != {'BFLOAT16'}:
-            raise InputError(f'{path.name}: its weights are of the types {", ".join(sorted(types))}; no file was written')
-        convert_parameters(network, 'float32')
-        cell = Served(network, signature._replace(precision='float32')).set_train(False)
-        return as_function(cell), 'the rounded weights, in float32'
+        if (types := {p.dtype for p in nn.GraphCell(ms.load(str(path))).get_parameters()}) != {ms.bfloat16}:
+            raise InputError(f'{path.name}: its weights are of the types {", ".join(map(str, types))}; no file was written')
+        return as_function(_served(network, signature._replace(precision='float32'))), 'the rounded weights, in float32'
     if path.suffix in LOADED:
         return load(path), 'the file'
     return as_function(cell), 'the graph before it was written'
+
+
+def _served(network, signature):
+    """`Served` with the parameters of `network` in the precision of `signature`."""
+    for parameter in network.get_parameters():
+        parameter.set_dtype(getattr(ms, signature.precision))
+    return Served(network, signature).set_train(False)
 
 
 def check_images(size: int) -> np.ndarray:
@@ -179,17 +195,18 @@ def verify(name: str, outputs: list[np.ndarray], logits: np.ndarray, output: str
     their `bound` and the precision `computed_in`. InputError if one is above the bound, or, below float32, another class is
     the likeliest.
     """
-    values, expected, unit = outputs[0], softmax(logits), 1
+    values, bound = outputs[0], BOUNDS[computed_in]
     if output == 'logits':
-        expected, unit = logits, np.maximum(np.abs(logits).max(1), 1e-30)
-    if output == 'top5':  # of classes that are equally probable any may be among the five
-        found, in_order = outputs[1][:, 0], -np.sort(-expected, 1)[:, : values.shape[1]]
-        differences = [values - in_order, values - np.take_along_axis(expected, outputs[1], 1)]
-    else:
-        found, differences = values.argmax(1), [values - expected]
-    deviations, half = np.abs(differences).max((0, 2)) / unit, len(logits) // 2
-    largest, bound = deviations.max(), BOUNDS[computed_in]
-    problem = None
+        differences = [(values - logits) / np.maximum(np.abs(logits).max(1, keepdims=True), 1e-30)]
+    elif output == 'softmax':
+        differences = [values - softmax(logits)]
+    else:  # of classes that are equally probable any may be among the five
+        expected = softmax(logits)
+        highest = -np.sort(-expected, 1)[:, : values.shape[1]]
+        differences = [values - highest, values - np.take_along_axis(expected, outputs[1], 1)]
+    found = outputs[1][:, 0] if output == 'top5' else values.argmax(1)
+    deviations, half = np.abs(differences).max((0, 2)), len(logits) // 2
+    largest, problem = deviations.max(), None
     if not largest <= bound:  # or not a number
         problem = f'deviates by {largest:.1e} (bound {bound:.0e}, computed in {computed_in})'
     elif computed_in != 'float32' and (found != logits.argmax(1)).any():

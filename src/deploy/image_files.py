@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import select
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,51 +20,36 @@ from src.data.records import read_file
 from src.errors import InputError, reading
 
 THUMBNAIL = 240  # pixels, longer side
-WAIT = 0.05  # seconds for the next line of standard input, which may come from a program that waits for its answers
+AHEAD = 3  # batches that are decoded or in decoding
 
 
-def named_images(source: str, log: Callable[[str], None]) -> Iterable[str | None]:
-    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input, of which they are
-    yielded as they come, and None before a wait. A line without an image is taken as the path of one."""
+def named_images(source: str) -> Iterable[str]:
+    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input. A line without an
+    image is taken as the path of one."""
     if source == '-':
-        return _of_lines(_standard_input(), log)
+        return _of_lines(open(0, 'rb', closefd=False))
     if not source.endswith('.txt') or not os.path.isfile(source):
-        return find_images(source, log)
+        return find_images(source)
     with reading(source, 'write the path of an image on each line'):
-        if found := list(_of_lines(Path(source).read_bytes().splitlines(), log)):
+        if found := list(_of_lines(Path(source).read_bytes().splitlines())):
             return found
         raise ValueError('names no image')
 
 
-def _of_lines(lines, log):
-    for line in lines:
-        if line is None:
-            yield None
-        elif text := os.fsdecode(line.rstrip(b'\r\n')):
+def _of_lines(lines):
+    for line in map(os.fsdecode, lines):
+        if line := line.rstrip('\r\n'):
             try:
-                yield from find_images(text, log)
+                yield from find_images(line)
             except InputError:
-                yield text  # is reported with those that cannot be read
+                yield line  # is reported with those that cannot be read
 
 
-def _standard_input():
-    """Yield its lines as they come, and None before a wait."""
-    rest, found = b'', b'\n'
-    while found:
-        if not select.select([0], [], [], WAIT)[0]:
-            yield None
-        found = os.read(0, 1 << 16)
-        *lines, rest = (rest + found).split(b'\n')
-        yield from lines
-    yield rest
-
-
-def find_images(source: str, log: Callable[[str], None]) -> list[str]:
+def find_images(source: str) -> list[str]:
     """Paths of the images that `source`, a path or `file://` URL, names, sorted: itself, all below a directory, chosen as
-    those of class folders, or all that a pattern such as `photos/**/*.jpg` fits. `log` gets a line on what is left out of a
-    directory. InputError if there is none."""
-    source = url2pathname(urlsplit(source).path) if source.startswith('file://') else source
-    left_out = ''
+    those of class folders, or all that a pattern such as `photos/**/*.jpg` fits. A line on stderr says what is left out of
+    a directory. InputError if there is none."""
+    source, left_out = url2pathname(urlsplit(source).path) if source.startswith('file://') else source, ''
     with reading(source, 'name an image, or a directory or a pattern of some'):
         if os.path.isdir(source):
             found, left_out = _below(source)
@@ -77,7 +62,7 @@ def find_images(source: str, log: Callable[[str], None]) -> list[str]:
         if not found:
             raise ValueError(f'no image in it ({", ".join(IMAGE_SUFFIXES)})' + f'; {left_out}' * bool(left_out))
     if left_out:
-        log(f'left out: {left_out}')
+        print(f'left out: {left_out}', file=sys.stderr)
     return sorted(found)
 
 
@@ -105,17 +90,13 @@ def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: b
 
 
 def load_batches(items: Iterable, size: int, load: Callable) -> Iterator[list]:
-    """Yield lists of `size` results of `load`, in the order of `items`, a shorter one at the end and at an item None.
-    Threads are at most two lists ahead of the caller."""
-    waiting = deque()
-    pool = ThreadPoolExecutor(
-        len(os.sched_getaffinity(0))
-    )  # threads, because decoding and resizing hold no lock of Python's
-    try:
-        for item in itertools.chain(items, [None]):
-            if item is not None:
-                waiting.append(pool.submit(load, item))
-            while waiting and (item is None or len(waiting) == 3 * size):
-                yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Yield lists of `size` results of `load`, in the order of `items`, the last one shorter. Threads are ahead of the
+    caller: decoding and resizing hold no lock of Python's."""
+    items, waiting = iter(items), deque()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        while True:
+            while len(waiting) < AHEAD and (some := [*itertools.islice(items, size)]):
+                waiting.append([pool.submit(load, item) for item in some])
+            if not waiting:
+                return
+            yield [one.result() for one in waiting.popleft()]

@@ -13,7 +13,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +22,54 @@ import numpy as np
 from tqdm import tqdm
 
 from src import files, runtime
-from src.data.classes import imagenet_words
+from src.data.classes import by_number, imagenet_words, load_names
+from src.deploy import formats
+from src.deploy.export import Served, load_network
+from src.deploy.formats import LOADED, Signature, as_function, softmax
 from src.deploy.image_files import load_batches, load_image, named_images
-from src.deploy.predictor import Predictor, open_model
 from src.errors import InputError, Parser, counted, entry_point, reading
 from src.evaluation.report import percent, text, write_page
 from src.options import load_settings
 
 BATCH = 8
+
+
+class Predictor(NamedTuple):
+    """A model of any kind, ready to run."""
+
+    # Images uint8 (N, size, size, 3), cropped and resized as the evaluation does -> float32 (N, k), best first, and their
+    # class numbers (N, k). k is the number of classes, or 5 for some files.
+    probabilities: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    signature: Signature  # of which scaling and output are a part of `probabilities`
+    class_names: list[str] | None  # by class number, if they are known
+
+
+def open_model(path: str, labels_path: str = '') -> Predictor:
+    """`Predictor` of a checkpoint, or of a MINDIR or ONNX file with its description beside it.
+
+    `labels_path` is a file of class names, for models that know none. InputError if something is missing or unfit.
+    """
+    if Path(path).suffix in LOADED:
+        signature, about = formats.read(Path(path))
+        call, names, num_classes = formats.load(path), about['classes'], about['num_classes']
+    else:
+        network, info, settings = load_network(path)
+        signature = Signature(settings.image_size, info['preprocessing'], 'uint8', 'softmax')
+        call = as_function(Served(network, signature).set_train(False))
+        names, num_classes = info.get('class_names'), settings.num_classes
+    if labels_path:
+        with reading(labels_path, 'give a text file, one class a line'):
+            names = by_number(load_names(labels_path)[0])
+
+    def probabilities(images):
+        outputs = call(signature.as_input(images))
+        if signature.output == 'top5':
+            return outputs
+        values = softmax(outputs[0]) if signature.output == 'logits' else outputs[0]
+        order = np.argsort(-values, 1, kind='stable')
+        return np.take_along_axis(values, order, 1), order
+
+    return Predictor(probabilities, signature, formats.class_names(names, num_classes, labels_path or path))
 
 
 class Prediction(NamedTuple):
@@ -43,15 +83,11 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Predictor, paths: Iterable[str | None], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
+    model: Predictor, paths: Iterable[str], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
 ) -> Iterator[Prediction]:
-    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order, as soon as its batch is done;
-    before a None among them nothing is kept back.
-
-    Threads decode the next batches while one is in the network.
-    """
+    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order; threads decode the next
+    batches while one is in the network."""
     size, preprocessing, names = model.signature.image_size, model.signature.preprocessing, model.class_names or ()
-
     load = partial(load_image, size=size, preprocessing=preprocessing, thumbnails=thumbnails)
     for batch in load_batches(paths, batch_size, load):
         good = [image for _, image, _, _ in batch if image is not None]
@@ -98,17 +134,22 @@ def page(predictions: Iterable[Prediction]) -> Iterator[str]:
     yield '</div>\n'
 
 
-def positive(text: str) -> int:
-    """A number of at least 1, as argparse wants it: ValueError for others."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def show(predictions: Iterable[Prediction], args: Namespace, outcomes: Counter) -> Iterator[Prediction]:
+    """Print each of the `predictions` as it comes, as JSON with `args.json`, else as text (what cannot be read on stderr),
+    and yield it; `outcomes` counts those that can be read (True) or not. A page is made although nobody reads the lines."""
+    for prediction in predictions:
+        stream = sys.stderr if prediction.error and not args.json else sys.stdout
+        with contextlib.suppress(*[BrokenPipeError] * bool(args.html)):
+            tqdm.write(as_line(prediction, args.json), stream)
+            stream.flush()  # a program may wait for this line
+        outcomes[not prediction.error] += 1
+        yield prediction
 
 
 def parse(argv: list[str] | None) -> Namespace:
     """The options of a command line."""
     parser = Parser(prog='python -m src.deploy.predict', description='Prints the likeliest classes of each image.')
-    add, number = parser.add_argument, {'type': positive, 'metavar': 'N'}
+    add = parser.add_argument
     add(
         'sources',
         nargs='+',
@@ -116,27 +157,32 @@ def parse(argv: list[str] | None) -> Namespace:
         help='image, directory with images at any depth, quoted pattern, file:// URL, text file (.txt) of such lines, '
         'or - for such lines on standard input',
     )
-    add(
-        '--model', required=True, metavar='FILE', help='MINDIR or ONNX file of export.py, or weights as export.py reads them'
-    )
-    add('--batch_size', **number, help=f'images in a call of a model for any number (default: {BATCH})')
-    add('--top', default=5, **number, help='classes of each image, as far as the model returns them (default: 5)')
+    add('--model', required=True, metavar='FILE', help='file of export.py, or weights as export.py reads them')
+    add('--batch_size', type=positive, metavar='N', help=f'images in a call of a model for any number (default: {BATCH})')
+    add('--top', default=5, type=positive, metavar='N', help='classes of each image, at most (default: 5)')
     add('--labels', default='', metavar='FILE', help='class names, lines `name` or `label:name` (default: of the model)')
     add('--json', action='store_true', help='print a line of JSON for each image')
     add('--html', default='', metavar='OUT', help='also write a page with the images and their classes')
     return parser.parse_args(argv)
 
 
+def positive(text: str) -> int:
+    """A number of at least 1, as argparse wants it: ValueError for others."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 @entry_point
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (default: that of the process)."""
     args, outcomes = parse(argv), Counter()
-    found = [named_images(source, partial(print, file=sys.stderr)) for source in args.sources]
+    found = [*map(named_images, args.sources)]
     paths, total = itertools.chain.from_iterable(found), None if '-' in args.sources else sum(map(len, found))
     runtime.start(load_settings([]))
     model = open_model(args.model, args.labels)
-    size, fixed = model.signature.image_size, model.signature.batch_size
-    batch_size = fixed or args.batch_size or min(BATCH, total or BATCH)
+    size = model.signature.image_size
+    batch_size = model.signature.batch_size or args.batch_size or min(BATCH, total or BATCH)
     # The first call compiles, which is not to count as time of the images.
     model.probabilities(np.zeros((batch_size, size, size, 3), np.uint8))
     start, predictions = time.perf_counter(), predict(model, paths, args.top, bool(args.html), batch_size)
@@ -152,18 +198,6 @@ def main(argv: list[str] | None = None) -> None:
     line = f'{counted(good, "image")}{f", {bad} skipped" if bad else ""}, {(good + bad) / (time.perf_counter() - start):.1f}'
     with contextlib.suppress(BrokenPipeError):  # all is done
         print(f'{line} images/s, decoding included', file=sys.stderr if args.json else sys.stdout)
-
-
-def show(predictions: Iterable[Prediction], args: Namespace, outcomes: Counter) -> Iterator[Prediction]:
-    """Print each of the `predictions` as it comes, as JSON with `args.json`, else as text (what cannot be read on stderr),
-    and yield it; `outcomes` counts those that can be read (True) or not. A page is made although nobody reads the lines."""
-    for prediction in predictions:
-        stream = sys.stderr if prediction.error and not args.json else sys.stdout
-        with contextlib.suppress(*[BrokenPipeError] * bool(args.html)):
-            tqdm.write(as_line(prediction, args.json), stream)
-            stream.flush()  # a program may wait for this line before it names the next image
-        outcomes[not prediction.error] += 1
-        yield prediction
 
 
 if __name__ == '__main__':

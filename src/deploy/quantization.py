@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,7 @@ from tqdm import tqdm
 from src.data.classes import Offsets
 from src.data.preprocess import evaluation_image
 from src.data.records import Records
-from src.deploy.description import Signature
-from src.deploy.formats import Function, convert_opset, load
+from src.deploy.formats import Function, Signature, convert_opset, load
 from src.deploy.image_files import load_batches
 from src.errors import InputError
 
@@ -75,11 +75,10 @@ def choose_samples(train: Records, validation: Sample | None, seed: int) -> tupl
 def spread(labels: np.ndarray, seed: int) -> np.ndarray:
     """Numbers of all records with the `labels` in random order: the first ones are equally many of each class as far as it
     has them."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    by_class = np.argsort(labels[order], kind='stable')
-    found = labels[order][by_class]
-    turn = np.empty(len(order), np.int64)
-    turn[by_class] = np.arange(len(order)) - np.searchsorted(found, found)  # how many of its class come before it
+    order, before, turn = np.random.default_rng(seed).permutation(len(labels)), Counter(), []
+    for label in labels[order].tolist():
+        turn.append(before[label])  # how many of its class come before it
+        before[label] += 1
     return order[np.argsort(turn, kind='stable')]
 
 

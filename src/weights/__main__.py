@@ -28,9 +28,8 @@ def import_weights(path: str, out: str, drop_background: bool) -> None:
         if 'num_classes' not in info['config']:
             raise ValueError(NO_CLASSIFIER)
     layout, left = info['source'], [name for name in tensors if name not in names.values()]
-    about = {name: value for name, value in info.items() if value is not None}
     with reading(out, ELSEWHERE):
-        checkpoint.write(out, parameters, {**about, 'source': f'{layout} {path}'})
+        checkpoint.write(out, parameters, {**info, 'source': f'{layout} {path}'})
     for what in ('config', 'preprocessing'):
         print(f'{what}: {", ".join(f"{name} {value}" for name, value in info[what].items())}')
     print(f'{path}: {layout}, {len(tensors) - len(left)} tensors loaded, {len(left)} left out: {", ".join(left[:3])}')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import mmap
 import re
 from pathlib import Path
@@ -113,7 +112,7 @@ def progress(path: str | Path) -> tuple[int, ...]:
     records it, since its time is lost when it is copied; by its name if it cannot be read."""
     found = _recorded(path, 'epoch', 'position', 'step')
     if {'epoch', 'step'} <= found.keys():
-        return int(found['epoch']), int(found.get('position', 0)), int(found['step'])
+        return tuple(int(found.get(name, 0)) for name in ('epoch', 'position', 'step'))
     named = re.fullmatch(rf'{PREFIX}-(\d+)_(\d+)\.ckpt', Path(path).name)
     return (int(named[1]), 0, int(named[2])) if named else (-1, 0, -1)
 
@@ -133,24 +132,20 @@ def _stored(path, *wanted):
     `ms.load_checkpoint`: it trusts a tensor's shape, so that a damaged file can write over other memory."""
     with open(path, 'rb') as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    end, tensors = len(data) - 17 * (data[-17:-10] == b'crc_num'), {}  # a checksum that MindSpore can add
+    end, found = len(data) - 17 * (data[-17:-10] == b'crc_num'), {}  # a checksum that MindSpore can add
     for number, entry in fields(data[:end]):
         if number != 1 or isinstance(entry, int):
             raise ValueError('it is of another format')
         entry = dict(fields(entry))
-        if not wanted or str(entry[1], 'utf-8') in wanted:
-            tensors.setdefault(str(entry[1], 'utf-8'), []).append([*fields(entry[2])])
-    found = {}
-    for name, pieces in tensors.items():  # a large tensor comes in pieces, each with the whole shape
-        content = b''.join(value for piece in pieces for number, value in piece if number == 3)
-        kind, shape = str(dict(pieces[0])[2], 'ascii').lower(), tuple(value for number, value in pieces[0] if number == 1)
-        if kind == 'str':
-            found[name] = content.decode('utf-32-le').rstrip('\0')
+        if wanted and str(entry[1], 'utf-8') not in wanted:
             continue
-        shape = () if shape == (0,) else shape  # MindSpore's for a single number
-        if math.prod(shape) * np.dtype(kind).itemsize != len(content):
-            raise ValueError(f'{name:.60} of the shape {shape} has {len(content)} bytes')
-        found[name] = np.frombuffer(content, kind).reshape(shape)
+        shape, tensor = tuple(value for number, value in fields(entry[2]) if number == 1), dict(fields(entry[2]))
+        kind, content = str(tensor[2], 'ascii').lower(), bytes(tensor[3])
+        if kind == 'str':
+            value = content.decode('utf-32-le').rstrip('\0')
+        else:
+            value = np.frombuffer(content, kind).reshape(() if shape == (0,) else shape)  # MindSpore's for a single number
+        found[str(entry[1], 'utf-8')] = value
     return found
 
 
@@ -196,7 +191,7 @@ def load_into(
     """Set the parameters of `cell` from `parameters`, but those whose names start with one of `left_out`. Returns the names
     (loaded, left). InputError, with `path`, if the parameters do not fit; then none is set."""
     targets = cell.parameters_dict()
-    left = [name for name in targets if name.startswith(tuple(left_out))]
+    left = [name for name in targets if name.startswith(left_out)]
     shapes = {name: parameter.shape for name, parameter in targets.items() if name not in left}
     if problem := names.mismatch(parameters, shapes, targets):
         raise InputError(f'{path}: {problem}')

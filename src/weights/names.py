@@ -32,14 +32,12 @@ _FORKS = {
 def tf_slim_name(name: str) -> str:
     """Name of one of our parameters in TF-slim: `mixed_5b.branch_1.conv2d_0b_3x3.conv.weight` is
     `InceptionV4/Mixed_5b/Branch_1/Conv2d_0b_3x3/weights`. ValueError for other names."""
-    leaf = next((leaf for leaf in _LEAVES if name.endswith('.' + leaf)), None)
-    if leaf is None:
-        raise ValueError(f'{name}: not the name of an InceptionV4 parameter')
-    path = name[: -len(leaf) - 1].split('.')
-    scopes = ['AuxLogits' if path[0] == 'aux_logits' else path[0].capitalize(), *map(str.capitalize, path[1:])]
-    if path == ['logits']:
-        scopes.append('Logits')  # the dense layer stands in a scope of its own name
-    return '/'.join(['InceptionV4', *scopes, _LEAVES[leaf][0]])
+    for leaf, (slim, _) in _LEAVES.items():
+        if name.endswith(f'.{leaf}'):
+            first, *rest = name.removesuffix(f'.{leaf}').split('.')
+            first = 'AuxLogits' if first == 'aux_logits' else 'Logits/Logits' if first == 'logits' else first.capitalize()
+            return '/'.join(['InceptionV4', first, *map(str.capitalize, rest), slim])
+    raise ValueError(f'{name}: not the name of an InceptionV4 parameter')
 
 
 def _layers(names):
@@ -127,24 +125,25 @@ def mismatch(parameters: dict[str, np.ndarray], shapes: dict[str, tuple], networ
     Blocks that are not among the parameters `network` of the whole network do not fit either: with a part of its blocks a
     network computes something else.
     """
-    found = {name: parameters[name].shape if name in parameters else None for name in shapes}
-    wrong = sorted((name for name in shapes if found[name] != shapes[name]), key=parameters.__contains__)  # missing first
     theirs, ours = _block_counts(parameters), _block_counts(network)
-    if theirs != ours and min(theirs) and (wrong or any(there > here for there, here in zip(theirs, ours))):
+    if theirs != ours and min(theirs):
         counts = ','.join(map(str, theirs))
         return f'Inception blocks: {",".join(map(str, ours))} here, {counts} in the file; use --block_counts {counts}'
+    found = {name: parameters[name].shape if name in parameters else None for name in shapes}
+    wrong = [name for name in shapes if found[name] != shapes[name]]
+    # What is missing comes first, then the classifier, of which a wrong shape has the clearest remedy.
+    wrong.sort(key=lambda name: 0 if found[name] is None else 1 if name == 'logits.bias' else 2)
     if not wrong:
         return ''
-    name = 'logits.bias' if found.get('logits.bias') and 'logits.bias' in wrong and found[wrong[0]] else wrong[0]
-    if name.startswith('logits.') and not found[name]:
+    shape = found[name := wrong[0]]
+    if name.startswith('logits.') and not shape:
         return NO_CLASSIFIER
+    remedy = 'it is of another network, or of a training run with other options (optimizer, freeze, ema_decay)'
     if name == 'logits.bias':
-        remedy = f'use --num_classes {found[name][0]}'
+        remedy = f'use --num_classes {shape[0]}'
     elif name.startswith('aux_logits.'):
-        remedy = 'use the --image_size that it was trained with' if found[name] else 'use --aux_logits false'
-    else:
-        remedy = 'it is of another network, or of a training run with other options (optimizer, freeze, ema_decay)'
-    return f'{name}: shape {shapes[name]} here, {found[name] or "no such parameter"} in the file; {remedy}'
+        remedy = 'use the --image_size that it was trained with' if shape else 'use --aux_logits false'
+    return f'{name}: shape {shapes[name]} here, {shape or "no such parameter"} in the file; {remedy}'
 
 
 def _block_counts(names):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
-from src.data.classes import BACKGROUND_CLASSES, imagenet_classes, imagenet_names
+from src.data.classes import BACKGROUND_CLASSES, imagenet_names
 from src.data.preprocess import Preprocessing, recorded_preprocessing
 from src.errors import InputError, reading
 from src.inceptionv4 import InceptionV4
@@ -114,15 +114,12 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     if layout is None:
         shown = f'{len(tensors)} tensors: {", ".join(list(tensors)[:3])[:150]}'
         raise ValueError(f'no InceptionV4 of TF-slim, timm, MindCV or this project; it has {shown}')
-    prefixes = ('InceptionV4/',) if layout == 'tf_slim' else ('features.', 'last_linear.', 'classifier.')
+    kept = r'InceptionV4/(?!AuxLogits/)' if layout == 'tf_slim' else r'(features|last_linear|classifier)\.'
     model = {  # without an optimizer's state, counters, and the auxiliary classifier, from which no training run starts
         name: value
         for name, value in tensors.items()
-        if value is not None
-        and name.startswith(prefixes)
-        and not name.endswith('.num_batches_tracked')
-        and not name.startswith('InceptionV4/AuxLogits/')
-        and name.rpartition('/')[0] not in tensors  # TensorFlow names what belongs to a variable so
+        if value is not None and re.match(kept, name) and not name.endswith('.num_batches_tracked')
+        if name.rpartition('/')[0] not in tensors  # TensorFlow names what belongs to a variable so
     }
     config = _config(model, layout)
     shapes = {name: p.shape for name, p in empty_network(config).parameters_dict().items()}
@@ -131,18 +128,21 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     names = names_in(layout, shapes)
     parameters = fit(model, names, shapes, hwio=layout == 'tf_slim')
     check_finite({names[name]: value for name, value in parameters.items()})
+    info = {'step': 0, 'epoch': 0, 'config': config, 'source': layout, 'preprocessing': LAYOUTS[layout][1]._asdict()}
     classes = config.get('num_classes')
-    if drop_background and classes != BACKGROUND_CLASSES:
-        raise ValueError(f'--drop_background: it has {classes or "no"} classes, only of 1001 the first is the background')
     if drop_background:
+        if classes != BACKGROUND_CLASSES:
+            raise ValueError(
+                f'--drop_background: it has {classes or "no"} classes, only of 1001 the first is the background'
+            )
         config['num_classes'] = classes = classes - 1
         parameters.update({name: parameters[name][1:] for name in ('logits.weight', 'logits.bias')})
     elif classes == BACKGROUND_CLASSES:
         config['label_offset'] = '0'
     # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
-    known = layout != 'tf_slim' or drop_background or classes != len(imagenet_classes())
-    info = {'step': 0, 'epoch': 0, 'config': config, 'source': layout, 'preprocessing': LAYOUTS[layout][1]._asdict()}
-    return parameters, {**info, 'class_names': imagenet_names(classes) if known else None}, names
+    if (layout != 'tf_slim' or drop_background or classes == BACKGROUND_CLASSES) and imagenet_names(classes):
+        info['class_names'] = imagenet_names(classes)
+    return parameters, info, names
 
 
 def _config(model, layout):

@@ -7,7 +7,6 @@ with protocol buffers as values. V1, a single file, has the tensors themselves i
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import re
@@ -64,12 +63,6 @@ def _table(path):
         yield from _block(table, *_varints(handle, 0, 2)[0])
 
 
-def _array(data, dtype, shape):
-    if math.prod(shape) * np.dtype(dtype).itemsize != len(data):
-        raise ValueError(f'a tensor of the shape {shape} has {len(data)} bytes')
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
 def _read_v1(path):
     (_, header), *slices = _table(path)
     tensors = [dict(fields(tensor)) for number, tensor in fields(dict(fields(header))[1]) if number == 1]
@@ -79,7 +72,7 @@ def _read_v1(path):
         tensor = dict(fields(dict(fields(value))[2]))
         if floats := dict(fields(tensor[3])).get(5):
             name = str(tensor[1], 'utf-8')
-            result[name] = _array(floats, '<f4', shapes[name])
+            result[name] = np.frombuffer(floats, '<f4').reshape(shapes[name])
     return result
 
 
@@ -97,7 +90,7 @@ def _read_v2(prefix):
             data = shards[shard][(start := about.get(4, 0)) : start + about.get(5, 0)]
             if masked_crc(data) != int.from_bytes(about[6], 'little'):
                 raise ValueError(f'the checksum of {key.decode()} does not fit')
-            result[key.decode()] = _array(data, DTYPES[about[1]], _shape(about.get(2, b'')))
+            result[key.decode()] = np.frombuffer(data, DTYPES[about[1]]).reshape(_shape(about.get(2, b'')))
     return result
 
 

@@ -107,7 +107,7 @@ def test_two_validation_parts_are_refused(tmp_path):
     assert 'has both val and valid' in message(open_records, tmp_path, 'validation')
 
 
-def test_prediction_takes_the_files_of_a_training(tmp_path):
+def test_prediction_takes_the_files_of_a_training(tmp_path, capsys):
     good = ['cat/1.jpg', 'cat/2.PNG', 'dog/1.jpeg']
     aside = ['.Trash-1000/files/3.jpg', 'cat/.thumbnails/1.jpg', 'cat/@eaDir/1.jpg', 'cat/.4.jpg', '__MACOSX/cat/._1.jpg']
     photos = images(tmp_path / 'photos', *good, *aside, 'cat/._1.jpg', '$RECYCLE.BIN/5.jpg', 'dog/notes.txt')
@@ -115,13 +115,12 @@ def test_prediction_takes_the_files_of_a_training(tmp_path):
     (photos / 'emu').symlink_to(tmp_path / 'elsewhere')
     (photos / 'dog/again').symlink_to(photos)  # in a circle
     (tmp_path / 'train').symlink_to(photos)
-    said = []
-    predicted = find_images(str(photos), said.append)
+    predicted = find_images(str(photos))
     records = open_records(tmp_path, 'train')
     trained = sorted(records.where(i) for i in range(len(records)))
     assert [os.path.relpath(path, photos) for path in predicted] == [*good, 'emu/7.jpg']
     assert [os.path.relpath(path, tmp_path / 'train') for path in trained] == [*good, 'emu/7.jpg']
-    (line,) = said
+    (line,) = capsys.readouterr().err.splitlines()
     for found in (line, f'left out: {records.left_out}'):
         assert found.startswith('left out: ') and '1 x file .txt, the first is ' in found and '.4.jpg' not in found, found
 

@@ -21,8 +21,8 @@ from src import runtime
 from src.data.classes import Offsets, imagenet_names
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
-from src.deploy import export, formats, predict, predictor, quantization
-from src.deploy.description import Signature, class_names, other_files, softmax
+from src.deploy import export, formats, predict, quantization
+from src.deploy.formats import Signature, class_names, other_files, softmax
 from src.deploy.quantization import Sample, compare, quantize, spread
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
@@ -74,6 +74,10 @@ def exported(compiles, small, tmp_path_factory):
     return directory
 
 
+def types_of(path):
+    return {parameter.dtype for parameter in ms.nn.GraphCell(ms.load(str(path))).get_parameters()}
+
+
 def test_files_and_their_description(small, exported):
     assert sorted(p.name for p in exported.iterdir()) == ['net.json', 'net.mindir', 'net.onnx']
     os.umask(umask := os.umask(0))
@@ -101,7 +105,7 @@ def test_files_and_their_description(small, exported):
     kinds = {node.op_type for node in model.graph.node}
     assert 'Conv' in kinds and 'BatchNormalization' not in kinds and model.opset_import[0].version == 15
     assert b'BatchNorm' not in (exported / 'net.mindir').read_bytes()
-    assert formats.parameter_types(exported / 'net.mindir') == {'FLOAT'}
+    assert types_of(exported / 'net.mindir') == {ms.float32}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_mindir_in_16_bits(precision, measured_on, small, exported, tmp_path):
     """Half the size, all weights of the type, and outputs that are near, but not those of float32."""
     run_export('--ckpt_path', small[0], '--file_name', tmp_path / 'net', '--export_precision', precision)
     about, path = json.loads((tmp_path / 'net.json').read_text()), tmp_path / 'net.mindir'
-    assert formats.parameter_types(path) == {precision.upper()} and about['precision'] == precision
+    assert types_of(path) == {getattr(ms, precision)} and about['precision'] == precision
     assert path.stat().st_size < 0.6 * (exported / 'net.mindir').stat().st_size
     found = about['deviation']
     assert found['computed_in'] == precision and found['measured_on'] == measured_on
@@ -123,7 +127,7 @@ def test_mindir_in_16_bits(precision, measured_on, small, exported, tmp_path):
 def test_every_kind_of_model_gives_the_same(kind, small, exported):
     """The files by their own runtimes and the checkpoint, all of them from images, against NumPy's probabilities."""
     path, images, expected = small
-    model = predictor.open_model(str(path if kind == 'ckpt' else exported / f'net.{kind}'))
+    model = predict.open_model(str(path if kind == 'ckpt' else exported / f'net.{kind}'))
     assert model.signature[:2] == (75, OTHER) and model.class_names == NAMES
     assert model.signature.batch_size == (2 if kind == 'onnx' else 0)
     if kind == 'onnx':
@@ -162,7 +166,6 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     'logits, computed_in, message',
     [
-        ([10.03, 9.99], 'float16 or HF32', None),
         ([10.03, 9.99], 'float32', r'deviates by 3.0e-03 \(bound 1e-04, computed in float32\)'),
         ([10.2, 9.99], 'float16 or HF32', r'deviates by 2.0e-02 \(bound 1e-02, computed in float16 or HF32\)'),
         ([9.99, 10.0], 'float16 or HF32', r'finds another class than the checkpoint.s \(deviation 1.0e-03'),
@@ -171,30 +174,25 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
 )
 def test_bound_of_the_precision(logits, computed_in, message):
     """A network with the logits 10 and 9.99 for two images, and what its file returns for the second one instead."""
-    arguments = 'net.air', [np.array([[10, 9.99], logits])], np.array([[10, 9.99]] * 2), 'logits', computed_in
-    if message is None:
-        found = export.verify(*arguments)
-        assert found == {'random': 0, 'smooth': pytest.approx(3e-3), 'bound': 1e-2, 'computed_in': computed_in}
-        return
+    expected = np.array([[10, 9.99]] * 2)
     with pytest.raises(InputError, match=message):
-        export.verify(*arguments)
+        export.verify('net.air', [np.array([[10, 9.99], logits])], expected, 'logits', computed_in)
+    found = export.verify('net.air', [np.array([[10, 9.99], [10.03, 9.99]])], expected, 'logits', 'float16 or HF32')
+    assert found == {'random': 0, 'smooth': pytest.approx(3e-3), 'bound': 1e-2, 'computed_in': 'float16 or HF32'}
 
 
-@pytest.mark.parametrize(
-    'outputs, output, expected',
-    [
-        ([[[0.042, 0.1142, 0.8438]]], 'softmax', 0),
-        ([[[0.042, 0.1142, 0.7438]]], 'softmax', 0.1),
-        ([[[0.84379, 0.1142]], [[2, 1]]], 'top5', 0),
-        ([[[0.1142, 0.84379]], [[1, 2]]], 'top5', 0.72959),
-        ([[[0.84379, 0.1142]], [[2, 0]]], 'top5', 0.0722),
-    ],
-)
-def test_deviation_of_probabilities(outputs, output, expected, monkeypatch):
+def test_deviation_of_probabilities(monkeypatch):
     monkeypatch.setitem(export.BOUNDS, 'float32', 1)
-    outputs, logits = [np.array(values * 2) for values in outputs], np.array([[1.0, 2.0, 4.0]] * 2)
-    assert export.verify('', outputs, logits, output, 'float32')['smooth'] == pytest.approx(expected, abs=1e-4)
-    equal = np.array([[2.0, 2.0, 1.0]] * 2)  # of classes that are equally probable any may be first
+    logits, equal = np.array([[1.0, 2.0, 4.0]] * 2), np.array([[2.0, 2.0, 1.0]] * 2)
+    for outputs, expected in (
+        ([[[0.042, 0.1142, 0.7438]]], 0.1),
+        ([[[0.84379, 0.1142]], [[2, 1]]], 0),
+        ([[[0.1142, 0.84379]], [[1, 2]]], 0.72959),
+        ([[[0.84379, 0.1142]], [[2, 0]]], 0.0722),
+    ):
+        outputs, kind = [np.array(values * 2) for values in outputs], 'top5' if len(outputs) > 1 else 'softmax'
+        assert export.verify('', outputs, logits, kind, 'float32')['smooth'] == pytest.approx(expected, abs=1e-4)
+    # Of classes that are equally probable any may be first.
     found = [np.sort(softmax(equal), 1)[:, :0:-1], np.array([[1, 0]] * 2)]
     assert export.verify('', found, equal, 'top5', 'float32')['random'] < 1e-9
 
@@ -203,29 +201,23 @@ def test_deviation_of_probabilities(outputs, output, expected, monkeypatch):
     'arguments, message',
     [
         (['--file_format', 'AIR'], r'only an NPU can write it.*on the NPU, or use --file_format ONNX.*atc'),
-        ([], "ckpt_path '' is not a file"),
         (['--ckpt_path', '.'], "ckpt_path '.' is not a file"),
         (['--ckpt_path', 'nothing.ckpt'], 'nothing.ckpt: No such file'),
         (['--export_output', 'top3'], 'logits, softmax, top5'),
         (['--export_precision', 'float16', '--file_format', 'ONNX'], 'only MINDIR is written in it, ONNX in float32'),
-        (['--quantize', 'int8', '--data_dir', 'x'], 'quantize int8 needs ONNX and images'),
         (['--quantize', 'int8', '--file_format', 'ONNX'], 'use --file_format ONNX --data_dir DIR'),
-        (['--ckpt_path', 'x', '--file_name', ''], "file_name '' has no name of a file"),
         (['--ckpt_path', 'x', '--file_name', 'models/'], "file_name 'models/' has no name of a file"),
         (['--ckpt_path', 'x', '--file_name', 'mine'], 'mine.json: .*export.py did not write it; .*another --file_name'),
         (['--ckpt_path', 'x', '--file_name', 'text'], 'text.json: .*export.py did not write it; .*another --file_name'),
+        (['--ckpt_path', None, '--file_name', '/proc/none/net'], '/proc/none/net.mindir: cannot be written .*--file_name'),
     ],
 )
-def test_bad_options(arguments, message, tmp_path, monkeypatch, capsys):
+def test_what_is_refused(arguments, message, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'mine.json').write_text('{"top1": 50.0, "file": "x"}')
     (tmp_path / 'text.json').write_text('# mine')
-    assert re.search(message, message_of(arguments, capsys))
+    assert re.search(message, message_of([argument or small[0] for argument in arguments], capsys))
     assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == {'mine.json': 27, 'text.json': 6}
-
-
-def test_cannot_be_written(small, capsys):
-    assert re.search('--file_name', message_of(['--ckpt_path', small[0], '--file_name', '/proc/none/net'], capsys))
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):
@@ -289,67 +281,47 @@ def test_class_names():
     assert class_names(['background', 'y', 'z'], 3, 'x') == ['background', 'y', 'z']  # a folder of that name
     with pytest.raises(InputError, match='labels.txt names the classes 0 to 1, but the network has 3 .*--labels FILE'):
         class_names(['a', 'b'], 3, 'labels.txt')
-    names = imagenet_names()
-    assert class_names(names, 1001, 'x') == ['background', *names]
-    for source, classes, expected in (
-        ('timm a.safetensors', 1001, ['background', *names]),
-        ('mindcv a.ckpt', 1000, names),
-        ('timm a', 10, None),
-        ('tf_slim a', 1000, None),
-        ('', 1000, None),
-    ):
-        assert predictor._recorded_names({'source': source}, classes) == expected
-        assert predictor._recorded_names({'source': source, 'class_names': ['x']}, classes) == ['x']
+    assert class_names(imagenet_names(), 1001, 'x') == ['background', *imagenet_names()]
 
 
-@pytest.mark.parametrize(
-    'name, content, message',
-    [
-        ('a.mindir', None, 'a.mindir: No such file'),
-        ('a.onnx', b'', 'a.json: No such file.*copy both files that export.py wrote'),
-        ('a.ckpt', None, 'a.ckpt: No such file'),
-    ],
-)
-def test_models_that_cannot_be_opened(name, content, message, tmp_path):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        predictor.open_model(str(tmp_path / name))
-
-
-@pytest.mark.parametrize('kind', ['mindir', 'onnx'])
-def test_damaged_files(kind, exported, tmp_path, capsys):
+def test_damaged_files(exported, tmp_path, capsys):
     """Another model beside the description, whose classes would have the names of others, damaged ones, absurd descriptions:
     one line each. Both files may be renamed together; the first versions wrote no checksum."""
-    image, model = tmp_path / 'x.png', tmp_path / f'renamed.{kind}'
-    Image.new('RGB', (90, 90)).save(image)
-    content, written = (exported / f'net.{kind}').read_bytes(), (exported / 'net.json').read_text()
+    Image.new('RGB', (90, 90)).save(tmp_path / 'x.png')
+    written = json.loads((exported / 'net.json').read_text())
 
-    def outcome(model_bytes, **entries):
-        about = json.loads(written)
-        (about if kind == 'onnx' else about['other_files']['net.mindir']).update(entries)
-        model.write_bytes(model_bytes)
-        model.with_suffix('.json').write_text(re.sub('"sha256": "",', '', json.dumps(about)))
+    def outcome(kind, content, **entries):
+        about, model = json.loads(json.dumps(written)), tmp_path / f'renamed.{kind}'
+        of_file = about if kind == 'onnx' else about['other_files']['net.mindir']
+        of_file.update(entries)
+        if entries.get('sha256', '') is None:
+            del of_file['sha256']
+        model.write_bytes(content)
+        model.with_suffix('.json').write_text(json.dumps(about))
         status = 0
         try:
-            predict.main([str(image), '--model', str(model), '--json'])
+            predict.main([str(tmp_path / 'x.png'), '--model', str(model), '--json'])
         except SystemExit as stopped:
             status = stopped.code
-        return status, *capsys.readouterr()
+        found = capsys.readouterr()
+        assert status == 0 or status == 2 and found.err.count('\n') == 1 and found.err.startswith('error: '), found.err
+        return found.out or found.err
 
-    status, _, error = outcome(content[:-300_000] + bytes(100_000) + content[-200_000:])
-    assert status == 2 and f'describes another file than {model}: the SHA-256 differs' in error
-    for other in (b'', b'text' * 99, content[:100000]):
-        status, _, error = outcome(other, sha256=hashlib.sha256(other).hexdigest())
-        assert status == 2 and error.count('\n') == 1 and f'renamed.{kind}: ' in error and 'export it again' in error, error
+    for kind in ('onnx', 'mindir'):
+        whole = (exported / f'net.{kind}').read_bytes()
+        damaged = whole[:-300_000] + bytes(100_000) + whole[-200_000:]
+        assert f'describes another file than {tmp_path}/renamed.{kind}: the SHA-256 differs' in outcome(kind, damaged)
+        for other in (b'', b'text' * 99, whole[:100000]):
+            error = outcome(kind, other, sha256=hashlib.sha256(other).hexdigest())
+            assert f'renamed.{kind}: ' in error and 'export it again' in error
+    whole = (exported / 'net.onnx').read_bytes()
     for entries in ({'input': None}, {'input': {'shape': 7, 'type': 'uint8'}}, {'output': {}}, {'classes': ['a']}):
-        status, _, error = outcome(content, **entries)
-        assert status == 2 and error.count('\n') == 1 and error.startswith('error: '), error
-    status, out, error = outcome(content)
-    assert status == 0 and json.loads(out)['top'][0]['label'] in NAMES and 'note' not in error
-    status, _, error = outcome(content, sha256='')
-    assert status == 0 and f'note: {tmp_path}/renamed.json has no checksum of renamed.{kind}' in error
-    assert [*other_files(tmp_path / 'renamed.air')] == [model.name]
+        assert outcome('onnx', whole, **entries).startswith('error: ')
+    assert json.loads(outcome('onnx', whole, sha256=None))['top'][0]['label'] in NAMES
+    assert [*other_files(tmp_path / 'renamed.air')] == ['renamed.mindir', 'renamed.onnx']
+    (tmp_path / 'alone.onnx').write_bytes(b'')
+    with pytest.raises(InputError, match='alone.json: No such file.*copy both files that export.py wrote'):
+        predict.open_model(str(tmp_path / 'alone.onnx'))
 
 
 # ---- 8-bit integers

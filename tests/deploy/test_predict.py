@@ -14,8 +14,8 @@ from PIL import Image
 from src import runtime
 from src.data.preprocess import PREPROCESSING
 from src.deploy import image_files, predict
-from src.deploy.description import Signature
-from src.deploy.predictor import Predictor
+from src.deploy.formats import Signature
+from src.deploy.predict import Predictor
 
 NAMES = ['low', '<b>"medium"</b>', 'high']
 
@@ -74,7 +74,7 @@ def test_one_image(images, model, capsys):
     assert brightness.calls == [1, 1]  # the first one compiles
 
 
-@pytest.mark.parametrize('needed, given, called', [(0, 5, 5), (0, None, 8), (20, 5, 20)])
+@pytest.mark.parametrize('needed, given, called', [(0, None, 8), (20, 5, 20)])
 def test_directory(needed, given, called, images, model, capsys):
     """In the order of the names, whole batches only, bad images reported and skipped."""
     model['batch_size'] = needed
@@ -92,17 +92,14 @@ def test_directory(needed, given, called, images, model, capsys):
 
 
 def test_bad_images_as_text(images, capsys):
+    """And a name that is not UTF-8, which programs that take no half surrogate pairs can read in JSON."""
     found = run(capsys, images)
     assert found.err.count('; skipped\n') == 3 and '51_text.png: not an image' in found.err
     assert '11 images, 3 skipped' in found.out and 'skipped\n' not in found.out
-
-
-def test_name_that_is_not_utf8(tmp_path, capsys):
-    """Programs that take no half surrogate pairs can read the lines."""
-    path = tmp_path / os.fsdecode(b'\xfc.png')
+    path = images / os.fsdecode(b'\xfc.png')
     Image.new('RGB', (90, 90)).save(path)
-    line = run(capsys, path, '--json').out
-    assert json.loads(line)['file'] == f'{tmp_path}/\\udcfc.png' and json.loads(line)['file'].encode()
+    name = json.loads(run(capsys, path, '--json').out)['file']
+    assert name == f'{images}/\\udcfc.png' and name.encode()
 
 
 def test_page(images, tmp_path, monkeypatch, capsys):
@@ -183,32 +180,18 @@ def test_several_sources(images, capsys):
     assert found[:14] == [f'{images}/{name}' for name in names] and len(found) == 28 and found[14:] == sorted(found[14:])
 
 
-@pytest.fixture
-def standard_input():
-    """What a program writes there."""
+def test_standard_input(images, capsys):
+    """Lines as in a list, until its end."""
     kept, (reader, writer) = os.dup(0), os.pipe()
+    os.write(writer, f'{images}\n\n{images}/0[56].jpg\n{images}/none.jpg'.encode())
+    os.close(writer)
     os.dup2(reader, 0)
     try:
-        with open(writer, 'w', 1) as program:
-            yield program
+        found = run(capsys, '-', '--json')
     finally:
         os.dup2(kept, 0)
         os.close(reader)
         os.close(kept)
-
-
-def test_standard_input(images, standard_input, capsys):
-    """Each line is answered before the next one comes, and an end in between does not wait for a line."""
-    paths = image_files.named_images('-', print)
-    predictions = predict.predict(predict.open_model(), paths, batch_size=4)
-    for line, path in (('05.jpg', '05.jpg'), (f'file://{images}/06.jpg', '06.jpg'), ('none.jpg', 'none.jpg')):
-        standard_input.write(f'{line if "://" in line else images / line}\n')
-        found = next(predictions)
-        assert found.path == str(images / path) and (found.error is None) == (path != 'none.jpg')
-    predictions.close()
-    standard_input.write(f'{images}\n\n{images}/0[56].jpg\n{images}/none.jpg')
-    standard_input.close()
-    found = run(capsys, '-', '--json')
     rows = [json.loads(line) for line in found.out.splitlines()]
     assert len(rows) == 14 + 2 + 1 and [row['file'][-6:] for row in rows[-3:]] == ['05.jpg', '06.jpg', 'ne.jpg']
     assert rows[-1]['error'] == 'No such file or directory' and '13 images, 4 skipped' in found.err

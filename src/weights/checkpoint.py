@@ -191,7 +191,7 @@ def load_into(
     """Set the parameters of `cell` from `parameters`, but those whose names start with one of `left_out`. Returns the names
     (loaded, left). InputError, with `path`, if the parameters do not fit; then none is set."""
     targets = cell.parameters_dict()
-    left = [name for name in targets if name.startswith(left_out)]
+    left = [name for name in targets if name.startswith(tuple(left_out))]
     shapes = {name: parameter.shape for name, parameter in targets.items() if name not in left}
     if problem := names.mismatch(parameters, shapes, targets):
         raise InputError(f'{path}: {problem}')

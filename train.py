@@ -19,7 +19,7 @@ from eval import evaluate_path
 from src import collective, runtime
 from src.data import jpeg, pipeline
 from src.data.bad_records import BadRecords
-from src.data.classes import assumption, count_classes, label_offset
+from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import Records, open_records
 from src.errors import entry_point, only_warned
@@ -125,12 +125,9 @@ def load_data(settings, run):
     records = open_records(settings.data_dir, 'train')
     if records.left_out:
         run.log(f'left out: {records.left_out}')
-    offset = label_offset(settings.label_offset, records)
+    offset, assumed = label_offset(settings.label_offset, records)
     num_classes, source = count_classes(settings.num_classes, records, offset)
-    run.log(
-        f'{len(records)} training images, labels from {offset}{assumption(settings.label_offset, records)}, '
-        f'{num_classes} classes ({source})'
-    )
+    run.log(f'{len(records)} training images, labels from {offset}{assumed}, {num_classes} classes ({source})')
     batch_size = settings.batch_size or default_batch_size(run.world)
     settings = settings.but(
         num_classes=num_classes, label_offset=str(offset), batch_size=batch_size, amp_level=run.amp_level

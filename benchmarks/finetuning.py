@@ -34,7 +34,7 @@ def fine_tune(weights, settings, lr):
     torch.set_num_threads(cores())  # `import mindspore` makes it one
     torch.manual_seed(settings.seed)
     records, validation = (open_records(settings.data_dir, split) for split in ('train', 'validation'))
-    offset, parameters = label_offset('auto', records), read_weights(weights)[0]
+    offset, parameters = label_offset('auto', records)[0], read_weights(weights)[0]
     names = names_in('timm', parameters)
     model = timm_model({names[n]: v for n, v in parameters.items() if n in names}, count_classes('auto', records, offset)[0])
     torch.nn.init.normal_(model.last_linear.weight, std=0.01)

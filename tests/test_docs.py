@@ -19,14 +19,14 @@ RUN_BY = {
     'bash scripts/run_standalone_train.sh': 'tests/test_end_to_end.py::trained',
     'bash scripts/run_distribute_train.sh': 'tests/test_distributed.py::test_scripts_with_two_ranks',
     'bash scripts/run_eval.sh': 'tests/test_end_to_end.py::test_evaluation_is_exact',
-    'bash scripts/run_export.sh': 'tests/test_end_to_end.py::test_export',
-    'python export.py': 'tests/test_end_to_end.py::test_export',
+    'bash scripts/run_export.sh': 'tests/test_end_to_end.py::test_demo_path',
+    'python export.py': 'tests/test_end_to_end.py::test_demo_path',
     'bash scripts/run_predict.sh': 'tests/deploy/test_predict.py::test_page',
     'bash scripts/run_acceptance.sh': 'tests/test_acceptance.py::test_rehearsal',
     'bash scripts/run_tests.sh': '',  # the tests themselves
     'python -m src.weights import': 'tests/weights/test_weights.py::test_import',
     'python -m benchmarks.training_step': '',  # minutes, and programs of others
-    'python train.py --help': 'tests/test_options.py::test_help_lists_every_option',
+    'python train.py --help': 'tests/test_options.py::test_every_option_is_explained_and_every_number_is_bounded',
     'source .venv/bin/activate': '',  # what the scripts create
 }
 

@@ -10,7 +10,7 @@ from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*ROOT.glob('*.py'), *sorted((ROOT / 'src').rglob('*.py'))]
-OVER = {'classes.py': 317, 'convert.py': 264, 'records.py': 290, 'tfrecord.py': 270, 'workflow.py': 295}  # to be shortened
+OVER = {'records.py': 290, 'tfrecord.py': 270}  # to be shortened
 WITHOUT_MINDSPORE = ('src.options', 'src.environment', 'src.cluster.rank_table', 'src.training.plan', 'src.weights.names')
 
 

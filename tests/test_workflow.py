@@ -6,70 +6,76 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
+import numpy as np
 import pytest
 
 from src import workflow
-from src.data.split import open_list
+from src.data.split import split, write_list
 from src.weights import checkpoint
 from tests.data.samples import jpeg
 from tests.test_end_to_end import ROOT, message_of, run
 
+NAMES = ['New  York ', os.fsdecode(b'd\xf6g'), 'sea & sky', 'деревья']
 
-def make_photos(path):
-    for number, name in enumerate(['sea & sky', 'деревья']):
+
+def make_photos(path, names=NAMES[2:]):
+    for number, name in enumerate(names):
         (path / name).mkdir(parents=True)
         for k in range(6):
-            (path / name / f'{k}{" é" * (k % 2)}.png').write_bytes(jpeg([number, k], (90, 80), form='PNG'))
+            file = path / name / f'{k}{" é" * (k % 2)}{NAMES[1] * (k == 0)}.png'
+            file.write_bytes(jpeg([number, k], (90, 80), form='PNG'))
     (path / name / 'broken.jpg').write_bytes(b'x')
     return path
 
 
 @pytest.mark.compiles
 def test_from_photos_to_a_classifier(weights, tmp_path):
-    photos, output = make_photos(tmp_path / 'my photos'), tmp_path / 'out put'
-    before = {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()}
+    photos, output = make_photos(tmp_path / 'my photos', NAMES), tmp_path / 'out put'
+    content = {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()}
     command = ['run_finetune.sh', photos, weights, output, '--max_epochs', 1, '--num_workers', 1]
     status, out, err = run(*command, cwd=tmp_path)
     assert status == 0, err
     assert 'broken.jpg: not an image' in err and out.startswith(f'fine-tunes {weights.name} on the photos in {photos}; ')
-    for row in (
-        'photos .*my photos',
-        'classes +2: sea & sky, деревья',
-        'split +10 to train with, 2 to validate',
-        'training',
-    ):
-        assert re.search(rf'^{row}', out, re.M), out
-    for name, file in [
-        ('checkpoint', 'training/inceptionv4-best.ckpt'),
-        ('MINDIR', 'inceptionv4.mindir'),
-        ('ONNX', 'inceptionv4.onnx'),
-        ('predictions', 'predictions.html'),
-        ('report', 'report/index.html'),
-        ('curves', 'training/training.html'),
+    for name, text in [
+        ('photos', photos),
+        ('classes', r'4: New  York , d\\udcf6g, sea & sky, деревья'),
+        ('split', '20 to train with, 4 to validate with, .*'),
+        ('training', '1 step.*'),
+        ('top-1', r'[\d.]+ % of 4 validation images'),  # so few classes have no top-5
+        *((name.upper(), output / f'inceptionv4.{name}') for name in ('mindir', 'onnx')),
+        ('checkpoint', output / 'training/inceptionv4-best.ckpt'),
+        ('predictions', output / 'predictions.html'),
+        ('report', output / 'report/index.html'),
+        ('curves', output / 'training/training.html'),
     ]:
-        assert re.search(rf'^{name} +{output / file}$', out, re.M) and (output / file).stat().st_size, out
-    # Two classes have no top-5; the best was evaluated by the training, and there is one report; one checkpoint is kept.
-    assert re.search(r'^top-1 +[\d.]+ % of 2 validation photos$', out, re.M) and not re.search('top-?5 .*100', out)
+        assert re.search(rf'^{name} +{text}$', out, re.M), (name, out)
+        assert not isinstance(text, type(output)) or text.exists()
+    # The training has evaluated its best weights, and there is one report; one checkpoint is kept.
     assert re.search(r'^ +1 +1.0 +[\d.]+ +- ', out, re.M) and 'eval.py' not in out
     assert [*output.rglob('report.json')] == [output / 'report/report.json']
     assert len([*output.rglob('inceptionv4-*_*.ckpt')]) == 1
     page = (output / 'predictions.html').read_text()
     assert str(photos) not in page and 'деревья/' in page
-    described = json.loads((output / 'inceptionv4.json').read_text())
-    assert described['classes'] == ['sea & sky', 'деревья'] and described['input']['shape'][2:] == [75, 75]
-    config = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]['config']
-    assert (config['block_counts'], config['batch_size'], config['optimizer']) == ([1, 1, 1], 10, 'momentum')
-    parts = open_list(output / 'split.csv')
-    assert sum(map(len, parts.values())) == 12 and len(parts['validation']) == 2
-    assert {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()} == before
+    described, report = (json.loads((output / f).read_text()) for f in ('inceptionv4.json', 'report/report.json'))
+    assert described['classes'] == [one['name'] for one in report['per_class']] == ['New  York ', r'd\udcf6g', *NAMES[2:]]
+    assert described['input']['shape'][2:] == [75, 75] and '0 é' not in (output / 'report/images.csv').read_text()
+    info = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]
+    assert info['class_names'] == ['background', *NAMES]
+    # Everything but the classifier was restored, frozen layers stay, and one step is not another initialisation.
+    assert re.search(r'parameters loaded, all but logits.weight, logits.bias$', out, re.M)
+    before, after = checkpoint.load(weights)[0], checkpoint.load(output / 'training/inceptionv4-best.ckpt')[0]
+    assert before['logits.weight'].shape == (7, 1536) and after['logits.weight'].shape == (4, 1536)
+    assert all(np.array_equal(after[name], before[name]) for name in before if re.match('conv2d_|mixed_[3-6]', name))
+    moved = 'mixed_7b.branch_0.conv2d_0a_1x1.conv.weight'
+    assert 0 < np.linalg.norm(after[moved] - before[moved]) / np.linalg.norm(before[moved]) < 0.5
+    config = info['config']
+    assert (config['block_counts'], config['batch_size'], config['optimizer']) == ([1, 1, 1], 16, 'momentum')
+    assert {path: path.read_bytes() for path in photos.rglob('*') if path.is_file()} == content
 
-    # The same again does nothing twice, whatever eval.py may have left.
-    (output / 'training/evaluation.json').touch()
-    changed = {
-        path: path.stat().st_mtime_ns for path in output.rglob('*') if path.suffix in ('.ckpt', '.html', '.onnx', '.csv')
-    }
+    # The same again does nothing twice.
+    files = [path for path in output.rglob('*') if path.suffix in ('.ckpt', '.html', '.onnx', '.csv')]
+    changed = {path: path.stat().st_mtime_ns for path in files}
     status, out, err = run(*command, cwd=tmp_path)
     assert status == 0, err
     assert re.findall(r'^\$ python (?:-m )?(\S+)', out, re.M) == ['src.data.convert', 'train.py']
@@ -80,105 +86,95 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
 @pytest.mark.parametrize(
     'photos, options, epochs',
     [
-        (122, [], 29),  # 7 steps each
-        (16, [], 200),
+        (122, ['--lr', '0.1'], 29),  # 7 steps each
         (5000, [], 3),  # those of the recipe
-        (122, ['--lr', '0.1'], 29),
         (122, ['--max_epochs=3'], None),
         (122, ['--max_train_steps', '9'], None),
     ],
 )
 def test_few_photos_are_seen_more_often(photos, options, epochs):
     """The cosine ends with the training. Who says how long is believed."""
-    expected = [] if epochs is None else ['--max_epochs', f'{epochs}', '--T_max', f'{epochs}']
+    expected = [] if epochs is None else [f'--max_epochs={epochs}', f'--T_max={epochs}']
     assert workflow.epochs_for(photos, 16, {'max_epochs': 3}, options) == expected
 
 
 @pytest.fixture
-def attempt(weights, tmp_path, capsys, monkeypatch):
-    """Runs the program on good photos and weights, or on others; gives its one line and sees that no output was begun."""
-    photos = make_photos(tmp_path / 'photos')
-    started = []
-    monkeypatch.setattr(workflow, 'start', lambda *arguments, **_: started.append(arguments))
+def attempt(weights, tmp_path, monkeypatch):
+    """Runs the program on good photos and weights, or on others, as far as the training; the programs that it starts."""
+    photos, started = make_photos(tmp_path / 'photos'), []
 
-    def fail(*arguments):
+    def start(program, *arguments, **_):
+        started.append((program, *map(str, arguments)))
+        if program == 'src.data.split':
+            write_list(split(arguments[0], workers=1)[0], arguments[1])
+        if program == 'train.py':
+            raise SystemExit
+
+    def call(*arguments):
         given = {'PHOTOS': photos, 'WEIGHTS': weights, 'OUT': tmp_path / 'out'}
         arguments = [str(given.get(a, a)).replace('PHOTOS', str(photos)) for a in arguments]
+        monkeypatch.setattr(workflow, 'start', start)
         monkeypatch.setattr(sys, 'argv', ['workflow', 'finetune', *arguments])
-        line = message_of(lambda _: workflow.main(), (), capsys)
-        assert not started
-        return line
+        workflow.main()
 
-    return fail
+    call.started = started
+    return call
+
+
+GOOD = ('PHOTOS', 'WEIGHTS', 'OUT')
+
+
+@pytest.mark.parametrize('option, expected', [('--batch_size 0', 10), ('--batch_size=999', 10), ('--batch_size=4', 4)])
+def test_a_batch_has_no_more_images_than_there_are(option, expected, attempt):
+    with pytest.raises(SystemExit):
+        attempt(*GOOD, *option.split())
+    assert [program for program, *_ in attempt.started] == [
+        'src.data.split',
+        'src.data.convert',
+        'src.data.check',
+        'train.py',
+    ]
+    words = attempt.started[-1]
+    assert words[-2:] == ('--batch_size', f'{expected}') and {'--block_counts=1,1,1', '--image_size=75'} <= {*words}
+    (epochs,) = (int(word.partition('=')[2]) for word in words if word.startswith('--max_epochs'))
+    assert 200 <= 10 // expected * epochs < 200 + 10 // expected
 
 
 @pytest.mark.parametrize(
     'arguments, message',
     [
         ([], 'nothing is given before the options; the usage is bash'),
-        (['PHOTOS'], 'the usage is bash'),
-        (['PHOTOS', 'WEIGHTS', 'OUT', 'more'], 'the usage is bash'),
-        (['PHOTOS', 'WEIGHTS', 'OUT', '--lr', 'abc'], "lr is 'abc'"),
-        (['PHOTOS', 'WEIGHTS', 'OUT', '--log_dir=x'], '--log_dir is set by the fine-tuning itself'),
+        ([*GOOD, 'more'], 'the usage is bash'),
+        ([*GOOD, '--lr', 'abc'], "lr is 'abc'"),
+        ([*GOOD, '--log_dir=x'], '--log_dir is set by the fine-tuning itself'),
         (['nowhere', 'WEIGHTS', 'OUT'], 'nowhere: No such file or directory'),
         (['WEIGHTS', 'WEIGHTS', 'OUT'], 'Not a directory'),
         (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
         (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: No such file'),
-        (['PHOTOS', 'PHOTOS', 'OUT'], 'Is a directory'),
         (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: empty, or text'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
     ],
 )
-def test_bad_input(arguments, message, attempt, tmp_path):
-    assert message in attempt(*arguments)
-    assert not (tmp_path / 'out').exists() and not (tmp_path / 'photos/out').exists()
+def test_bad_input(arguments, message, attempt, tmp_path, capsys):
+    assert message in message_of(lambda words: attempt(*words), arguments, capsys)
+    assert not attempt.started and not (tmp_path / 'out').exists() and not (tmp_path / 'photos/out').exists()
 
 
-def test_output_of_something_else(attempt, tmp_path):
+def test_output_of_something_else(attempt, tmp_path, capsys):
+    """Or of another fine-tuning: an error before anything is changed."""
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/diary.txt').write_text('dear diary')
-    assert 'finetune.json: is missing, but diary.txt is there' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
+    remedy = '; give another directory for OUTPUT, or remove this one'
+    text = message_of(lambda words: attempt(*words), GOOD, capsys)
+    assert 'finetune.json: is missing, but diary.txt is there, made by something else' + remedy in text
     assert os.listdir(tmp_path / 'out') == ['diary.txt']
+    for text in ('{"photos": "/elsewhere (3 with ...)", "weights": "w", "seed": "1"}', '{'):
+        (tmp_path / 'out' / workflow.NOTE).write_text(text)
+        assert remedy in message_of(lambda words: attempt(*words), GOOD, capsys)
+        assert (tmp_path / 'out' / workflow.NOTE).read_text() == text
     (tmp_path / 'file').write_text('x')
-    assert 'file: File exists' in attempt('PHOTOS', 'WEIGHTS', str(tmp_path / 'file'))
-
-
-def test_output_of_another_fine_tuning(attempt, tmp_path):
-    """Other photos, another seed: an error before anything is changed. What it was made from is noted first of all."""
-    made_from = {'photos': '/elsewhere (3 with ...)', 'weights': 'w', 'seed': '1'}
-    workflow.claim(tmp_path / 'out', {**made_from, 'seed': '2'})
-    workflow.claim(tmp_path / 'out', made_from)  # nothing was begun with the other seed
-    (tmp_path / 'out/split.csv').touch()
-    workflow.claim(tmp_path / 'out', made_from)
-    assert 'is of photos /elsewhere (3 with ...), now ' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
-    (tmp_path / 'out' / workflow.NAME).write_text('{')
-    assert 'finetune.json: is damaged' in attempt('PHOTOS', 'WEIGHTS', 'OUT')
-
-
-def test_missing_packages_and_figures(weights, tmp_path, monkeypatch):
-    """A row says which package is missing, the rest is made; eval.py runs once where training has recorded no figures."""
-    trained, started = tmp_path / 'training' / weights.name, []
-    trained.parent.mkdir()
-    weights.rename(trained)
-    (tmp_path / 'training/evaluation.json').write_text('[1, {"step": 0, "top1": 9, "images": 2}, {"step": 1}]')
-
-    def record(program, *arguments, **_):
-        started.append(program)
-        if program == 'eval.py':
-            figures = [{'step': 1, 'top1': 50.0, 'top5': None, 'images': 2}]
-            (tmp_path / 'training/evaluation.json').write_text(json.dumps(figures))
-            (tmp_path / 'report').mkdir()
-            (tmp_path / 'report/index.html').touch()
-
-    monkeypatch.setattr(workflow, 'start', record)
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    for _ in range(2):
-        assert dict(workflow.evaluate(trained, tmp_path, 4))['top-1'] == '50.0 % of 2 validation photos'
-    photo = type('Photos', (), {'__len__': lambda _: 1, 'where': lambda _, k: 'photo.jpg'})()
-    rows = dict(workflow.export_and_predict(trained, tmp_path, photo))
-    assert 'ONNX needs the package onnx; pip install' in rows['ONNX']
-    assert started == ['eval.py', 'export.py', 'src.deploy.predict']
-    trained.rename(weights)
+    assert 'file: File exists' in message_of(lambda words: attempt(*words), (*GOOD[:2], tmp_path / 'file'), capsys)
+    assert not attempt.started
 
 
 PROGRAM = """
@@ -189,7 +185,16 @@ def save(*_):
     sys.exit(77)
 signal.signal(signal.SIGINT, save), signal.signal(signal.SIGTERM, save)
 print('ready', flush=True)
-time.sleep(30)
+time.sleep(100)
+"""
+# `start` has its handlers before it waits for the program.
+START = """
+import subprocess
+from src.workflow import start
+wait = subprocess.Popen.wait
+subprocess.Popen.wait = lambda *arguments: print('waiting', flush=True) or wait(*arguments)
+start('started', 'a b')
+print('not reached')
 """
 
 
@@ -198,16 +203,12 @@ time.sleep(30)
 def test_a_signal_goes_to_the_program(number, tmp_path):
     """It ends in its own time, and its status is that of the program which has started it."""
     (tmp_path / 'started.py').write_text(PROGRAM)
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    code = 'from src.workflow import start\nstart("started", "a b")\nprint("not reached")'
-    child = subprocess.Popen(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path}
-    )
-    lines = [child.stdout.readline() for _ in range(3)]
-    assert lines == ['\n', "$ python -m started 'a b'\n", 'ready\n']
-    time.sleep(0.2)
+    environ = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(tmp_path)])}
+    child = subprocess.Popen([sys.executable, '-c', START], stdout=subprocess.PIPE, text=True, env=environ)
+    lines = [child.stdout.readline() for _ in range(4)]
+    assert sorted(lines) == ['\n', "$ python -m started 'a b'\n", 'ready\n', 'waiting\n']
     child.send_signal(number)
-    assert (child.communicate(timeout=20)[0], child.returncode) == ('saved\n', 77)
+    assert (child.communicate(timeout=100)[0], child.returncode) == ('saved\n', 77)
 
 
 def test_status_of_a_program(capfd, tmp_path, monkeypatch):

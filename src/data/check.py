@@ -1,242 +1,232 @@
-"""Read and decode every record of a data set: python -m src.data.check DIR [--json] [--workers N]
+"""Read and decode every record of a data set: python -m src.data.check DIR [--workers N]
 
-Exit status 0 for a data set without problems, 1 with problems (listed), 2 if there is nothing to check.
-Greyscale, EXIF-rotated and transparent images are notes, no problems: training turns those of folders upright, with
-white behind what is transparent, and takes those in shards as they are stored, as the original did. Damage that decoders
-ignore is only found with libjpeg-turbo 3 (see requirements.txt): it noticed 64 random bytes in 83 % of 1,000 images, a
-tail of zeros in all, and nothing in 3,034 sound images.
+Exit status 0 for a data set without problems, 1 with problems (a line each), 2 if there is nothing to check.
+Greyscale, EXIF-rotated and transparent images are notes, which are only counted: training turns those of folders upright,
+with white behind what is transparent, and takes those in shards as they are stored, as the original did. Damage that
+decoders ignore is only found with libjpeg-turbo 3 (see requirements.txt): it noticed 64 random bytes in 83 % of 1,000
+images, a tail of zeros in all, and nothing in 3,034 sound images.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
+import hashlib
+import multiprocessing
 import os
+import re
+import signal
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+from tqdm import tqdm
 
-from src.data.classes import BACKGROUND_CLASSES, read_labels
-from src.data.examine import examine_all, spread
+from src.data import jpeg, tfrecord
+from src.data.classes import read_labels
 from src.data.folder import find_layout
-from src.data.records import CHECKS, Records, open_records, walk
+from src.data.image import is_transparent, open_image, orientation, pixels
+from src.data.records import CHECKS, Records, open_records, read_file, walk
 from src.errors import InputError, Parser, counted, entry_point
-from src.files import as_json
+from src.heartbeat import end_with_parent
 
-KINDS = {
-    'leaked': 'same file in training and validation',
-    'two_labels': 'same file with two labels',
-    'incomplete': 'shards are missing',
-    'damaged': 'shard is damaged',
-    'crc': 'wrong checksum of a record',
-    'label': 'label does not fit',
-    'undecodable': 'cannot be decoded',
-    'truncated': 'truncated image',
-    'unsupported': 'format that is not supported',
-    'corrupt': 'damaged data',
-    'png_in_jpeg': 'PNG in place of JPEG',
-    'other_format': 'neither JPEG nor PNG',
-    'cmyk': 'CMYK',
-    'tiny': 'tiny, a side below 32 pixels',
-    'huge': 'huge, above 20 megapixels',
-    'duplicate': 'same file twice',
-    'left_out': 'left out',
-    'empty': 'class without an image',
-    'warned': 'decoder warns, pixels are sound',
-    'misnamed': 'other format than the name says',
-    'greyscale': 'greyscale',
-    'exif_rotated': 'EXIF-rotated',
-    'transparent': 'transparent',
-    'exif_broken': 'broken EXIF',
-}
-NOTES = ('warned', 'misnamed', 'greyscale', 'exif_rotated', 'transparent', 'exif_broken')
-_SHOWN = 10
+# Kinds of what is found, as they are printed: those that are no problems, and images that cannot be used at all.
+NOTES = ('decoder warns, pixels are sound', 'greyscale', 'EXIF-rotated', 'transparent')
+UNREADABLE = ('damaged record', 'cannot be decoded')
+_HARMLESS = ('unknown JFIF revision', 'Unknown Adobe color transform', 'Invalid SOS parameters', 'bad ICC marker')
 
 
-def check(data_dir: str, workers: int | None = None, progress: bool = False) -> dict:
-    """Read every record; returns a dict of counts and `findings`: kind -> list of where and detail.
-
-    InputError if there is nothing to check; damage is a problem in the result.
-    """
-    found = collections.defaultdict(list)
-
-    def report(kind, where, detail):
-        found[kind].append({'where': where, 'detail': ' '.join(detail.splitlines())})
-
-    layout, present = find_layout(data_dir)
-    if layout in ('folder', 'archives'):
-        sets = [(split, open_records(data_dir, split, layout)) for split in present]
-        names = sets[0][1].class_names
-        for _, records in sets:
-            for why, paths in records.not_read.items():
-                if paths != records.empty:
-                    report('left_out', paths[0], f'{len(paths)} x {why}, not read')
-            for path in records.empty:
-                report('empty', path, 'no image in this class folder')
-    else:
-        names = read_labels(data_dir)
-        for split in present:
-            try:
-                CHECKS[layout](present[split])
-            except ValueError as error:
-                report('incomplete', data_dir, str(error))
-        sets = _open_shards([(split, path) for split in present for path in present[split]], layout, workers, report)
-    results = examine_all([records for _, records in sets], workers, progress)
-    for (_, records), (unusual, _) in zip(sets, results):
-        for kind, k, detail in unusual:
-            report(kind, _where(records, k), detail)
-    _report_copies(sets, b''.join(digests for _, digests in results), report)
-    summary = {split: _summary([records for one, records in sets if one == split]) for split in present}
-    _check_labels(sets, summary, names, report)
-    lowest = min((s['labels']['min'] for s in summary.values() if s['records']), default=0)
-    return {
-        'directory': os.fspath(data_dir),
-        'format': layout,
-        'label_base': int(lowest > 0),
-        'problems': sum(len(places) for kind, places in found.items() if kind not in NOTES),
-        'splits': summary,
-        'findings': {kind: found[kind] for kind in KINDS if kind in found},
-    }
-
-
-def _where(records, k):
-    """Record `k` in messages: of a shard its name, the record's number and, in TFRecords, byte."""
-    if records.layout in ('folder', 'archives'):
-        return records.where(k)
-    byte = f', byte {records.byte[k]}' if records.byte is not None else ''
-    return f'{os.path.basename(records.paths[0])}, record {k}{byte}'
-
-
-def _open_shards(paths, layout, workers, report):
-    """(split, `Records` of what is sound in the shard) for each of `paths` (split, path)."""
-    sets, tasks = [None] * len(paths), [(n,) for n in range(len(paths))]
-    for number, records, damage in spread(_open_shard, ([path for _, path in paths], layout), tasks, workers):
-        sets[number] = paths[number][0], records
-        for where, detail in damage:
-            report('damaged', where, detail)
-    return sets
-
-
-def _open_shard(shared, number):
-    """`number`, the sound records of that shard, and (where, problem) of the others."""
-    (paths, layout), rows, damage = shared, [], []
-    name = os.path.basename(paths[number])
+def examine(encoded: bytes, ending: str = '') -> dict[str, str]:
+    """{kind: detail} of what is unusual or damaged in an encoded image; the `ending` of its file name, .png, .bmp, .gif or
+    .webp, allows for another format than JPEG. Everything is decoded (a JPEG at an eighth of its size, which reads all of
+    its bytes)."""
     try:
-        for k, found in enumerate(walk(paths[number], layout)):
-            if found.problem:
-                damage.append((f'{name}, record {k}, byte {found.byte}', found.problem))
-            else:
-                rows.append(found[:4])
-    except InputError as error:
-        damage.append((name, str(error)))
-    offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T
-    byte = byte if layout == 'tfrecord' else None
-    source = np.zeros(len(rows), np.int32)
-    return number, Records(layout, [paths[number]], source, label, offset, length, byte, label_base=0), damage
-
-
-def _report_copies(sets, digests, report):
-    """Every record with the bytes of an earlier one; `digests` has 16 bytes for each, zeros where there is none."""
-    digests = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    order = np.lexsort(digests.T)  # stable: of the same bytes the first record comes first
-    again = (digests[order][1:] == digests[order][:-1]).all(1) & digests[order][1:].any(1)
-    first = np.maximum.accumulate(np.where(np.r_[False, again], 0, np.arange(len(order))))
-    starts = np.cumsum([0] + [len(records) for _, records in sets])
-
-    def place(record):
-        number = int(np.searchsorted(starts, record, 'right')) - 1
-        return *sets[number], record - int(starts[number])
-
-    for copy, original in sorted(zip(order[1:][again].tolist(), order[first[1:][again]].tolist())):
-        (split, records, k), (other, others, j) = place(copy), place(original)
-        label, earlier = records.label[k], others.label[j]
-        labels = f' with the label {earlier}, here {label}' if earlier != label else ''
-        kinds = ['leaked'] * (split != other) + ['two_labels'] * bool(labels)
-        for kind in kinds or ['duplicate']:
-            report(kind, _where(records, k), f'same bytes as {_where(others, j)}{labels}')
-
-
-def _summary(sets):
-    """Counts of a split's records, by shard and by label."""
-    labels, counts = np.unique(np.concatenate([records.label for records in sets]), return_counts=True)
-    shards = [records for records in sets if records.layout not in ('folder', 'archives')]
-    return {
-        'records': int(counts.sum()),
-        'shards': {os.path.basename(records.paths[0]): len(records) for records in shards},
-        'labels': {'min': int(labels[0]), 'max': int(labels[-1])} if len(labels) else {},
-        'classes': dict(zip(map(int, labels), map(int, counts))),
+        opened = open_image(encoded)
+        (width, height), form = opened.size, opened.format.replace('MPO', 'JPEG')
+        warning = jpeg.warning(encoded)
+        if warning:
+            opened.draft(None, (1, 1))
+        if warning != '':
+            pixels(opened)
+        transparent = is_transparent(opened)
+    except Exception as error:  # hostile bytes get nearly any out of Pillow
+        return {'cannot be decoded': str(error) or type(error).__name__}
+    damaged = bool(warning) and _loses_pixels(encoded, warning)
+    kinds = {
+        'not a JPEG': form != 'JPEG' and ending not in ('.png', '.bmp', '.gif', '.webp'),
+        'CMYK': opened.mode == 'CMYK',
+        'a side below 32 pixels': min(width, height) < 32,
+        'above 20 megapixels': width * height > 20e6,
+        'damaged data': damaged,
+        'decoder warns, pixels are sound': warning and not damaged,
+        'greyscale': opened.mode in ('1', 'L', 'LA', 'I;16', 'I', 'F'),
+        'EXIF-rotated': orientation(encoded, opened) > 1,
+        'transparent': transparent,
     }
+    return {kind: warning or f'{form}, {width} x {height}' for kind, found in kinds.items() if found}
 
 
-def _check_labels(sets, summary, names, report):
-    """Report every label that a training cannot take."""
-    most = max(BACKGROUND_CLASSES, sum(found['records'] for found in summary.values()))
-    for split, found in summary.items():
-        for label, count in found['classes'].items():
-            trained = summary.get('train', found)['classes']
-            reason = (
-                'is negative'
-                if label < 0
-                else 'is not in labels.txt'
-                if names and not ''.join(names[label : label + 1])
-                else f'would make {label + 1} classes'
-                if label > most
-                else 'has no training image'
-                if trained and label not in trained
-                else ''
-            )
-            if reason:
-                records = next(records for one, records in sets if one == split and label in records.label)
-                detail = f'label {label} of {counted(count, "image")} in {split} {reason}'
-                report('label', _where(records, int(np.argmax(records.label == label))), detail)
+def _loses_pixels(encoded, warning):
+    """Whether a warning of libjpeg-turbo is about pixels."""
+    data = encoded[: encoded.rfind(b'\xff\xd9')]
+    zeros, left = len(data) - len(data.rstrip(b'\0')), re.search(r'(\d+) extraneous bytes before marker 0xd9', warning)
+    count = int(left[1]) if left else 0
+    # Where bytes were lost, data of pixels are left over, and many of them; a few bytes or equal ones are padding.
+    padding = left and (count <= 4 or len(set(data[-count:])) <= 2) or any(text in warning for text in _HARMLESS)
+    return not padding or zeros - count > 16  # more zeros than the decoder reads ahead were taken for pixels
 
 
-def _range(counts, noun):
-    """For example `3 shards of 6 to 7`, for the numbers of records in them."""
-    return f'{len(counts)} {noun} of {min(counts)}' + f' to {max(counts)}' * (min(counts) < max(counts))
+def spread(function: Callable, shared: object, tasks: list[tuple], workers: int | None = None) -> Iterator:
+    """Yield function(shared, *task) for the tasks in their order, from up to `workers` processes (None: as many as cores).
+    They are forked, so `shared` may be large. One process, too, as a decoder that crashes must not take the caller with it.
+    InputError for `workers` below 1, or if a process was killed."""
+    if workers is not None and workers < 1:
+        raise InputError(f'workers is {workers}; use 1 or more')
+    count, context = min(workers or len(os.sched_getaffinity(0)), len(tasks) or 1), multiprocessing.get_context('fork')
+    pool = ProcessPoolExecutor(count, context, _begin, (function, shared, end_with_parent(signal.SIGKILL)))
+    try:
+        yield from pool.map(_perform, tasks)
+    except BrokenProcessPool:
+        raise InputError(
+            'a worker process was killed: it ran out of memory, or a decoder crashed on an image; use fewer --workers'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _print(result):
-    """What `check` found, for people."""
-    for split, found in result['splits'].items():
-        if not found['records']:
-            print(f'{split}: no sound record')
-            continue
-        labels = found['labels']
-        print(
-            f'{split}: {found["records"]} records'
-            + (f' in {_range(found["shards"].values(), "shards")}' if found['shards'] else '')
-            + f', labels {labels["min"]} to {labels["max"]}, {_range(found["classes"].values(), "classes")}'
-        )
-        for what in ('shards', 'classes'):
-            if 1 < len(found[what]) <= _SHOWN:
-                print(f'  records in {what}: ' + ', '.join(f'{k}: {v}' for k, v in found[what].items()))
-    print(f'labels start at {result["label_base"]}')
-    for kind, found in result['findings'].items():
-        print(f'{"note" if kind in NOTES else "problem"}: {KINDS[kind]}: {len(found)}')
-        for one in found[:_SHOWN]:
-            print(f'  {one["where"]}: {one["detail"]}')
-        if len(found) > _SHOWN:
-            print(f'  and {len(found) - _SHOWN} more (--json lists all)')
-    print(counted(result['problems'], 'problem'))
+def _begin(function, shared, prepare):
+    global _work
+    _work = function, shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    prepare()  # a killed parent leaves no process behind
+
+
+def _perform(task):
+    function, shared = _work
+    return function(shared, *task)
+
+
+def examine_all(sets: list[Records], workers: int | None = None) -> list[list[tuple[dict[str, str], bytes]]]:
+    """For each of `sets` a pair for every record: what `examine` returns, and a digest of 16 bytes, b'' if there is none."""
+    tasks = [(n, start) for n, records in enumerate(sets) for start in range(0, len(records), 64)]
+    found = [[] for _ in sets]
+    with tqdm(desc='checking', total=sum(map(len, sets)), unit='record', disable=None) as bar:
+        for (number, _), pairs in zip(tasks, spread(_examine_some, sets, tasks, workers)):
+            found[number] += pairs
+            bar.update(len(pairs))
+    return found
+
+
+def _examine_some(sets, number, start):
+    records, pairs = sets[number], []
+    for k in range(start, min(start + 64, len(records))):
+        try:
+            encoded = _read(records, k)
+            # A shard has no use for the ending of a file name: its readers expect JPEG.
+            ending = '' if records.file is None else os.path.splitext(records.name(k))[1].lower()
+            digest = hashlib.blake2b(encoded, digest_size=16).digest() if encoded else b''
+            pairs.append((examine(encoded, ending), digest))
+        except (OSError, ValueError) as error:
+            pairs.append(({'damaged record': getattr(error, 'strerror', None) or str(error)}, b''))
+    return pairs
+
+
+def _read(records, k):
+    """The encoded image of record `k`. OSError; ValueError if a TFRecord has another checksum: no training compares it."""
+    path, offset, length = records.place(k)
+    if records.byte is None:
+        return read_file(path, offset, length)
+    start = int(records.byte[k]) + 12
+    size = int.from_bytes(read_file(path, start - 12, 8), 'little')
+    data = read_file(path, start, size + 4)
+    if tfrecord.masked_crc(data[:size]) != int.from_bytes(data[size:], 'little'):
+        raise ValueError('wrong checksum of its data')
+    return data[offset - start :][:length]
+
+
+def check(data_dir: str, workers: int | None = None) -> tuple[list[tuple[str, str, str]], dict[str, Counter]]:
+    """Read every record. Returns what was found, each (kind, where, detail), and {split: {label: images}}. InputError if
+    there is nothing to check."""
+    found, labels, first = [], defaultdict(Counter), {}
+    layout, present = find_layout(data_dir)
+    sets = [one for split, paths in present.items() for one in _open_sets(data_dir, split, layout, paths, found)]
+    for (split, records), pairs in zip(sets, examine_all([records for _, records in sets], workers)):
+        labels[split].update(records.label.tolist())
+        for k, (kinds, digest) in enumerate(pairs):
+            found += [(kind, records.where(k), detail) for kind, detail in kinds.items()]
+            this = split, records, k
+            if digest and (original := first.setdefault(digest, this)) is not this:
+                other, earlier, j = original
+                kind = 'same file twice' if other == split else 'in training and validation'
+                kind += ', with two labels' * bool(records.label[k] != earlier.label[j])
+                same = f'same bytes as {earlier.where(j)}, label {earlier.label[j]}'
+                found.append((kind, records.where(k), f'label {records.label[k]}, {same}'))
+    names = sets[0][1].class_names or read_labels(data_dir)
+    for split in labels:
+        found += _unfit_labels(split, sets, labels, names)
+    return found, labels
+
+
+def _open_sets(data_dir, split, layout, paths, found):
+    """Yield (split, `Records`), of shards one for each; what is not in them is added to `found`."""
+    if layout in ('folder', 'archives'):
+        records = open_records(data_dir, split, layout)
+        found += [('left out', paths[0], f'{len(paths)} x {why}') for why, paths in records.not_read.items()]
+        yield split, records
+        return
+    try:
+        CHECKS[layout](paths)
+    except ValueError as error:
+        found.append(('incomplete set of shards', data_dir, str(error)))
+    for path in paths:
+        rows = []
+        try:
+            for k, record in enumerate(walk(path, layout)):
+                if record.problem:
+                    found.append(('damaged record', f'{path}, record {k}, byte {record.byte}', record.problem))
+                else:
+                    rows.append(record[:4])
+        except InputError as error:
+            found.append(('damaged record', path, str(error)))
+        offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T
+        byte, source = byte if layout == 'tfrecord' else None, np.zeros(len(rows), np.int32)
+        yield split, Records(layout, [path], source, label, offset, length, byte, label_base=0)
+
+
+def _unfit_labels(split, sets, labels, names):
+    """Yield (kind, where, detail) for every label of `split` that a training run cannot take."""
+    trained = labels.get('train')
+    for label, count in labels[split].items():
+        reason = 'has no training image' if trained and label not in trained else ''
+        if names and not ''.join(names[label : label + 1]):
+            reason = 'is not in labels.txt'
+        if label < 0:
+            reason = 'is negative'
+        if reason:
+            records = next(records for one, records in sets if one == split and label in records.label)
+            where = records.where(int(np.argmax(records.label == label)))
+            yield 'label does not fit', where, f'label {label} of {counted(count, "image")} in {split} {reason}'
 
 
 @entry_point
 def main():
     """The command line."""
-    parser = Parser(
-        prog='python -m src.data.check', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog='python -m src.data.check', description=__doc__.partition(':')[0])
     parser.add_argument('directory', metavar='DIR', help="TFRecord or MindRecord shards, folders, or ImageNet's archives")
-    parser.add_argument('--json', action='store_true', help='print everything as JSON')
     parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')
     args = parser.parse_args()
-    result = check(args.directory, args.workers, progress=True)
-    if args.json:
-        print(as_json(result, 1))
-    else:
-        _print(result)
-    sys.exit(1 if result['problems'] else 0)
+    found, labels = check(args.directory, args.workers)
+    problems = sorted(one for one in found if one[0] not in NOTES)
+    for kind, where, detail in problems:
+        print(f'problem: {kind}: {where}: {" ".join(detail.splitlines())}')
+    for kind, count in Counter(kind for kind, *_ in found if kind in NOTES).items():
+        print(f'note: {kind}: {count}')
+    for split, images in labels.items():
+        low, high = min(images, default='-'), max(images, default='-')
+        print(f'{split}: {counted(sum(images.values()), "record")}, {len(images)} classes, labels {low} to {high}')
+    print(counted(len(problems), 'problem'))
+    sys.exit(bool(problems))
 
 
 if __name__ == '__main__':

@@ -1,239 +1,155 @@
 """Convert a data set of any layout to TFRecord or MindRecord shards.
 
-Every split that the source has becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and
-`.mindrecord.db` behind (MindRecord; MindDataset wants them as a list of files), its images shuffled over all of them,
-always in the same order. The bytes of the images stay as they are, without --fix. Only images of folders that EXIF says
-are not upright are turned, transparent ones put on white, and both encoded again, because shards are read as they are.
-Labels stay, too, with one exception: folders count from 0, but TFRecords made of them count from 1, as TF-slim's ImageNet
-does, whose label 0 is a background class; labels.txt has the names. ImageNet's archives (ILSVRC2012_img_train.tar,
-ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz) are read without unpacking them; their labels are TF-slim's,
-whatever the format. The images of a list of src.data.split are taken as those of folders. A repeated command keeps the
-shards that are finished.
+Every split becomes N shards `<split>-?????-of-?????` (TFRecord) or with `.mindrecord` and `.mindrecord.db` behind
+(MindRecord; MindDataset wants them as a list of files), its images shuffled over all of them, always in the same order. The
+bytes of the images stay as they are, without --fix. Only images of folders that EXIF says are not upright are turned,
+transparent ones put on white, and both encoded again, because shards are read as they are. Labels stay, too, with one
+exception: folders count from 0, but TFRecords made of them from 1, as TF-slim's ImageNet does, whose label 0 is a background
+class; labels.txt has the names. ImageNet's archives are read without unpacking them; their labels are TF-slim's, whatever
+the format. The images of a list of src.data.split are taken as those of folders. A repeated command keeps finished shards.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import re
-import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from src import files
 from src.data import mindrecord, tfrecord
 from src.data.archives import ARCHIVES
-from src.data.classes import LARGEST, names_as_text
-from src.data.examine import UNREADABLE, examine, process_count, spread
-from src.data.folder import SPLITS, find_layout
+from src.data.check import UNREADABLE, examine, spread
+from src.data.classes import names_as_text
+from src.data.folder import find_layout
 from src.data.image import ImageError, as_jpeg
-from src.data.split import open_parts
+from src.data.records import Records, open_records
+from src.data.split import open_list
 from src.errors import InputError, Parser, counted, entry_point, reading
-from src.files import LOCK, lock_file, move
 
-NAME = 'convert.json'  # the settings of a conversion and its finished shards
-TO_FIX = ('cmyk', 'png_in_jpeg', 'other_format')  # greyscale JPEG needs none: every JPEG decoder reads it
-_PARTIAL = 'convert.partial'  # directory of the unfinished shards
+NAME = 'convert.json'  # what a directory of shards is made from
+TO_FIX = {'CMYK', 'not a JPEG'}  # greyscale JPEG needs none: every JPEG decoder reads it
 
 
-def recorded(path: str | Path, settings: dict, foreign: list[str]) -> dict:
-    """What the file `path` records about the results beside it; {} where they are to be made.
-
-    ValueError if they were made with other `settings`, if it is damaged, or if there are `foreign` files but no record.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding='utf-8'))
-        earlier = dict(found.get('settings', found))
-    except FileNotFoundError:
-        if foreign:
-            raise ValueError(f'is missing, but {foreign[0]} is there, made by something else') from None
+def read_note(path: Path, made_from: dict, others: list[str]) -> dict:
+    """What the file `path` notes about the `others` beside it; {} if there are none. ValueError if it is missing, or if they
+    are not `made_from` the same {what: value}."""
+    if not others:
         return {}
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError('is damaged') from None
-    for key, value in settings.items():
-        if earlier.get(key) != value:
-            raise ValueError(f'is of {key} {earlier.get(key)}, now {value}')
-    return found
+    if not path.exists():
+        raise ValueError(f'is missing, but {min(others)} is there, made by something else')
+    noted = json.loads(path.read_text(encoding='utf-8'))
+    for key, value in made_from.items():
+        if not isinstance(noted, dict) or noted.get(key) != value:
+            raise ValueError(f'made by an earlier version, or of another {key}, now {value}')
+    return noted
 
 
-class _Job:
-    """What every shard's process has to know."""
-
-    def __init__(self, dst, settings, records, shift, fix):
-        self.dst, self.settings, self.records, self.shift, self.fix = os.fspath(dst), settings, records, shift, fix
-        shards, seed = settings['shards'], settings['seed']
-        self.order = {
-            split: np.array_split(np.random.default_rng([seed, n]).permutation(len(found)), shards)
-            for n, (split, found) in enumerate(records.items())
-        }
-
-    def shard(self, split, number):
-        suffix = mindrecord.SUFFIX if self.settings['format'] == 'mindrecord' else ''
-        return tfrecord.shard_name(split, number, self.settings['shards'], suffix)
-
-    def partial(self, name):
-        return os.path.join(self.dst, _PARTIAL, name)
-
-    def rename(self, name):
-        move(self.partial(name), os.path.join(self.dst, name))
-
-    def save(self, name, text):
-        with open(self.partial(name), 'w', encoding='utf-8', errors='surrogateescape') as file:  # any file name
-            file.write(text)
-        self.rename(name)
-
-    def finished(self, entries):
-        """Those of the `entries` {name: entry} of an earlier command whose shards are there and as they are wanted."""
-        return {
-            name: {'images': entry.get('pictures'), **entry}  # as earlier versions called them
-            for name, entry in entries.items()
-            if (entry['fix'] == self.fix or not entry['to_fix'] + len(entry['unreadable']))
-            and all(
-                os.path.isfile(path) and os.path.getsize(path) == size
-                for path, size in ((os.path.join(self.dst, f), s) for f, s in entry['files'].items())
-            )
-        }
+def open_source(source: str) -> tuple[str, dict[str, Records]]:
+    """(layout, {split: records}) of a data set in a directory, a list of images or one of ImageNet's archives."""
+    archive = os.path.basename(source) in ARCHIVES.values()  # which there may be something else beside
+    if os.path.isfile(source) and not archive:
+        return 'folder', open_list(source)
+    source = os.path.dirname(source) or '.' if archive else source
+    layout, found = find_layout(source, 'archives' if archive else None)
+    return layout, {split: open_records(source, split, layout) for split in found}
 
 
-def _for_shard(records, i, fix):
-    """Image `i` as a shard takes it: (encoded, file name, whether there is something `TO_FIX`, whether it was changed to
-    be upright). ImageError on what cannot be decoded."""
-    encoded, name = records.read(i), records.name(i)
-    found = examine(encoded)
-    for kind in UNREADABLE:
-        if kind in found:
-            raise ImageError(found[kind])
-    unfit = any(kind in found for kind in TO_FIX)
-    changed = records.upright and ('exif_rotated' in found or 'transparent' in found)
-    if unfit and fix or changed:
-        encoded, name = as_jpeg(encoded, records.upright), os.path.splitext(name)[0] + '.jpg'
-    return encoded, name, unfit, changed
-
-
-def _write(job, split, number):
-    """Write one shard and name it when it is whole; returns its name and entry in `NAME`."""
-    records, order, name = job.records[split], job.order[split][number], job.shard(split, number)
-    entry = {'images': len(order), 'to_fix': 0, 'turned': 0, 'unreadable': [], 'fix': job.fix, 'files': {}}
+def _write(shared, split, number, name):
+    """Write one shard. Returns its number of images, {what: number} of those that are not taken as they are, and lines on
+    the unreadable ones."""
+    dst, settings, sets, shift = shared
+    records, path, fix, changed, unreadable = sets[split], os.path.join(dst, name), settings['fix'], Counter(), []
+    order = np.random.default_rng([0, list(sets).index(split)]).permutation(len(records))
+    order = np.array_split(order, settings['shards'])[number].tolist()
 
     def examples():
-        for i in map(int, order):
+        for i in order:
+            encoded, file = records.read(i), os.path.basename(records.name(i))
+            kinds = examine(encoded)
+            to_fix = bool(TO_FIX & {*kinds})
+            turned = records.upright and bool({'EXIF-rotated', 'transparent'} & {*kinds})
             try:
-                encoded, file, unfit, turned = _for_shard(records, i, job.fix)
+                for kind in {*UNREADABLE} & {*kinds}:
+                    raise ImageError(kinds[kind])
+                if to_fix and fix or turned:
+                    encoded, file = as_jpeg(encoded, records.upright), os.path.splitext(file)[0] + '.jpg'
             except ImageError as error:
-                entry['unreadable'].append(f'{records.where(i)}: {error}')
+                unreadable.append(f'{"left out" if fix else "bad"}: {records.where(i)}: {error}')
                 continue
-            entry['to_fix'] += unfit
-            entry['turned'] += turned
-            yield encoded, int(records.label[i]) + job.shift, file
+            changed['CMYK or no JPEG' + (', re-encoded' if fix else ': see --fix')] += to_fix
+            changed['turned upright or put on white, re-encoded'] += turned
+            yield encoded, int(records.label[i]) + shift, file
 
-    if job.settings['format'] == 'tfrecord':
-        tfrecord.write_shard(job.partial(name), examples())
-        files = [name]
-    else:
-        mindrecord.write_shard(job.partial(name), examples(), [records.size(i) for i in order])
-        files = [name + '.db', name]  # the index first: no shard without one
-    bad = len(entry['unreadable'])
-    if bad == len(order) and job.fix:
-        raise InputError(f'shard {name} would be empty, none of its {bad} images can be decoded; give fewer --shards')
-    if job.fix or not bad:
-        entry['files'] = {file: os.path.getsize(job.partial(file)) for file in files}
-        for file in files:
-            job.rename(file)
-    return name, entry
+    with contextlib.suppress(ImageError), files.replacing(path) as temporary:
+        if settings['format'] == 'tfrecord':
+            tfrecord.write_shard(temporary, examples())
+        else:
+            mindrecord.write_shard(str(temporary), examples(), [records.size(i) for i in order])
+        if unreadable and not fix:
+            raise ImageError('so the shard is not kept')
+        if len(unreadable) == len(order):
+            raise InputError(f'{path} would be empty, none of its images can be decoded; give fewer --shards')
+        if settings['format'] == 'mindrecord':
+            files.move(f'{temporary}.db', f'{path}.db')  # the index first: no shard without one
+    return len(order), changed, unreadable
 
 
-def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, workers: int | None = None) -> dict:
+def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, workers: int | None = None) -> Counter:
     """Convert the data set in `src`, a directory or a list, to `shards` shards per split in `dst`, `layout` tfrecord or
-    mindrecord.
-
-    Returns the entries by shard name: images, to_fix (re-encoded if `fix`), unreadable (left out if `fix`).
-    InputError for unusable settings or sources, and without `fix` for images that cannot be decoded.
-    """
-    workers = process_count(workers)
-    if os.path.basename(src) in ARCHIVES.values():  # if there is something else in the directory
-        src, source = os.path.dirname(src) or '.', 'archives'
-    else:
-        source = 'folder' if os.path.isfile(src) else find_layout(src)[0]
+    mindrecord. Returns {what: number} of the images that were not taken as they are, in shards that were not there already.
+    InputError for unusable settings or sources, and without `fix` for images that cannot be decoded."""
     if os.path.realpath(src) == os.path.realpath(dst):
         raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
-    records = open_parts(src, source)
-    for split, found in records.items():
-        if found.left_out:
-            print('left out:', found.left_out, file=sys.stderr)
-        most = min(len(found), tfrecord.MOST)
+    source, sets = open_source(src)
+    for split, records in sets.items():
+        if records.left_out:
+            print('left out:', records.left_out, file=sys.stderr)
+        most = min(len(records), tfrecord.MOST)
         if not 1 <= shards <= most:
-            images = counted(len(found), split + ' image')
+            images = counted(len(records), split + ' image')
             raise InputError(f'{counted(shards, "shard")} for {images}; give --shards 1 to {most}')
-    names, shift = _class_names(records, source, layout)
-    settings = {
-        'version': 1 + 2 * (source == 'folder'),
-        'format': layout,
-        'shards': shards,
-        'seed': 0,  # there is one order: a training run draws its own
-        'labels': names,
-        'source': {split: found.fingerprint for split, found in records.items()},
-    }
-    with reading(dst, 'give another --dst, or remove this one'):
-        done = _run(_Job(dst, settings, records, shift, fix), workers)
-    unreadable = [text for entry in done.values() for text in entry['unreadable']]
-    for text in unreadable:
-        print('left out:' if fix else 'bad:', text, file=sys.stderr)
-    if unreadable and not fix:
-        raise InputError(
-            f'{counted(len(unreadable), "image")} cannot be decoded, the first is {unreadable[0]}; '
-            'replace them, or leave them out with --fix'
-        )
-    return done
-
-
-def _class_names(records, source, layout):
-    """Names by the labels that are written (their numbers, if they have none), and what is added to the source's labels."""
-    names = next(iter(records.values())).class_names
+    names = next(iter(sets.values())).class_names or []
     shift = int(source == 'folder' and layout == 'tfrecord' and names[0] != 'background')
-    if names:
-        return ['background'] * shift + names, shift
-    present = {int(label) for found in records.values() for label in np.unique(found.label)}
-    return [str(n) if n in present else '' for n in range(min(max(present), LARGEST) + 1)], shift
-
-
-def _run(job, workers):
-    """Write the shards that are not finished; the entries of all."""
-    lock = lock_file(os.path.join(job.dst, LOCK), 'give another --dst')
-    ours = re.compile(rf'labels.txt|({"|".join(SPLITS)}){tfrecord.NUMBERS}(\.mindrecord(\.db)?)?')
-    foreign = [name for name in sorted(os.listdir(job.dst)) if ours.fullmatch(name)]
-    with reading(os.path.join(job.dst, NAME), f'remove {job.dst} or give another --dst'):
-        done = job.finished(recorded(os.path.join(job.dst, NAME), job.settings, foreign).get('shards', {}))
-    shutil.rmtree(job.partial(''), ignore_errors=True)  # of a command that was killed
-    os.mkdir(job.partial(''))
-
-    def save():
-        job.save(NAME, json.dumps({'settings': job.settings, 'shards': dict(sorted(done.items()))}, indent=1))
-
-    save()
-    job.save('labels.txt', names_as_text({k: name for k, name in enumerate(job.settings['labels']) if name.strip()}))
-    numbers = range(job.settings['shards'])
-    tasks = [(split, n) for split in job.records for n in numbers if job.shard(split, n) not in done]
-    kept = sum(entry['images'] for entry in done.values())
-    with tqdm(total=sum(map(len, job.records.values())), initial=kept, unit='image') as bar:
-        for name, entry in spread(_write, job, tasks, workers):
-            done[name] = entry
-            if entry['files']:
-                save()
-            bar.update(entry['images'])
-    shutil.rmtree(job.partial(''))
-    lock.close()
-    return done
+    names = ['background'] * shift + names
+    known = {split: records.fingerprint for split, records in sets.items()}
+    settings = {'version': 4, 'format': layout, 'shards': shards, 'labels': names, 'source': known}
+    suffix, note = mindrecord.SUFFIX * (layout == 'mindrecord'), Path(dst, NAME)
+    tasks = [(split, n, tfrecord.shard_name(split, n, shards, suffix)) for split in sets for n in range(shards)]
+    changed, unreadable = Counter(), []
+    with files.lock_file(Path(dst, files.LOCK), 'give another --dst'):
+        with reading(note, f'remove {dst} or give another --dst'):
+            there = [name for name in os.listdir(dst) if '-of-' in name or name == 'labels.txt']
+            if read_note(note, settings, there).get('fix') is not fix:
+                for *_, name in tasks:
+                    Path(dst, name).unlink(missing_ok=True)
+            settings['fix'] = fix
+            note.write_text(json.dumps(settings))
+            if names:
+                text = names_as_text(names).encode(errors='surrogateescape')  # of any file names
+                note.with_name('labels.txt').write_bytes(text)
+        tasks = [task for task in tasks if not os.path.exists(os.path.join(dst, task[-1]))]
+        with reading(dst, 'check the disk'), tqdm(total=sum(map(len, sets.values())), unit='image', disable=None) as bar:
+            for images, found, lines in spread(_write, (dst, settings, sets, shift), tasks, workers):
+                changed, unreadable = changed + found, unreadable + lines
+                bar.update(images)
+    print(*unreadable, sep='\n', end='\n' * bool(unreadable), file=sys.stderr)
+    if unreadable and not fix:
+        images = counted(len(unreadable), 'image')
+        raise InputError(f'{images} cannot be decoded, as listed above; replace them, or leave them out with --fix')
+    return changed + Counter({'left out, listed above': len(unreadable)})
 
 
 @entry_point
 def main():
     """The command line."""
-    parser = Parser(
-        prog='python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser('python -m src.data.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--src', help="data set: TFRecord or MindRecord shards, folders, or ImageNet's archives")
     source.add_argument('--list', dest='src', metavar='FILE', help='list of images, made by src.data.split')
@@ -243,19 +159,11 @@ def main():
     parser.add_argument('--fix', action='store_true', help='re-encode CMYK and what is no JPEG; leave out what is damaged')
     parser.add_argument('--workers', type=int, help='processes (default: as many as cores)')
     args = parser.parse_args()
-    done = convert(args.src, args.dst, args.format, args.shards, args.fix, args.workers)
-    fixed, lost = (sum(entry['to_fix'] for entry in done.values()), sum(len(entry['unreadable']) for entry in done.values()))
-    for split in SPLITS:
-        entries = [entry for name, entry in done.items() if name.startswith(split)]
-        if entries:
-            count = sum(entry['images'] - len(entry['unreadable']) for entry in entries)
-            print(f'{args.dst}: {split}, {counted(count, "image")} in {counted(len(entries), "shard")}')
-    if fixed:
-        print(f'{counted(fixed, "image")}, CMYK or no JPEG' + (', re-encoded' if args.fix else ': see --fix'))
-    if turned := sum(entry.get('turned', 0) for entry in done.values()):
-        print(f'{counted(turned, "image")} turned upright or put on white, re-encoded')
-    if lost:
-        print(f'{counted(lost, "image")} left out, listed above')
+    changed = convert(args.src, args.dst, args.format, args.shards, args.fix, args.workers)
+    for split in find_layout(args.dst, args.format)[1]:
+        print(f'{args.dst}: {split}, {counted(len(open_records(args.dst, split, args.format)), "image")}')
+    for what, count in changed.items():
+        print(f'{counted(count, "image")} {what}')
 
 
 if __name__ == '__main__':

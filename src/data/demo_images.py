@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from src.data.classes import names_as_text
-from src.data.folder import SPLITS
-from src.data.tfrecord import NUMBERS, write_shards
+from src.data.tfrecord import write_shards
 from src.errors import InputError, Parser, entry_point, reading
 
 # One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,
 # 1 and 2, 5 and 6, 7 and 9 in texture only, 7 and 8 in shape only (plain, as crops show little of a shape).
-CLASSES = {
-    1: ('red', 'striped', 'disc'),
-    2: ('red', 'dotted', 'disc'),
-    3: ('blue', 'striped', 'disc'),
-    4: ('blue', 'dotted', 'square'),
-    5: ('green', 'dotted', 'square'),
-    6: ('green', 'plain', 'square'),
-    7: ('yellow', 'plain', 'star'),
-    8: ('yellow', 'plain', 'disc'),
-    9: ('yellow', 'checked', 'star'),
-    10: ('green', 'checked', 'triangle'),
-}
+NAMES = """red striped disc, red dotted disc, blue striped disc, blue dotted square, green dotted square,
+green plain square, yellow plain star, yellow plain disc, yellow checked star, green checked triangle"""
+CLASSES = {label: tuple(words.split()) for label, words in enumerate(NAMES.split(','), 1)}
 _COLOURS = {'red': (215, 30, 35), 'green': (25, 160, 50), 'blue': (35, 60, 215), 'yellow': (240, 205, 20)}
-NAME = 'demo.json'  # the settings and the sizes of the files made with them
+NOTE = 'demo.json'  # the settings with which all of the directory was made
 
 
 def _distance(shape, x, y):
@@ -91,62 +79,41 @@ def _examples(split, per_class, seed):
 
 def make(
     directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20, num_shards: int = 2
-) -> Path:
-    """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, and return it.
-
-    A complete data set of the same settings is kept. InputError for unusable settings or foreign files.
-    """
-    settings = {
-        'version': 3,
-        'seed': seed,
-        'train_per_class': train_per_class,
-        'validation_per_class': validation_per_class,
-        'num_shards': num_shards,
-    }
+) -> str | Path:
+    """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, and return it. A data set of these
+    settings is kept, another one replaced. InputError for unusable settings or files of somebody else."""
+    counts = {'train_per_class': train_per_class, 'validation_per_class': validation_per_class}
+    settings = {'version': 4, 'seed': seed, **counts, 'num_shards': num_shards}
     for name, value in settings.items():
         if value < (name != 'seed'):
             raise InputError(f'{name} is {value}; give a positive number')
-    description, ours = Path(directory, NAME), re.compile(f'labels.txt|({"|".join(SPLITS)}){NUMBERS}')
+    note = Path(directory, NOTE)  # empty until all is written: then the files are ours, but not complete
     with reading(directory, 'give another directory that can be written'):
         os.makedirs(directory, exist_ok=True)
-        there = {
-            name: os.path.getsize(Path(directory, name)) for name in sorted(os.listdir(directory)) if ours.fullmatch(name)
-        }
-        if there and not description.exists():
-            raise ValueError(f'holds {min(there)}, not made by the demo')
-        if description.exists() and description.read_text() == json.dumps({**settings, 'sizes': there}):
+        there = sorted(name for name in os.listdir(directory) if '-of-' in name)
+        if there and not note.exists():
+            raise ValueError(f'holds {there[0]}, not made by the demo')
+        if len(there) == 2 * num_shards and note.read_text() == json.dumps(settings):
             return directory
-        description.write_text('')  # until all is written: the files are ours, but not complete
+        note.write_text('')
         for name in there:
             os.remove(Path(directory, name))
-        Path(directory, 'labels.txt').write_text(names_as_text({label: ' '.join(words) for label, words in CLASSES.items()}))
-        paths = [Path(directory, 'labels.txt')]  # the order of `there`
-        for split in SPLITS:
-            paths += write_shards(directory, split, _examples(split, settings[split + '_per_class'], seed), num_shards)
-        settings['sizes'] = {os.path.basename(path): os.path.getsize(path) for path in paths}
-        description.write_text(json.dumps(settings))
+        note.with_name('labels.txt').write_text(names_as_text(['', *map(' '.join, CLASSES.values())]))
+        for split in ('train', 'validation'):
+            write_shards(directory, split, _examples(split, counts[f'{split}_per_class'], seed), num_shards)
+        note.write_text(json.dumps(settings))
     return directory
 
 
 @entry_point
 def main():
     """The command line."""
-    parser = Parser(
-        prog='python -m src.data.demo_images',
-        description=__doc__.partition(':')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser('python -m src.data.demo_images', description=__doc__.partition(':')[0])
     parser.add_argument('directory', metavar='DIR', help='where the shards go')
-    parser.add_argument('--seed', type=int, default=1, help='same seed, same bytes')
-    parser.add_argument('--train_per_class', type=int, default=60, help='training images per class')
-    parser.add_argument('--validation_per_class', type=int, default=20, help='validation images per class')
-    parser.add_argument('--num_shards', type=int, default=2, help='shards per split')
+    for name, default in {'seed': 1, 'train_per_class': 60, 'validation_per_class': 20, 'num_shards': 2}.items():
+        parser.add_argument(f'--{name}', type=int, default=default, help=f'default: {default}')
     args = parser.parse_args()
-    make(**vars(args))
-    print(
-        f'{args.directory}: {10 * args.train_per_class} training and {10 * args.validation_per_class} '
-        'validation images of 10 classes'
-    )
+    print(f'{make(**vars(args))}: 10 classes of {args.train_per_class} + {args.validation_per_class} images')
 
 
 if __name__ == '__main__':

@@ -213,7 +213,7 @@ def _index(layout, paths, class_names):
     if layout == 'tfrecord':
         known[layout] = {'byte': byte, 'crc': zlib.crc32(crc.astype(np.uint32).tobytes())}
         if class_names is None:
-            ids = [tfrecord.text_of(paths[0], start, tfrecord.SYNSET).encode() for start in byte[: counts[0]][:8].tolist()]
+            ids = [tfrecord.text_of(paths[0], start, tfrecord.SYNSET) for start in byte[: counts[0]][:8].tolist()]
             class_names = names_by_wordnet_ids(list(zip(label.tolist(), ids)))
     source = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return Records(layout, paths, source, label, offset, length, class_names=class_names, **known.get(layout, {}))

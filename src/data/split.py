@@ -8,151 +8,88 @@ which `python -m src.data.convert --list LIST` takes. The photos stay where they
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from src import files
+from src.data.check import UNREADABLE, examine_all
 from src.data.classes import normal, refuse_empty_folders
-from src.data.examine import UNREADABLE, examine_all
-from src.data.folder import SPLITS, class_folders, find_layout, is_split_name, split_folders
+from src.data.folder import SPLITS, class_folders, is_split_name, split_folders
 from src.data.records import Records, open_folder, open_records
-from src.errors import InputError, Parser, counted, entry_point, reading
+from src.errors import InputError, Parser, entry_point, reading
 
-SHARE = 0.2  # of a class's photos that are for validation
 COLUMNS = ['part', 'class', 'path']
 
 
-class Entry(NamedTuple):
-    """A line of a list."""
-
-    part: str  # train or validation
-    class_name: str
-    path: str  # absolute, or relative to the directory of the list
-
-
 def open_photos(photos: str | Path) -> dict[str, Records]:
-    """{part: its photos} if the directory has parts, else {'': all photos}.
-
-    InputError if there are no photos, or class folders without one.
-    """
+    """{part: its photos} if the directory has parts, else {'': all photos}. InputError for empty class folders."""
     with reading(photos, 'give a directory with one folder of photos for each class, or one with train and validation'):
         there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
         if there == {'validation'} or there == {'train'} and all(map(is_split_name, class_folders(photos))):
             raise ValueError(f'has only a {min(there)} part')
-        if there == set(SPLITS):
+        if there == {*SPLITS}:
             found = {part: open_records(photos, part, 'folder') for part in SPLITS}
         else:
             found = {'': open_folder(os.fspath(photos), os.fspath(photos))}
         for records in found.values():
             refuse_empty_folders(records)
-        if len(next(iter(found.values())).class_names) < 2:
+        if len(records.class_names) < 2:
             raise ValueError('has one class folder; a classifier needs two or more')
     return found
 
 
-def split(
-    photos: str | Path, seed: int = 1, workers: int | None = None, progress: bool = False
-) -> tuple[list[Entry], list[str]]:
-    """The photos of a directory in parts.
-
-    Returns:
-        (entries, left out): photos by class and file name; lines on what is no image, or cannot be decoded and why.
-
-    Raises:
-        InputError: there are no photos, or a class has too few of them.
-    """
+def split(photos: str | Path, seed: int = 1, workers: int | None = None) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The photos of a directory in parts: (part, class, path) by class and file name, and a line on each file that is left
+    out, as it is no image or cannot be decoded. InputError if there are no photos, or a class has too few of them."""
     found = open_photos(photos)
-    entries, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
-    used = {os.path.basename(os.path.dirname(records.paths[0])) for records in found.values()}
-    left_out += [
-        f'{os.path.join(photos, name)}: not part of a training run'
-        for name in class_folders(photos)
-        if '' not in found and name not in used
-    ]
-    results = examine_all([*found.values()], workers, progress)
-    for (part, records), (unusual, sums) in zip(found.items(), results):
-        unreadable = {k: detail for kind, k, detail in unusual if kind in (*UNREADABLE, 'damaged')}
-        for k in range(len(records)):
+    rows, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
+    for (part, records), results in zip(found.items(), examine_all([*found.values()], workers)):
+        for k, (kinds, digest) in enumerate(results):
             path = os.path.abspath(records.where(k))
-            if k in unreadable:
-                left_out.append(f'{path}: {unreadable[k]}')
+            if bad := [detail for kind, detail in kinds.items() if kind in UNREADABLE]:
+                left_out.append(f'{path}: {bad[0]}')
             else:
-                entries.append(Entry(part, records.class_names[records.label[k]], path))
-                digests.append(sums[16 * k : 16 * (k + 1)])
-    names = next(iter(found.values())).class_names
-    with reading(photos, 'add photos to that class, or remove its folder'):
-        if '' in found:
-            entries = _assigned(entries, digests, names, seed)
-        elif missing := set(names) - {entry.class_name for entry in entries if entry.part == 'train'}:
-            raise ValueError(f'class {min(missing)!r} has no training photo that can be decoded')
-    return entries, left_out
-
-
-def _assigned(entries, digests, names, seed):
-    """`entries` with their parts; `digests` (16 bytes each) tell which photos are the same."""
-    number = {name: k for k, name in enumerate(names)}
-    label = np.array([number[entry.class_name] for entry in entries], np.int64)
-    digests = np.frombuffer(b''.join(digests), np.uint64).reshape(-1, 2)
-    group = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
-    held_back = held_out(label, group, seed)
-    for k, name in enumerate(names):
-        here = np.flatnonzero(label == k)
-        if len(set(held_back[here])) == 2:
-            continue
-        what = (
-            'no photo that can be decoded'
-            if not len(here)
-            else f'only one photo, {entries[here[0]].path}'
-            if len(here) == 1
-            else f'{len(here)} photos, but {entries[here[0]].path} and the others are copies of one'
-            if len(set(group[here])) == 1
-            else f'{len(here)} photos, but copies of all of them are in other classes'
-        )
-        raise ValueError(f'class {name!r} has {what}; a class needs two, one to train with and one to validate with')
-    return [entry._replace(part='validation' if chosen else 'train') for entry, chosen in zip(entries, held_back)]
+                rows.append((part, records.class_names[records.label[k]], path))
+                digests.append(digest)
+    if '' in found and rows:
+        label, group = (np.unique(one, return_inverse=True)[1].reshape(-1) for one in ([row[1] for row in rows], digests))
+        chosen = held_out(label, group, seed)
+        rows = [('validation' if chosen[k] else 'train', *row[1:]) for k, row in enumerate(rows)]
+    counts = Counter(row[:2] for row in rows)
+    for name in records.class_names:
+        if not counts['train', name] or '' in found and not counts['validation', name]:
+            lack = f'{photos}: class {name!r} has too few photos that can be decoded and are no copies'
+            raise InputError(f'{lack} ({counts["train", name]} to train with); add some, or remove its folder')
+    return rows, left_out
 
 
 def held_out(label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
-    """Which images are for validation, bool [n]: of each class `SHARE`, at least one where it has two groups.
-
-    Args:
-        label: int64 [n].
-        group: int64 [n], the same number for copies of an image, which stay together. Copies in several classes are for
-            training.
-    """
-    lowest, highest = np.full(len(group), len(label)), np.zeros(len(group), np.int64)
-    np.minimum.at(lowest, group, label)
-    np.maximum.at(highest, group, label)
-    of_one_class, chosen = (lowest == highest)[group], []
+    """Which images are for validation, bool [n]: of each class (`label`, int64 [n]) a fifth, at least one where it has two
+    groups. Copies of an image, with the same number in `group` (int64 [n]), stay together; those in several classes are for
+    training."""
+    classes_of, chosen = Counter(one for one, _ in {*zip(group.tolist(), label.tolist())}), []
     for number in np.unique(label).tolist():
-        here = label == number
-        own, size = np.unique(group[here & of_one_class], return_counts=True)
-        if len(np.unique(group[here])) < 2 or not len(own):
-            continue
-        left, picked = max(1, round(SHARE * int(here.sum()))), []
-        order = np.random.default_rng([seed, number]).permutation(len(own))
-        for k in order.tolist():
-            if size[k] <= left:
-                picked.append(k)
-                left -= size[k]
-        chosen += own[picked or order[[np.argmin(size[order])]]].tolist()
+        groups, sizes = np.unique(group[label == number], return_counts=True)
+        own = np.array([k for k, one in enumerate(groups.tolist()) if classes_of[one] == 1], np.int64)
+        if len(groups) > 1 and len(own):
+            order = own[np.random.default_rng([seed, number]).permutation(len(own))]
+            fits = np.cumsum(sizes[order]) <= max(1, round(0.2 * int(sizes.sum())))
+            chosen += groups[order[fits] if fits[0] else order[[np.argmin(sizes[order])]]].tolist()
     return np.isin(group, chosen)
 
 
-def write_list(entries: list[Entry], path: str | Path) -> None:
-    """Write `entries` to the file `path`. InputError if it cannot be written, or if a file is there that is no list."""
+def write_list(rows: list[tuple[str, str, str]], path: str | Path) -> None:
+    """Write `rows` to the file `path`. InputError if it cannot be written, or if a file is there that is no list."""
     if os.path.exists(path):
         open_list(path)
     with reading(path, 'give a file that can be written'), files.replacing(path) as temporary:
         with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, entry) for entry in entries)])
+            csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, row) for row in rows)])
 
 
 def open_list(path: str | Path) -> dict[str, Records]:
@@ -165,37 +102,19 @@ def open_list(path: str | Path) -> dict[str, Records]:
         for number, row in enumerate(rows[1:], 2):
             if len(row) != 3 or row[0] not in SPLITS or not all(row):
                 raise ValueError(f'record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
-    rows[1:] = [[part, normal(name), path] for part, name, path in rows[1:]]
-    names = sorted({row[1] for row in rows[1:]})
-    number = {name: k for k, name in enumerate(names)}
-    above = os.path.dirname(os.path.abspath(path))
-    found = {}
-    for part in SPLITS:
-        of_part = [row for row in rows[1:] if row[0] == part]
-        if not of_part:
-            continue
-        places = [os.path.split(os.path.join(above, row[2])) for row in of_part]
-        folders, folder = np.unique([place for place, _ in places], return_inverse=True)
-        label = np.array([number[row[1]] for row in of_part], np.int64)
-        name = np.array([os.fsencode(name) for _, name in places], 'S')
-        folder = folder.astype(np.int32)
-        found[part] = Records('folder', folders.tolist(), folder, label, file=name, class_names=names, label_base=0)
+    names, above, found = sorted({normal(row[1]) for row in rows[1:]}), os.path.dirname(os.path.abspath(path)), {}
+    for part in sorted({row[0] for row in rows[1:]}):
+        here = [row for row in rows if row[0] == part]
+        label = np.array([names.index(normal(name)) for _, name, _ in here], np.int64)
+        file, source = np.array([os.fsencode(place) for *_, place in here], 'S'), np.zeros(len(here), np.int32)
+        found[part] = Records('folder', [above], source, label, file=file, class_names=names, label_base=0)
     return found
-
-
-def open_parts(source: str | Path, layout: str) -> dict[str, Records]:
-    """{part: its records} of a list, which is a file, or of a data set of that layout, a directory."""
-    if os.path.isfile(source):
-        return open_list(source)
-    return {part: open_records(source, part, layout) for part in find_layout(source, layout)[1]}
 
 
 @entry_point
 def main():
     """The command line."""
-    parser = Parser(
-        prog='python -m src.data.split', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser('python -m src.data.split', description=__doc__.partition(':')[0])
     parser.add_argument('photos', metavar='PHOTOS', help='a folder of photos for each class, or parts of such folders')
     parser.add_argument('list', metavar='LIST', help='CSV file to write')
     parser.add_argument('--seed', type=int, default=1, help='decides which photos are for validation (default: 1)')
@@ -203,15 +122,11 @@ def main():
     args = parser.parse_args()
     if args.seed < 0:
         raise InputError(f'seed is {args.seed}; give 0 or more')
-    entries, left_out = split(args.photos, args.seed, args.workers, True)
-    write_list(entries, args.list)
-    for line in left_out:
-        print('left out:', line, file=sys.stderr)
-    counts = Counter(entry.part for entry in entries)
-    print(
-        f'{args.list}: {len({entry.class_name for entry in entries})} classes, {counted(counts["train"], "photo")} to train '
-        f'with, {counts["validation"]} to validate with'
-    )
+    rows, left_out = split(args.photos, args.seed, args.workers)
+    write_list(rows, args.list)
+    print(*(f'left out: {line}\n' for line in left_out), sep='', end='', file=sys.stderr)
+    counts, classes = Counter(part for part, *_ in rows), len({name for _, name, _ in rows})
+    print(f'{args.list}: {classes} classes, {counts["train"]} photos to train with, {counts["validation"]} to validate with')
 
 
 if __name__ == '__main__':

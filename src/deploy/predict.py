@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src import files, runtime
-from src.data.classes import by_number, imagenet_words, load_names
+from src.data.classes import imagenet_classes, load_names
 from src.deploy import formats
 from src.deploy.export import Served, load_network
 from src.deploy.formats import LOADED, Signature, as_function, softmax
@@ -59,7 +59,7 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
         names, num_classes = info.get('class_names'), settings.num_classes
     if labels_path:
         with reading(labels_path, 'give a text file, one class a line'):
-            names = by_number(load_names(labels_path)[0])
+            names = load_names(labels_path)[0]
 
     def probabilities(images):
         outputs = call(signature.as_input(images))
@@ -99,7 +99,8 @@ def predict(
                 continue
             values, classes = (found[:top] for found in next(rows))
             best = [(int(c), names[c] if names else f'class {c}', float(p)) for p, c in zip(values, classes)]
-            folder = imagenet_words(os.path.basename(os.path.dirname(os.path.abspath(path))))
+            folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+            folder = imagenet_classes().get(folder, folder)
             yield Prediction(path, best, None, jpeg, folder if folder in names else None)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src import files
-from src.data.classes import imagenet_words, named
+from src.data.classes import imagenet_classes, named
 from src.data.image import as_jpeg
 from src.data.records import Records
 from src.errors import InputError, counted, reading
@@ -86,7 +86,7 @@ def class_labels(evaluation: Evaluation, recorded: list[str] | None = None) -> l
     own = records.class_names and (named(records) or not recorded)
     names = records.class_names[max(evaluation.offset, 0) :][:classes] if own else (recorded or [])[-classes:]
     names = [*names, *[''] * (classes - len(names))]
-    labels = [imagenet_words(name) or f'class {number}' for number, name in enumerate(names)]
+    labels = [imagenet_classes().get(name, name) or f'class {number}' for number, name in enumerate(names)]
     times = Counter(labels)
     return [label if times[label] == 1 else f'{label} ({number})' for number, label in enumerate(labels)]
 

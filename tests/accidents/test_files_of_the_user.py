@@ -3,17 +3,12 @@
 import csv
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import export
 import train
-from src import files
 from src.data import split
 from src.evaluation import report
 from tests.data.samples import jpeg
@@ -50,26 +45,6 @@ def test_files_that_only_look_temporary_stay(where, tmp_path, capsys):
     start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache')
     assert all((tmp_path / where / name / 'letter').exists() for name in names)
     assert (tmp_path / where / '.file.99999999.bak').exists()
-
-
-@pytest.mark.compiles
-def test_what_a_killed_export_left_is_removed_by_the_next_one(weights, tmp_path):
-    """And not while it is running."""
-    command = [sys.executable, ROOT / 'export.py', '--ckpt_path', weights, '--file_name', tmp_path / 'm']
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (left := list(tmp_path.glob('.m.mindir.*'))):
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGSTOP)
-        files.remove_abandoned(tmp_path)
-        assert left[0].exists()
-    finally:
-        process.kill()
-        process.wait()
-    assert left[0].exists()
-    export.main(['--ckpt_path', str(weights), '--file_name', str(tmp_path / 'm')])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['m.json', 'm.mindir']
 
 
 @pytest.mark.parametrize('kind', ['link', 'hard link', 'dangling', 'pipe', 'content'])

@@ -6,8 +6,6 @@ import pytest
 import eval as evaluation_entry
 from src.data import tfrecord
 from src.data.classes import (
-    LARGEST,
-    by_number,
     check_labels,
     count_classes,
     imagenet_classes,
@@ -124,7 +122,7 @@ def test_labels_txt_from_1_beside_imported_weights(tmp_path, monkeypatch):
 
 def counted(path, option='auto', offset='auto'):
     records = open_records(path, 'train')
-    offset = label_offset(offset, records)
+    offset = label_offset(offset, records)[0]
     return count_classes(option, records, offset)
 
 
@@ -152,7 +150,7 @@ def test_a_class_folder_called_background(labels_txt, offset, tmp_path):
     convert(str(tmp_path / 'data'), str(tmp_path / 'made'), 'tfrecord', 1)
     for path in ('data', 'made'):
         records = open_records(tmp_path / path, 'train')
-        assert label_offset('auto', records) == offset and counted(tmp_path / path)[0] == 3
+        assert label_offset('auto', records)[0] == offset and counted(tmp_path / path)[0] == 3
         assert 'background' in records.class_names[offset:] and np.bincount(records.label - offset).max() == 2
 
 
@@ -242,7 +240,7 @@ def with_synset(record, synset):
             ['aaa', 'bbb', 'zzz'],
             r"class 'aaa' of .*record 0 is not one class among those of .*inceptionv4-1_1.ckpt: cat, dog, emu \(3 classes\)",
         ),
-        (['cat', 'dog', 'emu'], ['dog', 'cat'], 'class 2 of .*record 2 has no name among those of'),
+        (['cat', 'dog', 'emu'], ['dog', 'cat'], 'class 2 of .*record 2 is not one class among those of'),
         (['crane', 'crane', 'dog'], ['dog', 'crane', 'crane'], "class 'crane' of .* is not one class among"),
     ],
 )
@@ -253,8 +251,8 @@ def test_unknown_names_are_refused(recorded, names, message, tmp_path, monkeypat
 
 
 def test_written_names_are_read(tmp_path):
-    path, names = tmp_path / 'labels.txt', {1: 'cat', 3: 'a: b', LARGEST: 'last'}
+    path, names = tmp_path / 'labels.txt', ['', 'cat', '', 'a: b', ' two\r\nlines']
     path.write_text(names_as_text(names))
-    assert load_names(path) == (names, True) and by_number({1: 'cat', 3: 'dog'}) == ['', 'cat', '', 'dog']
-    path.write_text(names_as_text({LARGEST + 1: 'cat'}))  # which is part of the name
-    assert load_names(path) == ({0: f'{LARGEST + 1}:cat'}, False)
+    assert load_names(path) == (names, True)
+    path.write_text('1000000:cat')  # which is part of the name: a list of names is as long as the largest number
+    assert load_names(path) == (['1000000:cat'], False)

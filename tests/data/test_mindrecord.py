@@ -54,7 +54,7 @@ def test_other_mindrecords(tmp_path, image, label, kind, extra, where):
     assert records.class_names is None
     next((tmp_path / where).parent.glob('*.mindrecord1')).unlink()
     assert 'lacks shard' in message(open_records, tmp_path, 'train')
-    assert 'lacks shard' in check(tmp_path, 1)['findings']['incomplete'][0]['detail']
+    assert 'lacks shard' in str(check(tmp_path, 1)[0])
 
 
 def test_columns(tmp_path):
@@ -87,9 +87,8 @@ def test_damaged_mindrecord(shard, damage, problem):
     damage(shard)
     text = message(open_records, shard.parent, 'train')
     assert problem in text and 'train-00001-of-00004.mindrecord' in text, text
-    found = check(shard.parent, 1)
-    assert found['problems'] == sum(map(len, found['findings'].values())) >= 1
-    assert found['splits']['train']['records'] >= 15  # the other shards were read
+    found, labels = check(shard.parent, 1)
+    assert found and sum(labels['train'].values()) >= 15  # the other shards were read
 
 
 def test_random_damage_of_mindrecord(shard):

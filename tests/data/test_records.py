@@ -98,7 +98,7 @@ def test_names_of_any_bytes(tmp_path):
         for split in ('train', 'validation'):
             assert content(open_records(tmp_path / dst, split), 1) == content(open_records(tmp_path / 'src', split))
     names = open_records(tmp_path / 'b', 'train').class_names
-    assert names == ['background', 'plain', 'ä', os.fsdecode(b'\xff, record 7')]
+    assert names == ['background', 'plain', 'ä\n', os.fsdecode(b'\xff, record 7')]
 
 
 def test_reading_needs_no_mindspore(sets):

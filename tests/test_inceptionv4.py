@@ -78,18 +78,9 @@ def test_l2_counts_kernels_only(small):
 def test_every_parameter_has_a_gradient(small, monkeypatch):
     """And the auxiliary loss counts: without it the auxiliary head's gradients are zero."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    rng = np.random.default_rng(0)
-    batch = [
-        Tensor(a)
-        for a in (
-            rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8),
-            np.tile(np.float32([0, 1]), (4, 1)),
-            np.ones((4, 1536), np.float32),
-            np.arange(4, dtype=np.int32),
-        )
-    ]
-    trainable = small.trainable_params()
-    norms = {}
+    image = np.random.default_rng(0).integers(0, 256, (4, 3, 75, 75), dtype=np.uint8)
+    draws, mask = np.tile(np.float32([0, 1]), (4, 1)), np.ones((4, 1536), np.float32)
+    batch, trainable, norms = [*map(Tensor, (image, draws, mask, np.int32(range(4))))], small.trainable_params(), {}
     for weight in (0.4, 0.0):
         monkeypatch.setattr(step, 'AUX_LOSS_WEIGHT', weight)
         cell = NetworkWithLoss(small, 0.1, True).set_train()
@@ -104,22 +95,13 @@ def test_every_parameter_has_a_gradient(small, monkeypatch):
 def test_dropout(small):
     """The mask and its scale reach the logits; without a mask there is no dropout."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    x = Tensor(np.random.default_rng(0).uniform(-1, 1, (2, 3, 75, 75)).astype(np.float32))
-    for _, cell in small.cells_and_names():  # the same statistics in training and evaluation
-        if isinstance(cell, nn.BatchNorm2d):
-            cell.use_batch_statistics = False
-    try:
-        plain = small.set_train(False)(x).asnumpy()
-        small.set_train()
-        kept, zeros = Tensor(np.full((2, 1536), 1.25, np.float32)), Tensor(np.zeros((2, 1536), np.float32))
-        bias = small.logits.bias.asnumpy()
-        assert np.allclose(small(x, kept)[0].asnumpy() - bias, (plain - bias) / 0.8, atol=1e-4)
-        assert np.allclose(small(x, zeros)[0].asnumpy(), bias)
-        assert np.allclose(small(x)[0].asnumpy(), plain, atol=1e-4)
-    finally:
-        for _, cell in small.cells_and_names():
-            if isinstance(cell, nn.BatchNorm2d):
-                cell.use_batch_statistics = None
+    bias, masks = small.logits.bias.asnumpy(), [np.full((2, 1536), share, np.float32) for share in (1.25, 0)]
+    features = Tensor(np.random.default_rng(0).uniform(-1, 1, (2, 1536)).astype(np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, 'features', lambda x: (features, x))
+        plain = small.set_train(False)(None).asnumpy() - bias
+        kept, dropped = (small(None, Tensor(mask)).asnumpy() - bias for mask in masks)
+    assert np.allclose(kept, plain / 0.8, atol=1e-4) and not dropped.any() and plain.any()
 
 
 @pytest.mark.compiles

@@ -81,14 +81,12 @@ def test_nested_beside_what_only_a_training_needs(tmp_path):
     assert set(read_pth(path)) == {f'model.{name}' for name in read_pth(DATA / 'state_dict.pth')}
 
 
-@pytest.mark.parametrize('average', ['state_dict_ema', 'swa_model'])
-def test_averages_are_preferred(average, ours, timm, tmp_path, capsys):
+def test_averages_are_preferred(ours, timm, tmp_path, capsys):
     """As a training run's nested dicts are read; the optimizer's state is no set of weights."""
-    path = tmp_path / 'x.safetensors'
-    sets = {'state_dict.module': 1, average: 2, 'optimizer.state': 3}
+    path, sets = tmp_path / 'x.safetensors', {'state_dict.module': 1, 'state_dict_ema': 2, 'optimizer.state': 3}
     write_safetensors(path, {f'{prefix}.{name}': k * value for prefix, k in sets.items() for name, value in timm.items()})
     same(path, {name: 2 * value for name, value in ours.items()})
-    note = f'note: {path}: of several sets of weights {average} is taken, not state_dict.module\n'
+    note = f'note: {path}: of several sets of weights state_dict_ema is taken, not state_dict.module\n'
     assert capsys.readouterr().err == note
 
 
@@ -128,23 +126,28 @@ def one_line(main, capsys, *arguments):
         ('x.ckpt', b'', 'empty, or text'),
         ('missing.ckpt', None, 'No such file or directory; name a checkpoint file'),
         ('net.onnx', b'\x08\x07\x12\x09MindSpore' + bytes(99), 'not a MindSpore checkpoint, or a damaged one'),
-        ('model.ckpt.index', None, 'all files of the checkpoint must lie together'),
-        ('x.zip', {'inception_v4.ckpt': b'x'}, 'a ZIP archive of inception_v4.ckpt; unpack it'),
     ],
 )
-def test_what_holds_no_weights(name, content, message, ours, tmp_path, capsys):
+def test_what_holds_no_weights(name, content, message, tmp_path, capsys):
     path = tmp_path / name
-    if isinstance(content, dict):
-        with zipfile.ZipFile(path, 'w') as archive:
-            for inside, data in content.items():
-                archive.writestr(inside, data)
-    elif name.endswith('.index'):
-        tensorflow.write(tmp_path / 'model.ckpt', {'a': np.zeros(3)})
-        (tmp_path / 'model.ckpt.data-00000-of-00001').unlink()
-    elif content is not None:
+    if content is not None:
         path.write_bytes(content)
     error = one_line(export.main, capsys, '--ckpt_path', path, '--file_name', tmp_path / 'net')
     assert re.match(rf'error: {re.escape(str(tmp_path))}/.*{message}', error), error
+
+
+def test_parts_of_weights(tmp_path, capsys):
+    """An archive that holds the file, and an index without its data."""
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+        archive.writestr('inception_v4.ckpt', b'x')
+    tensorflow.write(tmp_path / 'model.ckpt', {'a': np.zeros(3)})
+    (tmp_path / 'model.ckpt.data-00000-of-00001').unlink()
+    for name, message in (
+        ('x.zip', 'a ZIP archive of inception_v4.ckpt; unpack it'),
+        ('model.ckpt.index', 'all files of the checkpoint must lie together'),
+    ):
+        error = one_line(export.main, capsys, '--ckpt_path', tmp_path / name, '--file_name', tmp_path / 'net')
+        assert error.startswith(f'error: {tmp_path}/') and message in error
 
 
 def programs(path, data, tmp_path):

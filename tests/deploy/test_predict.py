@@ -130,14 +130,6 @@ def test_page_marks_what_is_wrong_by_the_folder(tmp_path, capsys):
     assert all(caption in page for caption in captions) and page.count('"wrong"') == 1 and str(tmp_path) not in page
 
 
-def test_whole_images_go_through_the_evaluation_preprocessing(tmp_path, model, capsys):
-    """Only the central crop counts: a bright frame around a dark middle is dark."""
-    image = np.full((400, 400, 3), 255, np.uint8)
-    image[25:375, 25:375] = 10
-    Image.fromarray(image).save(tmp_path / 'framed.png')
-    assert json.loads(run(capsys, tmp_path / 'framed.png', '--json').out)['top'][0]['label'] == 'low'
-
-
 def test_images_are_turned_upright(tmp_path):
     """As their EXIF says, for the network and on the page: a bright top that is stored at the left."""
     exif, stored = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
@@ -219,7 +211,6 @@ def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypa
         (['{}/none'], 'none: No such file or directory; name an image'),
         (['{}/a'], 'a: no image in it'),
         (['{}/b.jpg', '{}/b.jpg'], 'b.jpg: no image that can be read, 2 in all'),
-        (['{}/[xy].jpg'], 'no image in it'),
         (['{}/list.txt'], 'list.txt: names no image; write the path'),
         (['{}/c.jpg', '--batch_size', 0], 'batch_size'),
         (['{}/c.jpg', '--html', '/proc/none/page'], '/proc/none/page: .*; choose another --html'),

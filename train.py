@@ -18,7 +18,6 @@ import mindspore as ms
 from eval import evaluate_path
 from src import collective, runtime
 from src.data import jpeg, pipeline
-from src.data.bad_records import BadRecords
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import Records, open_records
@@ -85,7 +84,7 @@ def train(settings, signals):
     del saved  # half a gigabyte
     about = {**runtime.facts(run), 'training': training, 'resumed': resumed and str(resumed)}
     record = metrics.begin(run.directory if run.rank == 0 else None, plan, settings, about, run.log)
-    bad = BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
+    bad = pipeline.BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
     state = State(plan, run, signals, bad, record)
     info = describe(settings, data, training)
     checkpoints = Checkpoints(state, step, info, settings, reserved.replaced if reserved else (), resumed)

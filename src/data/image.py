@@ -49,33 +49,26 @@ def one_image() -> Iterator[None]:
 
 
 class EncodedImage:
-    """An encoded image of any format that Pillow reads (JPEG, PNG, BMP, ...), of a JPEG only the header before `decode`.
+    """An encoded image of any of _FORMATS, of a JPEG only the header before `decode`; ImageError if there is no image in it,
+    or only a part of one.
 
-    Args:
-        encoded (bytes): the file.
-        upright (bool): as people see it: turned as its EXIF orientation says, with white behind what is transparent.
-
-    Attributes:
-        height, width (int): pixels, of the upright image if `upright`.
-
-    ImageError if there is no image in it, or only a part of one.
+    `upright` is as people see it: turned as its EXIF orientation says, with white behind what is transparent. So are the
+    attributes `height` and `width`, in pixels.
     """
 
     def __init__(self, encoded: bytes, upright: bool = False):
         self.encoded, self.upright = encoded, upright
         _check_whole(encoded)
-        self._stored = jpeg.size(encoded)  # height and width before turning
-        self._opened = None if self._stored else open_image(encoded)
-        self._stored = self._stored or self._opened.size[::-1]
-        _check_size(*self._stored)
+        header = jpeg.read_header(encoded)
+        self._opened = None if header else open_image(encoded)
+        self._stored = header[:2] if header else self._opened.size[::-1]  # height and width before turning
+        _check_size(self._stored)
         self.turn = orientation(encoded, self._opened) if upright else 1
         self.height, self.width = self._stored[::-1] if self.turn > 4 else self._stored
 
     def decode(self, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """The part `box` (top, left, height, width), the whole image for None, as RGB uint8 (height, width, 3).
-
-        ImageError on what cannot be decoded.
-        """
+        """The part `box` (top, left, height, width), the whole image for None, as RGB uint8 (height, width, 3); ImageError
+        on what cannot be decoded."""
         top, left, h, w = box or (0, 0, self.height, self.width)
         top = self.height - top - h if self.turn in (3, 4, 7, 8) else top
         left = self.width - left - w if self.turn in (2, 3, 6, 7) else left
@@ -98,7 +91,7 @@ class EncodedImage:
 
 def open_image(encoded: bytes) -> Image.Image:
     """Header of an encoded image as a lazy PIL image; ImageError if there is none, or if a JPEG or PNG is not whole."""
-    Image.MAX_IMAGE_PIXELS = None  # above 179 million pixels Pillow speaks of an attack
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns above it and refuses twice as many
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
     _check_whole(encoded)
     with quiet(), one_image():
@@ -109,12 +102,12 @@ def open_image(encoded: bytes) -> Image.Image:
                 if re.match(start, encoded[:600], re.DOTALL):
                     raise UnsupportedError(f'{name}, which is not supported; convert it to an ordinary JPEG') from None
             raise ImageError('not an image' if encoded else 'not an image: no bytes') from None
-    _check_size(*opened.size)
+    _check_size(opened.size)
     return opened
 
 
-def _check_size(height, width):
-    if height * width > MOST_PIXELS:
+def _check_size(size):
+    if size[0] * size[1] > MOST_PIXELS:
         raise ImageError(f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)')
 
 
@@ -135,11 +128,8 @@ def _check_whole(encoded):
 
 
 def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
-    """A PIL image as RGB uint8 (height, width, 3); of 16 bits a sample the upper 8 count, as in TensorFlow.
-
-    With `white` that is behind what is transparent, otherwise transparency is left out, as in TensorFlow. ImageError on what
-    cannot be decoded, files that are cut off included.
-    """
+    """A PIL image as RGB uint8 (height, width, 3); as in TensorFlow the upper 8 of 16 bits a sample count, and transparency
+    is left out, but with `white` that is behind it. ImageError on what cannot be decoded, or is cut off."""
     with quiet(), one_image():
         if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
             grey = np.asarray(opened)

@@ -27,16 +27,18 @@ _thread = threading.local()
 def has_end(encoded: bytes) -> bool:
     """Whether a JPEG has the end of its image: nearly all end with it, in others it is looked for behind the header, where a
     telephone may have put a film behind the image, and which may have a small image in it."""
-    if encoded.endswith(_END):
-        return True
-    position = 2
-    while (marker := encoded[position : position + 2]) != _SCAN:
-        if marker[:1] != b'\xff':
+    position = len(encoded) - 2 if encoded.endswith(_END) else 2
+    while encoded[position : position + 2] not in (_SCAN, _END):
+        if encoded[position : position + 1] != b'\xff':
             return False
         # Any number of FF may stand in front of a marker; behind it stands the length of its data.
-        fill = marker == b'\xff\xff'
+        fill = encoded[position + 1 : position + 2] == b'\xff'
         position += 1 if fill else 2 + int.from_bytes(encoded[position + 2 : position + 4], 'big')
     return encoded.find(_END, position) > 0
+
+
+class _Handle(ctypes.c_void_p):
+    """Of a decoder, which serves one thread. A class of its own, as ctypes makes an int of every plain pointer."""
 
 
 class _Region(ctypes.Structure):
@@ -55,19 +57,13 @@ def library() -> ctypes.CDLL | None:
     for name in ('libturbojpeg.so.0', OFFICIAL, *bundled):
         try:
             found = ctypes.CDLL(name)
-            found.tj3Init.restype = ctypes.c_void_p
-            found.tj3SetCroppingRegion.argtypes = [ctypes.c_void_p, _Region]
+            found.tj3Init.restype = _Handle
         except (OSError, AttributeError):  # none of that name, or one of version 2
             continue
         buffer = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
         found.tj3DecompressHeader.argtypes = buffer
         found.tj3Decompress8.argtypes = [*buffer, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-        found.tj3Destroy.argtypes = [ctypes.c_void_p]
-        found.tj3GetErrorCode.argtypes = found.tj3GetErrorStr.argtypes = [ctypes.c_void_p]
-        found.tj3SetScalingFactor.argtypes = [ctypes.c_void_p, _Factor]
         found.tj3GetErrorStr.restype = ctypes.c_char_p
-        found.tj3Get.argtypes = [ctypes.c_void_p, ctypes.c_int]
-        found.tj3Set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         return found
     return None
 
@@ -80,20 +76,13 @@ def describe() -> str:
     return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
 
 
-def size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a JPEG; None for anything else, for what `decode` cannot do, and without the
-    library."""
-    if library() is None or not encoded.startswith(START):
-        return None
-    header = _read_header(encoded)
-    return header and header[:2]
-
-
-def _read_header(encoded):
-    """(height, width, width of a block of samples) of a JPEG, which this thread's decoder then expects; None if it cannot
-    decode it."""
+def read_header(encoded: bytes) -> tuple[int, int, int] | None:
+    """(height, width, width of a block of samples) of a JPEG, which this thread's decoder then expects; None for anything
+    else, for what `decode` cannot do, and without the library."""
     lib = library()
-    if not getattr(_thread, 'handle', None):  # a handle serves one thread
+    if lib is None or not encoded.startswith(START):
+        return None
+    if not getattr(_thread, 'handle', None):
         _thread.handle = lib.tj3Init(_DECOMPRESS)
         lib.tj3Set(_thread.handle, _FAST_DCT, 1)
     handle = _thread.handle
@@ -111,12 +100,9 @@ def _forget():
 
 
 def decode(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """The part `box` (top, left, height, width) of a JPEG of which `size` is known, RGB uint8 (height, width, 3).
-
-    None if the JPEG is damaged or in other colours than RGB and grey.
-    """
-    lib, (_, width, mcu) = library(), _read_header(encoded)
-    top, left, h, w = box
+    """The part `box` (top, left, height, width) of a JPEG with a sound header, RGB uint8 (height, width, 3); None if it is
+    damaged or in other colours than RGB and grey."""
+    lib, (_, width, mcu), (top, left, h, w) = library(), read_header(encoded), box
     # Regions start at a block of samples (MCU). One block more on both sides, because the upsampling of the colours looks
     # at neighbours: so a crop is exactly a part of the whole.
     start, stop = max(left // mcu * mcu - mcu, 0), min(left + w + mcu, width)
@@ -124,18 +110,17 @@ def decode(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
     if lib.tj3SetCroppingRegion(_thread.handle, _Region(start, top, stop - start, h)) or lib.tj3Decompress8(
         _thread.handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB
     ):
-        _forget()
-        return None
+        return _forget()
     return pixels[:, left - start : left - start + w]
 
 
 def warning(encoded: bytes) -> str | None:
     """The first warning of the decoder about a JPEG, '' if it has none, None if it cannot tell: without the library, or for
     what it cannot decode. All is read, at an eighth of the size."""
-    if (found := size(encoded)) is None:
+    if (header := read_header(encoded)) is None:
         return None
-    lib, handle = library(), _thread.handle  # which has just read the header
-    pixels = np.empty((-(-found[0] // 8), -(-found[1] // 8), 3), np.uint8)
+    lib, handle = library(), _thread.handle
+    pixels = np.empty((-(-header[0] // 8), -(-header[1] // 8), 3), np.uint8)
     try:
         lib.tj3SetScalingFactor(handle, _Factor(1, 8))
         if not lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB):

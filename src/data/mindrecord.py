@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import operator
 import os
 import pathlib
 import re
@@ -35,12 +36,9 @@ def list_shards(data_dir: str, names: list[str], split_names: tuple, folders: li
     what is in `folders`."""
     begins = re.compile(f'({"|".join(split_names)})(?![a-z]){_ANY}', re.IGNORECASE | re.DOTALL)
     found = [os.path.join(data_dir, name) for name in names if begins.fullmatch(name)]
-    return found + [
-        os.path.join(path, name)
-        for path in folders
-        for name in sorted(os.listdir(path))
-        if re.fullmatch(_ANY, name, re.DOTALL)
-    ]
+    for path in folders:
+        found += [os.path.join(path, name) for name in sorted(os.listdir(path)) if re.fullmatch(_ANY, name, re.DOTALL)]
+    return found
 
 
 def check_shards(paths: list[str]) -> None:
@@ -49,9 +47,7 @@ def check_shards(paths: list[str]) -> None:
         return check_set(paths)
     present = {os.path.basename(path) for path in paths}
     for path in paths:  # a shard lists its set, if one writer wrote all of it and nobody renamed it
-        names = set()
-        with contextlib.suppress(ValueError):  # which `walk` reports
-            names = {os.path.basename(name) for name in _header(path)['shard_addresses']}
+        names = _header(path)['names']
         if os.path.basename(path) in names and names - present:
             raise ValueError(f'lacks shard {min(names - present)}; copy or make the whole set')
 
@@ -62,31 +58,32 @@ def _header(path):
         with open(path, 'rb') as file:
             (length,) = struct.unpack('<Q', file.read(8))
             header = json.loads(file.read(length)) if length < 1 << 28 else None
-        fields, sizes = header['schema'][0], (header['header_size'], header['page_size'])
-        if min(sizes) < 1 or {type(n) for n in sizes} != {int} or {type(n) for n in header['shard_addresses']} != {str}:
+        if min(map(operator.index, (header['header_size'], header['page_size']))) < 1:
             raise ValueError
-        header['types'] = {name: kind['type'] + ' array' * ('shape' in kind) for name, kind in fields['schema'].items()}
-        header['blobs'] = list(fields['blob_fields'])
+        header['names'] = {os.path.basename(name) for name in header['shard_addresses']}
+        columns, header['blobs'] = header['schema'][0]['schema'], list(header['schema'][0]['blob_fields'])
+        header['types'] = {name: kind['type'] + ' array' * ('shape' in kind) for name, kind in columns.items()}
         return header
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error):
-        raise ValueError('has no MindRecord header (encrypted files cannot be read)') from None
+        name = os.path.basename(path)
+        raise ValueError(f'{name} has no MindRecord header (encrypted files cannot be read)') from None
 
 
 def walk(path: str) -> Iterator[Record]:
     """Yield the `Record` of every row of a shard; ValueError for any damage that shows, LookupError if no column has the
     name of an image or a label, OSError if the file cannot be read."""
-    header = _header(path)
+    header, database = _header(path), os.path.abspath(path + '.db')
     image = column(header['types'], IMAGE, ['bytes'], 'column')
     label = column(header['types'], LABEL, ['int32', 'int64'], 'column')
-    if not os.path.isfile(path + '.db'):
-        raise ValueError(f'lacks its index file {os.path.basename(path)}.db')
-    uri = pathlib.Path(os.path.abspath(path + '.db')).as_uri()
+    if not os.path.isfile(database):
+        raise ValueError(f'lacks its index file {os.path.basename(database)}')
     try:
-        with contextlib.closing(sqlite3.connect(uri + '?mode=ro&immutable=1', uri=True)) as index:
+        uri = pathlib.Path(database).as_uri() + '?mode=ro&immutable=1'
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as index:
             index.text_factory = bytes  # damaged text must not be decoded
             rows = index.execute(_ROWS).fetchall()
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise ValueError(f'its index file {os.path.basename(path)}.db is damaged: {error}') from None
+        raise ValueError(f'its index file {os.path.basename(database)} is damaged: {error}') from None
     with open(path, 'rb') as file:
         for count, row in enumerate(rows):
             try:
@@ -96,25 +93,30 @@ def walk(path: str) -> Iterator[Record]:
 
 
 def _locate(file, header, row, image, label):
-    """Offset and length of the encoded image, and the label, of a `row` of the index."""
-    raw_page, raw, raw_end, page, start, stop = map(int, row)
-    raw_page, page = (header['header_size'] + n * header['page_size'] for n in (raw_page, page))
-    raw, raw_end, start, stop = raw_page + raw, raw_page + raw_end, page + start, page + stop
-    end = os.fstat(file.fileno()).st_size
-    if not (0 <= raw < raw_end <= end and 0 <= start < stop <= end):
-        raise ValueError(f'truncated: the row ends at byte {max(raw_end, stop)} of {end}')
-    scalars, blob = os.pread(file.fileno(), raw_end - raw, raw), os.pread(file.fileno(), 8, start)
-    if [struct.unpack_from('<Q', data)[0] for data in (scalars, blob)] != [raw_end - raw - 8, stop - start - 8]:
-        raise ValueError("the row's own length is another than in the index")
-    scalars = msgpack.unpackb(scalars[8:], strict_map_key=False)
-    pos, found = start + 8, (start + 8, stop - start - 8)
-    for name in header['blobs'] if len(header['blobs']) > 1 else []:  # then each has a length of its own
-        (length,) = struct.unpack('>Q', os.pread(file.fileno(), 8, pos))
-        found, pos = (pos + 8, length) if name == image else found, pos + 8 + length
-    number = scalars.get(label) if isinstance(scalars, dict) else None
-    if sum(found) > stop or type(number) is not int or number >= 1 << 63:
-        raise ValueError(f'no {label} or no {image} in the row')
-    return *found, number
+    """Offset and length of the encoded image, and the label, of a `row` of the index: where its numbers and texts, in
+    MessagePack, and its bytes begin and end, each with its length in front."""
+    places, end = [], os.fstat(file.fileno()).st_size
+    for page, first, last in (map(int, row[:3]), map(int, row[3:])):
+        start = header['header_size'] + page * header['page_size']
+        start, stop = start + first, start + last
+        if not 0 <= start < stop <= end:
+            raise ValueError(f'truncated: the row ends at byte {stop} of {end}')
+        if struct.unpack('<Q', os.pread(file.fileno(), 8, start))[0] != stop - start - 8:
+            raise ValueError("the row's own length is another than in the index")
+        places.append((stop - start - 8, start + 8))
+    others = msgpack.unpackb(os.pread(file.fileno(), *places[0]), strict_map_key=False)
+    number = others.get(label) if isinstance(others, dict) else None
+    if type(number) is not int or number >= 1 << 63:
+        raise ValueError(f'no {label} in the row')
+    length, start = places[1]
+    for name in header['blobs'] if len(header['blobs']) > 1 else ():  # then each has a length of its own
+        length, start = int.from_bytes(os.pread(file.fileno(), 8, start), 'big'), start + 8
+        if name == image:
+            break
+        start += length
+    if start + length > stop:
+        raise ValueError(f'no {image} in the row')
+    return start, length, number
 
 
 def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]], sizes: list[int]) -> None:

@@ -1,8 +1,7 @@
 """Which record stands where in a training run or an evaluation, and the random generator of each.
 
-Both follow from (seed, epoch, record) alone. So the order does not depend on the number of workers or ranks, and any step
-can be reached without running the ones before it; MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks
-fixed shares.
+Both follow from (seed, epoch, record) alone: not from the number of workers or ranks, and any step can be reached without
+running the ones before it. MindSpore's own TFRecordDataset shuffles inside buffers and gives ranks fixed shares.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ class TrainingOrder:
     the end of an epoch is another share in every epoch.
     """
 
-    columns = ('epoch', 'record')
-
     def __init__(self, count: int, settings: Settings, steps: range, rank: int = 0, world: int = 1):
         self.count, self.seed, self.batch_size = count, settings.seed, settings.batch_size
         self.steps, self.rank, self.world = steps, rank, world
@@ -47,17 +44,7 @@ class TrainingOrder:
                 yield from zip(itertools.repeat(np.int64(epoch)), order[first : first + self.batch_size])
 
 
-class EvaluationOrder:
-    """Iterable of (record,) for one rank: `records`, int64, each of `numbers` on one rank once, and -1 to fill batches."""
-
-    columns = ('record',)
-
-    def __init__(self, numbers: np.ndarray, batch_size: int, rank: int, world: int):
-        length = -(-len(numbers) // (world * batch_size)) * world * batch_size
-        self.records = np.pad(numbers, (0, length - len(numbers)), constant_values=-1)[rank::world]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __iter__(self):
-        return zip(self.records)
+def evaluation_order(numbers: np.ndarray, batch_size: int, rank: int, world: int) -> np.ndarray:
+    """int64 [n], the records of one rank: each of `numbers` on one rank once, filled up with -1 to whole batches."""
+    length = -(-len(numbers) // (world * batch_size)) * world * batch_size
+    return np.pad(numbers, (0, length - len(numbers)), constant_values=-1)[rank::world]

@@ -11,44 +11,45 @@ number of workers or ranks, and any step can be reached without running the ones
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import multiprocessing
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.bad_records import BadRecords
-from src.data.order import EvaluationOrder, TrainingOrder, generator
-from src.data.preprocess import (
-    PREPROCESSING,
-    Preprocessing,
-    channels_first,
-    draw_augmentation,
-    dropout_mask,
-    evaluation_image,
-    training_image,
-)
+from src.data import preprocess
+from src.data.image import EncodedImage
+from src.data.order import TrainingOrder, evaluation_order, generator
+from src.data.preprocess import PREPROCESSING, Preprocessing, channels_first
 from src.data.records import Records
-from src.errors import InputError
+from src.errors import InputError, counted
 
 if TYPE_CHECKING:
     from src.options import Settings
     from src.runtime import Run
 
+TRAINING_COLUMNS = ['image', 'draws', 'dropout_mask', 'label']
 MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/scaling.md)
+ALLOWED = 0.001  # share of the images of an epoch, but at least one, that may be unreadable and is replaced
 SUBSTITUTES = 100  # tried for a bad record
+LIST = 'python -m src.data.check DIR lists them all'
+SECONDS, NAMED = 30, 20  # at most, of looking at images before they are needed; named of those that are damaged
 
 
 def training_dataset(
     records: Records, offset: int, settings: Settings, steps: range, run: Run, bad: BadRecords | None = None
 ) -> ds.Dataset:
-    """Batches of the `steps` of a training run, as `LoadTraining` makes them, in one pass: those of the rank `run.rank` of
-    `run.world`, each of `settings.batch_size` images. `offset` is subtracted from the labels."""
+    """This rank's batches of the `steps` of a training run, as `LoadTraining` makes them. `offset` is subtracted from the
+    labels."""
     order = TrainingOrder(len(records), settings, steps, run.rank, run.world)
     load = LoadTraining(records, offset, settings, bad)
-    return batches(order, load, ['image', 'draws', 'dropout_mask', 'label'], settings, run.ranks_here)
+    return batches(order, ['epoch', 'record'], load, TRAINING_COLUMNS, settings, run.ranks_here)
 
 
 def evaluation_dataset(
@@ -62,27 +63,27 @@ def evaluation_dataset(
     """Batches with every record, or those with the `numbers` (int64), once over all ranks, as `LoadEvaluation` makes them;
     equally many on every rank."""
     numbers = np.arange(len(records)) if numbers is None else numbers
-    order = EvaluationOrder(numbers, settings.batch_size, run.rank, run.world)
+    order = evaluation_order(numbers, settings.batch_size, run.rank, run.world)
     load = LoadEvaluation(records, offset, settings.image_size, preprocessing)
-    return batches(order, load, ['image', 'label'], settings, run.ranks_here)
+    return batches(order, ['record'], load, ['image', 'label'], settings, run.ranks_here)
 
 
-def batches(order: object, load: Callable, columns: list[str], settings: Settings, ranks_here: int = 1) -> ds.Dataset:
-    """Data set of what `load` makes of the numbers in `order`, a batch in each call, by `workers` processes."""
+def batches(
+    order: Iterable, numbers: list[str], load: Callable, columns: list[str], settings: Settings, ranks_here: int = 1
+) -> ds.Dataset:
+    """Data set of what `load` makes of the `numbers` in `order`, a batch in each call, by `workers` processes."""
     num_workers = workers(settings.num_workers, ranks_here)
-    if num_workers > 1:
-        try:
-            multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
-        except OSError as error:
-            reason = 'this process decodes by itself, which is slower (docker: --shm-size)'
-            print(f'warning: /dev/shm: {error.strerror}; {reason}', flush=True)
-            num_workers = 1
+    try:
+        multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
+    except OSError as error:
+        reason = 'this process decodes by itself, which is slower (docker: --shm-size)'
+        print(f'warning: /dev/shm: {error.strerror}; {reason}', flush=True)
+        num_workers = 1
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
-    names = list(order.columns)
-    data = ds.GeneratorDataset(order, names, shuffle=False, num_parallel_workers=1)
+    data = ds.GeneratorDataset(order, numbers, shuffle=False, num_parallel_workers=1)
     # A worker makes whole batches: one image a call costs the main process four times as much.
     data = data.batch(settings.batch_size, drop_remainder=True)
-    return data.map(load, names, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
+    return data.map(load, numbers, columns, num_parallel_workers=num_workers, python_multiprocessing=num_workers > 1)
 
 
 def workers(option: int, ranks_here: int = 1) -> int:
@@ -100,15 +101,15 @@ class LoadTraining:
     """Epochs (N,), records (N,) -> images uint8 (N, 3, size, size), draws float32 (N, 2), dropout mask float32 (N, 1536),
     label int32 (N,), all of them by the options in `settings`.
 
-    A record that cannot be read or decoded is counted in `bad` and another one takes its place, so that all ranks keep the
-    same number of steps; without `bad` it is an InputError. `bad` also notes an error that ends a worker.
+    A record that cannot be read or decoded is counted in `bad`, and another one takes its place, so that all ranks keep the
+    same number of steps. Without `bad` it is an InputError.
     """
 
     def __init__(self, records: Records, offset: int, settings: Settings, bad: BadRecords | None = None):
         self.records, self.offset, self.settings, self.bad = records, offset, settings, bad
 
     def __call__(self, epochs, records):
-        """See the class."""
+        """A batch. An error, which ends the worker, is noted in `bad`."""
         try:
             samples = [self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)]
             return tuple(map(np.stack, zip(*samples)))
@@ -120,15 +121,14 @@ class LoadTraining:
             raise error from None
 
     def sample(self, epoch: int, record: int) -> tuple:
-        """Image, draws, dropout mask and label of one record of one epoch; of another one, drawn by its generator, if it is
-        bad. InputError if none of SUBSTITUTES is sound."""
+        """Image, draws, dropout mask and label of a record of one epoch, or of the one that takes its place."""
         settings, rng = self.settings, generator(self.settings.seed, epoch, record)
         rng_of_crop = rng
         for attempt in range(1 + SUBSTITUTES):
             try:
                 encoded = self.records.read(record, patiently=not attempt)
                 size, covered = settings.image_size, settings.min_object_covered
-                image = training_image(encoded, size, rng_of_crop, covered, self.records.upright)
+                image = preprocess.training_image(encoded, size, rng_of_crop, covered, self.records.upright)
                 break
             except (InputError, ValueError) as error:
                 problem = self.records.damage(record, error)
@@ -140,26 +140,22 @@ class LoadTraining:
             record = int(rng.integers(len(self.records)))
             rng_of_crop = np.random.Generator(np.random.Philox(rng.integers(1 << 32)))
         else:
-            raise InputError(
-                f'{SUBSTITUTES} records drawn in a row cannot be read or decoded, the last of them {problem}; '
-                'python -m src.data.check DIR lists them all'
-            )
-        flip, draws = draw_augmentation(rng)
-        mask = dropout_mask(rng, settings.dropout_keep_prob)
+            drawn = f'{SUBSTITUTES} records drawn in a row cannot be read or decoded'
+            raise InputError(f'{drawn}, the last of them {problem}; {LIST}')
+        flip, draws = preprocess.draw_augmentation(rng)
+        mask = preprocess.dropout_mask(rng, settings.dropout_keep_prob)
         return channels_first(image, flip), draws, mask, np.int32(self.records.label[record] - self.offset)
 
 
 class LoadEvaluation:
-    """Records (N,) -> image uint8 (N, 3, size, size), label int32 (N,); for -1 a black image with the label -1.
-
-    InputError for a record that cannot be read or decoded: every record counts in an evaluation.
-    """
+    """Records (N,) -> image uint8 (N, 3, size, size), label int32 (N,); for -1 a black image with the label -1. InputError
+    for a record that cannot be read or decoded: every record counts in an evaluation."""
 
     def __init__(self, records: Records, offset: int, size: int, preprocessing: Preprocessing = PREPROCESSING):
         self.records, self.offset, self.size, self.preprocessing = records, offset, size, preprocessing
 
     def __call__(self, records):
-        """See the class."""
+        """A batch."""
         return tuple(map(np.stack, zip(*(self.sample(int(record)) for record in records))))
 
     def sample(self, record: int) -> tuple:
@@ -168,7 +164,79 @@ class LoadEvaluation:
             return np.zeros((3, self.size, self.size), np.uint8), np.int32(-1)
         try:
             encoded = self.records.read(record, patiently=True)
-            image = evaluation_image(encoded, self.size, self.preprocessing, self.records.upright)
+            image = preprocess.evaluation_image(encoded, self.size, self.preprocessing, self.records.upright)
         except ValueError as error:
             raise InputError(self.records.damage(record, error)) from None
         return channels_first(image), np.int32(self.records.label[record] - self.offset)
+
+
+class BadRecords:
+    """What the data workers report to the training run: how many of the `per_epoch` records that this rank takes in each of
+    `epochs` cannot be read or decoded, and the error that ended a worker.
+
+    Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
+
+    Attributes:
+        counts: int64 [epochs].
+    """
+
+    def __init__(self, per_epoch: int, epochs: int):
+        self.per_epoch = per_epoch
+        # Shared with the workers by fork. Not by `multiprocessing.Array`, which a full /dev/shm refuses.
+        self._file = os.memfd_create('bad records')
+        os.truncate(self._file, 8 * epochs + 2000)
+        memory = mmap.mmap(self._file, 8 * epochs + 2000)
+        self.counts = np.frombuffer(memory, np.int64, epochs)
+        self._texts = np.frombuffer(memory, 'S1000', 2, 8 * epochs)  # the first bad record, the error of a worker
+
+    def add(self, epoch: int, where: str) -> None:
+        """Count a record of `epoch` (from 0); `where` says which and why."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
+        self.counts[epoch] += 1
+        self._texts[0] = self._texts[0] or where.encode(errors='backslashreplace')
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def fail(self, error: Exception) -> None:
+        """Note the error that ends a worker."""
+        text = str(error if isinstance(error, InputError) else repr(error))
+        self._texts[1] = text.encode(errors='backslashreplace')
+
+    @property
+    def first(self) -> str:
+        """Place and damage of the first bad record."""
+        return self._texts[0].decode(errors='replace')
+
+    @property
+    def failure(self) -> str:
+        """The error that ended a worker, or ''."""
+        return self._texts[1].decode(errors='replace')
+
+    def problem(self, epochs: Iterable[int]) -> str:
+        """Why a training run that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
+        for epoch in epochs:
+            if self.counts[epoch] > max(1, ALLOWED * self.per_epoch):
+                return (
+                    f'{self.counts[epoch]} of the {self.per_epoch} records that this rank takes in epoch {epoch + 1} cannot '
+                    f'be read or decoded, more than {ALLOWED:.1%}; the first was {self.first}; {LIST}'
+                )
+        return self.failure
+
+
+def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
+    """InputError that names those images of the records `numbers` that are cut off, are none, or cannot be read. Not damage
+    inside an image, nor what 16 threads, which wait for a slow disk together, have not come to after `SECONDS`."""
+    end = time.monotonic() + SECONDS
+
+    def look(number):
+        try:
+            if time.monotonic() < end:
+                EncodedImage(records.read(number, patiently=True))
+        except (InputError, ValueError) as error:
+            return records.damage(number, error)
+
+    with ThreadPoolExecutor(16) as pool:
+        damaged = [*filter(None, pool.map(look, numbers))]
+    if damaged:
+        names = '; '.join(damaged[:NAMED]) + f' and {len(damaged) - NAMED} more' * (len(damaged) > NAMED)
+        images = counted(len(damaged), 'validation image')
+        raise InputError(f'{images} cannot be read or decoded: {names}; restore or remove them')

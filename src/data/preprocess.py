@@ -52,11 +52,8 @@ def random_crop(
     rng: np.random.Generator, height: int, width: int, min_object_covered: float = 0.1
 ) -> tuple[int, int, int, int]:
     """Top, left, height, width of a crop as TensorFlow's `sample_distorted_bounding_box` draws it for an object that is the
-    whole image, of which it covers at least the part `min_object_covered`.
-
-    The aspect is uniform, then the height is uniform over what area and image allow (so areas are not uniform). If none of
-    ATTEMPTS fits, the whole image is taken.
-    """
+    whole image: aspect and then height uniform over what area and image allow (so areas are not uniform), at least
+    `min_object_covered` of the image; the whole image if none of ATTEMPTS fits."""
     area = height * width
     for _ in range(ATTEMPTS):
         aspect = rng.uniform(*ASPECT)
@@ -86,7 +83,7 @@ def central_crop(height: int, width: int, fraction: float = PREPROCESSING.centra
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = 'bilinear') -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (height, width, 3), bilinear without antialiasing, as TensorFlow's, or bicubic, as Pillow's.
+    """uint8 (H, W, 3) -> uint8 (height, width, 3), bilinear without antialiasing, or bicubic as Pillow's.
 
     Pixel centres lie at half-integers here. The original's TF 1.15 resize puts them at integers, which shifts its
     images by (scale - 1) / 2 source pixels, a quarter of a pixel for most of them; MindSpore has no such mode.
@@ -105,10 +102,7 @@ def _resizer(height, width):  # MindSpore takes a tenth of a millisecond to chec
 def training_image(
     encoded: bytes, size: int, rng: np.random.Generator, min_object_covered: float = 0.1, upright: bool = False
 ) -> np.ndarray:
-    """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3); `upright` as in `EncodedImage`.
-
-    ImageError on what cannot be decoded.
-    """
+    """Random crop, bilinear to `size`: bytes -> uint8 (size, size, 3); ImageError on what cannot be decoded."""
     image = EncodedImage(encoded, upright)
     box = random_crop(rng, image.height, image.width, min_object_covered)
     return resize(image.decode(box), size, size)
@@ -118,11 +112,8 @@ def training_image(
 def evaluation_image(
     encoded: bytes, size: int, preprocessing: Preprocessing = PREPROCESSING, upright: bool = False
 ) -> np.ndarray:
-    """Central crop, resized to `size`: bytes -> uint8 (size, size, 3); `upright` as in `EncodedImage`.
-
-    With `preprocessing.square` as torchvision and MindCV do it: the shorter side to size / central_fraction, then the middle
-    of that. ImageError on what cannot be decoded.
-    """
+    """Central crop, resized to `size`: bytes -> uint8 (size, size, 3); ImageError on what cannot be decoded. With
+    `preprocessing.square` as torchvision and MindCV do it: the shorter side to size / central_fraction, then the middle."""
     fraction, interpolation = preprocessing.central_fraction, preprocessing.interpolation
     image = EncodedImage(encoded, upright)
     if not preprocessing.square:
@@ -136,22 +127,19 @@ def evaluation_image(
 
 
 def channels_first(image: np.ndarray, flip: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3) -> (3, H, W), with `flip` left and right exchanged; one copy does both.
-
-    On the host because NPUs are slow at it: their vectors lie along the last axis, and 3 values do not fill one.
-    """
+    """uint8 (H, W, 3) -> (3, H, W), with `flip` left and right exchanged; one copy does both. On the host because NPUs are
+    slow at it: their vectors lie along the last axis, and 3 values do not fill one."""
     return np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1))
 
 
 def colour(x, brightness, saturation, maximum, minimum):
-    """Pixel levels `x`, floating point, channels on axis -3, with brightness and saturation changed as in TensorFlow, scaled
-    to [-1, 1]. `maximum` and `minimum` are NumPy's or MindSpore's functions of two arguments.
+    """Pixel levels `x`, floating point, channels on axis -3, with brightness and saturation, drawn numbers times DRAWN,
+    changed as in TensorFlow, scaled to [-1, 1] and cut there. `maximum` and `minimum` are NumPy's or MindSpore's functions.
 
     `brightness` is added. `saturation` is a factor of the S of HSV, which is cut at 1; hue and value stay, so every channel
-    moves towards or away from the value, and no conversion to HSV is needed. The result is cut to [-1, 1]. Both are drawn
-    numbers times DRAWN. (Reductions over an axis of 3 are slow on an NPU.) The scaling is in the factors of one channel and
-    of an image: of all three channels there is only a difference of whole levels, which float16 holds exactly, one
-    multiplication, one subtraction, and the cut.
+    moves towards or away from the value, and no conversion to HSV is needed. (Reductions over an axis of 3 are slow on an
+    NPU.) The scaling is in the factors of one channel and of an image: of all three channels there is only a difference of
+    whole levels, which float16 holds exactly, one multiplication, one subtraction, and the cut.
     """
     red, green, blue = x[..., 0:1, :, :], x[..., 1:2, :, :], x[..., 2:3, :, :]
     largest = maximum(maximum(red, green), blue)
@@ -164,15 +152,12 @@ def colour(x, brightness, saturation, maximum, minimum):
 
 
 class Augment(nn.Cell):
-    """uint8 (N, 3, H, W) and draws (N, 2) of `draw_augmentation` -> (N, 3, H, W) in [-1, 1]: `colour`.
-
-    In float16 the result is within 1 / 255 of the float32 one (0.0023 measured; rounding it alone costs 0.0002).
-    """
+    """uint8 (N, 3, H, W) and draws (N, 2) of `draw_augmentation` -> (N, 3, H, W) in [-1, 1]: `colour`. In float16 within
+    1 / 255 of the float32 result (0.0023 measured; rounding it alone costs 0.0002)."""
 
     def __init__(self, dtype: ms.Type = ms.float32):
         super().__init__()
-        self.dtype = dtype
-        self.drawn = ms.Tensor(DRAWN)
+        self.dtype, self.drawn = dtype, ms.Tensor(DRAWN)
 
     def construct(self, image, draws):
         """See the class."""

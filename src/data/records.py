@@ -20,7 +20,6 @@ from src.data import archives, folder, mindrecord, tfrecord
 from src.data.classes import BACKGROUND_CLASSES, imagenet_names, names_by_wordnet_ids, read_labels
 from src.errors import InputError, reading
 
-READERS = {'tfrecord': tfrecord, 'mindrecord': mindrecord, 'archives': archives}
 CHECKS = {'tfrecord': tfrecord.check_set, 'mindrecord': mindrecord.check_shards}  # raise ValueError for incomplete sets
 AGAIN = 'copy or make the shard again'
 PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a training run tries again to read a record
@@ -29,10 +28,10 @@ SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millise
 
 @dataclass
 class Records:
-    """Where the images of a split are, and reading them in any order, one read for each.
+    """Where the images of a split are: in any order, one read for each. Can be pickled and used in forked processes.
 
     MindSpore's own readers go through shards in order or shuffle within a buffer; a training run that is repeatable from any
-    step needs every record at once. Records can be pickled and used in forked processes.
+    step needs every record at once.
     """
 
     layout: str  # tfrecord, mindrecord, folder or archives
@@ -74,12 +73,9 @@ class Records:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """By what a resumed training run, or a conversion that is continued, knows its records again.
-
-        Their number, and checksums of the order of their labels and of what is known of their images without reading them:
-        places and, in TFRecords, checksums; of folders all names and the sizes of up to SIZES files. Older checkpoints have
-        the part before "and".
-        """
+        """By what a resumed training run knows its records again: checksums of their labels, and of what is known of their
+        images without reading them: places and, in TFRecords, checksums; in folders names and the sizes of up to SIZES
+        files. Older checkpoints have the part before "and"."""
         label = zlib.crc32(np.asarray(self.label, np.int64).tobytes())
         if self.offset is None:
             known = b'/'.join(os.fsencode(os.path.basename(path)) for path in self.paths)
@@ -101,9 +97,8 @@ class Records:
     def read(self, i: int, patiently: bool = False) -> bytes:
         """The encoded image of record `i`; InputError if it cannot be read.
 
-        `patiently` tries again after each of PAUSES: a network disk may stall for a while, or a file be away while it is
-        replaced. After a record that stayed unreadable there is only one pause for the next ones, until waiting has helped
-        again.
+        `patiently` tries again after each of PAUSES: a network disk may stall, or a file be away while it is replaced. After
+        a record that stayed unreadable there is only one pause for the next ones, until waiting has helped again.
         """
         # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
         # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
@@ -127,22 +122,25 @@ class Records:
         """A file name for the image of record `i`: the stored one, else one that says where it comes from."""
         if self.file is not None:
             return os.fsdecode(bytes(self.file[i]))
-        path = self.paths[self.source[i]]
+        path, number = self._shard(i)
         name = self.byte is not None and os.path.basename(tfrecord.text_of(path, int(self.byte[i])))
-        return name or f'{os.path.basename(path)}_{self._number(i):06d}.jpg'
+        return name or f'{os.path.basename(path)}_{number:06d}.jpg'
 
     def where(self, i: int) -> str:
         """Record `i` in messages: the path of its file, or of the shard or archive and which record of it, from 0."""
-        path, name = self.paths[self.source[i]], self.name(i) if self.file is not None else f'record {self._number(i)}'
-        return os.path.join(path, name) if self.offset is None else f'{path}, {name}'
+        path, number = self._shard(i)
+        if self.offset is None:
+            return os.path.join(path, self.name(i))
+        return f'{path}, {self.name(i) if self.file is not None else f"record {number}"}'
 
     def damage(self, i: int, error: Exception) -> str:
         """Place of record `i` and what is wrong with it, for messages."""
         place, problem = self.where(i), str(error)
         return problem if problem.startswith(place) else f'{place}: {problem}'
 
-    def _number(self, i):
-        return i - int(np.searchsorted(self.source, self.source[i]))
+    def _shard(self, i):
+        """Path of the source of record `i`, and how many records of it come before."""
+        return self.paths[self.source[i]], i - int(np.searchsorted(self.source, self.source[i]))
 
 
 def read_file(path: str, start: int = 0, count: int | None = None) -> bytes:
@@ -189,7 +187,7 @@ def walk(path: str, layout: str) -> Iterator[tfrecord.Record]:
     """Yield a `Record` for every record of a shard or archive; InputError for damage, and where the file is another one."""
     remedy = 'download it again, or another one that fits' if layout == 'archives' else AGAIN
     try:
-        yield from READERS[layout].walk(path)
+        yield from {'tfrecord': tfrecord, 'mindrecord': mindrecord, 'archives': archives}[layout].walk(path)
     except (ValueError, OSError, LookupError, OverflowError, tarfile.TarError) as error:
         with reading(path, '' if isinstance(error, LookupError) else remedy, (OverflowError, tarfile.TarError)):
             raise

@@ -28,8 +28,8 @@ LABEL = ('image/class/label', 'label', 'class')
 SYNSET, _FILENAME = 'image/class/synset', 'image/filename'  # WordNet id, in ImageNet's records
 NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
 MOST = 99999  # shards that five digits can number
-# Tags: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length, 0x08 is field 1 as a varint. An Example is
-# {1: Features}, Features {1: entry, ...}, an entry {1: name, 2: Feature}, a Feature one of these lists, a list {1: value}.
+# Tags: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length. An Example is {1: Features}, Features {1: entry, ...},
+# an entry {1: name, 2: Feature}, a Feature one of these lists, a list {1: value}.
 _KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
 _FIXED = {0: None, 1: 8, 5: 4}  # wire types, the lowest three bits of a tag: a varint, or so many bytes
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
@@ -50,11 +50,12 @@ class Record(NamedTuple):
 
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     """(value, position after it) of the variable-length number at buf[pos], unsigned; ValueError if it is broken."""
-    value = 0
-    for shift, at in zip(range(0, 70, 7), range(pos, end)):
-        value |= (buf[at] & 127) << shift
-        if buf[at] < 128:
-            return value & _LOWEST_64_BITS, at + 1
+    value = shift = 0
+    while pos < end and shift < 70:
+        byte = buf[pos]
+        pos, value, shift = pos + 1, value | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            return value & _LOWEST_64_BITS, pos
     raise ValueError('broken varint')
 
 
@@ -116,37 +117,38 @@ def walk(path: str) -> Iterator[Record]:
     the file begins otherwise; LookupError if its first record has no image or label under a known name; OSError.
     """
     with open(path, 'rb') as file:
-        end, byte, names = os.fstat(file.fileno()).st_size, 0, ()
         if not _is_header(file.read(12)):
             raise ValueError('damaged or no TFRecord file: wrong checksum of the first record length')
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buf:
-            while byte < end:
-                size = int.from_bytes(buf[byte : byte + 8], 'little')
-                start, stop = byte + 12, byte + 12 + size
-                if stop + 4 > end or not _is_header(buf[byte:start]):
-                    problem = 'truncated' if stop + 4 > end else 'wrong checksum of the record length'
-                    yield Record(0, 0, 0, byte, problem=problem)
-                    return
-                try:
-                    names = names or _names(buf, start, stop)
-                    yield Record(*_locate(buf, start, stop, *names), byte, *struct.unpack_from('<I', buf, stop))
-                except ValueError as error:
-                    yield Record(0, 0, 0, byte, problem=str(error))
-                byte = stop + 4
+        buf = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    byte, names = 0, ()
+    while byte < len(buf):
+        start, size = byte + 12, int.from_bytes(buf[byte : byte + 8], 'little')
+        if start + size + 4 > len(buf) or not _is_header(buf[byte:start]):
+            yield Record(0, 0, 0, byte, problem='truncated, or wrong checksum of the record length')
+            return
+        try:
+            names = names or _names(buf, start, start + size)
+            yield Record(*_locate(buf, start, start + size, *names), byte, *struct.unpack_from('<I', buf, start + size))
+        except ValueError as error:
+            yield Record(0, 0, 0, byte, problem=str(error))
+        byte = start + size + 4
 
 
 def _names(buf, pos, end):
-    """Names (bytes) of the features with the image and the label of the Example in buf[pos:end]."""
-    kinds = {name.decode('utf-8', 'replace'): kind for name, (kind, *_) in _features(buf, pos, end)}
-    if not kinds:
-        raise ValueError(f'no feature {IMAGE[0]}')
+    """How the features with the image and the label of the Example in buf[pos:end] begin: the field (bytes) of the name."""
+    kinds = {}
+    for start, stop in _inside(buf, pos, end, 0x0A, 0x0A):
+        for name in _inside(buf, start, stop, 0x0A):
+            tags = [tag for feature in _inside(buf, start, stop, 0x12) for tag, *_ in read_fields(buf, *feature)]
+            kinds[buf[slice(*name)].decode('utf-8', 'replace')[:80]] = _KINDS.get(tags[0], 'no') if tags else 'no'
     image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
-    start, length, _ = _locate(buf, pos, end, image.encode(), label.encode())
+    fields = encode_field(1, image.encode()), encode_field(1, label.encode())
+    start, length, _ = _locate(buf, pos, end, *fields)
     if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
         raise LookupError(
             f'the {length} bytes of {image} are no image file, perhaps pixels; write JPEG or PNG files into it'
         )
-    return image.encode(), label.encode()
+    return fields
 
 
 def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], what: str) -> str:
@@ -162,53 +164,44 @@ def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], wha
     )
 
 
-def _features(buf, pos, end, lengths=()):
-    """Yield (name, (kind of its values, start and stop of their list)) of the Example in buf[pos:end]; with `lengths` only
-    names as long: most entries end there, which halves the time."""
-    for tag, *inside in read_fields(buf, pos, end):
-        for entry, start, stop in read_fields(buf, *inside) if tag == 0x0A else ():
-            if entry != 0x0A or lengths and buf[start] == 0x0A and buf[start + 1] not in lengths:
-                continue
-            name, values = b'', ('no', 0, 0)
-            for field, first, last in read_fields(buf, start, stop):
-                if field == 0x0A:
-                    name = bytes(buf[first : min(last, first + 80)])
-                elif field == 0x12:
-                    for kind, *where in read_fields(buf, first, last):
-                        values = _KINDS.get(kind, 'no'), *where
-            yield name, values
-
-
-def _only_value(buf, features, name, wanted):
-    """The only value of a feature, a number or (start, stop) of bytes; ValueError if it is not of the kind `wanted`."""
-    kind, first, last = features.get(name, ('no', 0, 0))
-    values = []
-    for _, start, stop in read_fields(buf, first, last) if kind == wanted else ():
-        if kind == 'bytes':
-            values.append((start, stop))
-            continue
-        while start < stop:  # one number, or packed: varints, one behind the other
-            number, start = read_varint(buf, start, stop)
-            values.append(number)
-    if len(values) != 1:
-        raise ValueError(f'{len(values) or "no"} {wanted} values of feature {name.decode()} instead of one')
-    return values[0]
+def _inside(buf, pos, end, *tags):
+    """Yield (start, stop) of every field in buf[pos:end] that lies below `tags`, one inside the other."""
+    for tag, start, stop in read_fields(buf, pos, end):
+        if tag == tags[0]:
+            if len(tags) > 1:
+                yield from _inside(buf, start, stop, *tags[1:])
+            else:
+                yield start, stop
 
 
 def _locate(buf, pos, end, image, label):
-    """Offset and length of the encoded image, and the label, of the Example in buf[pos:end]; of equal names the last counts,
-    as in any protocol buffer."""
-    features = dict(_features(buf, pos, end, (len(image), len(label))))
-    (start, stop), number = _only_value(buf, features, image, 'bytes'), _only_value(buf, features, label, 'int64')
-    return start, stop - start, number - (number >> 63 << 64)
+    """Offset and length of the encoded image, and the label, of the Example in buf[pos:end], of the features that begin with
+    `image` and `label`; of equal ones the last counts, as in any protocol buffer."""
+    features, numbers = {image: (0, 0), label: (0, 0)}, []
+    for start, stop in _inside(buf, pos, end, 0x0A):
+        for _, first, last in read_fields(buf, start, stop):
+            name = buf[first : first + 2 + buf[first + 1]]  # the field of a name of up to 127 bytes
+            if name in features:
+                features[name] = first + len(name), last
+    images = [*_inside(buf, *features[image], 0x12, 0x0A, 0x0A)]
+    for values in _inside(buf, *features[label], 0x12, 0x1A):
+        for _, start, stop in read_fields(buf, *values):
+            while start < stop:  # one number, or packed: varints, one behind the other
+                number, start = read_varint(buf, start, stop)
+                numbers.append(number - (number >> 63 << 64))
+    if len(images) != 1 or len(numbers) != 1:
+        raise ValueError(f'{len(images)} values of the image and {len(numbers)} of the label instead of one of each')
+    return images[0][0], images[0][1] - images[0][0], numbers[0]
 
 
 def text_of(path: str, byte: int, name: str = _FILENAME) -> str:
     """The text feature `name` of the record that starts at `byte` of a shard; '' if it has none or cannot be read."""
     with contextlib.suppress(OSError, ValueError, struct.error), open(path, 'rb') as file:
         data = os.pread(file.fileno(), *struct.unpack('<Q', os.pread(file.fileno(), 8, byte)), byte + 12)
-        start, stop = _only_value(data, dict(_features(data, 0, len(data))), name.encode(), 'bytes')
-        return data[start:stop].decode('utf-8', 'surrogateescape')
+        for start, stop in _inside(data, 0, len(data), 0x0A, 0x0A):
+            if data.startswith(encode_field(1, name.encode()), start):
+                for first, last in _inside(data, start, stop, 0x12, 0x0A, 0x0A):
+                    return data[first:last].decode('utf-8', 'surrogateescape')
     return ''
 
 

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from src import collective
 from src.data import pipeline
-from src.data.bad_records import refuse_damaged
 from src.data.classes import Offsets, check_labels, match_names, possible_offsets
 from src.data.preprocess import PREPROCESSING, Preprocessing, scale
 from src.data.records import Records, open_records
@@ -150,7 +149,7 @@ class Evaluation:
         self.records, self.run, self.num_classes = records, run, settings.num_classes
         if run.world > 1:
             collective.require_same({'the validation records': records.fingerprint}, run.rank, run.world)
-        refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
+        pipeline.refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(settings.network(), run.amp_level, preprocessing)
         self.batches = partial(pipeline.evaluation_dataset, records, settings=settings, run=run, preprocessing=preprocessing)
         self.take_offset(offset)

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from src import files
 from src.data import preprocess
-from src.data.bad_records import BadRecords
 from src.data.order import TrainingOrder, generator
-from src.data.pipeline import LoadTraining, batches
+from src.data.pipeline import TRAINING_COLUMNS, BadRecords, LoadTraining, batches
 from src.errors import InputError, reading
 from src.evaluation.evaluation import Evaluation, EvaluationStep, take_weights
 from src.evaluation.outcomes import Result
@@ -97,8 +96,6 @@ def _inside(network):
 class CopiesOrder:
     """Iterable of (copy, record): all records, once for each copy, the last one repeated to fill the last batch."""
 
-    columns = TrainingOrder.columns
-
     def __init__(self, copies: int, count: int, batch_size: int):
         self.copies, self.count, self.batch_size = copies, count, batch_size
 
@@ -140,15 +137,16 @@ def cached(
             sha.update(f'{parameter.name} {parameter.shape}\n'.encode())
             sha.update(np.ascontiguousarray(parameter.asnumpy()).data)
     path, shape = Path(run.directory, f'features-{sha.hexdigest()[:32]}.npy'), (copies, len(data.records))
-    columns, begun, how = ['image', 'draws', 'dropout_mask', 'label'], time.perf_counter(), 'taken from'
+    numbers, begun, how = ['epoch', 'record'], time.perf_counter(), 'taken from'
     if (rows := read_features(path, shape)) is None:
         order, load = CopiesOrder(*shape, settings.batch_size), LoadTraining(data.records, data.offset, settings, bad)
-        images = _progress(batches(order, load, columns, settings, run.ranks_here))
+        images = _progress(batches(order, numbers, load, TRAINING_COLUMNS, settings, run.ranks_here))
         write_features(path, shape, ((cell(image, draws), label) for image, draws, _, label in images))
         rows, how = read_features(path, shape), f'computed in {time.perf_counter() - begun:.1f} s:'
     run.log(f'features of {shape[0]} x {shape[1]} images {how} {path.name}')
     alone = settings.but(num_workers=1)
-    return lambda steps, _: batches(TrainingOrder(shape[1], settings, steps), LoadFeatures(rows, settings), columns, alone)
+    load = LoadFeatures(rows, settings)
+    return lambda steps, _: batches(TrainingOrder(shape[1], settings, steps), numbers, load, TRAINING_COLUMNS, alone)
 
 
 def read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -188,7 +188,7 @@ class Monitor(LossMonitor):
         """Log what slowed the epoch (from 0) that has just ended: bad records, the wait for data, a slow rank."""
         state, (steps, seconds, waited) = self.state, self.of_epoch
         self.of_epoch = np.zeros(3)
-        if count := state.bad.count(epoch):
+        if count := state.bad.counts[epoch]:
             state.run.log(
                 f'epoch {epoch + 1}: {count} records of this rank cannot be read or decoded, '
                 f'others took their places; first of all: {state.bad.first}'

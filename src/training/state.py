@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from src.data.bad_records import BadRecords
+from src.data.pipeline import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted
 from src.heartbeat import Heartbeat
 from src.runtime import Run

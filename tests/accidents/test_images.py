@@ -11,10 +11,9 @@ from PIL import Image
 
 import train
 from src.data import jpeg as decoder
-from src.data.bad_records import BadRecords
 from src.data.check import check
 from src.data.image import EncodedImage
-from src.data.pipeline import LoadTraining
+from src.data.pipeline import BadRecords, LoadTraining
 from src.data.preprocess import Preprocessing, evaluation_image, training_image
 from src.data.records import open_records
 from src.deploy.image_files import load_image
@@ -80,7 +79,7 @@ def test_damaged_pngs(tmp_path):
     records = open_records(tmp_path, 'train', 'folder')
     counted = BadRecords(len(records), 1)
     LoadTraining(records, 0, settings(), counted)(np.zeros(len(records), int), np.arange(len(records)))
-    assert counted.count(0) == len(bad) == 32
+    assert counted.counts[0] == len(bad) == 32
     assert [kind for kind, *_ in check(tmp_path, 2)[0]] == ['cannot be decoded'] * 32
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
     fails(run, '32 images cannot be decoded')

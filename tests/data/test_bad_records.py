@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import train
-from src.data import bad_records, pipeline, records, tfrecord
-from src.data.bad_records import BadRecords
+from src.data import pipeline, records, tfrecord
 from src.data.order import TrainingOrder
-from src.data.pipeline import LoadEvaluation, LoadTraining, training_dataset
+from src.data.pipeline import BadRecords, LoadEvaluation, LoadTraining, training_dataset
 from src.data.records import Records, open_records
 from src.errors import input_error
 from src.runtime import Run
@@ -58,7 +57,7 @@ def batches(directory, bad, num_workers=1, steps=range(6)):
 def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
     bad = BadRecords(EPOCH, 2)
     found = batches(damaged, bad)
-    assert [bad.count(0), bad.count(1)] == [3, 3]
+    assert bad.counts.tolist() == [3, 3]
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     sound = batches(tmp_path, BadRecords(EPOCH, 2))
     replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6))])
@@ -142,7 +141,7 @@ def test_reading_is_tried_again(images, tmp_path, pauses, monkeypatch):
         expected = load.sample(*arguments)
         reads = away(monkeypatch, [3])
         assert all(map(np.array_equal, load.sample(*arguments), expected)) and reads == [3, 3]
-    assert pauses == [0.2, 0.2] and bad.count(0) == 0
+    assert pauses == [0.2, 0.2] and bad.counts[0] == 0
 
 
 def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses, monkeypatch):
@@ -152,20 +151,20 @@ def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses, monkeypat
     load = LoadTraining(open_records(str(tmp_path), 'train'), 1, settings(seed=5), bad)
     away(monkeypatch, [3, 4], always=True)
     load.sample(0, 3)
-    assert pauses == [0.2, 0.5, 1, 2, 4] and bad.count(0) == 1
+    assert pauses == [0.2, 0.5, 1, 2, 4] and bad.counts[0] == 1
     load.sample(0, 4)
     assert pauses[5:] == [0.2] and bad.first.endswith('record 3: Input/output error; check that it can be read')
     away(monkeypatch, [5])
     load.sample(0, 5)
     away(monkeypatch, [6], always=True)
     load.sample(0, 6)
-    assert pauses[6:] == [0.2, 0.2, 0.5, 1, 2, 4] and bad.count(0) == 3
+    assert pauses[6:] == [0.2, 0.2, 0.5, 1, 2, 4] and bad.counts[0] == 3
 
 
 def test_worker_without_memory(images, tmp_path, monkeypatch):
     """MindSpore would kill the whole training process, had the error this name."""
     tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    monkeypatch.setattr(pipeline, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(pipeline.preprocess, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
     bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
         batches(tmp_path, bad, 2)
@@ -176,6 +175,6 @@ def test_worker_without_memory(images, tmp_path, monkeypatch):
 @pytest.mark.compiles
 def test_count_is_logged(damaged, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bad_records, 'ALLOWED', 0.25)
+    monkeypatch.setattr(pipeline, 'ALLOWED', 0.25)
     train.main(['--data_dir', str(damaged), *SMALL, '--max_epochs', '1'])
     assert re.search(r'^epoch 1: 3 records .*train-00000-of-00001, record \d+: ', capsys.readouterr().out, re.MULTILINE)

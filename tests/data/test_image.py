@@ -51,7 +51,7 @@ def test_pillow_opens_a_file_once(kind, mode, monkeypatch):
 
 def test_headers_that_contradict_each_other(monkeypatch):
     """A box drawn for one size is not cut out of another."""
-    monkeypatch.setattr(image.jpeg, 'size', lambda data: (300, 400))
+    monkeypatch.setattr(image.jpeg, 'read_header', lambda data: (300, 400, 8))
     monkeypatch.setattr(image.jpeg, 'decode', lambda data, box: None)
     with pytest.raises(ValueError, match='cannot be decoded .its header has two sizes'):
         decode(encoded(np.zeros((50, 50, 3), np.uint8), 'JPEG'))

@@ -35,7 +35,7 @@ def part(image, box):
 )
 def test_crop_is_part_of_the_whole(options):
     encoded = encode(**options)
-    whole = jpeg.decode(encoded, (0, 0, *jpeg.size(encoded)))
+    whole = jpeg.decode(encoded, (0, 0, *jpeg.read_header(encoded)[:2]))
     assert whole.shape == (90, 123, 3)
     # Fast and accurate DCT differ by a few levels.
     assert np.abs(whole - np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int)).max() <= 6

@@ -39,7 +39,7 @@ def mindspore_writes(path, schema, rows, shards=1, index=()):
     'image, label, kind, extra, where',
     [
         ('data', 'label', 'int64', {}, 'train.mindrecord'),
-        ('data', 'class', 'int32', {'a': {'type': 'bytes'}, 'z': {'type': 'float64'}}, 'train/x.mindrecord'),
+        ('data', 'class', 'int32', {'note': {'type': 'string'}, 'z': {'type': 'float64'}}, 'train/x.mindrecord'),
         ('image', 'label', 'int64', {'v': {'type': 'float32', 'shape': [-1]}, 'k': {'type': 'int32'}}, 'train.mindrecord'),
     ],
 )

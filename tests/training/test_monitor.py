@@ -11,7 +11,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from src import collective
-from src.data.bad_records import BadRecords
+from src.data.pipeline import BadRecords
 from src.data.records import open_records
 from src.errors import TrainingError
 from src.evaluation.evaluation import Result

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from src.data.bad_records import BadRecords
+from src.data.pipeline import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
 from src.training import stopping
 from src.training.stopping import Guard, save_after
@@ -96,7 +96,7 @@ def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, agreed, saved):
 HANGING = """
 import multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
-from src.data.bad_records import BadRecords
+from src.data.pipeline import BadRecords
 from src.errors import InputError
 from src.training import stopping
 from tests.training.steps import Training

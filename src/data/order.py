@@ -44,7 +44,7 @@ class TrainingOrder:
                 yield from zip(itertools.repeat(np.int64(epoch)), order[first : first + self.batch_size])
 
 
-def evaluation_order(numbers: np.ndarray, batch_size: int, rank: int, world: int) -> np.ndarray:
-    """int64 [n], the records of one rank: each of `numbers` on one rank once, filled up with -1 to whole batches."""
-    length = -(-len(numbers) // (world * batch_size)) * world * batch_size
-    return np.pad(numbers, (0, length - len(numbers)), constant_values=-1)[rank::world]
+def evaluation_order(count: int, batch_size: int, rank: int, world: int) -> np.ndarray:
+    """int64 [n], the records of one rank: each of `count` on one rank once, filled up with -1 to whole batches."""
+    length = -(-count // (world * batch_size)) * world * batch_size
+    return np.pad(np.arange(count), (0, length - count), constant_values=-1)[rank::world]

@@ -98,7 +98,7 @@ def evaluate(
         return None
     found = np.concatenate(found)
     found = found[found[:, 0] >= 0]
-    mine = range(run.rank, expected, run.world)  # as `EvaluationOrder` deals the images out
+    mine = range(run.rank, expected, run.world)  # as `evaluation_order` deals the images out
     if len(found) != len(mine):
         raise RuntimeError(f'{len(found)} images were evaluated on rank {run.rank}, but it has {len(mine)} of {expected}')
     rows = np.zeros((expected, found.shape[1]), np.float32)

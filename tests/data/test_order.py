@@ -1,6 +1,5 @@
 """Which record is where."""
 
-import numpy as np
 import pytest
 
 from src.data.order import TrainingOrder, evaluation_order
@@ -32,6 +31,6 @@ def test_ranks_share_what_one_would_take():
 @pytest.mark.parametrize('world', [1, 2, 3, 7])
 @pytest.mark.parametrize('count, batch_size', [(23, 4), (24, 4), (1, 4), (50, 1)])
 def test_evaluation_has_every_record_once(count, batch_size, world):
-    ranks = [evaluation_order(np.arange(count), batch_size, rank, world).tolist() for rank in range(world)]
+    ranks = [evaluation_order(count, batch_size, rank, world).tolist() for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1 and len(ranks[0]) % batch_size == 0
     assert sorted(r for rank in ranks for r in rank if r >= 0) == list(range(count))

@@ -11,7 +11,7 @@ import mindspore.dataset  # noqa: F401, before torch, see `timm_model`
 import numpy as np
 
 from benchmarks.peers import timm_model
-from benchmarks.recipes import subset
+from benchmarks.recipes import data_options, subset
 from benchmarks.rounds import cores, machine
 from src.data import pipeline
 from src.data.classes import count_classes, label_offset
@@ -20,7 +20,6 @@ from src.data.records import open_records
 from src.errors import Parser, entry_point
 from src.options import load_settings
 from src.runtime import Run
-from src.weights.names import names_in
 from src.weights.read import read_weights
 from src.workflow import ROOT
 
@@ -34,9 +33,8 @@ def fine_tune(weights, settings, lr):
     torch.set_num_threads(cores())  # `import mindspore` makes it one
     torch.manual_seed(settings.seed)
     records, validation = (open_records(settings.data_dir, split) for split in ('train', 'validation'))
-    offset, parameters = label_offset('auto', records)[0], read_weights(weights)[0]
-    names = names_in('timm', parameters)
-    model = timm_model({names[n]: v for n, v in parameters.items() if n in names}, count_classes('auto', records, offset)[0])
+    offset = label_offset('auto', records)[0]
+    model = timm_model(read_weights(weights)[0], count_classes('auto', records, offset)[0])
     torch.nn.init.normal_(model.last_linear.weight, std=0.01)
     model = model.to(memory_format=torch.channels_last)  # a sixth faster on a CPU
     kernels, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
@@ -67,15 +65,11 @@ def fine_tune(weights, settings, lr):
 def main(argv=None):
     parser = Parser(prog='python -m benchmarks.finetuning', description=__doc__.partition(':')[0])
     parser.add_argument('weights', help='pretrained weights, as restore_path takes them')
-    parser.add_argument('data', help='data set')
-    parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
     parser.add_argument('--timm_lr', type=float, default=0.01, help='learning rate of timm (default: 0.01)')
-    parser.add_argument('--train', type=int, default=0, help='training images of a class, at most; 0: all')
-    parser.add_argument('--validation', type=int, default=0, help='validation images of a class, at most; 0: all')
-    a, options = parser.parse_known_args(argv)
+    a, options = data_options(parser).parse_known_args(argv)
     print(machine('mindspore', 'torch', 'timm'), flush=True)
     with tempfile.TemporaryDirectory() as place:
-        data = subset(Path(a.data).resolve(), Path(place), {'train': a.train, 'validation': a.validation})
+        data = subset(Path(a.data).resolve(), Path(place), a.train, a.validation)
         for seed in a.seeds.split(','):
             settings = load_settings([*RECIPE, *options, f'--data_dir={data}', f'--seed={seed}'])
             top1 = (f'{value:.1f}' for value in fine_tune(a.weights, settings, a.timm_lr))

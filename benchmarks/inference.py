@@ -20,7 +20,6 @@ from src.deploy.formats import load
 from src.errors import InputError, entry_point
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
-from src.weights.names import names_in
 from src.workflow import start
 
 SIZE, TOLERANCE = 299, 1e-3  # pixels; of the largest logit: what is compared are programs, not exports of one
@@ -31,12 +30,9 @@ def timm(directory, channels_last=False, compiled=False, bfloat16=False):
     """timm's network with our weights as a function: ndarray (N, 3, 299, 299) -> logits."""
     import torch
 
-    parameters = checkpoint.load(directory / 'weights.ckpt')[0]
-    names = names_in('timm', parameters)
-    values = {names[name]: value for name, value in parameters.items() if name in names}
     layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    network = timm_model(values, len(values['last_linear.bias'])).eval().to(memory_format=layout, dtype=dtype)
+    network = timm_model(checkpoint.load(directory / 'weights.ckpt')[0]).eval().to(memory_format=layout, dtype=dtype)
     call = torch.compile(network, dynamic=False) if compiled else network
 
     def infer(x):
@@ -46,25 +42,26 @@ def timm(directory, channels_last=False, compiled=False, bfloat16=False):
     return infer
 
 
-def exported(load, name, directory):
+def exported(name, directory):
     """An exported file in its own runtime as a function, see `timm`."""
     call = load(directory / name)
     return lambda x: call(x)[0]
 
 
-def openvino(path):
-    """The ONNX file `path` in OpenVINO."""
+def openvino(name, directory):
+    """An ONNX file in OpenVINO."""
     import openvino
 
-    return openvino.Core().compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    call = openvino.Core().compile_model(str(directory / name), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    return lambda x: call(x)[0]
 
 
 CANDIDATES = {
-    'MINDIR': partial(exported, load, 'float32.mindir'),
-    'ONNX in ONNX Runtime': partial(exported, load, 'float32.onnx'),
-    'ONNX in ONNX Runtime, int8': partial(exported, load, 'int8.onnx'),
-    'ONNX in OpenVINO': partial(exported, openvino, 'float32.onnx'),
-    'ONNX in OpenVINO, int8': partial(exported, openvino, 'int8.onnx'),
+    'MINDIR': partial(exported, 'float32.mindir'),
+    'ONNX in ONNX Runtime': partial(exported, 'float32.onnx'),
+    'ONNX in ONNX Runtime, int8': partial(exported, 'int8.onnx'),
+    'ONNX in OpenVINO': partial(openvino, 'float32.onnx'),
+    'ONNX in OpenVINO, int8': partial(openvino, 'int8.onnx'),
     'timm, eager, contiguous': timm,
     'timm, eager, channels last': partial(timm, channels_last=True),
     'timm, bfloat16, channels last': partial(timm, channels_last=True, bfloat16=True),
@@ -78,13 +75,12 @@ def make_files(directory):
     checkpoint.write(directory / 'weights.ckpt', checkpoint.values(InceptionV4()), {'config': {}})
     data = demo_images.make(directory / 'images', train_per_class=10, validation_per_class=1)
     options = ['--ckpt_path', directory / 'weights.ckpt', '--export_input', 'float', '--export_output', 'logits']
-    for name, more in (
-        ('float32.mindir', []),
-        ('float32.onnx', []),
-        ('int8.onnx', ['--quantize', 'int8', '--data_dir', data]),
+    for file_format, stem, *more in (
+        ('MINDIR', 'float32'),
+        ('ONNX', 'float32'),
+        ('ONNX', 'int8', '--quantize', 'int8', '--data_dir', data),
     ):
-        stem, _, suffix = name.partition('.')
-        start('export.py', *options, '--file_format', suffix.upper(), '--file_name', directory / stem, *more)
+        start('export.py', *options, '--file_format', file_format, '--file_name', directory / stem, *more)
 
 
 @entry_point

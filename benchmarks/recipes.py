@@ -21,17 +21,26 @@ from src.training import metrics
 from src.workflow import ROOT
 
 
-def subset(source, target, most):
-    """The directory of the first `most` {split: number} images of each class in `source`, none twice, copied to `target`;
-    `source` itself where none is limited."""
-    if not any(most.values()):
+def data_options(parser):
+    """`parser` with the options that say which images, and how often with other ones drawn."""
+    parser.add_argument('data', help='records')
+    parser.add_argument('--train', type=int, default=0, help='training images of a class, at most; 0: all')
+    parser.add_argument('--validation', type=int, default=0, help='validation images of a class, at most; 0: all')
+    parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
+    return parser
+
+
+def subset(source, target, train, validation):
+    """The directory of the first `train` and `validation` images of each class in `source`, none twice, copied to `target`;
+    `source` itself where both are 0, for all."""
+    if not train and not validation:
         return source
     seen = set()
-    for split in ('validation', 'train'):
+    for split, most in (('validation', validation), ('train', train)):
         records, counts, kept = open_records(source, split), Counter(), []
         for i, label in enumerate(records.label.tolist()):
             image = records.read(i)
-            if image not in seen and not 0 < most[split] <= counts[label]:
+            if image not in seen and not 0 < most <= counts[label]:
                 kept.append((image, label, records.name(i)))
                 seen.add(image)
                 counts[label] += 1
@@ -99,16 +108,12 @@ def main(argv=None):
     if sys.argv[1:2] == ['alone']:
         return train_timed(sys.argv[2:])
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
-    parser.add_argument('data', help='records')
     parser.add_argument('--recipe', action='append', nargs='+', required=True, help='FILE [OPTION=VALUE ...], for each')
     parser.add_argument('--option', nargs='*', default=[], help='OPTION=VALUE ... of all')
-    parser.add_argument('--train', type=int, default=0, help='training images of a class, at most; 0: all')
-    parser.add_argument('--validation', type=int, default=0, help='validation images of a class, at most; 0: all')
-    parser.add_argument('--seeds', default='1,2,3', help='default: 1,2,3')
     parser.add_argument('--directory', default='recipes_compared', help='of the runs (default: recipes_compared)')
-    a = parser.parse_args(argv)
+    a = data_options(parser).parse_args(argv)
     place, found = Path(a.directory).resolve(), {' '.join(words): [] for words in a.recipe}
-    data = subset(Path(a.data).resolve(), place / 'data', {'train': a.train, 'validation': a.validation})
+    data = subset(Path(a.data).resolve(), place / 'data', a.train, a.validation)
     print(machine('mindspore', 'numpy'), flush=True)
     for seed in a.seeds.split(','):
         for number, (text, (path, *own)) in enumerate(zip(found, a.recipe)):
@@ -120,10 +125,8 @@ def main(argv=None):
     target = statistics.median(points[-1][3] for points in next(iter(found.values())))
     for text, seeds in found.items():
         first = [next((point for point in points if point[3] >= target), None) for points in seeds]
-        until = (
-            f'{target:.1f} % after {spread([point[2] for point in first], 0)} CPU s' if all(first) else 'not always there'
-        )
-        print(f'{text}: final top-1 {spread([points[-1][3] for points in seeds], 1)} %; {until}')
+        cost = f'after {spread([point[2] for point in first], 0)} CPU s' if all(first) else 'not always'
+        print(f'{text}: final top-1 {spread([points[-1][3] for points in seeds], 1)} %; {target:.1f} % {cost}')
 
 
 if __name__ == '__main__':

@@ -29,12 +29,6 @@ def cores():
     return len(os.sched_getaffinity(0))
 
 
-def environment():
-    """Environment variables of a candidate's process, in which it uses as many threads as it would by itself. `import
-    mindspore` (2.8) puts OMP_NUM_THREADS=1 into what child processes inherit, where `os.environ` does not show it."""
-    return dict(os.environ)
-
-
 def thread_seconds(pid):
     """{thread: CPU seconds so far} of a process and its children."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children()]
@@ -46,7 +40,8 @@ class Candidate:
 
     def __init__(self, name, command):
         start, pipes = time.perf_counter(), {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-        self.process = subprocess.Popen([*map(str, command)], text=True, env=environment(), cwd=ROOT, **pipes)
+        # `import mindspore` (2.8) puts OMP_NUM_THREADS=1 into what child processes inherit; `os.environ` is without it.
+        self.process = subprocess.Popen([*map(str, command)], text=True, env=dict(os.environ), cwd=ROOT, **pipes)
         self.name, self.threads, self.wall = name, Counter(), 0.0  # CPU seconds of each thread; seconds
         self.work()
         self.first = time.perf_counter() - start
@@ -75,10 +70,8 @@ class Candidate:
         allowed = len(os.sched_getaffinity(self.process.pid))
         busy = sum(value > IDLE * max(self.threads.values()) for value in self.threads.values())
         if min(allowed, busy) < cores() and sum(self.threads.values()) > SHORTEST:
-            raise InputError(
-                f'{self.name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores; '
-                'look at OMP_NUM_THREADS and its affinity'
-            )
+            had = f'{self.name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores'
+            raise InputError(f'{had}; look at OMP_NUM_THREADS and its affinity')
 
 
 def serve(work, finish=lambda: None):

@@ -1,7 +1,9 @@
 """Processes that tests start: programs with their output in a file, and processes by number."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,15 +15,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Program:
-    """A command in a session of its own in `folder`; `text` is what it has printed. `options` are those of Popen."""
+    """A command in a session of its own in `folder`; `text` is what it has printed, to the file `output`. `options` are of
+    Popen. As a context it ends with the block, and so do all its processes."""
 
-    def __init__(self, folder, *command, environ=(), **options):
-        self.output = Path(folder, f'output.{time.monotonic_ns()}')
+    def __init__(self, folder, *command, environ=(), output='', **options):
+        self.output = Path(folder, output or f'output.{time.monotonic_ns()}')
         environ = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, **dict(environ)}
         with open(self.output, 'wb') as file:
             options = {'stdout': file, 'stderr': file, **options}
             command = [sys.executable, *map(str, command)]
             self.process = subprocess.Popen(command, cwd=folder, env=environ, start_new_session=True, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()  # a launcher ends its ranks
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(90)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     @property
     def text(self):
@@ -31,10 +45,10 @@ class Program:
         """All matches of `pattern` in the lines so far."""
         return re.findall(pattern, self.text, re.M)
 
-    def reach(self, condition):
+    def reach(self, condition, seconds=300):
         """Wait for a line, or until `condition()` is true; it must come before the end of the program."""
         reached = condition if callable(condition) else lambda: self.found(condition)
-        assert wait(lambda: reached() or self.process.poll() is not None), self.text[-3000:]
+        assert wait(lambda: reached() or self.process.poll() is not None, seconds), self.text[-3000:]
         assert reached(), self.text[-3000:]
 
     def end(self, status):
@@ -54,13 +68,9 @@ def wait(condition, seconds=300):
 def session(number):
     """Living processes of a session."""
     found = []
-    for process in Path('/proc').glob('[0-9]*'):
-        try:
-            state, *_, its = (process / 'stat').read_text().rpartition(')')[2].split()[:4]
-        except OSError:  # it has just ended
-            continue
-        if int(its) == number and state not in 'ZX':
-            found.append(int(process.name))
+    for pid in filter(lives, psutil.pids()):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            found += [pid] * (os.getsid(pid) == number)
     return found
 
 

@@ -38,11 +38,8 @@ def test_manifest_fits_together(count):
     config_map, job, task, container = documents(count)
     spec, pod, name = job['spec'], task['template']['spec'], config_map['metadata']['name']
     assert name == f'rings-config-{job["metadata"]["name"]}' and list(config_map['data']) == ['hccl.json']
-    labels = [part['metadata']['labels']['ring-controller.atlas'] for part in (config_map, job, task['template'])]
-    assert len(set(labels)) == 1 and spec['minAvailable'] == task['replicas'] == count
-    volumes = {volume['name']: volume for volume in pod['volumes']}
+    assert spec['minAvailable'] == task['replicas'] == count
     mounts = {mount['name']: mount['mountPath'] for mount in container['volumeMounts']}
-    assert volumes.keys() == mounts.keys() and volumes['rank-table']['configMap']['name'] == name
     assert mounts['rank-table'] == rank_table.MINDCLUSTER and mounts['results'] == f'{container["workingDir"]}/results'
     docker = (ROOT / 'docker/Dockerfile.ascend').read_text()
     assert f'WORKDIR {container["workingDir"]}\n' in docker and container['image'].partition(':')[0] in docker

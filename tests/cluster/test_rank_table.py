@@ -11,34 +11,37 @@ from src.cluster.rank_table import Device, Server, local_server
 from src.errors import InputError
 from tests.cluster.launching import table, template_2
 
+DEVICES = [[Device(0, 0), Device(1, 1)], [Device(0, 2), Device(1, 3)]]
+PLAIN = [Server([f'127.0.0.{k + 1}'], devices) for k, devices in enumerate(DEVICES)]
+# Template 2 of which an instance is a rank.
 INSTANCES = [
-    {'devices': [{'device_id': str(rank % 2)}], 'rank_id': str(rank), 'server_id': f'127.0.0.{rank // 2 + 1}'}
+    {'devices': [{'device_id': f'{rank % 2}'}], 'rank_id': f'{rank}', 'server_id': f'127.0.0.{rank // 2 + 1}'}
     for rank in range(4)
 ]
-# Template 2 of which an instance is a rank.
-WITH_RANKS = json.dumps({'group_count': '1', 'group_list': [{'instance_list': INSTANCES}], 'status': 'completed'})
+WITH_RANKS = json.dumps({'group_list': [{'instance_list': INSTANCES}], 'status': 'completed'})
+# hccl.json of MindCluster: the servers in any order, ids that are no addresses.
+ROWS = [
+    {
+        'device': [{'device_id': f'{i}', 'rank_id': f'{2 * s + i}'} for i in range(2)],
+        **{'server_id': f'8f{9 - s}c-77', 'host_ip': f'10.1.2.{s}', 'container_ip': f'172.16.{s}.8'},
+    }
+    for s in (1, 0)
+]
+HCCL = [Server([f'172.16.{k}.8', f'10.1.2.{k}', f'8f{9 - k}c-77'], devices) for k, devices in enumerate(DEVICES)]
 
 
-@pytest.mark.parametrize('text', [table(2, 2), template_2(2, 2), WITH_RANKS])
-def test_formats_read_the_same(text, tmp_path):
+@pytest.mark.parametrize(
+    'text, servers',
+    [
+        (table(2, 2), PLAIN),
+        (template_2(2, 2), PLAIN),
+        (WITH_RANKS, PLAIN),
+        (json.dumps({'status': 'completed', 'server_list': ROWS}), HCCL),
+    ],
+)
+def test_formats(text, servers, tmp_path):
     (tmp_path / 'table.json').write_bytes(b'\xef\xbb\xbf' + text.encode())  # with a byte order mark
-    found = rank_table.read(tmp_path / 'table.json')
-    devices = [[Device(0, 0), Device(1, 1)], [Device(0, 2), Device(1, 3)]]
-    assert found == [Server(['127.0.0.1'], devices[0]), Server(['127.0.0.2'], devices[1])]
-
-
-def test_mindcluster():
-    """hccl.json: the servers in any order, physical numbers, ids that are no addresses."""
-    rows = [
-        {
-            'device': [{'device_id': str(4 + i), 'rank_id': str(2 * s + i)} for i in range(2)],
-            **{'server_id': f'8f{9 - s}c-77', 'host_ip': f'10.1.2.{s}', 'container_ip': f'172.16.{s}.8'},
-        }
-        for s in (1, 0)
-    ]
-    first, second = rank_table.parse({'status': 'completed', 'server_list': rows})
-    assert first == Server(['172.16.0.8', '10.1.2.0', '8f9c-77'], [Device(4, 0), Device(5, 1)])
-    assert second == Server(['172.16.1.8', '10.1.2.1', '8f8c-77'], [Device(4, 2), Device(5, 3)])
+    assert rank_table.read(tmp_path / 'table.json') == servers
 
 
 @pytest.mark.parametrize(
@@ -78,19 +81,16 @@ def test_file_of_a_container_is_waited_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('names', [['127.0.0.1'], [socket.gethostname()], ['203.0.113.7', '127.0.0.1', '8a5-f1']])
-def test_local_server(names):
-    found = [Server(['10.0.0.0'], [Device(0, 0)]), Server(names, [Device(0, 1)])]
+def test_local_server(names, monkeypatch):
+    away = Server(['10.0.0.0'], [Device(0, 0)])
+    found = [away, Server(names, [Device(0, 1)])]
     assert local_server(found) is local_server(found, names[-1]) is found[1]
-    assert local_server(found, '10.0.0.0') is found[0]
-
-
-def test_local_server_without_an_own_address(monkeypatch):
-    away = [Server([name], [Device(0, k)]) for k, name in enumerate(('10.0.0.0', 'no..name'))]
-    for server_id, message in ((None, '0 servers of the rank table have an address of this'), ('x', '0 servers .* have x')):
-        with pytest.raises(InputError, match=message):
-            local_server(away, server_id)
+    assert local_server(found, '10.0.0.0') is away
+    for server_id, what in ((None, 'an address of this'), ('x', 'x')):
+        with pytest.raises(InputError, match=f'0 servers of the rank table have {what}'):
+            local_server([away, Server(['no..name'], [])], server_id)
     monkeypatch.setenv('MA_CURRENT_HOST_IP', '10.0.0.0')  # the host's address, in a container
-    assert local_server(away) is away[0]
+    assert local_server([away, Server(['no..name'], [])]) is away
 
 
 def test_command_line(tmp_path, monkeypatch, capfd):

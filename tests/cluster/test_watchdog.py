@@ -4,7 +4,6 @@ import pytest
 
 from src import heartbeat
 from src.cluster.watchdog import LONGER, STALL, Watchdog
-from src.heartbeat import Heartbeat
 
 
 def two(timeout=None):
@@ -16,7 +15,8 @@ def two(timeout=None):
         seconds[0] = time
         return watchdog.look(['0', '1'])
 
-    return at, watchdog, [Heartbeat({heartbeat.FILE: watchdog.path, 'RANK_ID': str(rank)}) for rank in (0, 1)]
+    environments = [{heartbeat.FILE: watchdog.path, 'RANK_ID': rank} for rank in '01']
+    return at, watchdog, [heartbeat.Heartbeat(one) for one in environments]
 
 
 @pytest.mark.parametrize(

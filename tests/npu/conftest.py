@@ -4,8 +4,6 @@ Every call of pytest adds its results to OUTPUT/acceptance.json. A failed check 
 remedy of its marker `remedy`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter
@@ -15,37 +13,33 @@ import pytest
 
 from src import environment
 
+PATIENCE = 1800  # seconds: a compilation takes minutes, while ranks that wait for each other never end
 SILENT = os.environ.get('RANK_ID', '0') != '0'  # of several ranks only the first reports
 
 
 def pytest_addoption(parser):
     """Those of scripts/run_acceptance.sh, and what its launcher passes to each rank."""
-    group = parser.getgroup('acceptance')
-    group.addoption('--device_target', default='auto', choices=('auto', 'Ascend', 'CPU'))
-    group.addoption('--device_id', type=int, default=0)
-    group.addoption('--output', default='results/acceptance', help='directory of its logs, data and result')
-    group.addoption('--table', default='', help='rank table, or a number of ranks')
-    group.addoption('--jit_level', default='O2', help='of the speed')
-    group.addoption('--rank_size', type=int, default=1)
-    group.addoption('--first', action='store_true', help='forget earlier results')
-    group.addoption('--last', action='store_true', help='show all results at the end')
+    add = parser.getgroup('acceptance').addoption
+    add('--device_target', default='auto', choices=('auto', 'Ascend', 'CPU'))
+    add('--device_id', type=int, default=0)
+    add('--output', type=Path, default='results/acceptance', help='directory of its logs, data and result')
+    add('--table', default='', help='rank table, or a number of ranks')
+    add('--jit_level', default='O2', help='of the speed')
+    add('--rank_size', type=int, default=1)
+    add('--first', action='store_true', help='forget earlier results')
+    add('--last', action='store_true', help='show all results at the end')
 
 
 def pytest_configure(config):
-    """The directory of results."""
-    Path(config.getoption('output')).mkdir(parents=True, exist_ok=True)
-    if config.getoption('first'):
-        results_file(config).unlink(missing_ok=True)
+    config.option.output = Path(config.option.output).resolve()
+    config.option.output.mkdir(parents=True, exist_ok=True)
+    if config.option.first:
+        (config.option.output / 'acceptance.json').unlink(missing_ok=True)
 
 
-def results_file(config) -> Path:
-    """The JSON file with the results of all calls so far."""
-    return Path(config.getoption('output'), 'acceptance.json')
-
-
-def results(config) -> list[dict]:
-    """The results so far: name, result, seconds, figures."""
-    path = results_file(config)
+def results(config):
+    """The results of all calls so far: name, result, seconds, figures, and of a failure what was found and the remedy."""
+    path = config.option.output / 'acceptance.json'
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -57,42 +51,35 @@ def pytest_runtest_makereport(item, call):
     if SILENT or (call.when != 'call' and report.passed) or call.when == 'teardown':
         return report
     result = {'name': item.name.removeprefix('test_'), 'result': report.outcome, 'seconds': round(call.duration, 2)}
+    result['figures'] = {'text': str(call.excinfo.value)} if report.skipped else report.figures
     if report.failed:
-        remedy = item.get_closest_marker('remedy')
-        result |= {
-            'found': f'{call.excinfo.typename}: {call.excinfo.value}'[:1000],
-            'remedy': remedy.args[0] if remedy else '',
-        }
-        report.sections.append(('remedy', result['remedy']))
-    elif report.skipped:
-        result['figures'] = {'text': str(call.excinfo.value)}
-    else:
-        result['figures'] = report.figures
-    results_file(item.config).write_text(json.dumps([*results(item.config), result], indent=1, default=float) + '\n')
+        remedy = item.get_closest_marker('remedy').args[0]
+        result |= {'found': f'{call.excinfo.typename}: {call.excinfo.value}'[:1000], 'remedy': remedy}
+        report.sections.append(('remedy', remedy))
+    path = item.config.option.output / 'acceptance.json'
+    path.write_text(json.dumps([*results(item.config), result], indent=1, default=float) + '\n')
     return report
 
 
 def pytest_report_teststatus(report):
     """What a check found stands in its line; a warning, too."""
-    figures = getattr(report, 'figures', {})
-    if report.passed and report.when == 'call' and figures:
-        warning = f'\n  warning: {figures["warning"]}' if figures.get('warning') else ''
-        return 'passed', '.', f'ok  {figures.get("text", "")}{warning}'
+    if report.passed and report.when == 'call':
+        warning = report.figures.get('warning')
+        return 'passed', '.', f'ok  {report.figures["text"]}' + (f'\n  warning: {warning}' if warning else '')
     return None
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """The results of all calls, after the last one or a failure."""
-    if SILENT or not (exitstatus or config.getoption('last')):
+    if SILENT or not (exitstatus or config.option.last):
         return
-    found = results(config)
     terminalreporter.section('results')
-    for result in found:
-        text = result.get('figures', {}).get('text') or result.get('found', '')
-        terminalreporter.line(f'{result["name"]:<28} {result["result"]:<8}{result["seconds"]:>7.1f} s  {text}'.rstrip())
-        if result.get('remedy'):
+    for result in results(config):
+        text = result.get('found') or result['figures']['text']
+        terminalreporter.line(f'{result["name"]:<28} {result["result"]:<8}{result["seconds"]:>7.1f} s  {text}')
+        if 'remedy' in result:
             terminalreporter.line(f'  remedy: {result["remedy"]}')
-    counts = Counter(result['result'] for result in found)
+    counts = Counter(result['result'] for result in results(config))
     end = 'NOT passed' if exitstatus else 'passed'
     terminalreporter.line(f'{end}: {counts["passed"]} ok, {counts["skipped"]} skipped, {counts["failed"]} failed')
 
@@ -104,20 +91,25 @@ def figures(record_property):
 
 
 @pytest.fixture(scope='session')
-def output(request) -> Path:
-    """Directory of logs, data and results, absolute."""
-    return Path(request.config.getoption('output')).resolve()
+def option(request):
+    """The options of the command line; `output` is absolute."""
+    return request.config.option
 
 
 @pytest.fixture(scope='session')
-def target(request) -> str:
+def output(option):
+    """Directory of logs, data and results."""
+    return option.output
+
+
+@pytest.fixture(scope='session')
+def target(option):
     """'Ascend' or 'CPU'; needs no MindSpore, which would take the device."""
-    option = request.config.getoption('device_target')
-    return option if option != 'auto' else 'Ascend' if environment.npus() else 'CPU'
+    return option.device_target if option.device_target != 'auto' else 'Ascend' if environment.npus() else 'CPU'
 
 
 @pytest.fixture(scope='session')
-def overflow(request) -> list[str]:
-    """The option with which train.py skips steps that overflow: what the checks of one device found to work."""
-    works = [result.get('figures', {}).get('drop_overflow_update') for result in results(request.config)]
-    return ['--drop_overflow_update', 'select' if 'select' in works else 'branch']
+def overflow(request):
+    """How train.py can skip steps that overflow (`drop_overflow_update`): what the checks of one device found to work."""
+    works = [result['figures'].get('drop_overflow_update') for result in results(request.config)]
+    return 'select' if 'select' in works else 'branch'

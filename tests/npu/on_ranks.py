@@ -29,9 +29,10 @@ def on_all(fine):
     return not collective.any_rank(not fine)
 
 
-def flat(cell, wanted):
+def flat(cell, wanted=lambda name: True):
     """The values of all parameters whose name is `wanted`, in one axis."""
-    return np.concatenate([value.ravel() for name, value in checkpoint.values(cell).items() if wanted(name)])
+    values = [value.ravel() for name, value in checkpoint.values(cell).items() if wanted(name)]
+    return np.concatenate(values).astype(np.float32)
 
 
 def is_shared(values):
@@ -40,26 +41,24 @@ def is_shared(values):
 
 
 @pytest.fixture(scope='module')
-def run(request):
+def run(option):
     """The `Run`. Every rank has another seed, so that only the values that rank 0 sends can make them equal."""
-    option, size = request.config.getoption('device_target'), request.config.getoption('rank_size')
-    seed = 1 + int(os.environ['RANK_ID'])
-    return runtime.start(load_settings(['--device_target', option, '--rank_size', f'{size}', '--seed', f'{seed}']))
+    given = {'device_target': option.device_target, 'rank_size': option.rank_size, 'seed': 1 + int(os.environ['RANK_ID'])}
+    return runtime.start(load_settings([f'--{name}={value}' for name, value in given.items()]))
 
 
 @pytest.fixture(scope='module')
 def step(run, overflow):
-    """The step of a small training."""
-    return make_step(run, SMALL, None, overflow[1])
+    return make_step(run, SMALL, overflow)
 
 
 @pytest.mark.remedy(
     'unset RANK_TABLE_FILE; python -m src.environment says what is missing; hccn_tool -i 0 -ip -g shows the address that '
     'HCCL needs of each NPU; docs/ascend.md, "When it goes wrong"'
 )
-def test_start(run, request, figures):
+def test_start(run, option, figures):
     """MindSpore connects the ranks."""
-    assert (run.rank, run.world) == (int(os.environ['RANK_ID']), request.config.getoption('rank_size'))
+    assert (run.rank, run.world) == (int(os.environ['RANK_ID']), option.rank_size)
     figures(text=runtime.describe(run, run.device_target), ranks=run.world)
 
 
@@ -72,27 +71,23 @@ def test_start_of_all_reduce(run, figures):
 
 def test_values_of_rank_0(run, step, figures):
     """Parameters become those of rank 0: the seeds differ, and the last rank has moving means of 7."""
+    means = {name: np.full_like(v, 7) for name, v in checkpoint.values(step).items() if name.endswith('.moving_mean')}
     if run.rank == run.world - 1:
-        values = checkpoint.values(step)
-        sevens = {name: np.full_like(value, 7) for name, value in values.items() if name.endswith('.moving_mean')}
-        checkpoint.load_into(step, sevens, 'sevens', [name for name in values if name not in sevens])
-    before = flat(step, lambda name: not name.startswith(checkpoint.AVERAGE))
-    assert not is_shared(before), 'the ranks must differ before'
+        checkpoint.load_into(step, means, 'sevens', [name for name in checkpoint.values(step) if name not in means])
+    assert not is_shared(flat(step, lambda name: not name.startswith(checkpoint.AVERAGE))), 'the ranks must differ before'
     collective.share(step.get_parameters())
-    values = flat(step, lambda name: True).astype(np.float32)
+    values = flat(step)
     assert is_shared(values)
-    assert on_all(not (flat(step, lambda name: name.endswith('.moving_mean')) == 7).any())
+    assert on_all(not (flat(step, means.__contains__) == 7).any())
     figures(text=f'{len(values) / 1e6:.1f} million values')
 
 
 def test_weights_of_all_ranks(run, step, output, figures):
     """After some steps the weights are the same on all ranks, and the batch norm statistics are not."""
     steps = 40 if run.sink else 10  # a CPU takes a second for one
-    records = open_records(output / 'data', 'train')
-    data = training_data(records, SMALL, range(steps), run, batch_size=4)
+    data = training_data(open_records(output / 'data', 'train'), SMALL, range(steps), run, batch_size=4)
     outputs = train(run, step, data, (steps // SINK, SINK), Recorder()).outputs
-    weights = {parameter.name for parameter in step.optimizer.parameters}
-    assert is_shared(flat(step, lambda name: name in weights))
+    assert is_shared(flat(step, {parameter.name for parameter in step.optimizer.parameters}.__contains__))
     assert not is_shared(flat(step, lambda name: name.endswith(evaluation.STATISTICS)))
     figures(text=f'{steps} steps, loss {outputs[steps].loss:.3f}')
 
@@ -101,7 +96,7 @@ def test_network_evaluated(run, step, figures):
     """Every rank evaluates the network of rank 0."""
     network = InceptionV4(**SMALL)
     evaluation.take_weights(network, step, run.world)
-    assert is_shared(flat(network, lambda name: True))
+    assert is_shared(flat(network))
     figures(text='that of rank 0 on every rank')
 
 

@@ -1,19 +1,14 @@
 """The small training that the checks run: its step, its data, its loop and what is kept of it."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 from mindspore.train import Callback, Model
 
 from src.data import pipeline
 from src.inceptionv4 import InceptionV4, set_precision
-from src.options import Settings, load_settings
-from src.runtime import Run
+from src.options import load_settings
 from src.training.optimizer import create_optimizer
 from src.training.step import NetworkWithLoss, TrainStep, on_host
 from src.weights import checkpoint
@@ -23,13 +18,13 @@ SMALL = NETWORKS['small']
 BATCH = 8  # images
 
 
-def settings_of(options: dict, **more: object) -> Settings:
+def settings_of(options, **more):
     """The settings of a training of `InceptionV4(**options)` on labels from 1."""
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     return load_settings([]).but(**{**listed, 'label_offset': '1', 'batch_size': BATCH, 'num_workers': 1, **more})
 
 
-def make_step(run: Run, options: dict, state: dict | None = None, drop_overflow_update: str = 'branch') -> TrainStep:
+def make_step(run, options, drop_overflow_update, state=None):
     """The training step of `InceptionV4(**options)` with dynamic loss scale and moving averages, in the precision of `run`.
     `state` are values for its parameters, or for some of them."""
     network = set_precision(InceptionV4(**options), run.amp_level)
@@ -42,7 +37,7 @@ def make_step(run: Run, options: dict, state: dict | None = None, drop_overflow_
     return step
 
 
-def training_data(records, options: dict, steps: range, run: Run, **more: object):
+def training_data(records, options, steps, run, **more):
     """The batches of `steps` for `InceptionV4(**options)`."""
     return pipeline.training_dataset(records, 1, settings_of(options, **more), steps, run)
 
@@ -51,12 +46,11 @@ class Recorder(Callback):
     """Keeps `outputs`, {step: outputs of the step}, and `times`, {step: seconds of a clock}, of the last step of every sink,
     or of every step on a device without sinks. After step `at` it calls `after()`. `first`: steps done before."""
 
-    def __init__(self, first: int = 0, at: int | None = None, after: Callable[[], None] | None = None):
+    def __init__(self, first=0, at=None, after=None):
         self.first, self.at, self.after = first, at, after
         self.outputs, self.times = {}, {}
 
     def on_train_step_end(self, run_context):
-        """Called by `Model.train`."""
         about = run_context.original_args()
         step = self.first + about.cur_step_num
         self.outputs[step] = on_host(about.net_outputs)
@@ -65,21 +59,16 @@ class Recorder(Callback):
             self.after()
 
 
-def train(run: Run, step: TrainStep, data, sinks: tuple[int, int], recorder: Recorder) -> Recorder:
+def train(run, step, data, sinks, recorder):
     """Train as train.py does: (number, length) of sinks, or step by step all of `data` on a device without sinks."""
     count, length = sinks if run.sink else (1, -1)
     Model(step).train(count, data, [recorder], dataset_sink_mode=run.sink, sink_size=length)
     return recorder
 
 
-def copies(step: nn.Cell) -> dict[str, np.ndarray]:
-    """{name: copy of the value} of all parameters."""
-    return {name: value.copy() for name, value in checkpoint.values(step).items()}
-
-
-def change_difference(before: dict, expected: dict, found: dict) -> float:
+def change_difference(before, expected, found):
     """Norm of `found` - `expected` divided by that of `expected` - `before`, over all float32 parameters but scalars:
-    weights, slots and averages. The arguments are as of `copies`."""
+    weights, slots and averages. The arguments are as of `checkpoint.snapshot`."""
     names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
     away, moved = (
         sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)

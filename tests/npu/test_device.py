@@ -20,7 +20,7 @@ from src.training import resume
 from src.training.step import on_host
 from src.weights import checkpoint
 from tests.npu import reference, small_training
-from tests.npu.small_training import SMALL, Recorder, change_difference, copies, training_data
+from tests.npu.small_training import SMALL, Recorder, change_difference, settings_of
 
 pytestmark = pytest.mark.compiles
 PLACE = 'docs/ascend.md, "When it goes wrong"'
@@ -44,28 +44,23 @@ HUGE_SCALE = {'float32': 2.0**62, 'float16': 2.0**26}
 class Device:
     """The device and what the checks leave for those after them."""
 
-    def __init__(self, option, device_id, output):
-        self.run, self.output = (
-            runtime.start(load_settings(['--device_target', option, '--device_id', f'{device_id}'])),
-            output,
-        )
-        on_npu = self.run.device_target == 'Ascend'
-        self.name = ms.hal.get_device_name(self.run.device_id) if on_npu else ''
-        self.size = 'whole' if on_npu else 'small'
+    def __init__(self, target, device_id, output):
+        self.run = runtime.start(load_settings([f'--device_target={target}', f'--device_id={device_id}']))
+        self.output, self.size = output, 'whole' if self.run.sink else 'small'
         self.precision = 'float32' if self.run.amp_level == 'O0' else 'float16'
         self.drop_overflow_update = 'branch'
 
     def make_step(self, state=None):
         """The training step of the small network, with `state`."""
-        return small_training.make_step(self.run, SMALL, state, self.drop_overflow_update)
+        return small_training.make_step(self.run, SMALL, self.drop_overflow_update, state)
 
     def data(self, start, stop):
         """The batches of some steps."""
-        return training_data(self.records, SMALL, range(start, stop), self.run)
+        return small_training.training_data(self.records, SMALL, range(start, stop), self.run)
 
-    def train(self, step, data, count, length, recorder):
-        """Train `count` sinks of `length` steps."""
-        return small_training.train(self.run, step, data, (count, length), recorder)
+    def train(self, step, data, sinks, recorder):
+        """Train (number, length) of sinks."""
+        return small_training.train(self.run, step, data, sinks, recorder)
 
     def difference(self, recorder):
         """Largest relative difference from the losses without sinks, at the steps that `recorder` kept."""
@@ -73,10 +68,9 @@ class Device:
         assert worst <= LOSS_BOUND[self.precision], f'losses at steps {[*recorder.outputs]}'
         return worst
 
-    def need_sinks(self):
-        """Skip where there are none."""
-        if not self.run.sink:
-            pytest.skip(f'a {self.run.device_target} has no sinks')
+    def steps_9_to_11(self):
+        """Their `difference`, in a sink of another length."""
+        return self.difference(self.train(self.step, self.data(8, 11), (1, 3), Recorder(8)))
 
     def either(self, check):
         """What `check()` says with the branch on overflow or, where that fails, without it; and which one works."""
@@ -94,15 +88,23 @@ class Device:
 
 
 @pytest.fixture(scope='module')
-def device(request, output):
+def device(option):
     """The `Device`; MindSpore takes it here."""
-    return Device(request.config.getoption('device_target'), request.config.getoption('device_id'), output)
+    return Device(option.device_target, option.device_id, option.output)
+
+
+@pytest.fixture
+def sinks(device):
+    """Skips where there are none."""
+    if not device.run.sink:
+        pytest.skip(f'a {device.run.device_target} has no sinks')
 
 
 @pytest.mark.remedy(f'python -m src.environment says what is missing; {PLACE}')
 def test_device(device, figures):
-    text = runtime.describe(device.run, device.run.device_target)
-    figures(text=f'{text} {device.name}', device=device.name, chip=runtime.chip(), mindspore=ms.__version__)
+    name = ms.hal.get_device_name(device.run.device_id) if device.run.sink else ''
+    text = f'{runtime.describe(device.run, device.run.device_target)} {name}'
+    figures(text=text, device=name, chip=runtime.chip(), mindspore=ms.__version__)
 
 
 @pytest.mark.remedy('MindSpore refuses a layer on this chip: src/inceptionv4.py and tests/test_ascend_contract.py')
@@ -119,13 +121,14 @@ def test_construction(figures):
 )
 def test_forward(device, figures):
     """The logits of seeded weights are those that tests/npu/reference.py stored; the network becomes a checkpoint."""
-    expected = reference.stored(device.size)
     network = reference.network(device.size)
-    info = {'step': 0, 'epoch': 0, 'config': small_training.settings_of(reference.NETWORKS[device.size])}
+    info = {'step': 0, 'epoch': 0, 'config': settings_of(reference.NETWORKS[device.size])}
     checkpoint.write(device.output / 'seeded.ckpt', checkpoint.values(network), info)
     start = time.perf_counter()
     found = reference.logits(set_precision(network, device.run.amp_level), device.size)
     seconds = time.perf_counter() - start
+    with np.load(reference.STORED) as stored:
+        expected = stored[device.size]
     bound = BOUNDS['float32' if device.run.amp_level == 'O0' else 'float16 or HF32']
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     assert found.shape == expected.shape
@@ -167,11 +170,11 @@ def test_overflow(device, figures):
 
 def skip_overflows(device):
     device.step = device.make_step({'scale_sense': np.float32(HUGE_SCALE[device.precision])})
-    before, runs = copies(device.step), []
+    before, runs = checkpoint.snapshot(device.step), []
     for batch in device.data(0, 3).create_tuple_iterator(num_epochs=1):
         runs.append(int(device.step.set_train()(*batch)[3].asnumpy()))
     assert runs == [1, 2, 3], 'steps in a row without an update'
-    after = copies(device.step)
+    after = checkpoint.snapshot(device.step)
     moved = {name for name, value in before.items() if (value != after[name]).any()}
     counters = 'global_step overflows overflow_run scale_sense last_overflow_iterator_step current_iterator_step'.split()
     assert [n for n in moved - {*counters} if not n.endswith(evaluation.STATISTICS)] == []  # those of the forward pass move
@@ -181,7 +184,7 @@ def skip_overflows(device):
         if not outputs.overflow_run:
             break
     assert outputs.overflow_run == 0, 'steps in a row without an update after the scale was halved 40 times'
-    device.state = copies(device.step)
+    device.state = checkpoint.snapshot(device.step)
     weight = 'conv2d_1a_3x3.conv.weight'
     assert np.isfinite(device.state[weight]).all() and (device.state[weight] != before[weight]).any()
     how = 'a flag of the device' if device.step.saturates else 'gradients that are not finite'
@@ -191,23 +194,21 @@ def skip_overflows(device):
 @pytest.mark.remedy(PLACE)
 def test_steps_without_sinks(device, figures):
     """Finite losses in a training that goes back to the host after every step. Later checks compare with them."""
-    count = STEPS if device.run.sink else 11
-    batches = device.data(0, count).create_tuple_iterator(num_epochs=1)
+    batches = device.data(0, STEPS if device.run.sink else 11).create_tuple_iterator(num_epochs=1)
     losses = [float(device.step(*batch)[0].asnumpy()) for batch in batches]
-    device.losses, device.after = dict(enumerate(losses, 1)), copies(device.step)
+    device.losses, device.after = dict(enumerate(losses, 1)), checkpoint.snapshot(device.step)
     assert np.isfinite(losses).all()
-    figures(text=f'{count} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}', losses=losses)
+    figures(text=f'{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}', losses=losses)
 
 
 @pytest.mark.remedy(STATE)
-def test_sinks(device, figures):
+def test_sinks(device, sinks, figures):
     """The same losses and the same changes of all state in sinks."""
-    device.need_sinks()
 
     def check():
         step = device.make_step(device.state)
-        worst = device.difference(device.train(step, device.data(0, STEPS), STEPS // SINK, SINK, Recorder()))
-        change = change_difference(device.state, device.after, copies(step))
+        worst = device.difference(device.train(step, device.data(0, STEPS), (STEPS // SINK, SINK), Recorder()))
+        change = change_difference(device.state, device.after, checkpoint.snapshot(step))
         assert change <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
         return f'losses within {worst:.1e}, changes of all state within {change:.1e}'
 
@@ -215,15 +216,14 @@ def test_sinks(device, figures):
 
 
 @pytest.mark.remedy(OVERFLOW)
-def test_overflow_inside_a_sink(device, figures):
+def test_overflow_inside_a_sink(device, sinks, figures):
     """Steps that overflow are skipped inside a sink, too, where the graph branches on the device."""
-    device.need_sinks()
 
     def check():
         step = device.make_step({**device.state, 'scale_sense': np.float32(HUGE_SCALE[device.precision])})
-        recorder = device.train(step, device.data(0, 3), 1, 3, Recorder())
+        recorder = device.train(step, device.data(0, 3), (1, 3), Recorder())
         assert recorder.outputs[3].overflow_run == 3
-        after, weights = copies(step), [parameter.name for parameter in step.optimizer.parameters]
+        after, weights = checkpoint.values(step), [parameter.name for parameter in step.optimizer.parameters]
         assert [name for name in weights if (after[name] != device.state[name]).any()] == []
         return '3 of 3 steps skipped inside one sink'
 
@@ -235,13 +235,13 @@ def test_evaluation_between_sinks(device, figures):
     """An evaluation between sinks does not change the training."""
     device.step = device.make_step(device.state)
     step, results = evaluation.make_step(SMALL, device.run.amp_level), []
-    data = pipeline.evaluation_dataset(device.validation, 1, small_training.settings_of(SMALL), device.run)
+    data = pipeline.evaluation_dataset(device.validation, 1, settings_of(SMALL), device.run)
 
     def evaluate():
         evaluation.take_weights(step.network, device.step)
         results.append(evaluation.evaluate(step, data, len(device.validation), device.run))
 
-    worst = device.difference(device.train(device.step, device.data(0, 8), 2, 4, Recorder(at=4, after=evaluate)))
+    worst = device.difference(device.train(device.step, device.data(0, 8), (2, 4), Recorder(0, 4, evaluate)))
     assert len(results) == 1
     figures(text=f'{len(results[0].label)} images after step 4, losses to step 8 within {worst:.1e}', loss=worst)
 
@@ -249,7 +249,7 @@ def test_evaluation_between_sinks(device, figures):
 @pytest.mark.remedy(f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC')
 def test_state_in_a_checkpoint(device, figures):
     """A checkpoint after 2 sinks holds all state as it is then, not as it was copied to the device."""
-    device.path = checkpoint.save(device.output, device.step, step=8, epoch=0, config=small_training.settings_of(SMALL))
+    device.path = checkpoint.save(device.output, device.step, step=8, epoch=0, config=settings_of(SMALL))
     saved, _ = checkpoint.load(device.path)
     weights = [parameter.name for parameter in device.step.optimizer.parameters]
     names = [*weights, *(checkpoint.AVERAGE + name for name in weights)]
@@ -262,7 +262,7 @@ def test_state_in_a_checkpoint(device, figures):
 @pytest.mark.remedy(f'{STATE}; --iterations_per_loop may divide the steps')
 def test_shorter_last_sink(device, figures):
     """The same step with a second data set and sinks of another length, for which it is compiled again."""
-    worst = device.difference(device.train(device.step, device.data(8, 11), 1, 3, Recorder(8)))
+    worst = device.steps_9_to_11()
     assert int(device.step.optimizer.global_step.asnumpy().item() - device.state['global_step'].item()) == 11
     figures(text=f'8 steps and 3, losses within {worst:.1e}', loss=worst)
 
@@ -273,5 +273,5 @@ def test_resume(device, figures):
     parameters, _ = checkpoint.load(device.path)
     device.step = device.make_step()
     resume.load(device.step, resume.Saved(device.path, parameters, {}), int(parameters['global_step'].item()))
-    worst = device.difference(device.train(device.step, device.data(8, 11), 1, 3, Recorder(8)))
+    worst = device.steps_9_to_11()
     figures(text=f'steps 9 to 11 from the checkpoint, losses within {worst:.1e}', loss=worst)

@@ -7,31 +7,28 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.npu.conftest import results
-from tests.npu.programs import PATIENCE, ROOT, program, text_of
+from tests.npu.conftest import PATIENCE, results
+from tests.processes import ROOT, Program
+
+pytestmark = pytest.mark.remedy('docs/deploy.md')
 
 
-@pytest.mark.remedy('docs/deploy.md')
 @pytest.mark.parametrize('file_format', ['MINDIR', 'ONNX', 'AIR'])
 def test_export(file_format, target, output, figures):
     if file_format == 'ONNX' and not find_spec('onnx'):
         pytest.skip('the package onnx is not installed (requirements-export.txt)')
     if file_format == 'AIR' and target != 'Ascend':
         pytest.skip('only an NPU writes it')
-    path, log = output / f'inceptionv4.{file_format.lower()}', output / f'export-{file_format}.log'
+    path = output / f'inceptionv4.{file_format.lower()}'
     options = ['--ckpt_path', output / 'seeded.ckpt', '--file_format', file_format, '--file_name', path]
-    with program([ROOT / 'export.py', *options], log) as process:
-        assert process.wait(PATIENCE) == 0, text_of(log)[-400:]
+    with Program(output, ROOT / 'export.py', *options, output=f'export-{file_format}.log') as program:
+        assert program.process.wait(PATIENCE) == 0, program.text[-400:]
     found = json.loads(path.with_suffix('.json').read_text())['deviation']
-    worst = max(found['random'], found['smooth'])
-    figures(
-        text=f'{path.stat().st_size / 1e6:.0f} MB, deviates by {worst:.1e} (bound {found["bound"]:g})',
-        deviation=worst,
-        bound=found['bound'],
-    )
+    worst, bound = max(found['random'], found['smooth']), found['bound']
+    text = f'{path.stat().st_size / 1e6:.0f} MB, deviates by {worst:.1e} (bound {bound:g})'
+    figures(text=text, deviation=worst, bound=bound)
 
 
-@pytest.mark.remedy('docs/deploy.md')
 def test_atc(output, figures, request):
     """With the command of docs/deploy.md."""
     chip = next((r['figures'].get('device') for r in results(request.config) if r['name'] == 'device'), '')

@@ -6,28 +6,55 @@ import signal
 
 import pytest
 
-from tests.npu.programs import ROOT, SMALL, losses, text_of, train
+from tests.npu.conftest import PATIENCE
+from tests.processes import ROOT, Program, children, wait
 
+ENDS = 30  # seconds for a process to be gone after its last step
+# A small network, a checkpoint and a log line after few steps.
+SMALL = (
+    '--num_classes 10 --block_counts 1,1,1 --image_size 75 --batch_size 4 --num_workers 1 --display_every 1 '
+    '--iterations_per_loop 4 --save_checkpoint_steps 4 --keep_checkpoint_max 3 --lr 0.002 --lr_schedule constant'
+).split()
 # Of the whole network on an NPU: sinks of ten steps.
 WHOLE = '--iterations_per_loop 10 --display_every 10 --max_train_steps 200 --save_checkpoint_steps 200'.split()
-GRAPH = re.compile(r'^training graph (compiled|from the compile cache) and run once in ([\d.]+) s', re.M)
+GRAPH = r'^training graph (compiled|from the compile cache) and run once in ([\d.]+) s'
+
+
+def losses(text):
+    """{step: loss} of the lines of a log."""
+    return {int(step): float(loss) for step, loss in re.findall(r'^step: (\d+) .*? loss: (\S+)', text, re.M)}
+
+
+def train(output, log, status, *command, after_step=0, number=signal.SIGTERM):
+    """What a training printed, which gets the signal `number` after `after_step` steps, if any, and must end with `status`,
+    ENDS seconds after its last step at most."""
+    with Program(output, *command, output=log) as run:
+        if after_step:
+            run.reach(lambda: max(losses(run.text), default=0) >= after_step, PATIENCE)
+            run.process.send_signal(number)
+        last = '^(trained|.*stopped after step) '
+        assert wait(lambda: run.process.poll() is not None or run.found(last), PATIENCE), f'{log}: no end'
+        left = children(run.process.pid)
+        assert wait(lambda: run.process.poll() is not None, ENDS), f'the process stays {ENDS} s; children: {left}'
+        assert run.process.returncode == status, run.text[-300:]
+    return run.text
 
 
 @pytest.fixture(scope='module')
-def common(target, output, overflow, request) -> list:
-    """Options of the training runs on one device, which begin without compiled graphs."""
+def common(target, output, overflow, option):
+    """The command of the training runs on one device, which begin without compiled graphs."""
     shutil.rmtree(output / 'graphs', ignore_errors=True)
-    where = ['--device_target', target, '--device_id', request.config.getoption('device_id'), '--data_dir', output / 'data']
+    where = ['--device_target', target, '--device_id', option.device_id, '--data_dir', output / 'data']
     length = [*SMALL, '--max_train_steps', '12'] if target == 'CPU' else WHOLE
-    return [*where, *length, *overflow, '--log_dir', output / 'training', '--compile_cache', output / 'graphs']
+    where += ['--log_dir', output / 'training', '--compile_cache', output / 'graphs', '--drop_overflow_update', overflow]
+    return [ROOT / 'train.py', *where, *length]
 
 
 @pytest.mark.remedy('docs/ascend.md, "When it goes wrong"')
 def test_compilation(common, output, figures):
     """Cold: the time of the first sink, in which the training graph is compiled."""
-    log = output / 'compiled.log'
-    assert train([ROOT / 'train.py', *common, '--overwrite', 'true'], log) == 0, text_of(log)[-300:]
-    how, seconds = GRAPH.search(text_of(log)).groups()
+    text = train(output, 'compiled.log', 0, *common, '--overwrite', 'true')
+    [(how, seconds)] = re.findall(GRAPH, text, re.M)
     assert how == 'compiled'
     figures(text=f'first sink after {seconds} s; the process ended after its last step', seconds=float(seconds))
 
@@ -35,10 +62,8 @@ def test_compilation(common, output, figures):
 @pytest.mark.remedy('--compile_cache off; src/training/stopping.py')
 def test_compiled_graph_and_sigterm(common, output, figures):
     """Warm, and ended by SIGTERM after the first sink."""
-    log = output / 'cached.log'
-    status = train([ROOT / 'train.py', *common, '--overwrite', 'true'], log, 1, signal.SIGTERM)
-    assert status == 143, text_of(log)[-300:]
-    how, seconds = GRAPH.search(text_of(log)).groups()
+    text = train(output, 'cached.log', 143, *common, '--overwrite', 'true', after_step=1)
+    [(how, seconds)] = re.findall(GRAPH, text, re.M)
     assert how == 'from the compile cache'
     assert len(list((output / 'training').glob('inceptionv4-*.ckpt'))) == 1
     figures(text=f'first sink after {seconds} s; SIGTERM: 143 and a checkpoint', seconds=float(seconds))
@@ -46,34 +71,27 @@ def test_compiled_graph_and_sigterm(common, output, figures):
 
 @pytest.mark.remedy('src/training/stopping.py')
 def test_ctrl_c(common, output, figures):
-    log = output / 'interrupted.log'
-    assert train([ROOT / 'train.py', *common, '--resume', 'auto'], log, 1, signal.SIGINT) == 130, text_of(log)[-300:]
+    train(output, 'interrupted.log', 130, *common, '--resume', 'auto', after_step=1, number=signal.SIGINT)
     figures(text='130 and a checkpoint')
 
 
 @pytest.fixture(scope='module')
-def ranks(target, output, overflow, request):
-    """`ranks(log, *options, after_step=0)`: exit status of a small training on all ranks of the table."""
-    table = request.config.getoption('table')
-    if not table:
+def ranks(target, output, overflow, option):
+    """The command of a small training on all ranks of the table."""
+    if not option.table:
         pytest.skip('no RANK_TABLE was given')
     for name in ('results', 'uninterrupted'):
         shutil.rmtree(output / name, ignore_errors=True)
     steps = 10 if target == 'CPU' else 1000  # an NPU takes milliseconds for one
-    common = ['--data_dir', output / 'data', *SMALL, *overflow, '--max_train_steps', steps, '--device_target', target]
-
-    def run_ranks(log, *options, after_step=0):
-        argv = ['-m', 'src.cluster.launch', table, ROOT / 'train.py', *common, *options]
-        return train(argv, output / log, after_step, signal.SIGTERM if after_step else 0)
-
-    return run_ranks
+    options = ['--data_dir', output / 'data', *SMALL, '--drop_overflow_update', overflow, '--max_train_steps', steps]
+    return ['-m', 'src.cluster.launch', option.table, ROOT / 'train.py', *options, '--device_target', target]
 
 
 @pytest.mark.remedy('docs/reliability.md; stopped.log')
 def test_all_ranks_stop(ranks, output, figures):
     """A SIGTERM ends all ranks after the same step with a checkpoint of it."""
-    assert ranks('stopped.log', after_step=5) == 143, text_of(output / 'stopped.log')[-300:]
-    step = int(re.search(r'stopped after step (\d+) of', text_of(output / 'stopped.log'))[1])
+    text = train(output, 'stopped.log', 143, *ranks, after_step=5)
+    step = int(re.search(r'stopped after step (\d+) of', text)[1])
     saved = sorted((output / 'results').glob('*/0/ckpt/inceptionv4-*_*.ckpt'), key=step_of)
     assert step_of(saved[0]) < step_of(saved[-1]) == step
     shutil.copyfile(saved[0], output / 'before.ckpt')
@@ -86,11 +104,10 @@ def test_all_ranks_resume(ranks, target, output, figures):
 
     Up to 12 steps after the stop are compared: differences in an NPU's rounding grow with every step.
     """
-    assert ranks('resumed.log', '--resume', 'auto') == 0, text_of(output / 'resumed.log')[-300:]
-    options = ['--resume', output / 'before.ckpt', '--log_dir', output / 'uninterrupted']
-    assert ranks('uninterrupted.log', *options) == 0, text_of(output / 'uninterrupted.log')[-300:]
-    before, after, whole = (losses(output / f'{name}.log') for name in ('stopped', 'resumed', 'uninterrupted'))
-    stop = max(before)
+    before = losses((output / 'stopped.log').read_text())
+    after = losses(train(output, 'resumed.log', 0, *ranks, '--resume', 'auto'))
+    older = ['--resume', output / 'before.ckpt', '--log_dir', output / 'uninterrupted']
+    whole, stop = losses(train(output, 'uninterrupted.log', 0, *ranks, *older)), max(before)
     assert min(after) > stop
     differences = {n: abs({**before, **after}[n] / whole[n] - 1) for n in whole if min(before) <= n <= stop + 12}
     assert max(differences) > stop

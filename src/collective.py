@@ -66,7 +66,7 @@ def require_same(values: dict[str, object], rank: int, world: int) -> None:
         letters = gathered([*texts[number][:LETTERS].ljust(LETTERS, b'\0')], rank, world).astype(np.uint8)
         first, second = (letters[n].tobytes().rstrip(b'\0').decode(errors='replace') for n in (0, other))
         reason = f'{[*values][number]} differs: rank 0 has {first}, rank {other} has {second}'
-        raise InputError(f'{reason}; give all servers the same records and the same options')
+        raise InputError(f'{reason}; use the same records and options on all servers')
 
 
 def from_first(values: np.ndarray) -> np.ndarray:

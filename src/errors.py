@@ -114,7 +114,7 @@ def entry_point(main: Callable) -> Callable:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its exit
             if isinstance(error, BrokenPipeError):
                 error = SystemExit(128 + signal.SIGPIPE)
-            elif found.errno != errno.EPIPE and not isinstance(error, InputError):
+            elif found.errno != errno.EPIPE and (error is None or isinstance(error, OSError)):
                 error = InputError(f'standard output: {found.strerror}')
         if isinstance(error, InputError):
             report(error)

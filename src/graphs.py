@@ -124,7 +124,8 @@ def _mindspore_cache(graph):
     script = api.entry_script_path
     try:
         if graph:
-            path = directory / f'rank_{os.environ.get("RANK_ID", 0)}/graph_cache/compile_cache_{Graphs.number}.mindir'
+            rank, role = os.environ.get('RANK_ID', 0), os.environ.get('MS_ROLE', '')  # as MindSpore names it
+            path = directory / f'rank_{rank}/graph_cache/{role}compile_cache_{Graphs.number}.mindir'
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(graph)
         os.environ.update(ours)

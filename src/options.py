@@ -124,7 +124,7 @@ def _from_command_line(argv):
         if word.startswith('--'):
             raise _unknown(word[2:].partition('=')[0], '--')
     if rest:
-        raise InputError(f'unexpected argument {rest[0]!r:.80}; options are given as --name value')
+        raise InputError(f'unexpected argument {rest[0]!r:.80}; pass options as --name value')
     return vars(found)
 
 
@@ -144,7 +144,7 @@ def _from_file(path):
             raise InputError(f'{origin}: expected `name: value`, or a list of values')
         texts = ['' if item.tag.endswith(':null') else item.value for item in items]
         if name in values:
-            raise InputError(f'{name:.80} is given twice, also {origin}')
+            raise InputError(f'{name:.80} is set twice, also {origin}')
         if name not in declared() and (name not in GONE or texts != [str(GONE[name]).lower()]):
             raise _unknown(name, '', f' {origin}')
         values[name] = texts if isinstance(node, yaml.SequenceNode) else texts[0], origin

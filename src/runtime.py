@@ -25,7 +25,7 @@ from src.heartbeat import dump_stacks_on_request
 from src.options import RESULT, Settings
 
 # MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
-# MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two parts, the first of 96.54 % of
+# MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two pieces, the first of 96.54 % of
 # the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
 PATIENCE = 2  # seconds for children that other libraries have left to end with this process

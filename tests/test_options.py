@@ -66,19 +66,11 @@ def test_good_values(write, name, text, value):
         assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize(
-    'text, name, value',
-    [
-        ('block_counts:\n- 1\n- 2\n- 3\n', 'block_counts', [1, 2, 3]),
-        ("freeze: ['a,b']", 'freeze', ['a,b']),
-        ('eval_dir:\n', 'eval_dir', ''),
-        ("log_name: 'null'", 'log_name', 'null'),
-        ('\ufefflr: 2', 'lr', 2.0),
-        ('lr_head: 0.0\nopset: auto\nfold_bn: true\naipp:\nlr: 2\n', 'lr', 2.0),  # config.yaml of earlier versions
-    ],
-)
-def test_file_only(write, text, name, value):
-    assert load_settings(['--config_path', write(text)])[name] == value
+def test_files(write):
+    text = "\ufeffblock_counts:\n- 1\n- 2\n- 3\nfreeze: ['a,b']\neval_dir:\nlog_name: 'null'\n"
+    gone = 'lr_head: 0.0\nopset: auto\nfold_bn: true\naipp:\n'  # in config.yaml of earlier versions
+    found = load_settings(['--config_path', write(text + gone)])
+    assert (found.block_counts, found.freeze, found.eval_dir, found.log_name) == ([1, 2, 3], ['a,b'], '', 'null')
 
 
 def test_precedence(write):
@@ -119,7 +111,7 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
         (['--config_path', 'missing.yaml'], 'missing.yaml: No such file'),
         ('batchsize: 1', 'line 1; did you mean batch_size?'),
         ('lr: 1\nlr_head: 0.2', 'line 2; earlier versions had it, now it is always 0.0'),
-        ('lr: 1\nlr: 2', 'lr is given twice, also in'),
+        ('lr: 1\nlr: 2', 'lr is set twice, also in'),
         ('lr: {a: 1}', 'line 1: expected `name: value`'),
         ('[a]: 1', 'line 1: expected `name: value`'),
         ('- lr', 'not a mapping'),

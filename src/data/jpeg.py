@@ -72,7 +72,7 @@ def describe() -> str:
     """One line for the log: which library decodes JPEGs."""
     found = library()
     if found is None:
-        return 'JPEG decoder: Pillow, slower; docs/input_pipeline.md says where libturbojpeg 3 comes from'
+        return 'JPEG decoder: Pillow, slower; docs/data.md says where libturbojpeg 3 comes from'
     return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from src.runtime import Run
 
 TRAINING_COLUMNS = ['image', 'draws', 'dropout_mask', 'label']
-MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/scaling.md)
+MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/ascend.md)
 ALLOWED = 0.001  # share of the images of an epoch, but at least one, that may be unreadable and is replaced
 SUBSTITUTES = 100  # tried for a bad record
 LIST = 'python -m src.data.check DIR lists them all'

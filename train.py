@@ -6,14 +6,17 @@
     bash scripts/run_distribute_train.sh RANK_TABLE --data_dir DIR  on several NPUs
 
 default_config.yaml lists the options. `train` tells the story; src/training has the chapters: plan.py (steps, learning
-rate), step.py (loss, gradients, overflow), optimizer.py, loop.py, monitor.py (what happens after each step), checkpoints.py,
+rate), step.py (loss, gradients, overflow), optimizer.py, monitor.py (what happens after each step), checkpoints.py,
 resume.py, stopping.py (signals and errors).
 """
 
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mindspore as ms
+import mindspore.dataset as ds
+from mindspore.train import Model
 
 from eval import evaluate_path
 from src import collective, runtime
@@ -21,7 +24,7 @@ from src.data import jpeg, pipeline
 from src.data.classes import count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import Records, open_records
-from src.errors import entry_point, only_warned
+from src.errors import counted, entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, open_validation
 from src.heartbeat import EVALUATING
@@ -29,13 +32,12 @@ from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings, named_arguments, save_settings
 from src.training import curves, frozen_features, metrics, resume
 from src.training.checkpoints import Checkpoints
-from src.training.loop import fit
 from src.training.monitor import Monitor
 from src.training.optimizer import create_optimizer, freeze
 from src.training.plan import default_batch_size, learning_rates, make_plan, require_memory
 from src.training.state import State
 from src.training.step import NetworkWithLoss, TrainStep
-from src.training.stopping import Signals
+from src.training.stopping import Guard, Signals, save_after
 
 
 class TrainingSet(NamedTuple):
@@ -74,7 +76,8 @@ def train(settings, signals):
         if plan.evaluated >= plan.stop:
             return
     network = create_network(settings, run, restore_path='' if plan.start else settings.restore_path)
-    step = create_step(settings, run, network, learning_rates(settings, plan.stop, plan.steps_per_epoch))
+    rates = learning_rates(settings, plan.stop, plan.steps_per_epoch)
+    step = create_step(settings, run, network, rates)
     if saved:  # only now, as the optimizer's state is in it
         resume.load(step, saved, plan.start, settings.resume_override)
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
@@ -92,19 +95,49 @@ def train(settings, signals):
     if evaluation and settings.report and run.rank == 0:
         report.prepare(settings.report)  # not to fail after the training
     batches = create_batches(settings, data, state, step)
-    monitor = Monitor(state, settings, step, checkpoints, evaluation)
+    monitor = Monitor(settings, step, rates, checkpoints, evaluation)
     if run.rank == 0:
         with only_warned(run.log, 'config.yaml'):
             save_settings(settings, run.directory / 'config.yaml')
 
     with record.until_end(lambda: state.step):
-        fit(step, batches, monitor, settings.iterations_per_loop)
+        fit(step, batches, monitor)
         if evaluation and run.rank == 0:
             with state.during(EVALUATING), only_warned(run.log, 'report on the evaluation'):
-                directory = settings.report or checkpoints.settle() / 'report'
+                directory = settings.report or checkpoints.follow() / 'report'
                 report.write(directory, evaluation, f'training after step {evaluation.best["step"]}')
     if run.rank == 0:
-        curves.at_end(checkpoints.settle(), run.log)
+        curves.at_end(checkpoints.follow(), run.log)
+
+
+def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: Monitor) -> None:
+    """Do the steps of the plan; `batches` makes the data set of some steps with images of a size, in one pass.
+
+    Where the device has sinks, each is of `iterations_per_loop` steps or fewer. A training run that stops before its last
+    step ends with `State.error`; one that failed with what `save_after` makes of it, with its last whole step saved.
+    """
+    state, plan, sink = monitor.state, monitor.state.plan, monitor.state.run.sink
+    with Guard(monitor.checkpoints):
+        try:
+            monitor.evaluate_if_due()  # what an earlier run has left to do
+            for image_size, count, length in plan.sinks(monitor.settings.iterations_per_loop if sink else 1):
+                if state.stopping:
+                    break
+                data = batches(range(state.step, state.step + count * length), image_size)
+                epochs, sink_size = (count, length) if sink else (1, -1)
+                Model(step).train(epochs, data, monitor, dataset_sink_mode=sink, sink_size=sink_size)
+        except Exception as error:
+            if (end := save_after(error, monitor.checkpoints)) is None:
+                raise
+            raise end from None
+        finally:
+            state.bar.close()
+    if state.stopping:
+        raise state.error()
+    if state.step > plan.start:  # else only an evaluation was left
+        fps = monitor.fps(monitor.total)
+        speed = f', {fps:.1f} images/s' if fps else ''
+        state.run.log(f'trained {counted(state.step - plan.start, "step")}{speed}; checkpoints in {state.directory}')
 
 
 def start(settings):

@@ -120,37 +120,32 @@ class StemLoss(nn.Cell):
 
 def check_training(kind, cell, lr, variables, data, bounds):
     """Gradients, losses of the steps and changes of `cell` (which holds `variables`) against the figures of `kind`."""
-    steps = range(INFO['steps'])
-    parameters = list(cell.trainable_params())
-    optimizer = create_optimizer(cell, load_settings([]), np.full(len(steps), lr, np.float32), on_cpu=True)
-    step = TrainStep(cell, optimizer, 1024.0).set_train()
+    settings, steps = load_settings([]), range(INFO['steps'])
+    optimizer = create_optimizer(cell, settings, np.full(len(steps), lr, np.float32), on_cpu=True)
+    step, losses = TrainStep(cell, optimizer, 1024.0).set_train(), []
     set_batch_norm(cell, kind)
-    batch = [[Tensor(a[i]) for a in data] for i in steps]
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # for one evaluation compiling takes longer
-    gradients = ops.GradOperation(get_by_list=True)(cell, ms.ParameterTuple(parameters))(*batch[0])
-    norms = {}
-    for parameter, gradient in zip(parameters, gradients):
-        name, gradient = tf_slim_name(parameter.name), gradient.asnumpy().astype(np.float64)
-        norms[name] = np.linalg.norm(gradient + (WEIGHT_DECAY * parameter.asnumpy() if name.endswith('/weights') else 0))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    if kind == 'stem_bn':  # the original took the gradients once before the steps, and moved its averages then
+        cell(*(Tensor(array[0]) for array in data))
     ms.set_context(mode=ms.GRAPH_MODE)
+    for i in steps:
+        term = l2_term(decayed_parameters(cell), WEIGHT_DECAY)  # before the step, as the loss
+        loss = float(step(*(Tensor(array[i]) for array in data))[0].asnumpy())
+        losses.append((loss, loss + term))
+        if i == 0:  # the first moments are the gradients, decay included, times rate / root of the mean square
+            norms = {
+                tf_slim_name(p.name): np.linalg.norm(moment.asnumpy() * np.sqrt(square.asnumpy() + settings.rmsprop_epsilon))
+                / lr
+                for p, moment, square in zip(optimizer.parameters, optimizer.moment, optimizer.ms)
+            }
     names = list(FIGURES[f'{kind}/grad_norm_names'])
     assert all(norms[n] == 0 for n in set(norms) - set(names))  # TensorFlow lists no gradient where none arrives
-    report(
-        f'{kind}, gradient norms, relative',
-        deviation([norms[n] for n in names], FIGURES[f'{kind}/grad_norms']),
-        bounds['gradients'],
-    )
-    losses = []
-    for b in batch:
-        term = l2_term(decayed_parameters(cell), WEIGHT_DECAY)  # before the step, as the loss
-        loss = float(step(*b)[0].asnumpy())
-        losses.append((loss, loss + term))
-    losses = np.array(losses)
-    for i, name in enumerate(('loss', 'total_loss')):
-        report(f'{kind}, {name} of the steps, relative', deviation(losses[:, i], FIGURES[f'{kind}/{name}']), bounds['loss'])
+    found, expected = [norms[n] for n in names], FIGURES[f'{kind}/grad_norms']
+    report(f'{kind}, gradient norms, relative', deviation(found, expected), bounds['gradients'])
+    for name, found in zip(('loss', 'total_loss'), np.transpose(losses)):
+        report(f'{kind}, {name} of the steps, relative', deviation(found, FIGURES[f'{kind}/{name}']), bounds['loss'])
     after = {tf_slim_name(p.name): p.asnumpy() for _, p in cell.parameters_and_names() if not p.name.endswith('gamma')}
-    names = list(FIGURES[f'{kind}/final_norm_names'])
-    changes = FIGURES[f'{kind}/change_norms']
+    names, changes = list(FIGURES[f'{kind}/final_norm_names']), FIGURES[f'{kind}/change_norms']
     ours = np.array([np.linalg.norm(from_hwio(variables[n]).astype(np.float64) - after[n]) for n in names])
     still = changes == 0
     assert (ours[still] == 0).all()
@@ -199,13 +194,11 @@ HALF_LOSS, HALF_GRADIENTS = 1e-2, 0.1
 def test_o3_agrees_with_float32():
     """One forward and one training step, loss scale 1024; batch norm in inference mode, which is well conditioned.
     The graph of O3 is compared with float32 computed operation by operation."""
-    rng = np.random.default_rng(0)
+    rng, outputs = np.random.default_rng(0), {}
     image = Tensor(rng.integers(0, 256, (4, 3, 75, 75), dtype=np.uint8))
     draws, mask = Tensor(np.tile(np.float32([0, 1]), (4, 1))), Tensor(np.ones((4, 1536), np.float32))
-    batch = image, draws, mask, Tensor(np.arange(4, dtype=np.int32))
     x = Tensor(rng.uniform(-1, 1, (2, 3, 75, 75)), ms.float32)
-    outputs = {}
-    for level in ('O0', 'O3'):
+    for level, mode in (('O0', ms.PYNATIVE_MODE), ('O3', ms.GRAPH_MODE)):
         ms.set_seed(1)
         network = set_precision(InceptionV4(10, block_counts=(1, 1, 1), image_size=75, aux_logits=True), level)
         optimizer = create_optimizer(network, load_settings([]), np.full(1, 0.01, np.float32), on_cpu=True)
@@ -213,23 +206,21 @@ def test_o3_agrees_with_float32():
         step = TrainStep(NetworkWithLoss(network, 0.1, True), optimizer, 1024.0)
         ms.set_context(mode=ms.PYNATIVE_MODE)
         logits = network.set_train(False)(x).asnumpy()
-        ms.set_context(mode=ms.GRAPH_MODE if level == 'O3' else ms.PYNATIVE_MODE)
+        ms.set_context(mode=mode)
         step.set_train()
         set_batch_norm(network, 'frozen_bn')
-        loss, norm = (value.asnumpy() for value in step(*batch)[:2])
-        changes = {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
-        assert loss.dtype == norm.dtype == np.float32
-        assert not [name for name, change in changes.items() if not (np.isfinite(change).all() and change.any())]
+        loss, norm = (value.asnumpy() for value in step(image, draws, mask, Tensor(np.arange(4, dtype=np.int32)))[:2])
+        changes = [p.asnumpy() - before[p.name] for p in network.trainable_params()]
+        assert all(np.isfinite(change).all() and change.any() for change in changes)
         assert all(p.dtype == ms.float32 for p in network.get_parameters())
-        outputs[level] = loss, norm, changes, logits
-        assert logits.dtype == np.float32
-    (loss, norm, changes, logits), (loss_32, norm_32, changes_32, logits_32) = outputs['O3'], outputs['O0']
-    flat, flat_32 = (np.concatenate([change.ravel() for change in each.values()]) for each in (changes, changes_32))
-    change = np.linalg.norm(flat - flat_32) / np.linalg.norm(flat_32)
+        assert {loss.dtype, norm.dtype, logits.dtype} == {np.dtype('float32')}
+        outputs[level] = loss, norm, logits, np.concatenate([change.ravel() for change in changes])
+    (loss, norm, logits, change), (loss_32, norm_32, logits_32, change_32) = outputs['O3'], outputs['O0']
+    difference = np.linalg.norm(change - change_32) / np.linalg.norm(change_32)
     report('O3 training step, loss, relative', deviation(loss, loss_32), HALF_LOSS)
     report('O3 training step, norm of the gradients, relative', deviation(norm, norm_32), HALF_GRADIENTS)
     report('O3 forward, logits, relative', np.abs(logits - logits_32).max() / logits_32.std(), HALF_LOSS)
-    report('O3 training step, change of the weights, relative', change, HALF_GRADIENTS)
+    report('O3 training step, change of the weights, relative', difference, HALF_GRADIENTS)
 
 
 def test_loss_is_computed_in_float32():

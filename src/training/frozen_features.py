@@ -1,7 +1,7 @@
 """Training of the classifier alone, on features that the rest of the network, which is frozen, has computed once.
 
 They are kept in a file with a row for each record in each copy; copy c has the draws of epoch c. Dropout's mask is drawn
-anew in every epoch.
+anew in every epoch: another one than in a training run on images, where the crop is drawn before it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 CLASSIFIER = 'logits'
 ROW = np.dtype([('feature', '<f4', preprocess.POOLED_FEATURES), ('label', '<i4')])
-DRAWS = ('AREA', 'ASPECT', 'ATTEMPTS', 'BRIGHTNESS', 'SATURATION', 'PREPROCESSING')  # constants of preprocess.py
 
 
 def frozen(network: nn.Cell, settings: Settings, run: Run) -> list[str]:
@@ -72,9 +71,7 @@ class Features(nn.Cell):
     """uint8 images (N, 3, H, W) -> pooled features, float32 (N, 1536), by all but the last layer of `network` in inference
     mode. With `augment` a second input, its draws (N, 2); without, images are scaled as `preprocessing` says."""
 
-    def __init__(
-        self, network: nn.Cell, augment: nn.Cell | None, preprocessing: preprocess.Preprocessing = preprocess.PREPROCESSING
-    ):
+    def __init__(self, network: nn.Cell, augment: nn.Cell | None, preprocessing: preprocess.Preprocessing | None = None):
         super().__init__(auto_prefix=False)
         self.network, self.augment, self.preprocessing = _inside(network), augment, preprocessing
         self.set_train(False)
@@ -93,59 +90,40 @@ def _inside(network):
     return getattr(network, '_backbone', network)
 
 
-class CopiesOrder:
-    """Iterable of (copy, record): all records, once for each copy, the last one repeated to fill the last batch."""
-
-    def __init__(self, copies: int, count: int, batch_size: int):
-        self.copies, self.count, self.batch_size = copies, count, batch_size
-
-    def __len__(self):
-        return -(-self.copies * self.count // self.batch_size) * self.batch_size
-
-    def __iter__(self):
-        for i in range(len(self)):
-            yield tuple(map(np.int64, divmod(min(i, self.copies * self.count - 1), self.count)))
-
-
-class LoadFeatures:
-    """Epochs (N,), records (N,) -> what `LoadTraining` returns, with features float32 (N, 1536) in place of images and draws
-    of zero. Epoch e takes copy e modulo the number of copies."""
-
-    def __init__(self, rows: np.ndarray, settings: Settings):
-        self.rows, self.settings = rows, settings
-
-    def __call__(self, epochs, records):
-        """See the class."""
-        rows, keep = self.rows[epochs % len(self.rows), records], self.settings.dropout_keep_prob
-        generators = [generator(self.settings.seed, int(e), int(r)) for e, r in zip(epochs, records)]
-        masks = np.stack([preprocess.dropout_mask(rng, keep) for rng in generators])
-        return rows['feature'], np.zeros((len(rows), 2), np.float32), masks, rows['label']
-
-
 def cached(
     data: TrainingSet, with_loss: NetworkWithLoss, copies: int, settings: Settings, run: Run, bad: BadRecords
 ) -> Callable[[range, int], ds.Dataset]:
     """steps, image size -> data set of the features of so many augmented `copies` of each image of `data`, kept in
-    `run.directory`; `with_loss` is changed so that it takes them."""
-    network, cell = _inside(with_loss.network), Features(with_loss.network, with_loss.augment)
+    `run.directory`; `with_loss` is changed so that it takes them in place of images."""
+    network, cell, begun = _inside(with_loss.network), Features(with_loss.network, with_loss.augment), time.perf_counter()
     with_loss.network, with_loss.augment = Classifier(network), None
     made_from = [settings.image_size, settings.seed, settings.min_object_covered, data.records.fingerprint, data.offset]
-    made_from += [copies, run.device_target, run.amp_level, [getattr(preprocess, one) for one in DRAWS]]
+    made_from += [copies, run.device_target, run.amp_level, preprocess.PREPROCESSING]
     sha = hashlib.sha256(json.dumps(made_from).encode())
     for parameter in network.get_parameters():
         if not parameter.name.startswith(CLASSIFIER + '.'):
             sha.update(f'{parameter.name} {parameter.shape}\n'.encode())
             sha.update(np.ascontiguousarray(parameter.asnumpy()).data)
     path, shape = Path(run.directory, f'features-{sha.hexdigest()[:32]}.npy'), (copies, len(data.records))
-    numbers, begun, how = ['epoch', 'record'], time.perf_counter(), 'taken from'
-    if (rows := read_features(path, shape)) is None:
-        order, load = CopiesOrder(*shape, settings.batch_size), LoadTraining(data.records, data.offset, settings, bad)
-        images = _progress(batches(order, numbers, load, TRAINING_COLUMNS, settings, run.ranks_here))
+    rows, how, numbers = read_features(path, shape), 'taken from', ['epoch', 'record']
+
+    def load(epochs, records):
+        found, keep = rows[epochs % copies, records], settings.dropout_keep_prob
+        generators = [generator(settings.seed, int(epoch), int(record)) for epoch, record in zip(epochs, records)]
+        masks = np.stack([preprocess.dropout_mask(rng, keep) for rng in generators])
+        return found['feature'], np.zeros((len(found), 2), np.float32), masks, found['label']
+
+    if rows is None:
+        load_images, size = LoadTraining(data.records, data.offset, settings, bad), settings.batch_size
+        filled = np.arange(-(-copies * shape[1] // size) * size).clip(max=copies * shape[1] - 1)  # with the last row
+        images = batches(
+            [*zip(*np.divmod(filled, shape[1]))], numbers, load_images, TRAINING_COLUMNS, settings, run.ranks_here
+        )
+        images = _progress(images)
         write_features(path, shape, ((cell(image, draws), label) for image, draws, _, label in images))
         rows, how = read_features(path, shape), f'computed in {time.perf_counter() - begun:.1f} s:'
-    run.log(f'features of {shape[0]} x {shape[1]} images {how} {path.name}')
+    run.log(f'features of {copies} x {len(data.records)} images {how} {path.name}')
     alone = settings.but(num_workers=1)
-    load = LoadFeatures(rows, settings)
     return lambda steps, _: batches(TrainingOrder(shape[1], settings, steps), numbers, load, TRAINING_COLUMNS, alone)
 
 
@@ -159,16 +137,15 @@ def read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def write_features(path: Path, shape: tuple[int, int], columns: Iterable) -> None:
-    """Write the batches of (features, labels) of a `CopiesOrder` to `path`, whole or not at all, and remove the files
-    of other features beside it. InputError if it cannot be written."""
+    """Write the batches of (features, labels) to `path`, as many rows as `shape` says, whole or not at all, and remove the
+    files of other features beside it. InputError if it cannot be written."""
     left = shape[0] * shape[1]
     remedy = f'the features need {left * ROW.itemsize / 1e6:.1f} MB; use another --log_dir or fewer --cache_features'
     with reading(path, remedy), files.replacing(path) as temporary, open(temporary, 'wb') as file:
         np.lib.format.write_array_header_1_0(file, {'descr': ROW.descr, 'fortran_order': False, 'shape': shape})
-        for batch in columns:
-            rows = np.zeros(min(left, len(batch[0])), ROW)
-            for column, values in zip(ROW.names, batch):
-                rows[column] = values.asnumpy()[: len(rows)]
+        for features, labels in columns:
+            rows = np.zeros(min(left, len(labels)), ROW)
+            rows['feature'], rows['label'] = features.asnumpy()[: len(rows)], labels.asnumpy()[: len(rows)]
             left -= len(rows)
             file.write(rows.tobytes())
     for other in path.parent.glob('features-*.npy'):
@@ -184,29 +161,17 @@ def _progress(data):
 class FeatureEvaluation(Evaluation):
     """An `Evaluation` where only the classifier is trained: the features of its images are computed once."""
 
-    known = False
-
     def of_training(
         self, train_step: nn.Cell, should_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
     ) -> Result | None:
         """`Result` of the classifier of a `TrainStep` after `done()` steps; None if `should_stop()` became true."""
-        if not self.known and not self._compute(train_step, should_stop):
-            return None
-        self.known = True
+        network = self.step.network
+        if self.step.preprocessing:  # the first time: from now on the data are features, and the step takes them
+            take_weights(network, train_step)
+            cell = Features(network, None, self.step.preprocessing)
+            columns = zip(*((cell(image).asnumpy(), label.asnumpy()) for image, label in _progress(self.data)))
+            arrays, batch_size = tuple(map(np.concatenate, columns)), self.data.get_batch_size()
+            self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
+            self.step = EvaluationStep(Classifier(network), None)
         take_weights(self.step.network.network.logits, train_step)
         return self.of_network({'step': done()}, should_stop)
-
-    def _compute(self, train_step, should_stop):
-        """Replace the images by features, and the step by one that takes them; False if it should stop."""
-        network = self.step.network
-        take_weights(network, train_step)
-        cell, columns = Features(network, None, self.step.preprocessing), ([], [])
-        for image, label in _progress(self.data):
-            if should_stop():
-                return False
-            columns[0].append(cell(image).asnumpy())
-            columns[1].append(label.asnumpy())
-        batch_size, arrays = len(columns[1][0]), tuple(map(np.concatenate, columns))
-        self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
-        self.step = EvaluationStep(Classifier(network), None)
-        return True

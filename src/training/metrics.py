@@ -16,40 +16,34 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from src import files
 from src.errors import InputError, only_warned
 from src.training.plan import Plan
 
 NAME = 'metrics.jsonl'
-OF_STEPS = ('step', 'evaluation', 'checkpoint', 'ranks')  # kinds that a resumed run records again
-# Fields that TensorBoard shows, and under which heading.
-TRAINING = 'loss mean_loss total_loss lr gradient_norm images_per_second data_wait overflows loss_scale image_size epoch'
-CURVES = {'step': f'training {TRAINING}', 'evaluation': 'evaluation top1 top5 loss'}
+CURVES = {'step': 'training', 'evaluation': 'evaluation'}  # kinds that TensorBoard shows, and under which heading
 
 
 class Metrics:
     """Called with a kind, a step and fields, appends a record to the file `path` (None on the ranks that write none) and
-    passes it to each of `readers`. Records of steps after `start`, by an earlier run in this file, are removed. A record is
-    one write to the end of the file. A disk that is full costs records, not the training run."""
+    passes it to `to_events`. Records of steps after `start`, by an earlier run in this file, are removed. A record is one
+    write to the end of the file. A disk that is full costs records, not the training run."""
 
-    def __init__(self, path: Path | None = None, start: int = 0, readers: list = (), log: Callable[[str], None] = print):
-        self.readers, self.file = readers, None
+    def __init__(self, path: Path | None = None, start: int = 0, log: Callable[[str], None] = print):
+        self.to_events, self.file = lambda record: None, None
         if path:
             with only_warned(log, NAME):
-                _forget_after(Path(path), start)
+                _forget_after(path, start)
                 self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __call__(self, kind: str, step: int, **fields: object) -> None:
         """See the class."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')
-        record = {'kind': kind, 'step': step, 'time': now, **_plain(fields)}
+        record = {'kind': kind, 'step': step, 'time': now, **{name: _plain(value) for name, value in fields.items()}}
         with contextlib.suppress(OSError):
             if self.file is not None:
                 os.write(self.file, f'{files.as_json(record)}\n'.encode('ascii'))
-        for take in self.readers:
-            take(record)
+        self.to_events(record)
 
     def end(self, step: int, error: BaseException | None = None) -> None:
         """Record that the run ended after `step`, because of `error` or because all was done."""
@@ -71,14 +65,12 @@ class Metrics:
 def begin(directory: Path | None, plan: Plan, config: dict, about: dict, log: Callable[[str], None] = print) -> Metrics:
     """The `Metrics` in `directory` (None on the ranks that write none) of a run of `plan` with `config`, with its first
     record, which also has the fields `about`. What cannot be written costs a warning to `log`."""
-    readers = []
+    made = Metrics(directory and directory / NAME, plan.start, log)
     if directory and config.get('tensorboard'):
         with only_warned(log, 'event file'):
-            readers.append(event_file(Path(directory).resolve() / 'tensorboard', plan.start))
-    made = Metrics(directory and Path(directory) / NAME, plan.start, readers, log)
-    first = {'epoch': plan.start / plan.steps_per_epoch, 'stop': plan.stop, 'steps_per_epoch': plan.steps_per_epoch}
-    path = str(directory and Path(directory).resolve() / 'config.yaml')
-    made('start', plan.start, **first, global_batch=plan.global_batch, **about, config_path=path, config=dict(config))
+            made.to_events = event_file(directory.resolve() / 'tensorboard', plan.start)
+    numbers = {'stop': plan.stop, 'steps_per_epoch': plan.steps_per_epoch, 'global_batch': plan.global_batch}
+    made('start', plan.start, epoch=plan.start / plan.steps_per_epoch, **numbers, **about, config=dict(config))
     return made
 
 
@@ -99,11 +91,11 @@ def event_file(directory: Path, start: int) -> Callable[[dict], None]:
     writer.write_event(event(step=start + 1, wall_time=time.time(), session_log=session(status=session.START)))
 
     def write(record):
-        heading, *names = CURVES.get(record['kind'], 'none').split()
+        values = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != 'step'}
         with contextlib.suppress(OSError):
-            for name in (name for name in names if record.get(name) is not None):
-                value = summary.scalar(f'{heading}/{name}', record[name])
-                writer.write_event(event(step=record['step'], wall_time=time.time(), summary=value))
+            for name, value in values.items() if record['kind'] in CURVES else ():
+                scalar = summary.scalar(f'{CURVES[record["kind"]]}/{name}', value)
+                writer.write_event(event(step=record['step'], wall_time=time.time(), summary=scalar))
             writer.flush()
 
     return write
@@ -118,17 +110,6 @@ def read(path: str | Path) -> list[dict]:
     return records
 
 
-def number(record: dict, name: str) -> float:
-    """A field as a float; NaN if it is missing or no number."""
-    value = record.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def clock(record: dict) -> str:
-    """When a record was written, for people."""
-    return f'{datetime.datetime.fromisoformat(record["time"]):%Y-%m-%d %H:%M:%S} UTC'
-
-
 def last_evaluation(directory: Path, start: int) -> int:
     """The step of the last evaluation that is recorded in `directory` up to the step `start`, 0 if there was none; `start`
     itself where nothing is recorded."""
@@ -138,35 +119,17 @@ def last_evaluation(directory: Path, start: int) -> int:
     return max((step for step in evaluations if step <= start), default=0)
 
 
-def straggler(ranks: dict[str, list]) -> str | None:
-    """A line that names the rank which the others wait for, if its mean wait for data exceeds the median of the ranks by
-    more than a tenth of a step; None if there is none. `ranks` is a record of this kind."""
-    if ranks['data_wait_seconds'] is None:
-        return None
-    waits = np.asarray(ranks['data_wait_seconds'])
-    step, worst = float(np.median(waits + ranks['step_seconds'])), int(waits.argmax())
-    behind = float(waits[worst] - np.median(waits))
-    if not step or behind <= 0.1 * step:
-        return None
-    return (
-        f'rank {worst} is slower than the others: it begins its steps {behind:.3f} s later than the median rank, '
-        f'{100 * behind / step:.0f} % of a step, for which all ranks wait; look at the storage and the load of its server'
-    )
-
-
 def _forget_after(path, start):
     """Remove the records of steps after `start`."""
     records = read(path) if path.exists() else []
-    kept = [record for record in records if record['kind'] not in OF_STEPS or record['step'] <= start]
+    kept = [record for record in records if record['kind'] in ('start', 'end') or record['step'] <= start]
     if len(kept) < len(records):
         with files.replacing(path) as temporary:  # the old file or the new one, whenever this process is killed
             temporary.write_text(''.join(files.as_json(record) + '\n' for record in kept))
 
 
 def _plain(value):
-    """`value` for JSON: floats with the digits of a float32, None for those that are not finite."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if not isinstance(value, float) else float(str(np.float32(value))) if math.isfinite(value) else None
+    """A float for JSON: with the digits that a float32 has, None if it is not finite."""
+    if not isinstance(value, float):
+        return value
+    return float(f'{value:.7g}') if math.isfinite(value) else None

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
-from mindspore import nn
 from mindspore.train import LossMonitor
-from tqdm import tqdm
 
 from src import collective
 from src.data import jpeg
@@ -20,15 +17,10 @@ from src.evaluation.evaluation import Evaluation
 from src.evaluation.outcomes import HEADER, row
 from src.heartbeat import COMPILING, EVALUATING, STEPS
 from src.options import Settings
-from src.training.metrics import straggler
+from src.training.checkpoints import Checkpoints
 from src.training.optimizer import decayed_parameters
-from src.training.plan import learning_rates
-from src.training.state import State
-from src.training.step import StepOutputs, l2_term, on_host
+from src.training.step import StepOutputs, TrainStep, l2_term, on_host
 from src.weights import checkpoint
-
-if TYPE_CHECKING:
-    from src.training.checkpoints import Checkpoints
 
 MAX_OVERFLOWS = 50  # consecutive steps with overflowed gradients after which a training run ends
 MUCH = 0.1  # share of the time from which on a wait is worth a line
@@ -39,31 +31,36 @@ class Monitor(LossMonitor):
     """The only callback of a training run, on the CPU and where the device runs sinks of steps.
 
     Args:
-        settings: `display_every`, the learning rate, `epochs_between_evals`.
-        step: the `TrainStep`.
+        settings: `display_every`, `weight_decay`, `epochs_between_evals`.
+        rates: the learning rate of every step.
         evaluation: None without evaluations.
     """
 
     def __init__(
-        self, state: State, settings: Settings, step: nn.Cell, checkpoints: Checkpoints, evaluation: Evaluation | None = None
+        self, settings: Settings, step: TrainStep, rates: np.ndarray, checkpoints: Checkpoints, evaluation: Evaluation | None
     ):
         super().__init__(settings.display_every)
-        self.state, self.settings, self.train_step, self.checkpoints = state, settings, step, checkpoints
+        self.settings, self.train_step, self.rates, self.checkpoints = settings, step, rates, checkpoints
+        self.state, self.decayed = checkpoints.state, decayed_parameters(step)
         self.evaluation, self.records = evaluation, evaluation.records.fingerprint if evaluation else ''
-        self.rates = learning_rates(settings, state.plan.stop, state.plan.steps_per_epoch)
-        self.decayed = decayed_parameters(step)
-        self.evaluated = state.plan.evaluated  # an earlier run may have ended before one that was due
-        self.overflows, self.losses, self.logged = None, [], state.step
+        self.evaluated = self.state.plan.evaluated  # an earlier run may have ended before one that was due
+        self.overflows, self.losses, self.logged = None, [], self.state.step
         # Steps, their seconds, and seconds of waiting for data: since the last line, of this epoch, of this run.
         self.line, self.of_epoch, self.total = np.zeros(3), np.zeros(3), np.zeros(3)
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
-        state = self.state
+        state, plan = self.state, self.state.plan
+        self.stage, stages = plan.stage_at(state.step), plan.stages
+        size, first, last = self.stage
+        if len(stages) > 1:
+            state.run.log(
+                f'stage {stages.index(self.stage) + 1} of {len(stages)}: images of {size} x {size} pixels, epochs '
+                f'{first / plan.steps_per_epoch:g} to {last / plan.steps_per_epoch:g}, steps {first + 1} to {last}; '
+                'the graph is compiled anew'
+            )
         state.heartbeat(COMPILING, state.step)
-        state.bar = tqdm(
-            desc=COMPILING, total=state.plan.stop, initial=state.step, unit='step', disable=None, dynamic_ncols=True
-        )
+        state.bar.set_description(COMPILING)
         self.first, self.compiling, self.compiled = state.step, contextlib.ExitStack(), False
         self.logged = state.step
         self._start_clock()
@@ -81,9 +78,8 @@ class Monitor(LossMonitor):
             about = run_context.original_args()
             about.train_network.set_train()  # as Model does after this
             sink = about.batch_num if about.dataset_sink_mode else None
-            inputs = about.train_dataset_element
-            compiling = self.state.run.graphs.compiling(about.train_network, inputs, 'training graph', sink)
-            self.compiling.enter_context(compiling)
+            graph = about.train_network, about.train_dataset_element, 'training graph', sink
+            self.compiling.enter_context(self.state.run.graphs.compiling(*graph))
         self.state.changing.acquire()
         self.state.since = time.monotonic()
 
@@ -105,15 +101,13 @@ class Monitor(LossMonitor):
         state.changing.release()  # not after an error: then the weights are not fit to be saved
         state.heartbeat(STEPS, state.step)
         self.count(steps, outputs.loss)
-        # No line is on images of two sizes.
-        if state.step - self.logged >= self._per_print_times or plan.size_at(before + 1) != plan.size_at(state.step + 1):
+        if state.step - self.logged >= self._per_print_times or state.step == self.stage.stop:
             self.write_line(outputs)
-        if state.step // plan.steps_per_epoch > before // plan.steps_per_epoch:
-            self.end_epoch(before // plan.steps_per_epoch)
+        epoch = before // plan.steps_per_epoch
+        if state.step // plan.steps_per_epoch > epoch:
+            self.end_epoch(epoch)
         # Workers are ahead of the steps; an epoch is judged while it is trained.
-        state.problem = state.bad.problem(
-            range(before // plan.steps_per_epoch, (state.step - 1) // plan.steps_per_epoch + 1)
-        )
+        state.problem = state.bad.problem(range(epoch, (state.step - 1) // plan.steps_per_epoch + 1))
         # All ranks stop after the same step, as they agree after each.
         state.stopping = collective.any_rank(state.should_stop()) if plan.world > 1 else state.should_stop()
         self.checkpoints.after_step()
@@ -133,8 +127,7 @@ class Monitor(LossMonitor):
             problem = f'gradients overflowed in {outputs.overflow_run:.0f} consecutive steps'
         else:
             return
-        self.checkpoints.settle()
-        found = checkpoint.by_age(self.state.directory)
+        found = checkpoint.by_age(self.checkpoints.follow())
         raise TrainingError(
             f'{problem} at step {self.state.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
             f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
@@ -149,12 +142,10 @@ class Monitor(LossMonitor):
             for figures in (self.line, self.of_epoch, self.total):
                 figures += steps, seconds, self.waited
         else:
-            first = 'step' if steps == 1 else f'{steps} steps'
-            state.run.log(f'time to the first {first}, compilation included: {seconds:.1f} s')
+            state.run.log(f'time to the first {"step" if steps == 1 else "steps"}, compilation included: {seconds:.1f} s')
             self.compiled = state.signals.can_save = True
             state.bar.set_description(refresh=False)
-        speed = f', {self.fps(self.line):.1f} images/s' if self.line.any() else ''
-        state.bar.set_postfix_str(f'epoch {state.epoch:.1f}, loss {loss:.3f}{speed}', refresh=False)
+        state.bar.set_postfix(epoch=f'{state.epoch:.1f}', loss=f'{loss:.3f}', fps=self.fps(self.line) or '-', refresh=False)
         state.bar.update(steps)
 
     def fps(self, figures: np.ndarray) -> float | None:
@@ -164,24 +155,24 @@ class Monitor(LossMonitor):
     def write_line(self, outputs: StepOutputs) -> None:
         """The original's log line, and a record of metrics."""
         state, fps, rate = self.state, self.fps(self.line), float(self.rates[self.state.step - 1])
-        total_loss = outputs.loss + l2_term(self.decayed, self.settings.weight_decay)
+        loss, norm, overflows, _, loss_scale = outputs
+        total_loss = loss + l2_term(self.decayed, self.settings.weight_decay)
         state.run.log(
             f'step: {state.step} epoch: {state.epoch:.1f} FPS: {"-" if fps is None else format(fps, ".1f")} '
-            f'loss: {outputs.loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
+            f'loss: {loss:.3f} total_loss: {total_loss:.3f} lr:{rate:.5f}'
         )
-        losses = {'loss': outputs.loss, 'mean_loss': sum(self.losses) / len(self.losses), 'total_loss': total_loss}
+        losses = {'loss': loss, 'mean_loss': sum(self.losses) / len(self.losses), 'total_loss': total_loss}
         # The host does not see whether a device in a sink waits.
-        wait = self.line[2] / self.line[1] if self.line[1] and not state.run.sink else None
-        speed = {'images_per_second': fps, 'data_wait': wait, 'image_size': state.plan.size_at(state.step)}
-        scaling = {'overflows': int(outputs.overflows), 'loss_scale': outputs.loss_scale}
-        about = {'epoch': state.epoch, 'lr': rate, 'gradient_norm': outputs.norm}
-        state.metrics('step', state.step, **about, **losses, **speed, **scaling)
-        if outputs.overflows > self.overflows:
+        wait = self.line[2] / self.line[1] if fps and not state.run.sink else None
+        speed = {'images_per_second': fps, 'data_wait': wait, 'image_size': self.stage.size}
+        scaling = {'gradient_norm': norm, 'overflows': int(overflows), 'loss_scale': loss_scale}
+        state.metrics('step', state.step, epoch=state.epoch, lr=rate, **losses, **speed, **scaling)
+        if overflows > self.overflows:
             state.run.log(
-                f'{outputs.overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
-                f'{outputs.overflows:.0f} in all; loss scale {outputs.loss_scale:g}'
+                f'{overflows - self.overflows:.0f} of these steps skipped because gradients overflowed, '
+                f'{overflows:.0f} in all; loss scale {loss_scale:g}'
             )
-        self.overflows, self.losses, self.logged = outputs.overflows, [], state.step
+        self.overflows, self.losses, self.logged = overflows, [], state.step
         self.line[:] = 0
 
     def end_epoch(self, epoch: int) -> None:
@@ -203,11 +194,14 @@ class Monitor(LossMonitor):
         if state.plan.world > 1:  # all of them come here after the same step
             mine = [(seconds - waited) / max(steps, 1), waited / max(steps, 1)]
             work, waits = collective.gathered(mine, state.run.rank, state.plan.world).T
-            waits = None if state.run.sink else waits.tolist()
-            ranks = {'step_seconds': work.tolist(), 'data_wait_seconds': waits}
+            ranks = {'step_seconds': work.tolist(), 'data_wait_seconds': None if state.run.sink else waits.tolist()}
             state.metrics('ranks', state.step, epoch=state.epoch, **ranks)
-            if line := straggler(ranks):
-                state.run.log(line)
+            step, behind = np.median(work + waits), waits.max() - np.median(waits)
+            if behind > MUCH * step and not state.run.sink:
+                state.run.log(
+                    f'rank {waits.argmax()} is slower than the others: it begins its steps {behind:.3f} s later than the '
+                    f'median rank, {behind / step:.0%} of a step; look at the storage and the load of its server'
+                )
 
     def evaluate_if_due(self) -> None:
         """Evaluate and log the result, after every `epochs_between_evals` epochs and after the last step."""
@@ -231,12 +225,6 @@ class Monitor(LossMonitor):
         state.run.log(row(result, state.step, state.epoch))
         if state.run.rank == 0:
             self.checkpoints.mark_if_best({**result._asdict(), 'records': self.records})
-
-    def on_train_end(self, run_context):
-        """Called after the last step of a run, or of a part of it."""
-        self.checkpoints.settle()  # what follows may start data workers, and a fork in the midst of a write could hang
-        self.state.bar.leave = self.state.stopping or self.state.step >= self.state.plan.stop  # each part has its own
-        self.state.bar.close()
 
     def __exit__(self, *error):
         self.compiling.__exit__(*error)

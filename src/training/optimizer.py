@@ -70,21 +70,15 @@ class RateTable(nn.learning_rate_schedule.LearningRateSchedule):
         return ops.gather(self.rates, ops.minimum(global_step, self.last), 0)
 
 
-class NesterovMomentum(nn.Momentum):
-    """`nn.Momentum` with `use_nesterov`, which MindSpore's CPU kernel (2.8) takes and ignores:
+def _nesterov(weight, moment, rate, gradient, momentum):
+    """One tensor's step of `nn.Momentum` with `use_nesterov`, which MindSpore's CPU kernel (2.8) takes and ignores:
 
     moment = momentum * moment + gradient
     weight = weight - rate * (gradient + momentum * moment)
+
+    From `new` the kernel makes momentum * new + gradient, Nesterov's direction, and takes the step; it changes `new`
+    thereby, and no longer `moment`.
     """
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.opt = _nesterov
-
-
-def _nesterov(weight, moment, rate, gradient, momentum):
-    """One tensor's step. From `new` the kernel makes momentum * new + gradient, Nesterov's direction, and takes the step; it
-    changes `new` thereby, and no longer `moment`."""
     new = _ADD(_MUL(moment, momentum), gradient)
     kept = _ASSIGN(moment, new)
     return _MOMENTUM_STEP(weight, ops.depend(new, kept), rate, gradient, momentum)
@@ -105,9 +99,10 @@ def create_optimizer(network: nn.Cell, settings: Settings, rates: np.ndarray, on
     if settings.optimizer == 'rmsprop':
         kind = RMSProp if on_cpu else nn.RMSProp
         return kind(groups, rate, RMSPROP_DECAY, settings.momentum, settings.rmsprop_epsilon)
+    optimizer = nn.Momentum(groups, rate, settings.momentum, use_nesterov=settings.use_nesterov)
     if settings.use_nesterov and on_cpu:
-        return NesterovMomentum(groups, rate, settings.momentum)
-    return nn.Momentum(groups, rate, settings.momentum, use_nesterov=settings.use_nesterov)
+        optimizer.opt = _nesterov
+    return optimizer
 
 
 class RMSProp(nn.RMSProp):

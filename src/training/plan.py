@@ -1,8 +1,9 @@
-"""The numbers of a training run: steps, batches, image sizes, learning rates, memory. Needs no MindSpore."""
+"""The numbers of a training run: steps, batches, image sizes, sinks, learning rates, memory. Needs no MindSpore."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -58,19 +59,37 @@ class Plan:
                 stages.append(Stage(size, start, stop))
         return stages
 
-    def size_at(self, step: int) -> int:
-        """Size of the images of the step number `step`, from 1; 0 after the last one."""
-        return next((stage.size for stage in self.stages if step <= stage.stop), 0)
+    def stage_at(self, step: int) -> Stage:
+        """The stage that continues after `step` steps."""
+        return next(stage for stage in self.stages if step < stage.stop)
+
+    def sinks(self, iterations_per_loop: int) -> list[tuple[int, int, int]]:
+        """[(image size, number of sinks, steps in each)] of the steps from `start` on. Each of them needs a data set and a
+        graph of its own; no sink crosses a stage.
+
+        All are of one length, the largest from a tenth of `iterations_per_loop` up to it that divides the steps of every
+        stage, so that one graph is enough; sinks of a tenth cost less than the minutes of a second compilation. If there is
+        none, `iterations_per_loop`, and each stage ends with a sink of what is left. MindSpore keeps the length in one
+        variable for all graphs of a process, set when a graph is compiled: here no earlier graph runs again. None has a
+        single step, which MindSpore runs in another, slower way, unless that is all there is.
+        """
+        left = [(stage.size, stage.stop - max(stage.start, self.start)) for stage in self.stages if stage.stop > self.start]
+        longest = min(iterations_per_loop, max((steps for _, steps in left), default=1))
+        common, shortest = math.gcd(*(steps for _, steps in left)), max(longest // 10, 2)
+        length, found = next((n for n in range(longest, shortest - 1, -1) if common % n == 0), longest), []
+        for size, steps in left:
+            whole, rest = divmod(steps, length)
+            if rest == 1 and whole:
+                whole, rest = whole - 1, length + 1
+            found += [
+                (size, count, steps_each) for count, steps_each in ((whole, length), (1, rest)) if count and steps_each
+            ]
+        return found
 
     @property
     def global_batch(self) -> int:
         """Images of all devices in a step."""
         return self.batch_size * self.world
-
-    @property
-    def steps(self) -> int:
-        """Steps from `start` on."""
-        return self.stop - self.start
 
     @property
     def epochs(self) -> int:
@@ -152,11 +171,11 @@ def learning_rates(settings: Settings, steps: int, steps_per_epoch: int) -> np.n
 def require_memory(settings: Settings, weights: int, ranks: int, free: float | None = None) -> None:
     """InputError, naming a batch that fits, if `ranks` processes on the CPU, each with a network of `weights` weights, need
     more than the `free` bytes, by default those of this machine or container: the kernel would kill one without a word."""
-    free = free_bytes() if free is None else free
-    size, need = max(settings.image_sizes or [settings.image_size]), ranks * estimate_bytes(settings, weights)
+    free, size = free_bytes() if free is None else free, max(settings.image_sizes or [settings.image_size])
+    fixed, of_image = needed_bytes(settings, weights)
+    need = ranks * (fixed + of_image * settings.batch_size)
     if need > free:
-        none, one = (estimate_bytes(settings.but(batch_size=batch_size), weights) for batch_size in (0, 1))
-        fits = int((free / ranks - none) / (one - none))
+        fits = int((free / ranks - fixed) / of_image)
         remedy = f'--batch_size {fits} fits' if fits > 0 else 'a smaller --image_size or --block_counts is needed'
         raise InputError(
             f'batch_size {settings.batch_size} at image_size {size} needs about {need / 1e9:.1f} GB for {ranks} '
@@ -164,11 +183,11 @@ def require_memory(settings: Settings, weights: int, ranks: int, free: float | N
         )
 
 
-def estimate_bytes(settings: Settings, weights: int) -> float:
-    """Peak memory of a training process on the CPU."""
-    per_weight, workspace, per_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
+def needed_bytes(settings: Settings, weights: int) -> tuple[float, float]:
+    """Peak memory of a training process on the CPU: without images, and for each image of a batch."""
+    of_weight, workspace, of_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
     area = (max(settings.image_sizes or [settings.image_size]) / 299) ** 2
-    return BASE_BYTES + per_weight * weights + (workspace + per_image * settings.batch_size) * area
+    return BASE_BYTES + of_weight * weights + workspace * area, of_image * area
 
 
 def free_bytes() -> float:

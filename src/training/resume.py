@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from src.errors import ElsewhereError, InputError
 from src.options import Settings, differences
 from src.runtime import Run
 from src.training import metrics
-from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay, learning_rates
+from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay
 from src.weights import checkpoint
 from src.weights.names import first_of
 from src.weights.read import read_weights
@@ -30,8 +31,8 @@ WAIT = 30  # seconds for another training run in the directory to end
 
 
 class Reservation(NamedTuple):
-    """A directory that is a training run's own: the lock, which lasts as long as this exists, and the files of an earlier
-    training run there that are removed when the first checkpoint is written."""
+    """A directory that is a training run's own: the lock, which lasts as long as this exists, and the checkpoints of an
+    earlier training run there, which are removed when the first new one is written."""
 
     lock: TextIO
     replaced: list[Path]
@@ -64,13 +65,11 @@ def reserve(settings: Settings, run: Run) -> Reservation:
             'by --resume auto, choose another --log_dir, or replace it by --overwrite true, which removes '
             'them as soon as the first new checkpoint is written'
         )
-    if not settings.overwrite:
-        return Reservation(lock, [])
-    for name in (settings.log_name, metrics.NAME) if there else ():
-        if (directory / name).exists():
-            free = next(n for n in itertools.count(1) if not os.path.lexists(directory / f'{name}.{n}'))
-            (directory / name).replace(directory / f'{name}.{free}')
-    return Reservation(lock, there)
+    replaced = there if settings.overwrite else []
+    for path in (directory / settings.log_name, directory / metrics.NAME) if replaced else ():
+        if path.exists():
+            path.replace(next(free for n in itertools.count(1) if not os.path.lexists(free := f'{path}.{n}')))
+    return Reservation(lock, replaced)
 
 
 def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Saved | None, Plan, Settings, str]:
@@ -81,22 +80,19 @@ def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Sav
         with; `settings` with a number for `bn_decay` auto, the recorded one if there is one, so that it stays when the
         training run becomes longer; the training run's id.
     """
-    saved = on_rank_0(run, find, settings, run, data)
-    start, training, decay, evaluated = 0, 0, 0.0, 0
-    if run.rank == 0:
-        training, decay = secrets.randbits(40), batch_norm_decay(plan.stop)
+    saved, start, evaluated = on_rank_0(run, find, settings, run, data), 0, 0
+    training, decay = secrets.randbits(40), batch_norm_decay(plan.stop)
     if saved:
         info = saved.info
-        decay = info['config'].get('bn_decay', decay)
-        start, training = plan.step_at(info['epoch'], info['position']), int(info.get('training', '0'), 16) or training
-        evaluates = settings.mode == 'train_and_evaluate'
-        evaluated = metrics.last_evaluation(run.directory, start) if evaluates else start
+        training, decay = int(info.get('training', '0'), 16) or training, info['config'].get('bn_decay', decay)
+        start = plan.step_at(info['epoch'], info['position'])
+        evaluated = metrics.last_evaluation(run.directory, start) if settings.mode == 'train_and_evaluate' else start
         run.log(
             f'{saved.path}: resuming from step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}; '
             f'this run: step {start} of {plan.stop} on {plan.world} device(s)'
         )
-    units = [start, training, round(decay * DECAY_UNITS), evaluated]
-    start, training, decay, evaluated = collective.agreed(units, run.world)
+    mine = [start, training, round(decay * DECAY_UNITS), evaluated] if run.rank == 0 else [0] * 4
+    start, training, decay, evaluated = collective.agreed(mine, run.world)
     if settings.bn_decay == 'auto':
         settings = settings.but(bn_decay=decay / DECAY_UNITS)
         run.log(f'bn_decay {settings.bn_decay:g} (auto)')
@@ -142,13 +138,16 @@ def require_same_training(path: Path, info: dict, settings: Settings, data: str,
 
     More epochs are allowed: `max_epochs`, and with it `T_max`, may grow, with a line to `log`.
     """
-    old, new = info['config'], dict(settings)
+    old, new = {'T_max': 0, **info['config']}, dict(settings)
     if new['bn_decay'] == 'auto':  # whatever it was
         new['bn_decay'] = old.get('bn_decay', 'auto')
     if 'auto' in (old.get('amp_level', 'auto'), new['amp_level']):  # not recorded by earlier versions
         new['amp_level'] = old.get('amp_level', 'auto')
-    if longer := longer_training(old, settings, info.get('epoch', 0)):
-        log(longer)
+    if old.get('max_epochs', math.inf) < new['max_epochs'] and old['T_max'] <= new['T_max']:
+        line = f'max_epochs {old["max_epochs"]} -> {new["max_epochs"]}, T_max {old["T_max"]} -> {new["T_max"]}'
+        if settings.lr_schedule == 'cosine' and new['T_max'] < new['max_epochs']:
+            line += f': the learning rate is 0 after epoch {new["T_max"]}; use --T_max {new["max_epochs"]}'
+        log(line)
         old = {**old, 'max_epochs': new['max_epochs'], 'T_max': new['T_max']}
     # With another number of devices another batch on each may keep the images in a step the same.
     free = ('batch_size',) if old.get('rank_size') != new['rank_size'] else ()
@@ -164,22 +163,6 @@ def require_same_training(path: Path, info: dict, settings: Settings, data: str,
         log(f'resume_override: {difference}')
 
 
-def longer_training(old: dict, settings: Settings, epoch: int) -> str:
-    """One line on the learning rate after `epoch` epochs if `settings` differ from `old` by more epochs; '' if they do
-    not train more, or have a smaller `T_max`."""
-    epochs, periods = (old.get('max_epochs'), settings.max_epochs), (old.get('T_max'), settings.T_max)
-    if None in (*epochs, *periods) or not epochs[0] < epochs[1] or periods[0] > periods[1]:
-        return ''
-    rates = learning_rates(settings, epochs[1], 1)
-    short = settings.lr_schedule == 'cosine' and periods[1] < epochs[1]
-    return (
-        f'max_epochs {epochs[0]} -> {epochs[1]}, T_max {periods[0]} -> {periods[1]}: the learning rate is '
-        f'{rates[epoch]:.5f} now and {rates[-1]:.5f} at the end'
-        + f'; use --T_max {epochs[1]} for a cosine over all of it'
-        * short
-    )
-
-
 def load(step: nn.Cell, saved: Saved, start: int, override: bool = False) -> None:
     """Set all parameters of the `TrainStep` from `saved`, to continue at step `start`.
 
@@ -187,15 +170,14 @@ def load(step: nn.Cell, saved: Saved, start: int, override: bool = False) -> Non
     optimizer as in a new training run. InputError if a parameter is missing or has another shape.
     """
     parameters = dict(saved.parameters)
+    missing, left = step.parameters_dict().keys() - parameters.keys(), []
     # A dynamic loss scale starts anew if the checkpoint has none, as after a training run in float32.
-    dynamic = step.loss_scaling_manager is not None
-    left = [name for name in SCALE_STATE if not dynamic or not parameters.keys() >= set(SCALE_STATE)]
+    if step.loss_scaling_manager is None or missing.intersection(SCALE_STATE):
+        left += SCALE_STATE
     if override:
-        for name in step.parameters_dict():
-            if name not in parameters and name.startswith(checkpoint.AVERAGE):
-                parameters[name] = parameters.get(name[len(checkpoint.AVERAGE) :])
-            elif name not in parameters and name.startswith(OPTIMIZER_STATE):
-                left.append(name)
+        left += [name for name in missing if name.startswith(OPTIMIZER_STATE)]
+        averages = [name for name in missing if name.startswith(checkpoint.AVERAGE)]
+        parameters.update({name: parameters.get(name[len(checkpoint.AVERAGE) :]) for name in averages})
     checkpoint.load_into(step, parameters, saved.path, left)
     step.optimizer.global_step.set_data(Tensor([start], ms.int32))
 

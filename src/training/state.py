@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
 from src.data.pipeline import BadRecords
 from src.errors import ElsewhereError, InputError, Interrupted
 from src.heartbeat import Heartbeat
@@ -25,20 +27,13 @@ class State:
     `directory` has the checkpoints; with `again` for options the training run can be resumed.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        run: Run,
-        signals: Signals | None = None,
-        bad: BadRecords | None = None,
-        metrics: Metrics | None = None,
-    ):
-        self.plan, self.run, self.signals, self.metrics = plan, run, signals or Signals(), metrics or Metrics()
-        self.bad = bad or BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
+    def __init__(self, plan: Plan, run: Run, signals: Signals, bad: BadRecords, metrics: Metrics):
+        self.plan, self.run, self.signals, self.bad, self.metrics = plan, run, signals, bad, metrics
         self.step, self.stopping, self.problem = plan.start, False, ''
         self.directory, self.again = run.checkpoints, '--resume auto'
         self.changing, self.since, self.seconds, self.waiting = threading.Lock(), time.monotonic(), 0.0, None
-        self.heartbeat, self.bar = Heartbeat(), None
+        progress = {'total': plan.stop, 'initial': plan.start, 'unit': 'step'}
+        self.heartbeat, self.bar = Heartbeat(), tqdm(**progress, disable=None, dynamic_ncols=True)
 
     @property
     def epoch(self) -> float:
@@ -49,11 +44,9 @@ class State:
     def during(self, name: str) -> Iterator[None]:
         """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
         with self.heartbeat.during(name):
-            if self.bar is not None:
-                self.bar.set_description(name)
+            self.bar.set_description(name)
             yield
-            if self.bar is not None:
-                self.bar.set_description()
+            self.bar.set_description()
 
     def should_stop(self) -> bool:
         """Whether this rank has a reason to stop. Also a heartbeat, for what takes longer than a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import namedtuple
 
 import mindspore as ms
@@ -19,8 +20,8 @@ AUX_LOSS_WEIGHT = 0.4  # factor of the auxiliary classifier's loss
 _RESHAPE, _DOT, _SUM = ops.Reshape(), ops.BatchMatMul(transpose_b=True), ops.ReduceSum(keep_dims=True)
 _HALF_SQUARE_SUM, _MAP = ops.L2Loss(), ops.HyperMap()
 
-# What a step returns: the loss before its update, the norm of all gradients together, the steps without an update
-# because of overflow so far (`overflows`) and just now in a row (`overflow_run`), and the loss scale of this step.
+# What a step returns: the loss before its update, the norm of all gradients together, the steps skipped because of overflow
+# so far (`overflows`) and just now in a row (`overflow_run`), and the loss scale of this step.
 StepOutputs = namedtuple('StepOutputs', 'loss norm overflows overflow_run loss_scale')
 
 
@@ -32,13 +33,9 @@ def on_host(outputs: tuple) -> StepOutputs:
 class NetworkWithLoss(nn.Cell):
     """A batch of the training pipeline -> mean loss, a scalar.
 
-    Inputs: image uint8 (N, 3, H, W), draws float32 (N, 2), dropout mask float32 (N, 1536), label int32 (N,).
-
-    Args:
-        network (nn.Cell): images and dropout mask -> logits, or (logits, auxiliary logits).
-        label_smoothing (float): see `cross_entropy`.
-        aux_logits (bool): whether the network has the auxiliary classifier.
-        augment_dtype: type in which `Augment` computes. Where `augment` is None, images are features (frozen_features.py).
+    Inputs: image uint8 (N, 3, H, W), draws float32 (N, 2), dropout mask float32 (N, 1536), label int32 (N,). `network` makes
+    logits, or (logits, auxiliary logits) with `aux_logits`, of images and mask. `Augment` computes in `augment_dtype`; where
+    `augment` is None, images are features (frozen_features.py).
     """
 
     def __init__(
@@ -208,13 +205,11 @@ def loss_scale_update(option: str | float) -> nn.Cell | Tensor:
     `dynamic` (from 1024: halved at an overflow, doubled after 2,000 steps without). InputError for anything else."""
     if option == 'dynamic':
         return nn.DynamicLossScaleUpdateCell(FIXED_LOSS_SCALE, 2, 2000)
-    try:
+    with contextlib.suppress(ValueError):
         scale = FIXED_LOSS_SCALE if option == 'fixed' else float(option)
-        if not 0 < scale < 2.0**127:
-            raise ValueError
-    except ValueError:
-        raise InputError(f'loss_scale is {option!r:.80}; expected fixed, dynamic or a number above 0') from None
-    return Tensor(scale, ms.float32)
+        if 0 < scale < 2.0**127:
+            return Tensor(scale, ms.float32)
+    raise InputError(f'loss_scale is {option!r:.80}; expected fixed, dynamic or a number above 0')
 
 
 def l2_term(parameters: list[Parameter], weight_decay: float) -> float:

@@ -80,11 +80,6 @@ def values(cell: nn.Cell) -> dict[str, np.ndarray]:
     return {name: p.asnumpy() for name, p in cell.parameters_dict().items()}
 
 
-def snapshot(cell: nn.Cell) -> dict[str, np.ndarray]:
-    """`values` that stay as they are when the training run continues."""
-    return {name: value.copy() for name, value in values(cell).items()}
-
-
 def mark_best(path: Path, evaluation: dict) -> None:
     """Write the checkpoint `path` once more, as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found.
 

@@ -22,18 +22,8 @@ from tests.processes import ROOT, Program
 
 SHORT = ['--device_target', 'CPU', '--display_every', '1', '--lr', '0.001', '--max_train_steps', '10']
 EVALUATED = ['--mode', 'train_and_evaluate', '--epochs_between_evals', '1']  # of 5 steps an epoch
-
-
-def call(main, options, capsys):
-    """(exit status, what it printed) of a program."""
-    capsys.readouterr()
-    status = 0
-    try:
-        main([*map(str, options)])
-    except SystemExit as end:
-        status = end.code
-    found = capsys.readouterr()
-    return status, found.out + found.err
+OLDER, LAST = 'inceptionv4-1_5.ckpt', 'inceptionv4-2_10.ckpt'
+pytestmark = pytest.mark.compiles
 
 
 @pytest.fixture(scope='module')
@@ -42,11 +32,10 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(compiles, records, tmp_path_factory):
+def trained(records, tmp_path_factory):
     """The log directory of a training of 10 steps, with checkpoints of steps 5 and 10 and the best."""
     directory = tmp_path_factory.mktemp('trained') / 'log'
-    options = ['--data_dir', records, *SMALL, *SHORT, *EVALUATED, '--log_dir', directory]
-    train.main([*map(str, options)])
+    train.main(['--data_dir', str(records), *SMALL, *SHORT, *EVALUATED, '--log_dir', str(directory)])
     return directory
 
 
@@ -57,8 +46,23 @@ def log(trained, tmp_path, monkeypatch):
     return Path(shutil.copytree(trained, tmp_path / 'log'))
 
 
-def options(records, log, *more):
-    return ['--data_dir', records, *SMALL, *SHORT, '--log_dir', log, *more]
+@pytest.fixture
+def run(records, capsys):
+    """What a program prints; it must end with `status`."""
+
+    def run(main, *options, status=0, data=records):
+        capsys.readouterr()
+        found = 0
+        try:
+            main([*map(str, ['--data_dir', data, *SMALL, *SHORT, *options])])
+        except SystemExit as end:
+            found = end.code
+        captured = capsys.readouterr()
+        text = captured.out + captured.err
+        assert found == status and 'Traceback' not in text, text
+        return text
+
+    return run
 
 
 def evaluations(log):
@@ -67,40 +71,44 @@ def evaluations(log):
     return {one['step']: one for one in lines if one['kind'] == 'evaluation'}
 
 
-def step_of(path):
-    return checkpoint.load(path)[1]['step']
+def best(log):
+    """What the best checkpoint records."""
+    return checkpoint.load(log / checkpoint.BEST)[1]
 
 
 # Newest by the recorded step.
 
 
-@pytest.mark.compiles
-def test_copied_without_file_times(records, log, capsys):
+def test_copied_without_file_times(run, log):
     """The training resumes from the step that is recorded, in whatever order the files were copied, and its evaluation lists
-    them so."""
-    last = log / 'inceptionv4-2_10.ckpt'
-    complete = options(records, log, '--resume', 'auto', *EVALUATED)
-    os.utime(last, (1, 1))
-    status, text = call(train.main, complete, capsys)
-    assert status == 0 and f'{last}: resuming from step 10' in text, text
-    named = log / 'inceptionv4-0_3.ckpt'  # what is recorded counts, not the name
-    last.rename(named)
-    status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
-    assert status == 0, text
+    them so. A link to a checkpoint that is not there (a disk that is not mounted) is skipped, or named."""
+    os.utime(log / LAST, (1, 1))
+    (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
+    text = run(train.main, '--log_dir', log, '--resume', 'auto', *EVALUATED)
+    assert re.search('warning: skipped: .*9_99.ckpt', text) and f'{log / LAST}: resuming from step 10' in text
+    (log / LAST).rename(log / 'inceptionv4-0_3.ckpt')  # what is recorded counts, not the name
+    assert re.search('warning: skipped: .*9_99.ckpt', run(evaluation.main, '--ckpt_path', log))
     assert [one['step'] for one in json.loads((log / 'evaluation.json').read_text())] == [5, 10]
-
-
-@pytest.mark.compiles
-def test_going_back_and_resuming(records, log, capsys):
-    """Who goes back to an older checkpoint does not find the later ones in the way: they stay, under other names."""
-    back = ['--resume', log / 'inceptionv4-1_5.ckpt', '--save_checkpoint_steps', '3']
-    status, text = call(train.main, options(records, log, *back), capsys)
-    assert status == 0 and 'inceptionv4-2_10.ckpt has more steps than' in text, text
-    for path in log.glob('inceptionv4-2_10.ckpt'):  # as if it had been killed before
+    for path in log.glob('*.ckpt'):
         path.unlink()
+        path.symlink_to(f'/nowhere/{path.name}')
+    for main, *more in (
+        (train.main, '--log_dir', log, '--resume', 'auto'),
+        (train.main, '--log_dir', log.with_name('new'), '--resume', log / OLDER),
+        (evaluation.main, '--ckpt_path', log),
+        (evaluation.main, '--ckpt_path', log / checkpoint.BEST),
+    ):
+        assert run(main, *more, status=2).splitlines()[-1].startswith('error: ')
+
+
+def test_going_back_and_resuming(run, log):
+    """Who goes back to an older checkpoint does not find the later ones in the way: they stay, under other names."""
+    text = run(train.main, '--log_dir', log, '--resume', log / OLDER, '--save_checkpoint_steps', '3')
+    assert f'{LAST} has more steps than' in text
+    (log / LAST).unlink()  # as if it had been killed before
     there = sorted(path.name.partition('-')[2] for path in log.glob('*_*.ckpt*'))
     assert there == ['1_5.ckpt', '1_6.ckpt', '1_9.ckpt', '2_10.ckpt.1']
-    assert 'resuming from step 9' in call(train.main, options(records, log, '--resume', 'auto'), capsys)[1]
+    assert 'resuming from step 9' in run(train.main, '--log_dir', log, '--resume', 'auto')
 
 
 # The best.
@@ -108,15 +116,13 @@ def test_going_back_and_resuming(records, log, capsys):
 
 def test_best_is_one_file_with_its_evaluation(trained):
     """No second file that could contradict it; a tie is broken by the loss."""
-    found = evaluations(trained)
-    best = max(found.values(), key=lambda one: (one['top1'], -one['loss']))
-    info = checkpoint.load(trained / checkpoint.BEST)[1]
-    assert info['step'] == best['step'] and info['evaluation']['top1'] == pytest.approx(best['top1'])
+    expected = max(evaluations(trained).values(), key=lambda one: (one['top1'], -one['loss']))
+    assert best(trained)['step'] == expected['step']
+    assert best(trained)['evaluation']['top1'] == pytest.approx(expected['top1'])
     assert not (trained / 'inceptionv4-best.json').exists()
 
 
-@pytest.mark.compiles
-def test_other_validation_records(trained, records, log, tmp_path, capsys):
+def test_other_validation_records(run, records, log, tmp_path):
     """The best of others is not compared with: a line, and it stays under another name."""
     other = shutil.copytree(records, tmp_path / 'other')
     made = demo_images.make(tmp_path / 'made', train_per_class=2, validation_per_class=2, seed=7)
@@ -127,15 +133,14 @@ def test_other_validation_records(trained, records, log, tmp_path, capsys):
     parameters, info = checkpoint.load(log / checkpoint.BEST)
     info['evaluation'].update(top1=100.0, loss=0.0)
     checkpoint.write(log / checkpoint.BEST, parameters, info)
-    (log / 'inceptionv4-2_10.ckpt').unlink()
-    status, text = call(train.main, options(other, log, *EVALUATED, '--resume', 'auto'), capsys)
-    assert status == 0 and re.search('warning: other validation records than .*10 with .* -> 20 with', text), text
-    assert checkpoint.load(log / checkpoint.BEST)[1]['step'] == 10
+    (log / LAST).unlink()
+    text = run(train.main, '--log_dir', log, *EVALUATED, '--resume', 'auto', data=other)
+    assert re.search('is the best by other validation records .10 with .*, now 20 with', text), text
+    assert best(log)['step'] == 10
     assert checkpoint.load(log / f'{checkpoint.BEST}.1')[1]['evaluation']['top1'] == 100.0
 
 
-@pytest.mark.compiles
-def test_no_side_product_ends_a_training(records, log, capsys, monkeypatch):
+def test_no_side_product_ends_a_training(run, log, monkeypatch):
     """The best mark, the page, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
     best is marked as soon as there is room."""
     for path in log.glob('*.ckpt'):
@@ -148,75 +153,47 @@ def test_no_side_product_ends_a_training(records, log, capsys, monkeypatch):
     write, refused = checkpoint.write, []
 
     def full(path, *rest):
-        if Path(path).name == checkpoint.BEST and len(refused) < 1:
+        if Path(path).name == checkpoint.BEST and not refused:
             refused.append(path)
             raise OSError(28, 'No space left on device')
         write(path, *rest)
 
     monkeypatch.setattr(checkpoint, 'write', full)
-    status, text = call(train.main, options(records, log, *EVALUATED), capsys)
-    assert status == 0 and 'Traceback' not in text and refused, text
+    text = run(train.main, '--log_dir', log, *EVALUATED)
     for line in (
-        r'warning: the best top-1 so far, but inceptionv4-best.ckpt cannot be written: No space left on device; tried again',
-        r'best top-1 so far: inceptionv4-1_5.ckpt is also inceptionv4-best.ckpt',
-        r'no metrics.jsonl: ',
-        r'no config.yaml: .*not a regular file',
-        r'no page on the training: ',
-        r'no report on the evaluation: ',
+        f'warning: .*{OLDER} is the best so far, but inceptionv4-best.ckpt cannot be written: No space left on device',
+        r'best top-1 so far: inceptionv4-\d_\d+.ckpt is also inceptionv4-best.ckpt',
+        'no metrics.jsonl: ',
+        'no config.yaml: .*not a regular file',
+        'no page on the training: ',
+        'no report on the evaluation: ',
     ):
         assert re.search(line, text), (line, text)
-    assert checkpoint.load(log / checkpoint.BEST)[1]['evaluation']['top1'] >= 0
+    assert best(log)['evaluation']['top1'] >= 0
 
 
-# Names, links, moves.
+# Names and moves.
 
 
-@pytest.mark.compiles
-def test_dangling_links(records, log, capsys):
-    """A link to a checkpoint that is not there (a disk that is not mounted) is skipped, or named."""
-    (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
-    status, text = call(train.main, options(records, log, '--resume', 'auto'), capsys)
-    assert status == 0 and re.search('warning: skipped: .*9_99.ckpt', text) and 'from step 10' in text, text
-    status, text = call(evaluation.main, ['--ckpt_path', log, *options(records, log)[:-2]], capsys)
-    assert status == 0 and re.search('warning: skipped: .*9_99.ckpt', text), text
-    for path in log.glob('*.ckpt'):
-        path.unlink()
-        path.symlink_to(f'/nowhere/{path.name}')
-    for main, more in (
-        (train.main, ['--log_dir', log, '--resume', 'auto']),
-        (train.main, ['--log_dir', log.with_name('new'), '--resume', log / 'inceptionv4-1_5.ckpt']),
-        (evaluation.main, ['--ckpt_path', log]),
-        (evaluation.main, ['--ckpt_path', log / checkpoint.BEST]),
-    ):
-        status, text = call(main, [*options(records, log)[:-2], *more], capsys)
-        assert status == 2 and text.splitlines()[-1].startswith('error: ') and 'Traceback' not in text, text
-
-
-@pytest.mark.compiles
-def test_precision_is_a_difference(records, log, capsys):
+def test_precision_is_a_difference(run, log):
     """Another precision than that of the checkpoint is named, and refused without resume_override."""
-    more = ['--resume', 'auto', '--amp_level', 'O2']
-    status, text = call(train.main, options(records, log, *more), capsys)
-    assert status == 2 and 'amp_level O0 -> O2' in text.splitlines()[-1], text
-    status, text = call(train.main, options(records, log, *more, '--resume_override', 'true'), capsys)
-    assert status == 0 and 'resume_override: amp_level O0 -> O2' in text, text
+    more = ['--log_dir', log, '--resume', 'auto', '--amp_level', 'O2']
+    assert 'amp_level O0 -> O2' in run(train.main, *more, status=2).splitlines()[-1]
+    assert 'resume_override: amp_level O0 -> O2' in run(train.main, *more, '--resume_override', 'true')
 
 
-@pytest.mark.compiles
-def test_overwritten_twice_before_the_first_checkpoint(records, log, capsys):
+def test_overwritten_twice_before_the_first_checkpoint(run, log):
     """Both attempts end before they have a checkpoint: log and metrics of the real training are still there."""
     before = {name: (log / name).read_text() for name in ('inception_v4.log', 'metrics.jsonl')}
-    for _ in range(2):  # the memory check ends them after the log was begun
-        status, text = call(train.main, options(records, log, '--overwrite', 'true', '--freeze', 'nothing*'), capsys)
-        assert status == 2, text
+    for _ in range(2):
+        run(train.main, '--log_dir', log, '--overwrite', 'true', '--freeze', 'nothing*', status=2)
     there = {path.name for path in log.iterdir()}
     for name, text in before.items():
         assert text in [(log / other).read_text() for other in there if other.startswith(name)], there
-    assert {'inceptionv4-1_5.ckpt', 'inceptionv4-2_10.ckpt'} <= there
+    assert {OLDER, LAST} <= there
 
 
-@pytest.mark.compiles
-def test_renamed_directory(records, tmp_path, capsys, monkeypatch):
+def test_renamed_directory(run, tmp_path, monkeypatch):
     """Everything follows it, with a line in the log."""
     log, moved, write = tmp_path / 'log', tmp_path / 'moved', checkpoint.write
 
@@ -226,17 +203,15 @@ def test_renamed_directory(records, tmp_path, capsys, monkeypatch):
             log.rename(moved)
 
     monkeypatch.setattr(checkpoint, 'write', rename_after)
-    status, text = call(train.main, options(records, log, *EVALUATED), capsys)
-    assert status == 0 and not log.exists(), text
-    assert (moved / 'inceptionv4-1_5.ckpt').exists() and (moved / 'inceptionv4-2_10.ckpt').exists()
-    assert (moved / 'training.html').exists() and step_of(moved / checkpoint.BEST) in evaluations(moved)
+    text = run(train.main, '--log_dir', log, *EVALUATED)
+    assert not log.exists() and (moved / OLDER).exists() and (moved / LAST).exists()
+    assert (moved / 'training.html').exists() and best(moved)['step'] in evaluations(moved)
     assert (moved / 'inception_v4.log').read_text() in text
     assert f'{log} was renamed, and all goes to {moved}; resume with --log_dir {moved} --resume auto' in text
     assert f'checkpoints in {moved}' in text
 
 
 @pytest.mark.slow
-@pytest.mark.compiles
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
 def test_no_memory_for_semaphores(records, tmp_path):
     """As in a container with a full /dev/shm: slower, but not the end of a training run."""
@@ -245,7 +220,8 @@ def test_no_memory_for_semaphores(records, tmp_path):
         dd if=/dev/zero of=/dev/shm/fill bs=4k count=256 2>/dev/null
         exec {sys.executable} {ROOT}/train.py "$@"
     """
-    command = ['unshare', '-m', 'sh', '-c', code, 'sh', *options(records, tmp_path / 'log'), '--num_workers', '2']
+    options = ['--data_dir', records, *SMALL, *SHORT, '--log_dir', tmp_path / 'log', '--num_workers', '2']
+    command = ['unshare', '-m', 'sh', '-c', code, 'sh', *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
     if done.returncode == 77:
         pytest.skip('no file system can be mounted here')
@@ -254,7 +230,6 @@ def test_no_memory_for_semaphores(records, tmp_path):
     assert re.search(r'^warning: /dev/shm: No space left', text, re.M), text
 
 
-@pytest.mark.compiles
 def test_ranks_with_other_records(records, tmp_path):
     """Two servers whose copies differ: the same number of records in another order, named before the first step."""
     other = shutil.copytree(records, tmp_path / 'other')
@@ -267,12 +242,9 @@ def test_ranks_with_other_records(records, tmp_path):
         f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\nplaces = {[str(records), str(other)]!r}\n'
         'train.main(["--data_dir", places[int(os.environ["RANK_ID"])], *sys.argv[1:]])\n'
     )
-    Program(
-        tmp_path, ROOT / 'src/cluster/launch.py', '2', script, *SMALL, *SHORT, '--rank_size', '2', '--batch_size', '2'
-    ).end(2)
+    options = [*SMALL, *SHORT, '--rank_size', '2', '--batch_size', '2']
+    Program(tmp_path, ROOT / 'src/cluster/launch.py', '2', script, *options).end(2)
     for rank in (0, 1):
         text = (tmp_path / f'results/2p/{rank}/train.log').read_text()
-        assert re.search('^error: the training records differs: rank 0 has 20 with .*, rank 1 has 20 with ', text, re.M), (
-            text
-        )
-        assert 'step: ' not in text
+        differs = '^error: the training records differs: rank 0 has 20 with .*, rank 1 has 20 with '
+        assert re.search(differs, text, re.M) and 'step: ' not in text, text

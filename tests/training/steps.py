@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.data.bad_records import BadRecords
 from src.options import load_settings
 from src.runtime import Run
 from src.training.checkpoints import Checkpoints
+from src.training.metrics import Metrics
 from src.training.monitor import Monitor
-from src.training.plan import Plan
+from src.training.plan import Plan, learning_rates
 from src.training.state import State
+from src.weights import checkpoint
 
 PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100, sizes=(75,))
 
@@ -29,26 +32,26 @@ class Evaluation:
 
 
 class Training:
-    """`lines` are those of the log, `ended` is whether `Model` is to stop."""
+    """`lines` are those of the log, `ended` is whether `Model` is to stop. It is the `RunContext` of MindSpore, too."""
 
-    def __init__(self, directory, plan=PLAN, options=(), *, rank=0, sink=False, **given):
-        self.lines, self.ended = [], False
+    def __init__(
+        self, directory, plan=PLAN, options=(), *, rank=0, sink=False, cell=None, info=(), evaluation=None, **given
+    ):
+        self.lines, self.ended, self.cell = [], False, cell or nn.Dense(2, 2)
         target = 'Ascend' if sink else 'CPU'
         run = Run(target, rank=rank, world=plan.world, directory=directory, checkpoints=directory, log=self.lines.append)
         settings = load_settings(['--display_every', '20', '--keep_checkpoint_max', '3', *options])
-        evaluation = given.pop('evaluation', None)
-        info = {'config': {}, **given.pop('info', {})}
-        resume = {name: given.pop(name) for name in ('replaced', 'resumed') if name in given}
-        self.cell, self.state = given.pop('cell', None) or nn.Dense(2, 2), State(plan, run, **given)
-        self.checkpoints = Checkpoints(self.state, self.cell, info, settings, **resume)
-        self.monitor = Monitor(self.state, settings, self.cell, self.checkpoints, evaluation)
+        replaced, bad = given.pop('replaced', ()), BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
+        self.state = State(plan, run, **{'signals': signals(), 'bad': bad, 'metrics': Metrics(), **given})
+        self.checkpoints = Checkpoints(self.state, self.cell, {'config': {}, **dict(info)}, settings, replaced, None)
+        rates = learning_rates(settings, plan.stop, plan.steps_per_epoch)
+        self.monitor = Monitor(settings, self.cell, rates, self.checkpoints, evaluation)
         self.begin()
 
     def begin(self):
         """As at the start of `Model.train`, which counts from 0 again."""
-        self.about = SimpleNamespace(
-            cur_step_num=0, net_outputs=None, train_network=self.cell, dataset_sink_mode=False, train_dataset_element=()
-        )
+        more = {'train_network': self.cell, 'dataset_sink_mode': False, 'train_dataset_element': ()}
+        self.about = SimpleNamespace(cur_step_num=0, net_outputs=None, **more)
         self.monitor.on_train_begin(self)
 
     def original_args(self):
@@ -59,10 +62,11 @@ class Training:
         """As of MindSpore's `RunContext`."""
         self.ended = True
 
-    def step(self, times=1, *, steps=1, loss=2.0, norm=1.0, overflows=0, overflow_run=0):
-        """So many calls, `steps` steps in each."""
+    def step(self, times=1, *, steps=1, loss=2.0, norm=1.0, overflows=0, overflow_run=0, seconds=lambda: None):
+        """So many calls, `steps` steps in each, which last as long as `seconds`."""
         for _ in range(times):
             self.monitor.on_train_step_begin(self)
+            seconds()
             self.about.cur_step_num += steps
             outputs = (loss, norm, overflows, overflow_run, 1024)
             self.about.net_outputs = [Tensor(np.float32(value)) for value in outputs]
@@ -73,10 +77,14 @@ class Training:
         return [line for line in self.lines if line.startswith(begin)]
 
 
-def signals(number=0, name='', **fields):
+def names(directory):
+    """The checkpoints in a directory, by their steps."""
+    return [path.name for path in checkpoint.by_age(directory)]
+
+
+def signals(number=0, name=''):
     """In place of `stopping.Signals`, without handlers."""
-    made = {'number': number, 'name': name, 'can_save': False, 'first': {}, 'install': lambda: None, 'look': lambda: None}
-    return SimpleNamespace(**{**made, **fields})
+    return SimpleNamespace(number=number, name=name, can_save=False, first={}, install=lambda: None)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,11 @@ import pytest
 from src.errors import InputError
 from src.options import load_settings
 from src.training import curves, metrics
-from src.training.curves import TrainingRun
 from src.training.plan import Plan
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec('matplotlib') is None, reason='the page needs matplotlib (requirements-report.txt)'
 )
-MACHINE = {'host': 'server', 'processor': 'a processor', 'cores': 8, 'ranks': 1, 'versions': {'MindSpore': '2.8.0'}}
 
 
 def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
@@ -24,13 +22,12 @@ def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
     directory.mkdir(exist_ok=True)
     config = load_settings([word for name, value in options.items() for word in (f'--{name}', str(value))])
     plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=20, start=start)
-    record = metrics.begin(directory, plan, config, {**MACHINE, 'resumed': resumed})
+    record = metrics.begin(directory, plan, config, {'cores': 8, 'versions': {'MindSpore': '2.8.0'}, 'resumed': resumed})
     for step in range(start + 5, stop + 1, 5):
-        epoch, shares = step / 10, {'images_per_second': 40.0, 'data_wait': 0.02, 'gradient_norm': 3.0}
-        record('step', step, epoch=epoch, loss=5 / step, mean_loss=6 / step, lr=0.01, overflows=1, loss_scale=1024, **shares)
+        shares = {'images_per_second': 40.0, 'data_wait': 0.02, 'gradient_norm': 3.0}
+        record('step', step, epoch=step / 10, loss=5 / step, mean_loss=6 / step, lr=0.01, **shares)
         if step % 10 == 0:
-            record('checkpoint', step, epoch=epoch, file='x.ckpt', bytes=1_500_000, seconds=0.5)
-            record('evaluation', step, epoch=epoch, top1=40.0 + step, top5=90.0, loss=1.5, images=30, seconds=1.0)
+            record('evaluation', step, epoch=step / 10, top1=40.0 + step, top5=90.0, loss=1.5, images=30, seconds=1.0)
     if end:
         record.end(stop)
     return record
@@ -51,45 +48,33 @@ def rows(page):
 def test_page_of_a_training_run(tmp_path):
     made_run(tmp_path / 'a', lr=0.01, batch_size=8)
     page = page_of(tmp_path / 'a')
-    assert '<b>2.0</b><span class="small">20 of 20 steps' in page and 'Ended at 2' in page and 'skipped steps' in page
-    assert '60.00 %' in page and 'epoch 2.0, top-5 90.00 %' in page and '<b>40.0</b>' in page
+    assert '<b>2.0</b><span class="small">20 of 20 steps' in page and '60.00 %' in page and '<b>40.0</b>' in page
     assert len(re.findall('<figure>', page)) == page.count('data:image/png;base64,') == 6
     table = rows(page)
-    assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['cores', '8'] in table
-    assert ['MindSpore', '2.8.0'] in table and '<td>batch_<wbr>size</td>' in page
-    assert 'http' not in page  # it needs no network
-    made_run(tmp_path / 'b', num_classes=5)
-    assert 'top-5' not in page_of(tmp_path / 'b')  # says nothing among so few
+    assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['MindSpore', '2.8.0'] in table
+    assert '<td>batch_<wbr>size</td>' in page and 'http' not in page  # it needs no network
 
 
 @needs_matplotlib
-def test_resumes_and_faults_are_marked(tmp_path):
+def test_history_of_several_runs_beside_each_other(tmp_path):
     """A signal, a process that was killed without a word, and what resumes after them; also while a line is written."""
     made_run(tmp_path / 'a', stop=10, end=False).end(10, InputError('SIGTERM: <stopped>'))
     made_run(tmp_path / 'a', start=10, stop=15, resumed='x/inceptionv4-1_10.ckpt', end=False)
     made_run(tmp_path / 'a', start=10, stop=20, resumed='x/inceptionv4-1_10.ckpt')
-    with open(tmp_path / 'a' / metrics.NAME, 'a') as file:
-        file.write('{"kind": "st')
-    run = TrainingRun(tmp_path / 'a')
-    assert [kind for _, kind, _ in run.events()] == ['start', 'fault', 'resume', 'fault', 'resume', 'end']
-    assert [record['step'] for record, *_ in run.events()] == [0, 10, 10, 10, 10, 20]
-    page = page_of(tmp_path / 'a')
-    assert 'resumed from x/inceptionv4-1_10.ckpt' in page and 'SIGTERM: &lt;stopped&gt; (status 2)' in page
-    assert 'the process was killed' in page and 'ended by a fault or a signal' in page
-    assert [one['step'] for one in run.steps] == [5, 10, 15, 20]
-
-
-@needs_matplotlib
-def test_several_runs_beside_each_other(tmp_path):
-    made_run(tmp_path / 'a', lr=0.01)
     made_run(tmp_path / 'b', lr=0.02, stop=10, end=False)
+    with open(tmp_path / 'b' / metrics.NAME, 'a') as file:
+        file.write('{"kind": "st')
     page = page_of(tmp_path / 'a', tmp_path / 'b')
-    differs = rows(page[page.index('What differs') : page.index('<h2>Curves')])
-    assert [row[0] for row in differs] == ['', 'lr'] and differs[1][1:] == ['0.01', '0.02']
-    (state,) = (row for row in rows(page) if row[0] == 'state')
-    assert state[1].startswith('Ended at 2') and 'no end is recorded' in state[2]
-    beside = page[page.index('<h2>Curves') : page.index('<figure>')]
-    assert all(colour in beside and f'{tmp_path}/{name}' in beside for colour, name in zip(curves.COLOURS, 'ab'))
+    history = [row[1:] for row in rows(page[page.index('<h2>History') :]) if row[1].isdigit()]
+    resumed = 'resumed from x/inceptionv4-1_10.ckpt'
+    expected = [['0', 'a new run'], ['10', 'ended: SIGTERM: &lt;stopped&gt; (status 2)'], ['10', resumed], ['10', resumed]]
+    expected += [
+        ['20', 'ended: done (status 0)'],
+        ['0', 'a new run'],
+        ['10', 'the last record; it still trains or was killed'],
+    ]
+    assert history == expected and ['lr', '0.045', '0.02', '0.045'] in rows(page)
+    assert all(f'{colour}">●</b> {tmp_path}/{name}' in page for colour, name in zip(curves.COLOURS, 'ab'))
 
 
 @needs_matplotlib
@@ -105,27 +90,29 @@ def test_evaluated_after_the_training(tmp_path):
 
 
 @needs_matplotlib
-def test_command_line(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        ('a', 'a/training.html'),
+        ('a/metrics.jsonl --output page.html', 'page.html'),
+        ('a a', 'training.html'),
+        ('c', 'error: c: No such file .*; name the log directory of a training run'),
+        ('empty.jsonl', 'error: empty.jsonl: holds no records of a training run; name'),
+        ('a --output none/page.html', 'error: none/page.html: No such .*; choose another --output'),
+    ],
+)
+def test_command_line(tmp_path, monkeypatch, capsys, arguments, expected):
     made_run(tmp_path / 'a')
+    (tmp_path / 'empty.jsonl').touch()
     monkeypatch.chdir(tmp_path)
-    for arguments, expected in (
-        (['a'], 'a/training.html'),
-        (['a/metrics.jsonl', '--output', 'page.html'], 'page.html'),
-        (['a', 'a'], 'training.html'),
-    ):
-        monkeypatch.setattr(sys, 'argv', ['curves', *arguments])
+    monkeypatch.setattr(sys, 'argv', ['curves', *arguments.split()])
+    if not expected.startswith('error'):
         curves.main()
         assert capsys.readouterr().out == f'{expected}\n' and '<h1>Training: ' in (tmp_path / expected).read_text()
-    (tmp_path / 'empty.jsonl').touch()
-    for arguments, problem in (
-        (['c'], 'error: c: No such file .*; name the log directory of a training run'),
-        (['empty.jsonl'], 'error: empty.jsonl: holds no records of a training run; name'),
-        (['a', '--output', 'none/page.html'], 'error: none/page.html: No such .*; choose another --output'),
-    ):
-        monkeypatch.setattr(sys, 'argv', ['curves', *arguments])
-        with pytest.raises(SystemExit) as ended:
-            curves.main()
-        assert ended.value.code == 2 and re.match(problem, capsys.readouterr().err)
+        return
+    with pytest.raises(SystemExit) as ended:
+        curves.main()
+    assert ended.value.code == 2 and re.match(expected, capsys.readouterr().err)
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
@@ -136,4 +123,3 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     curves.at_end(tmp_path / 'a', lines.append)
     (line,) = lines
     assert line.startswith('no page on the training: ') and 'requirements-report.txt' in line
-    assert not (tmp_path / 'a' / curves.PAGE).exists()

@@ -15,11 +15,7 @@ from src.training import stopping
 from src.training.stopping import Guard, save_after
 from src.weights import checkpoint
 from tests.processes import Program
-from tests.training.steps import Training, raising, signals
-
-
-def names(directory):
-    return [path.name for path in checkpoint.by_age(directory)]
+from tests.training.steps import Training, names, raising, signals
 
 
 @pytest.fixture
@@ -27,48 +23,45 @@ def training(tmp_path):
     return Training(tmp_path, options=['--save_checkpoint_steps', '2'], signals=signals())
 
 
-def after(training, error):
-    return save_after(error, training.state, training.checkpoints)
-
-
 @pytest.mark.parametrize(
-    'error', [InputError('a.jpg: away'), RuntimeError('report\nsrc.errors.InputError: a.jpg: away\n...')]
+    'error',
+    [InputError('a.jpg: away'), RuntimeError('report\nsrc.errors.InputError: a.jpg: away\n...'), ZeroDivisionError()],
 )
 def test_last_whole_step_is_saved_whatever_ends_the_training(training, tmp_path, error):
+    """One that is nobody's input keeps its traceback."""
     training.step(3)
-    end = after(training, error)
-    assert str(end) == f'a.jpg: away; step 3 is saved in {tmp_path}/inceptionv4-0_3.ckpt, resume with --resume auto'
-    assert end.exit_status == 2 and names(tmp_path) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
-
-
-def test_error_that_is_nobodys_input_keeps_its_traceback(training, tmp_path):
-    training.step()
-    assert after(training, ZeroDivisionError()) is None
-    assert training.lines[-1].startswith('step 1 is saved in ') and names(tmp_path) == ['inceptionv4-0_1.ckpt']
+    end, saved = save_after(error, training.checkpoints), f'step 3 is saved in {tmp_path}/inceptionv4-0_3.ckpt, resume with'
+    assert names(tmp_path) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
+    if isinstance(error, ZeroDivisionError):
+        assert end is None and training.logged(saved)
+    else:
+        assert str(end) == f'a.jpg: away; {saved} --resume auto' and end.exit_status == 2
 
 
 def test_nothing_is_saved_of_weights_that_are_not_whole(training, tmp_path, monkeypatch):
     """Of no step, of one that was cut short, of one after which the weights are lost, on a full disk."""
-    assert str(after(training, InputError('x'))) == 'x; no step was done; there is no checkpoint'
+    error = InputError('x')
+    assert str(save_after(error, training.checkpoints)) == 'x; no step was done; there is no checkpoint'
     training.state.changing.release()
     training.step(2)
     with raising(OSError(28, 'No space left on device'), checkpoint, 'write', monkeypatch):
         training.step()
-        assert str(after(training, InputError('x'))).startswith('x; checkpoint of step 3 not saved: No space left')
+        assert str(save_after(error, training.checkpoints)).startswith('x; checkpoint of step 3 not saved: No space left')
     training.state.changing.release()
     training.monitor.on_train_step_begin(training)
-    assert str(after(training, InputError('x'))) == (
+    assert str(save_after(error, training.checkpoints)) == (
         'x; the last step was cut short, its weights are not saved; the newest checkpoint is '
         f'{tmp_path}/inceptionv4-0_2.ckpt'
     )
-    assert after(training, TrainingError('loss is nan')) is None and names(tmp_path) == ['inceptionv4-0_2.ckpt']
+    assert save_after(TrainingError('loss is nan'), training.checkpoints) is None
+    assert names(tmp_path) == ['inceptionv4-0_2.ckpt']
 
 
 def test_error_of_a_data_worker_that_died(training):
     """MindSpore's error about it comes beside the signal that says what happened."""
     training.step()
     training.state.signals.number, training.state.signals.name = 9, 'a data worker (pid 7) was killed'
-    end = after(training, RuntimeError('data pipeline'))
+    end = save_after(RuntimeError('data pipeline'), training.checkpoints)
     assert isinstance(end, Interrupted) and end.exit_status == 137
     assert str(end).startswith('a data worker (pid 7) was killed: stopped after step 1 of 100; ')
 
@@ -76,13 +69,14 @@ def test_error_of_a_data_worker_that_died(training):
 @pytest.mark.parametrize('rank, agreed, saved', [(0, True, True), (1, False, True), (1, True, False)])
 def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, agreed, saved):
     """Rank 0, if all have agreed on the step; else whoever is between two steps. One that is there already stays."""
-    training, ended = Training(tmp_path, rank=rank, signals=signals(15, 'SIGTERM')), []
-    training.state.signals.number = 0
+    training, ended = Training(tmp_path, rank=rank, signals=signals()), []
     training.step()
-    training.state.signals.number, training.state.stopping = 15, agreed
-    guard = Guard(training.state, training.checkpoints)
+    training.state.signals.number, training.state.signals.name, training.state.stopping = 15, 'SIGTERM', agreed
+    guard = Guard(training.checkpoints)
     monkeypatch.setattr(guard, '_exit', ended.append)
-    guard.leave()
+    for seconds in (0, stopping.PATIENCE - 1, stopping.PATIENCE + 1):
+        assert not ended
+        guard.look(time.monotonic() + seconds)
     assert [end.exit_status for end in ended] == [143] and names(tmp_path) == ['inceptionv4-0_1.ckpt'] * saved
     if saved and rank:
         path = tmp_path / 'inceptionv4-0_1.ckpt'
@@ -115,7 +109,7 @@ with stopping.Signals() as signals:
     run = Training(Path('log'), options=['--save_checkpoint_steps', '2'], signals=signals, sink=%s, bad=BadRecords(80, 10))
     # Line by line in one write, as threads write here.
     run.state.run = run.state.run._replace(log=lambda line: os.write(1, f'{line}\\n'.encode()))
-    with stopping.Guard(run.state, run.checkpoints):
+    with stopping.Guard(run.checkpoints):
         run.step(3)
         %s
         run.state.run.log('hangs')
@@ -130,7 +124,8 @@ def hanging(compiles, tmp_path):
     (tmp_path / 'log').mkdir()
 
     def make(body, sink=False):
-        made.append(Program(tmp_path, '-c', HANGING % (sink, body)))
+        heeds = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where this suite runs under nohup
+        made.append(Program(tmp_path, '-c', HANGING % (sink, body), preexec_fn=heeds))
         made[0].reach('^hangs$')
         return made[0]
 
@@ -149,7 +144,7 @@ def test_no_data_and_then_a_signal(hanging, tmp_path):
     stalled.process.terminate()
     stalled.end(143)
     assert stalled.found('^SIGTERM: saving after this step; send it again after 2 s to quit now$')
-    assert stalled.found('^SIGTERM: stopped after step 3 of 100; checkpoints in log, resume with --resume auto$')
+    assert stalled.found('^SIGTERM: step 3 is saved in log/inceptionv4-0_3.ckpt, resume with --resume auto$')
     assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
 
 
@@ -157,16 +152,17 @@ def test_second_signals(hanging, tmp_path):
     """In a step, which must end first: another signal, and that of MindSpore about a dead data worker, change nothing."""
     busy = hanging('run.monitor.on_train_step_begin(run); run.state.run.log(worker())')
     [worker] = busy.found(r'^(\d+)$')
-    busy.process.terminate()
-    busy.reach('^SIGTERM: saving')
     busy.process.send_signal(signal.SIGHUP)
+    busy.reach('^SIGHUP: saving')
+    busy.process.terminate()
+    time.sleep(stopping.ECHO + 1)  # beyond the patience of the guard, too
     os.kill(int(worker), signal.SIGKILL)
     busy.reach('^SIGTERM to itself$')
-    time.sleep(stopping.ECHO + 1)  # beyond the patience of the guard, too
+    time.sleep(1)  # for a process that takes it for a second one
     assert busy.process.poll() is None and names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt']
-    busy.process.terminate()
-    busy.end(143)
-    assert busy.found('^SIGTERM again: stopped at once$')
+    busy.process.send_signal(signal.SIGHUP)
+    busy.end(129)
+    assert busy.found('^SIGHUP again: stopped at once$')
 
 
 def test_death_of_a_data_worker_is_named(hanging):

@@ -139,10 +139,6 @@ class Place:
             self.path = now
         return self.path
 
-    def replaced(self) -> bool:
-        """Whether it was removed, and another one has its name now."""
-        return self.descriptor is not None and not os.fstat(self.descriptor).st_nlink and self.path.exists()
-
 
 def printable(text: str) -> str:
     """`text`, in which bytes of a file name that are not UTF-8 look as on the screen: `\\udce9`."""

@@ -116,10 +116,8 @@ def cached(
     if rows is None:
         load_images, size = LoadTraining(data.records, data.offset, settings, bad), settings.batch_size
         filled = np.arange(-(-copies * shape[1] // size) * size).clip(max=copies * shape[1] - 1)  # with the last row
-        images = batches(
-            [*zip(*np.divmod(filled, shape[1]))], numbers, load_images, TRAINING_COLUMNS, settings, run.ranks_here
-        )
-        images = _progress(images)
+        order = [*zip(*np.divmod(filled, shape[1]))]
+        images = _progress(batches(order, numbers, load_images, TRAINING_COLUMNS, settings, run.ranks_here))
         write_features(path, shape, ((cell(image, draws), label) for image, draws, _, label in images))
         rows, how = read_features(path, shape), f'computed in {time.perf_counter() - begun:.1f} s:'
     run.log(f'features of {copies} x {len(data.records)} images {how} {path.name}')

@@ -107,6 +107,7 @@ def _leave_to_the_parent():
     if Signals.active and Signals.active.handlers:
         Signals.active.prepare_worker()
         signal.set_wakeup_fd(-1)
+        os.close(Signals.active.end)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
         Signals.active.handlers = {}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.data.bad_records import BadRecords
+from src.data.pipeline import BadRecords
 from src.options import load_settings
 from src.runtime import Run
 from src.training.checkpoints import Checkpoints

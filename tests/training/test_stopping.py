@@ -9,7 +9,6 @@ from multiprocessing import get_context
 
 import pytest
 
-from src.data.pipeline import BadRecords
 from src.errors import InputError, Interrupted, TrainingError
 from src.training import stopping
 from src.training.stopping import Guard, save_after
@@ -183,40 +182,26 @@ def test_error_in_a_sink_ends_it_at_once(hanging, tmp_path):
     assert sink.found('^error: a.jpg: away; the last step was cut short, .* is log/inceptionv4-0_2.ckpt$')
 
 
-def test_sink_that_ends_is_stopped_there_and_saved(tmp_path):
-    """Where data workers have failed, but the data have lasted until its end."""
-    training = Training(tmp_path, bad=BadRecords(80, 10))
-    training.step(steps=5)
-    training.state.bad.fail(InputError('a.jpg: away'))
-    training.step(steps=5)
-    assert training.ended and names(tmp_path) == ['inceptionv4-1_10.ckpt']
-    assert str(training.state.error()).startswith('a.jpg: away; stopped after step 10 of 100; ')
-
-
 def die(number):
-    """Of the signal, whatever handler another test has left."""
-    if number != signal.SIGKILL:
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)  # whatever handler another test has left
     signal.raise_signal(number)
 
 
+@pytest.mark.parametrize('name', ['MapWorker0', 'Process-1'])
 @pytest.mark.parametrize(
-    'ending, number, name',
+    'ending, expected',
     [
-        (partial(die, signal.SIGXCPU), 24, 'was killed by SIGXCPU'),
-        (partial(os._exit, 3), 9, 'ended with the status 3'),
-        (partial(die, signal.SIGTERM), 15, 'SIGTERM'),
-        (partial(os._exit, 0), None, ''),
+        (partial(die, signal.SIGXCPU), (24, 'a data worker (pid PID) was killed by SIGXCPU')),
+        (partial(os._exit, 3), (9, 'a data worker (pid PID) ended with the status 3')),
+        (partial(die, signal.SIGTERM), (15, 'SIGTERM')),
+        (partial(os._exit, 0), None),
     ],
 )
-def test_how_a_data_worker_died(ending, number, name):
+def test_how_a_data_worker_died(ending, expected, name):
     """Where the whole process group was sent a signal, it is no news that workers ended; another child is not looked at."""
-    for process_name in ('Process-1', 'MapWorker0'):
-        child = get_context('fork').Process(target=ending, name=process_name)
-        child.start()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        found = stopping._dead_worker()
-        child.join()
-        if process_name == 'Process-1':
-            assert found is None
-    assert (found or [None])[0] == number and (number is None or name in found[1])
+    child = get_context('fork').Process(target=ending, name=name)
+    child.start()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    found = stopping._dead_worker()
+    child.join()
+    assert found == (name == 'MapWorker0' and expected and (expected[0], expected[1].replace('PID', str(child.pid))) or None)

@@ -100,12 +100,16 @@ def train(settings, signals):
         with only_warned(run.log, 'config.yaml'):
             save_settings(settings, run.directory / 'config.yaml')
 
-    with record.until_end(lambda: state.step):
+    try:
         fit(step, batches, monitor)
         if evaluation and run.rank == 0:
             with state.during(EVALUATING), only_warned(run.log, 'report on the evaluation'):
                 directory = settings.report or checkpoints.follow() / 'report'
                 report.write(directory, evaluation, f'training after step {evaluation.best["step"]}')
+        record.end(state.step)
+    except BaseException as error:
+        record.end(state.step, error)
+        raise
     if run.rank == 0:
         curves.at_end(checkpoints.follow(), run.log)
 

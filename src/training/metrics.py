@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from src import files
@@ -50,16 +50,6 @@ class Metrics:
         kind = '' if hasattr(error, 'exit_status') else f'{type(error).__name__}: '
         cause = kind + ' '.join(str(error).split())[:500] if error is not None else 'done'
         self('end', step, cause=cause, status=getattr(error, 'exit_status', 1) if error is not None else 0)
-
-    @contextlib.contextmanager
-    def until_end(self, step: Callable[[], int]) -> Iterator[None]:
-        """Record the end of the block, and the exception that ends it; `step()` returns the last step."""
-        try:
-            yield
-        except BaseException as error:
-            self.end(step(), error)
-            raise
-        self.end(step())
 
 
 def begin(directory: Path | None, plan: Plan, config: dict, about: dict, log: Callable[[str], None] = print) -> Metrics:

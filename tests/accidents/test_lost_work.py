@@ -114,14 +114,6 @@ def test_going_back_and_resuming(run, log):
 # The best.
 
 
-def test_best_is_one_file_with_its_evaluation(trained):
-    """No second file that could contradict it; a tie is broken by the loss."""
-    expected = max(evaluations(trained).values(), key=lambda one: (one['top1'], -one['loss']))
-    assert best(trained)['step'] == expected['step']
-    assert best(trained)['evaluation']['top1'] == pytest.approx(expected['top1'])
-    assert not (trained / 'inceptionv4-best.json').exists()
-
-
 def test_other_validation_records(run, records, log, tmp_path):
     """The best of others is not compared with: a line, and it stays under another name."""
     other = shutil.copytree(records, tmp_path / 'other')

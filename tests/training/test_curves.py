@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import re
 import sys
 
@@ -76,18 +75,6 @@ def test_history_of_several_runs_beside_each_other(tmp_path):
     ]
     assert history == expected and ['lr', '0.045', '0.02', '0.045'] in rows(page)
     assert all(f'{colour}">●</b> {tmp_path}/{name}' in page for colour, name in zip(curves.COLOURS, 'ab'))
-
-
-@needs_matplotlib
-def test_evaluated_after_the_training(tmp_path):
-    """By eval.py, where the training has evaluated nothing itself; not what is left of an earlier one in the place."""
-    made_run(tmp_path / 'a', stop=5)
-    left = tmp_path / 'a/evaluation.json'
-    left.write_text('[{"top1": 70.0, "images": 200}, {"top1": 89.5, "images": 200}]')
-    page = page_of(tmp_path / 'a')
-    assert '<b>89.50 %</b>' in page and 'by eval.py after the training, of 200 images' in page
-    os.utime(left, (0, 0))
-    assert 'eval.py' not in page_of(tmp_path / 'a')
 
 
 @needs_matplotlib

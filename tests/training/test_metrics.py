@@ -27,13 +27,7 @@ def run_of(directory, stop, start=0, loss=2.0, config=None):
     'error, status, cause', [(None, 0, 'done'), (TrainingError('a\nb'), 3, 'a b'), (ValueError('x'), 1, 'ValueError: x')]
 )
 def test_start_and_cause_of_the_end(tmp_path, error, status, cause):
-    record = run_of(tmp_path, 5)
-    try:
-        with record.until_end(lambda: 7):
-            if error:
-                raise error
-    except type(error):
-        pass
+    run_of(tmp_path, 5).end(7, error)
     start, step, end = metrics.read(tmp_path / metrics.NAME)
     assert start['config'] == {'lr': 0.1} and start['stop'] == 100 and start['training'] == 'a'
     assert step['time'].endswith('+00:00') and (end['step'], end['status'], end['cause']) == (7, status, cause)

@@ -92,8 +92,6 @@ def train(settings, signals):
     info = describe(settings, data, training)
     checkpoints = Checkpoints(state, step, info, settings, reserved.replaced if reserved else (), resumed)
     evaluation = create_evaluation(settings, run, data) if settings.mode == 'train_and_evaluate' else None
-    if evaluation and settings.report and run.rank == 0:
-        report.prepare(settings.report)  # not to fail after the training
     batches = create_batches(settings, data, state, step)
     monitor = Monitor(settings, step, rates, checkpoints, evaluation)
     if run.rank == 0:
@@ -219,6 +217,8 @@ def create_batches(settings, data, state, step):
 
 def create_evaluation(settings, run, data):
     """The `Evaluation` of a training run on `data`: validation images, and a network of its own."""
+    if settings.report and run.rank == 0:
+        report.prepare(settings.report)  # not to fail after the training
     known = data.records.class_names, settings.label_offset, 'the training records'
     validation, offsets = open_validation(settings, run.log, *known)
     kind = frozen_features.FeatureEvaluation if settings.cache_features else Evaluation

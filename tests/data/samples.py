@@ -62,11 +62,7 @@ def fails(run, *parts):
 
 
 TURNED = Image.Exif()
-
-
 TURNED[0x112] = 6
-
-
 ODD = {
     'cmyk': jpeg(1, mode='CMYK'),
     'greyscale': jpeg(2, mode='L'),
@@ -79,8 +75,6 @@ ODD = {
     'exif_rotated': jpeg(8, exif=TURNED),
     'two_labels': jpeg([0, 0, 0]),
 }
-
-
 JPEG = jpeg(size=(80, 80))
 
 

@@ -16,8 +16,7 @@ from src.runtime import Run
 from tests.conftest import SMALL
 from tests.data.samples import settings
 
-CUT, NO_BYTES, NO_IMAGE = 3, 7, 11  # records of `damaged`
-DAMAGED = {CUT, NO_BYTES, NO_IMAGE}
+DAMAGED = {3: lambda encoded: encoded[:-200], 7: lambda encoded: b'', 11: lambda encoded: b'<html>not found</html>'}
 EPOCH, BATCH = 12, 4
 
 
@@ -32,17 +31,18 @@ def no_garbage_for_the_workers():
 
 
 @pytest.fixture(scope='module')
-def images(data):
-    good = open_records(str(data), 'train')
-    return [(good.read(i), 1 + i % 10, f'{i}.jpg') for i in range(EPOCH)]
+def sound(data, tmp_path_factory):
+    """Directory of 12 training records in one shard."""
+    directory, good = tmp_path_factory.mktemp('sound'), open_records(str(data), 'train')
+    tfrecord.write_shards(str(directory), 'train', [(good.read(i), 1 + i % 10, f'{i}.jpg') for i in range(EPOCH)], 1)
+    return directory
 
 
 @pytest.fixture(scope='module')
-def damaged(images, tmp_path_factory):
-    """Directory of 12 training records in one shard, three of them bad."""
-    directory, examples = tmp_path_factory.mktemp('damaged'), list(images)
-    for record, encoded in ((CUT, examples[CUT][0][:-200]), (NO_BYTES, b''), (NO_IMAGE, b'<html>not found</html>')):
-        examples[record] = encoded, *examples[record][1:]
+def damaged(sound, tmp_path_factory):
+    """The same, three of them bad."""
+    directory, good = tmp_path_factory.mktemp('damaged'), open_records(sound, 'train')
+    examples = [(DAMAGED.get(i, bytes)(good.read(i)), int(good.label[i]), f'{i}.jpg') for i in range(EPOCH)]
     tfrecord.write_shards(str(directory), 'train', examples, 1)
     return directory
 
@@ -54,58 +54,44 @@ def batches(directory, bad, num_workers=1, steps=range(6)):
     return [np.concatenate(column) for column in zip(*rows)]
 
 
-def test_bad_records_are_replaced_and_counted(damaged, images, tmp_path):
+def test_bad_records_are_replaced_and_counted(damaged, sound):
     bad = BadRecords(EPOCH, 2)
-    found = batches(damaged, bad)
+    found, expected = batches(damaged, bad), batches(sound, BadRecords(EPOCH, 2))
     assert bad.counts.tolist() == [3, 3]
-    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    sound = batches(tmp_path, BadRecords(EPOCH, 2))
-    replaced = np.array([int(record) in DAMAGED for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6))])
-    assert replaced.sum() == 6
-    first = next(int(record) for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6)) if int(record) in DAMAGED)
-    assert bad.first.startswith(f'{damaged}/train-00000-of-00001, record {first}: ')
-    for ours, theirs in zip(found, sound):  # image, draws, mask, label
+    order = [int(record) for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6))]
+    replaced = np.array([record in DAMAGED for record in order])
+    first = next(record for record in order if record in DAMAGED)
+    assert bad.first.startswith(f'{damaged}/train-00000-of-00001, record {first}: ') and replaced.sum() == 6
+    for ours, theirs in zip(found, expected):  # image, draws, mask, label
         assert np.array_equal(ours[~replaced], theirs[~replaced])
     for image, label in zip(found[0][replaced], found[3][replaced]):
         assert image.std() > 5 and 0 <= label < 10
     # All is as repeatable as without damage: with other workers, and from the middle on.
+    several, allowed = BadRecords(EPOCH, 2), BadRecords(4000, 2)
     for again, skipped in (
-        (batches(damaged, BadRecords(EPOCH, 2), num_workers=2), 0),
-        (batches(damaged, BadRecords(EPOCH, 2), steps=range(4, 6)), 4 * BATCH),
+        (batches(damaged, several, num_workers=2), 0),
+        (batches(damaged, allowed, steps=range(4, 6)), 4 * BATCH),
     ):
         assert all(np.array_equal(ours[skipped:], theirs) for ours, theirs in zip(found, again))
-
-
-def test_too_many_stop_the_training(damaged):
-    """Not the workers, which run ahead of the training; what they have counted is judged beside the steps."""
-    allowed, refused = BadRecords(4000, 2), BadRecords(EPOCH, 2)
-    for bad in (allowed, refused):
-        batches(damaged, bad, 2)
-    assert allowed.problem([0]) == allowed.problem([1]) == ''
-    assert re.fullmatch(
-        r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than '
-        r'0.1%; the first was .*train-00000-of-00001, record \d+: .*; '
-        r'python -m src.data.check DIR lists them all',
-        refused.problem([1]),
+    # Too many stop the training run, not the workers, which run ahead of it.
+    assert allowed.problem([1]) == '' and re.fullmatch(
+        r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than 0.1%; the first was '
+        r'.*train-00000-of-00001, record \d+: .*; python -m src.data.check DIR lists them all',
+        several.problem([1]),
     )
 
 
-def fails(*arguments):
-    """The error with which the pipeline ends, and what the worker itself told."""
+def test_nothing_sound_to_take_instead(tmp_path):
+    """The error with which the pipeline ends is the one that the worker noted."""
+    tfrecord.write_shards(str(tmp_path), 'train', [(b'', 1, '')] * 4, 1)
     bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
-        batches(*arguments, bad=bad)
-    return str(input_error(ended.value)), bad.failure
-
-
-def test_nothing_sound_to_take_instead(tmp_path):
-    tfrecord.write_shards(str(tmp_path), 'train', [(b'', 1, '')] * 4, 1)
-    for text in fails(tmp_path):
-        assert re.fullmatch(
-            '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
-            r'record \d: not an image.*; python -m src.data.check DIR lists them all',
-            text,
-        )
+        batches(tmp_path, bad)
+    assert str(input_error(ended.value)) == bad.failure and re.fullmatch(
+        '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
+        r'record \d: not an image.*; python -m src.data.check DIR lists them all',
+        bad.failure,
+    )
 
 
 original = Records.place
@@ -126,48 +112,36 @@ def away(monkeypatch, numbers, always=False):
     return reads
 
 
-@pytest.fixture
-def pauses(monkeypatch):
-    waited = []
-    monkeypatch.setattr(records.time, 'sleep', lambda seconds: seconds and waited.append(seconds))
-    return waited
-
-
-def test_reading_is_tried_again(images, tmp_path, pauses, monkeypatch):
-    """An image that is away for a moment changes nothing, in training and in evaluation."""
-    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    found, bad = open_records(str(tmp_path), 'train'), BadRecords(EPOCH, 2)
-    for load, arguments in ((LoadTraining(found, 1, settings(seed=5), bad), (0, 3)), (LoadEvaluation(found, 1, 75), (3,))):
+def test_reading_is_tried_again(sound, monkeypatch):
+    """An image that is away for a moment changes nothing, in training and in evaluation. One that stays away is a bad one
+    after some seconds; the next such one costs less, until waiting has helped again."""
+    found, bad, pauses = open_records(sound, 'train'), BadRecords(EPOCH, 2), []
+    monkeypatch.setattr(records.time, 'sleep', lambda seconds: seconds and pauses.append(seconds))
+    train = LoadTraining(found, 1, settings(seed=5), bad)
+    for load, arguments in ((train, (0, 3)), (LoadEvaluation(found, 1, 75), (3,))):
         expected = load.sample(*arguments)
         reads = away(monkeypatch, [3])
         assert all(map(np.array_equal, load.sample(*arguments), expected)) and reads == [3, 3]
     assert pauses == [0.2, 0.2] and bad.counts[0] == 0
+    for numbers, always, expected in (
+        ([3, 4], True, [0.2, 0.5, 1, 2, 4, 0.2]),
+        ([5], False, [0.2]),
+        ([6], True, [0.2, 0.5, 1, 2, 4]),
+    ):
+        pauses.clear()
+        away(monkeypatch, numbers, always)
+        for number in numbers:
+            train.sample(0, number)
+        assert pauses == expected
+    assert bad.counts[0] == 3 and bad.first.endswith('record 3: Input/output error; check that it can be read')
 
 
-def test_record_that_stays_away_is_a_bad_one(images, tmp_path, pauses, monkeypatch):
-    """After some seconds; the next such one costs less, until waiting has helped again."""
-    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
-    bad = BadRecords(EPOCH, 2)
-    load = LoadTraining(open_records(str(tmp_path), 'train'), 1, settings(seed=5), bad)
-    away(monkeypatch, [3, 4], always=True)
-    load.sample(0, 3)
-    assert pauses == [0.2, 0.5, 1, 2, 4] and bad.counts[0] == 1
-    load.sample(0, 4)
-    assert pauses[5:] == [0.2] and bad.first.endswith('record 3: Input/output error; check that it can be read')
-    away(monkeypatch, [5])
-    load.sample(0, 5)
-    away(monkeypatch, [6], always=True)
-    load.sample(0, 6)
-    assert pauses[6:] == [0.2, 0.2, 0.5, 1, 2, 4] and bad.counts[0] == 3
-
-
-def test_worker_without_memory(images, tmp_path, monkeypatch):
+def test_worker_without_memory(sound, monkeypatch):
     """MindSpore would kill the whole training process, had the error this name."""
-    tfrecord.write_shards(str(tmp_path), 'train', images, 1)
     monkeypatch.setattr(pipeline.preprocess, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
     bad = BadRecords(EPOCH, 2)
     with pytest.raises(RuntimeError) as ended:
-        batches(tmp_path, bad, 2)
+        batches(sound, bad, 2)
     assert str(input_error(ended.value)) == bad.failure == 'a data worker ran out of memory; lower --num_workers'
     assert 'MemoryError' not in str(ended.value)
 

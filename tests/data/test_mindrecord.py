@@ -58,19 +58,20 @@ def test_other_mindrecords(tmp_path, image, label, kind, extra, where):
 
 
 def test_columns(tmp_path):
-    for kinds, problem in [
-        ({'pixels': {'type': 'bytes'}, 'label': {'type': 'int32'}}, 'only: label (int32), pixels (bytes)'),
-        ({'image': {'type': 'bytes'}, 'label': {'type': 'string'}}, 'no columns of type int32 or int64'),
-    ]:
-        values = {'bytes': b'a', 'int32': 1, 'string': 'cat'}
-        row = {name: values[kind['type']] for name, kind in kinds.items()}
-        mindspore_writes(tmp_path / problem[:4] / 'train.mindrecord', kinds, [row])
-        assert problem in message(open_records, tmp_path / problem[:4], 'train')
+    kinds = {'pixels': {'type': 'bytes'}, 'label': {'type': 'int32'}}
+    mindspore_writes(tmp_path / 'train.mindrecord', kinds, [{'pixels': b'a', 'label': 1}])
+    assert 'only: label (int32), pixels (bytes)' in message(open_records, tmp_path, 'train')
 
 
 @pytest.fixture
 def shard(sets, tmp_path):
     return shutil.copytree(sets / 'mr0', tmp_path / 'mr') / 'train-00001-of-00004.mindrecord'
+
+
+def with_sql(shard, change):
+    with sqlite3.connect(f'{shard}.db') as index:
+        index.execute('UPDATE INDEXES SET ' + change)
+    index.close()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,9 @@ def shard(sets, tmp_path):
         (lambda p: p.with_name(p.name + '.db').unlink(), 'lacks its index file train-00001-of-0000'),
         (lambda p: p.with_name(p.name + '.db').write_bytes(b'x' * 5000), 'file is not a database'),
         (lambda p: p.unlink(), 'lacks shard train-00001-of-00004.mindrecord'),
+        (lambda p: with_sql(p, "PAGE_OFFSET_BLOB = 'x'"), 'record 0: '),
+        (lambda p: with_sql(p, 'PAGE_OFFSET_RAW_END = 1 << 60'), 'record 0: truncated'),
+        (lambda p: with_sql(p, 'PAGE_OFFSET_BLOB = PAGE_OFFSET_BLOB_END - 8'), 'record 0: '),
     ],
 )
 def test_damaged_mindrecord(shard, damage, problem):
@@ -105,13 +109,3 @@ def test_random_damage_of_mindrecord(shard):
             except InputError as error:
                 assert shard.name in str(error)
         file.write_bytes(good)
-
-
-@pytest.mark.parametrize(
-    'change', ["PAGE_OFFSET_BLOB = 'x'", 'PAGE_OFFSET_RAW_END = 1 << 60', 'PAGE_OFFSET_BLOB = PAGE_OFFSET_BLOB_END - 8']
-)
-def test_sqlite_with_other_content(shard, change):
-    with sqlite3.connect(f'{shard}.db') as index:
-        index.execute('UPDATE INDEXES SET ' + change)
-    index.close()
-    assert f'{shard.name}: record 0: ' in message(open_records, shard.parent, 'train')

@@ -104,9 +104,8 @@ def calibration(outcomes: Outcomes) -> dict:
     """Expected calibration error (Guo et al. 2017): over the bins of the confidence, the mean distance of the accuracy from
     the mean confidence, weighted by their images. A bin contains its upper end."""
     number = np.clip(np.ceil(outcomes.probability * BINS).astype(int) - 1, 0, BINS - 1)
-    images, hits, confidence = (
-        np.bincount(number, weights, BINS) for weights in (None, outcomes.hit.astype(float), outcomes.probability)
-    )
+    weights = None, outcomes.hit.astype(float), outcomes.probability
+    images, hits, confidence = (np.bincount(number, one, BINS) for one in weights)
     bins = [
         {'low': i / BINS, 'high': (i + 1) / BINS, 'images': int(n), 'accuracy': share(h, n), 'confidence': share(c, n)}
         for i, (n, h, c) in enumerate(zip(images, hits, confidence))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -57,8 +57,7 @@ def prepare(directory: str | Path) -> None:
     """Make `directory`; InputError if nothing can be written there."""
     with reading(directory, 'choose another directory'):
         Path(directory).mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(13, 'no permission to write', str(directory))
+        tempfile.TemporaryFile(dir=directory).close()
 
 
 def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: list[str] | None = None) -> None:
@@ -199,10 +198,10 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
     field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
     rows = [[name, *map(field.format, share, row)] for name, share, row in zip(names, shares, counts)]
     head = ['', *(f'<span class="up">{name}</span>' for name in names)]
-    return (
-        '<h2>Confusion matrix</h2>\n<p class="small">Images of each true class (row) by predicted class (column); the '
-        f'darker a field, the larger its share of the row.</p>\n{table(head, rows, {*range(1, len(head))})}'
+    note = (
+        'Images of each true class (row) by predicted class (column); the darker a field, the larger its share of the row.'
     )
+    return f'<h2>Confusion matrix</h2>\n<p class="small">{note}</p>\n{table(head, rows, {*range(1, len(head))})}'
 
 
 def mistake(one: dict, records: Records) -> str:

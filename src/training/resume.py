@@ -22,7 +22,6 @@ from src.runtime import Run
 from src.training import metrics
 from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay
 from src.weights import checkpoint
-from src.weights.names import first_of
 from src.weights.read import read_weights
 
 OPTIMIZER_STATE = ('moment', 'mean_square')
@@ -205,4 +204,5 @@ def restore(network: nn.Cell, path: str) -> str:
     """
     parameters, _ = read_weights(path)
     loaded, left = checkpoint.load_into(network, checkpoint.averaged(parameters), path, left_out=checkpoint.CLASSIFIERS)
-    return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {first_of(left)}'
+    shown = ', '.join(left) if len(left) <= 6 else f'{len(left)}: {", ".join(left[:3])}, ...'
+    return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {shown}'

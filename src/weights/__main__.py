@@ -64,11 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument('file', help='checkpoint of this project')
     command.add_argument('--out', help='safetensors file to write (default: the name of the checkpoint)')
     args = parser.parse_args(arguments)
-    out = args.out or f'{os.path.splitext(args.file)[0]}.safetensors'
     if args.command == 'import':
-        import_weights(args.file, out, args.drop_background)
+        import_weights(args.file, args.out, args.drop_background)
     else:
-        export_weights(args.file, out)
+        export_weights(args.file, args.out or f'{os.path.splitext(args.file)[0]}.safetensors')
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import re
 from pathlib import Path
 
@@ -41,11 +40,11 @@ def _digest(parameters, info):
 
 
 def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> None:
-    """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all.
+    """Write `parameters` ({name: ndarray}) and `info` ({name of INFO: value}) to `path`, whole or not at all. OSError if it
+    cannot be written.
 
-    The file is in MindSpore's format, but written by `files.replacing`: MindSpore's own `ModelCheckpoint` removes an old
-    file of the name first and does not sync. It holds a checksum of everything, because MindSpore only warns about a file
-    that was cut exactly where MindSpore's own checksum begins. OSError if it cannot be written.
+    MindSpore's own `ModelCheckpoint` removes an old file of the name first and does not sync. A checksum of everything is in
+    the file, because MindSpore only warns about a file that was cut exactly where MindSpore's own checksum begins.
     """
     info = {
         name: json.dumps(value) if name in JSON_INFO else files.printable(value) if isinstance(value, str) else value
@@ -82,9 +81,7 @@ def values(cell: nn.Cell) -> dict[str, np.ndarray]:
 
 def mark_best(path: Path, evaluation: dict) -> None:
     """Write the checkpoint `path` once more, as `inceptionv4-best.ckpt`, which also holds what its `evaluation` found.
-
-    OSError or InputError if that cannot be done; the best one is then the one before.
-    """
+    OSError or InputError if that cannot be done; the best one is then the one before."""
     parameters, info = load(path)
     write(path.with_name(BEST), parameters, {**info, 'evaluation': evaluation})
 
@@ -125,8 +122,7 @@ def of_training(directory: str | Path) -> list[Path]:
 def _stored(path, *wanted):
     """{name: ndarray or str} of the file `path`; with `wanted` only of these names, and nothing else is read. Not by
     `ms.load_checkpoint`: it trusts a tensor's shape, so that a damaged file can write over other memory."""
-    with open(path, 'rb') as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    data = memoryview(np.memmap(path, np.uint8, 'r'))
     end, found = len(data) - 17 * (data[-17:-10] == b'crc_num'), {}  # a checksum that MindSpore can add
     for number, entry in fields(data[:end]):
         if number != 1 or isinstance(entry, int):
@@ -154,8 +150,8 @@ def _recorded(path, *wanted):
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     """Checkpoint at `path`: ({name: ndarray}, info); info has those values of `INFO` that were saved.
 
-    InputError if it cannot be read, if its content does not fit its checksum, or if a weight is not finite. Checkpoints of
-    other programs have no checksum.
+    InputError if it cannot be read, if its content does not fit its checksum, which other programs do not write, or if a
+    weight is not finite.
     """
     with reading(path, 'not a MindSpore checkpoint, or a damaged one; use another one or copy it again', also=DAMAGED):
         stored = _stored(path)

@@ -114,11 +114,6 @@ def check_finite(parameters: dict[str, np.ndarray]) -> None:
             raise ValueError(f'{name} {reason}; use an earlier checkpoint, or other weights')
 
 
-def first_of(names: list[str], shown: int = 6) -> str:
-    """All of `names` up to `shown`, of more their number and the first three."""
-    return ', '.join(names) if len(names) <= shown else f'{len(names)}: {", ".join(names[:3])}, ...'
-
-
 def mismatch(parameters: dict[str, np.ndarray], shapes: dict[str, tuple], network: Iterable[str]) -> str:
     """Why `parameters` do not fit where the `shapes` {name: shape} are needed, and the remedy; '' if they fit.
 

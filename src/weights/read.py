@@ -53,23 +53,19 @@ def empty_network(options: dict) -> InceptionV4:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray | None], dict]:
-    """Tensors of a file by the names in it, None for what is no number, and the information in our own checkpoints.
-
-    The format is known by the content, whatever the name of the file. What other programs put before all names is taken
-    away. Of weights and their moving averages side by side the averages are taken, and a line on stderr says so. InputError
-    if the file cannot be read.
-    """
+    """Tensors of a file, of the format that its content shows, by the names in it, None for what is no number, and the
+    information in our own checkpoints. What other programs put before all names is taken away. Of weights and their moving
+    averages side by side the averages are taken, which a line on stderr says. InputError if the file cannot be read."""
     tensors, info = _read(str(path))
     return tensors if OURS in tensors else _unwrapped(tensors, path), info
 
 
 def _read(path):
-    if tf_file.prefix_of(path):
-        return tf_file.read(path), {}
-    with reading(path, REMEDY), open(path, 'rb') as file:
-        head = file.read(512)
-        file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)
-        tail = file.read()
+    with reading(path, REMEDY):
+        if tf_file.prefix_of(path):
+            return tf_file.read(path), {}
+        content = np.memmap(path, np.uint8, 'r') if os.path.getsize(path) else b''
+        head, tail = bytes(content[:512]), bytes(content[-8:])
     if tail == tf_file.MAGIC:
         return tf_file.read(path), {}
     if head[:4] == b'PK\3\4':  # a ZIP archive

@@ -7,7 +7,6 @@ with protocol buffers as values. V1, a single file, has the tensors themselves i
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from pathlib import Path
@@ -48,14 +47,9 @@ def _block(table, start, size):
         yield key, body[at + rest : (at := at + rest + length)]
 
 
-def _map(path):
-    with open(path, 'rb') as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
 def _table(path):
     """Yield (key, value) of the table in the file `path`."""
-    table = _map(path)
+    table = memoryview(np.memmap(path, np.uint8, 'r'))
     if table[-8:] != MAGIC:
         raise ValueError('it is no table')
     (_, _, start, size), _ = _varints(table[-48:], 0, 4)  # of the two handles the second is the index
@@ -86,7 +80,7 @@ def _read_v2(prefix):
             result[key.decode()] = None
         else:
             shard = f'{prefix}.data-{about.get(3, 0):05d}-of-{number_of_shards:05d}'
-            shards[shard] = shards.get(shard) or _map(shard)
+            shards[shard] = shards.get(shard) or memoryview(np.memmap(shard, np.uint8, 'r'))
             data = shards[shard][(start := about.get(4, 0)) : start + about.get(5, 0)]
             if masked_crc(data) != int.from_bytes(about[6], 'little'):
                 raise ValueError(f'the checksum of {key.decode()} does not fit')

@@ -60,15 +60,13 @@ def test_initialisation(full):
 
 
 def test_batch_norm(small):
+    """Its constants; and L2 counts kernels only."""
     norms = [cell for _, cell in small.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     assert all(cell.eps == 1e-3 and abs(cell.momentum - (1 - 0.9997)) < 1e-9 for cell in norms)
     with no_init_parameters():
         scaled = InceptionV4(**SMALL, bn_scale=True, bn_decay=0.9)
     norms = [cell for _, cell in scaled.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     assert all(cell.gamma.requires_grad and abs(cell.momentum - 0.1) < 1e-9 for cell in norms)
-
-
-def test_l2_counts_kernels_only(small):
     decayed = {p.name for p in decayed_parameters(small)}
     assert decayed == {name for name, p in small.parameters_and_names() if name.endswith('.weight')}
     assert {p.ndim for p in decayed_parameters(small)} == {2, 4}

@@ -31,9 +31,7 @@ def named_images(source: str) -> Iterable[str]:
     if not source.endswith('.txt') or not os.path.isfile(source):
         return find_images(source)
     with reading(source, 'write the path of an image on each line'):
-        if found := list(_of_lines(Path(source).read_bytes().splitlines())):
-            return found
-        raise ValueError('names no image')
+        return list(_of_lines(Path(source).read_bytes().splitlines()))
 
 
 def _of_lines(lines):

@@ -81,7 +81,7 @@ def wilson(hits: int, images: int) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def figures(outcomes: Outcomes, num_classes: int) -> dict:
+def all_figures(outcomes: Outcomes, num_classes: int) -> dict:
     """Everything that is counted: top1, top5 (per cent) and loss with their intervals, calibration, per_class, confusion:
     [true class, predicted class, images], most images first, without the pairs that have none."""
     images = len(outcomes.label)
@@ -128,13 +128,7 @@ def per_class(outcomes: Outcomes, num_classes: int) -> list[dict]:
     ]
 
 
-def confident_mistakes(outcomes: Outcomes) -> np.ndarray:
-    """Numbers of the images that are predicted wrongly, the most confident first."""
-    wrong = np.flatnonzero(~outcomes.hit)
-    return wrong[np.argsort(-outcomes.probability[wrong], kind='stable')]
-
-
-def suspected(outcomes: Outcomes, num_classes: int) -> np.ndarray:
+def suspected_labels(outcomes: Outcomes, num_classes: int) -> np.ndarray:
     """Whether an image may be labelled wrongly, bool (images,): another class is the likeliest, and at least as likely as on
     average for the images that do have its label (confident learning, Northcutt et al. 2021, arXiv 1911.00068)."""
     images = np.bincount(outcomes.label, minlength=num_classes)

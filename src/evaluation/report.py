@@ -19,8 +19,7 @@ from src.data.classes import imagenet_classes, named
 from src.data.image import as_jpeg
 from src.data.records import Records
 from src.errors import InputError, counted, reading
-from src.evaluation import outcomes as found
-from src.evaluation.outcomes import FEW, Outcomes
+from src.evaluation.outcomes import FEW, Outcomes, all_figures, suspected_labels
 
 if TYPE_CHECKING:
     from src.evaluation.evaluation import Evaluation
@@ -65,7 +64,7 @@ def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: l
     names in the checkpoint. Each file is whole or not there. InputError if one cannot be written."""
     prepare(directory)
     records, labels = evaluation.records, class_labels(evaluation, recorded)
-    figures = {**evaluation.best, **found.figures(evaluation.outcomes, len(labels))}
+    figures = {**evaluation.best, **all_figures(evaluation.outcomes, len(labels))}
     for one in figures['per_class']:
         one['name'] = labels[one['class']]
     figures['confident_mistakes'] = mistakes(evaluation.outcomes, records, labels)
@@ -92,7 +91,7 @@ def class_labels(evaluation: Evaluation, recorded: list[str] | None = None) -> l
 
 def mistakes(outcomes: Outcomes, records: Records, labels: list[str]) -> dict:
     """How many images are predicted wrongly, the most confident ones `first`, and how many may be labelled wrongly."""
-    wrong, suspected = found.confident_mistakes(outcomes), found.suspected(outcomes, len(labels))
+    wrong, suspected = np.flatnonzero(~outcomes.hit), suspected_labels(outcomes, len(labels))
     first = [
         {
             **{'number': int(i), 'name': records.name(int(i))},
@@ -100,7 +99,7 @@ def mistakes(outcomes: Outcomes, records: Records, labels: list[str]) -> dict:
             **{name: float(getattr(outcomes, name)[i]) for name in ('probability', 'probability_true')},
             'suspected': bool(suspected[i]),
         }
-        for i in wrong[:SHOWN]
+        for i in wrong[np.argsort(-outcomes.probability[wrong], kind='stable')][:SHOWN]
     ]
     return {'count': len(wrong), 'first': first, 'suspected': int(suspected.sum())}
 

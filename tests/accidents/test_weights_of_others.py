@@ -136,18 +136,15 @@ def test_what_holds_no_weights(name, content, message, tmp_path, capsys):
     assert re.match(rf'error: {re.escape(str(tmp_path))}/.*{message}', error), error
 
 
-def test_parts_of_weights(tmp_path, capsys):
-    """An archive that holds the file, and an index without its data."""
+def test_archive_and_index_alone(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
         archive.writestr('inception_v4.ckpt', b'x')
     tensorflow.write(tmp_path / 'model.ckpt', {'a': np.zeros(3)})
     (tmp_path / 'model.ckpt.data-00000-of-00001').unlink()
-    for name, message in (
-        ('x.zip', 'a ZIP archive of inception_v4.ckpt; unpack it'),
-        ('model.ckpt.index', 'all files of the checkpoint must lie together'),
-    ):
+    message = 'all files of the checkpoint must lie together'
+    for name, expected in (('x.zip', 'a ZIP archive of inception_v4.ckpt; unpack it'), ('model.ckpt.index', message)):
         error = one_line(export.main, capsys, '--ckpt_path', tmp_path / name, '--file_name', tmp_path / 'net')
-        assert error.startswith(f'error: {tmp_path}/') and message in error
+        assert error.startswith(f'error: {tmp_path}/') and expected in error
 
 
 def programs(path, data, tmp_path):
@@ -183,22 +180,18 @@ def test_without_a_classifier(kind, ours, timm, data, tmp_path, capsys):
 def test_values_that_are_not_finite(kind, value, ours, timm, data, tmp_path, monkeypatch, capsys):
     """The tensor is named by every program, a training that would start from it included."""
     monkeypatch.chdir(tmp_path)
-    name = 'mixed_6a.branch_0.conv2d_1a_3x3.conv.weight'
+    path, name = tmp_path / 'weights', 'mixed_6a.branch_0.conv2d_1a_3x3.conv.weight'
     bad = ours[name].copy()
     bad.flat[7] = value
-    path = tmp_path / ('x.safetensors' if kind == 'timm' else 'x.ckpt')
     if kind == 'timm':
         name = names_in('timm', ours)[name]
         write_safetensors(path, {**timm, name: bad})
     else:
-        name = name if kind == 'this' else f'ema.{name}'
         averages = {f'ema.{own}': v for own, v in ours.items()} if kind == 'averages' else {}
+        name = f'ema.{name}' if averages else name
         state = {'moment.logits.bias': np.full(10, np.nan)}  # an optimizer's state is no weight
         checkpoint.write(path, {**ours, **averages, **state, name: bad}, {'step': 1, 'epoch': 1, 'config': CONFIG})
-    message = f'error: {path}: {name} has values that are not finite (NaN or infinite)'
-    start = (
-        train.main,
-        ('--data_dir', data, *SMALL, '--bn_scale', 'true', '--restore_path', path, '--log_dir', tmp_path / 'log'),
-    )
-    for main, arguments in [start, *programs(path, data, tmp_path)][: 4 if kind in ('this', 'averages') else 5]:
+    start = ('--data_dir', data, *SMALL, '--bn_scale', 'true', '--restore_path', path, '--log_dir', tmp_path / 'log')
+    for main, arguments in [(train.main, start), *programs(path, data, tmp_path)][: 5 if kind == 'timm' else 4]:
+        message = f'error: {path}: {name} has values that are not finite (NaN or infinite)'
         assert one_line(main, capsys, *arguments).startswith(message)

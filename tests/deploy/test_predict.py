@@ -103,7 +103,16 @@ def test_bad_images_as_text(images, capsys):
 
 
 def test_page(images, tmp_path, monkeypatch, capsys):
-    """One file that needs no other: every image scaled down, its classes, names escaped, without the present directory."""
+    """One file that needs no other: every image scaled down, its classes, names escaped, without the present directory.
+    What is wrong by its folder, where that is called as a class, is marked."""
+    for folder in ('high', 'low', 'other'):
+        (tmp_path / 'photos' / folder).mkdir(parents=True)
+        Image.new('RGB', (90, 90), (240,) * 3).save(tmp_path / 'photos' / folder / 'a.png')
+    run(capsys, tmp_path / 'photos', '--html', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    captions = ('<figcaption>high/a.png</figcaption><img', '<p class="wrong"><b>wrong: its folder is low</b></p>')
+    assert all(caption in page for caption in captions) and page.count('"wrong"') == 1 and str(tmp_path) not in page
+
     monkeypatch.chdir(images)
     run(capsys, images, '--html', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
@@ -116,18 +125,7 @@ def test_page(images, tmp_path, monkeypatch, capsys):
     assert '<h1>Predictions of net.mindir</h1>' in page and '<figcaption>05.jpg<' in page
     assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'page.html']
-
-
-def test_page_marks_what_is_wrong_by_the_folder(tmp_path, capsys):
-    """Where an image lies in a folder that is called as a class. No path of this machine stands on the page."""
-    for folder, level in (('high', 240), ('low', 240), ('other', 20)):
-        (tmp_path / 'photos' / folder).mkdir(parents=True)
-        Image.new('RGB', (90, 90), (level,) * 3).save(tmp_path / 'photos' / folder / 'a.png')
-    run(capsys, tmp_path / 'photos', '--html', tmp_path / 'page.html')
-    page = (tmp_path / 'page.html').read_text()
-    captions = ('<figcaption>high/a.png</figcaption><img', '<p class="wrong"><b>wrong: its folder is low</b></p>')
-    assert all(caption in page for caption in captions) and page.count('"wrong"') == 1 and str(tmp_path) not in page
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'page.html', 'photos']
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -211,7 +209,7 @@ def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypa
         (['{}/none'], 'none: No such file or directory; name an image'),
         (['{}/a'], 'a: no image in it'),
         (['{}/b.jpg', '{}/b.jpg'], 'b.jpg: no image that can be read, 2 in all'),
-        (['{}/list.txt'], 'list.txt: names no image; write the path'),
+        (['{}/list.txt'], 'list.txt: no image that can be read, 0 in all'),
         (['{}/c.jpg', '--batch_size', 0], 'batch_size'),
         (['{}/c.jpg', '--html', '/proc/none/page'], '/proc/none/page: .*; choose another --html'),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.evaluation import outcomes as found
+from src.evaluation import report
 from src.evaluation.evaluation import EvaluationStep, evaluate
-from src.evaluation.outcomes import Outcomes
+from src.evaluation.outcomes import Outcomes, all_figures, suspected_labels, wilson
 from src.runtime import Run
 
 
@@ -43,7 +44,7 @@ HAND = made((0, 0, 0.9, 0.9, 1), (0, 1, 0.8, 0.1, 2), (1, 1, 0.7, 0.7, 1), (1, 1
 
 
 def test_counted_by_hand():
-    figures = found.figures(HAND, 4)
+    figures = all_figures(HAND, 4)
     assert figures['images'] == 5
     assert figures['top1']['value'] == 60 and figures['top5']['value'] == 80
     assert HAND.result(6) == (60, 80, figures['loss']['value'], 5) and HAND.result(4).top5 is None
@@ -54,22 +55,23 @@ def test_counted_by_hand():
     assert [one['precision'] for one in figures['per_class']] == [1.0, 0.5, None, None]
     assert [one['images'] for one in figures['per_class']] == [2, 2, 1, 0]
     assert figures['confusion'] == [[1, 1, 2], [0, 0, 1], [0, 1, 1], [2, 1, 1]]
-    assert found.confident_mistakes(HAND).tolist() == [1, 4]
+    records = SimpleNamespace(name=str)
+    assert [one['number'] for one in report.mistakes(HAND, records, 'abcd')['first']] == [1, 4]
     # Classes 0 and 1 have 0.5 and 0.6 on average for their own images.
-    assert found.suspected(HAND, 4).tolist() == [False, True, False, False, True]
-    assert found.suspected(made((0, 1, 0.4, 0.3, 2), (1, 1, 0.5, 0.5, 1), (0, 2, 0.9, 0.1, 2)), 3).tolist() == [False] * 3
+    assert suspected_labels(HAND, 4).tolist() == [False, True, False, False, True]
+    assert suspected_labels(made((0, 1, 0.4, 0.3, 2), (1, 1, 0.5, 0.5, 1), (0, 2, 0.9, 0.1, 2)), 3).tolist() == [False] * 3
     # Each in a bin of its own: 0.1, 0.8, 0.3, 0.5 and 0.6 between probability and hit
     assert figures['calibration']['expected_calibration_error'] == pytest.approx(0.46)
     # The label among several likeliest classes is a hit, so the class with the lowest number is not the predicted one.
     assert made((3, 0, 0.25, 0.25, 1)).predicted.tolist() == [3]
-    low, high = found.wilson(8, 10)  # as in Agresti and Coull 1998, with z = 1.96
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943) and found.wilson(0, 7)[0] == 0 and found.wilson(7, 7)[1] == 1
+    low, high = wilson(8, 10)  # as in Agresti and Coull 1998, with z = 1.96
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943) and wilson(0, 7)[0] == 0 and wilson(7, 7)[1] == 1
 
 
 def test_a_network_of_nan_makes_valid_json():
     rows = np.full((4, 6), np.nan, np.float32)
     rows[:, 0], rows[:, 1], rows[:, 5] = [0, 1, 1, 0], 0, 2
-    figures = found.figures(Outcomes.of_rows(rows), 2)
+    figures = all_figures(Outcomes.of_rows(rows), 2)
     json.dumps(figures, allow_nan=False)
     assert figures['top1']['value'] == 0 and figures['loss'] == {'value': None, 'low': None, 'high': None}
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import faulthandler
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 FILE = 'HEARTBEAT_FILE'  # variable by which the launcher of several ranks names a file in memory
 SIZE = 64  # bytes of a rank in it, at its number: "count step saved doing"
@@ -32,16 +31,6 @@ class Heartbeat:
         if self.file is not None:
             record = f'{self.count} {self.step} {self.saved} {self.doing}'
             os.pwrite(self.file, record.ljust(SIZE).encode(), self.place)
-
-    @contextlib.contextmanager
-    def during(self, doing: str) -> Iterator[None]:
-        """A context in which this rank does something that may take longer than a step."""
-        before = self.doing
-        self(doing)
-        try:
-            yield
-        finally:
-            self(before)
 
 
 def dump_stacks_on_request() -> None:

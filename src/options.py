@@ -153,11 +153,10 @@ def _from_file(path):
 
 def _unknown(name, prefix, origin=''):
     """InputError for an option `name` that there is not."""
-    plain, known = name.lower().replace('-', '_'), [*declared(), 'config_path']
+    plain = name.lower().replace('-', '_')
     others = [ours for ours, names in OTHER_NAMES.items() if plain in names.split()]
-    similar = difflib.get_close_matches(plain, known, 3, 0.7) or [other for other in known if plain and plain in other][:3]
-    names = ' or '.join(prefix + other for other in ([plain] if plain in known else others or similar))
-    remedy = f'did you mean {names}?' if names else '--help lists the options'
+    others = others or difflib.get_close_matches(plain, [*declared(), 'config_path'], 2, 0.7)
+    remedy = f'did you mean {" or ".join(prefix + other for other in others)}?' if others else '--help lists the options'
     if plain in GONE:
         remedy = f'earlier versions had it, now it is always {GONE[plain]!r}'
     return InputError(f'unknown option {prefix}{name:.80}{origin}; {remedy}')

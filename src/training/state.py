@@ -43,9 +43,13 @@ class State:
     @contextlib.contextmanager
     def during(self, name: str) -> Iterator[None]:
         """While the block runs, `name` is what this rank does: on the terminal, and for the launcher."""
-        with self.heartbeat.during(name):
-            self.bar.set_description(name)
+        before = self.heartbeat.doing
+        self.heartbeat(name)
+        self.bar.set_description(name)
+        try:
             yield
+        finally:
+            self.heartbeat(before)
             self.bar.set_description()
 
     def should_stop(self) -> bool:

@@ -148,7 +148,7 @@ def _write_and_check(network, path, signature):
     results = [call(np.resize(inputs[i : i + size], (size, *inputs.shape[1:]))) for i in range(0, len(images), size)]
     outputs = [np.concatenate(found)[: len(images)] for found in zip(*results)]
     verified = verify(path.name, outputs, logits, signature.output, found_in)
-    return {**formats.of_signature(signature, outputs), 'deviation': {**verified, 'measured_on': measured_on}}
+    return {**formats.describe(signature, outputs), 'deviation': {**verified, 'measured_on': measured_on}}
 
 
 def _write(network, path, signature):

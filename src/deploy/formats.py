@@ -82,7 +82,7 @@ def other_files(path: Path) -> dict[str, dict]:
         return {other.name: about for other, about in others.items() if other.is_file()}
 
 
-def of_signature(signature: Signature, outputs: list) -> dict:
+def describe(signature: Signature, outputs: list) -> dict:
     """The entries of the JSON file for a file of `signature` that returned `outputs` (ndarrays)."""
     scaled, size = signature.input_type == 'float', signature.image_size
     batch_size = signature.batch_size or None
@@ -106,7 +106,7 @@ def of_signature(signature: Signature, outputs: list) -> dict:
     }
 
 
-def read(path: Path) -> tuple[Signature, dict]:
+def read_description(path: Path) -> tuple[Signature, dict]:
     """What export.py wrote about the model file `path`: (signature, its entries in the JSON file). InputError if there are
     none, or if they are about another file by its checksum; the first versions wrote none."""
     record = path.with_suffix('.json')

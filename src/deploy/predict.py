@@ -50,7 +50,7 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
     `labels_path` is a file of class names, for models that know none. InputError if something is missing or unfit.
     """
     if Path(path).suffix in LOADED:
-        signature, about = formats.read(Path(path))
+        signature, about = formats.read_description(Path(path))
         call, names, num_classes = formats.load(path), about['classes'], about['num_classes']
     else:
         network, info, settings = load_network(path)

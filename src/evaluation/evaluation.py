@@ -164,11 +164,11 @@ class Evaluation:
         checkpoint.load_into(self.step.network, checkpoint.averaged(parameters), path)
 
     def of_training(
-        self, train_step: nn.Cell, should_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
+        self, train_step: nn.Cell, step: int = 0, should_stop: Callable[[], bool] = lambda: False
     ) -> Result | None:
-        """`Result` of the weights of a `TrainStep` after `done()` steps; None if `should_stop()` became true on a rank."""
+        """`Result` of the weights of a `TrainStep` after so many steps; None if `should_stop()` became true on a rank."""
         take_weights(self.step.network, train_step, self.run.world)
-        return self.of_network({'step': done()}, should_stop)
+        return self.of_network({'step': step}, should_stop)
 
     def of_network(self, about: dict, should_stop: Callable[[], bool] = lambda: False) -> Result | None:
         """`Result` of the network with the weights that it has; `about` says which. None as above."""

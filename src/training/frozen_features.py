@@ -160,9 +160,9 @@ class FeatureEvaluation(Evaluation):
     """An `Evaluation` where only the classifier is trained: the features of its images are computed once."""
 
     def of_training(
-        self, train_step: nn.Cell, should_stop: Callable[[], bool] = lambda: False, done: Callable[[], int] = lambda: 0
+        self, train_step: nn.Cell, step: int = 0, should_stop: Callable[[], bool] = lambda: False
     ) -> Result | None:
-        """`Result` of the classifier of a `TrainStep` after `done()` steps; None if `should_stop()` became true."""
+        """`Result` of the classifier of a `TrainStep` after so many steps; None if `should_stop()` became true."""
         network = self.step.network
         if self.step.preprocessing:  # the first time: from now on the data are features, and the step takes them
             take_weights(network, train_step)
@@ -172,4 +172,4 @@ class FeatureEvaluation(Evaluation):
             self.data = ds.NumpySlicesDataset(arrays, ['image', 'label'], shuffle=False).batch(batch_size)
             self.step = EvaluationStep(Classifier(network), None)
         take_weights(self.step.network.network.logits, train_step)
-        return self.of_network({'step': done()}, should_stop)
+        return self.of_network({'step': step}, should_stop)

@@ -215,7 +215,7 @@ class Monitor(LossMonitor):
             self.checkpoints.save()  # first, so that nothing is lost in between
         begun = time.perf_counter()
         with state.during(EVALUATING):
-            result = self.evaluation.of_training(self.train_step, state.should_stop, lambda: state.step)
+            result = self.evaluation.of_training(self.train_step, state.step, state.should_stop)
         if result is None:
             state.stopping = True
             return

@@ -116,7 +116,7 @@ def test_best_evaluation_is_kept(monkeypatch):
     monkeypatch.setattr(evaluation, 'take_weights', lambda *_: None)
     monkeypatch.setattr(evaluation, 'evaluate', lambda *_: outcomes[step])
     for step in found:
-        assert made.of_training(None, done=lambda step=step: step) == (20 * found[step][0], None, found[step][1], 5)
+        assert made.of_training(None, step) == (20 * found[step][0], None, found[step][1], 5)
     assert made.best == {'step': 30, 'top1': 60, 'top5': None, 'loss': 1, 'images': 5} and made.outcomes is outcomes[30]
 
 

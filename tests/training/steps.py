@@ -25,9 +25,9 @@ class Evaluation:
     def __init__(self, records, results):
         self.records, self.results, self.at = records, iter(results), []
 
-    def of_training(self, step, should_stop, done):
+    def of_training(self, train_step, step, should_stop):
         """The next result."""
-        self.at.append(done())
+        self.at.append(step)
         return next(self.results)
 
 

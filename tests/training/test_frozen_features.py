@@ -78,7 +78,7 @@ def test_cached_is_uncached(data, tmp_path):
         ours, theirs = kept.of_training(step), plain.of_training(step)
         assert (ours.top1, ours.top5, ours.images) == (theirs.top1, theirs.top5, 30)
         assert abs(ours.loss - theirs.loss) < 1e-5
-    assert kept.of_training(step, lambda: True) is None
+    assert kept.of_training(step, 0, lambda: True) is None
 
 
 def test_what_features_cannot_replace():

@@ -62,11 +62,11 @@ def fine_tune(weights, settings, lr):
 
 
 @entry_point
-def main(argv=None):
+def main():
     parser = Parser(prog='python -m benchmarks.finetuning', description=__doc__.partition(':')[0])
     parser.add_argument('weights', help='pretrained weights, as restore_path takes them')
     parser.add_argument('--timm_lr', type=float, default=0.01, help='learning rate of timm (default: 0.01)')
-    a, options = data_options(parser).parse_known_args(argv)
+    a, options = data_options(parser).parse_known_args()
     print(machine('mindspore', 'torch', 'timm'), flush=True)
     with tempfile.TemporaryDirectory() as place:
         data = subset(Path(a.data).resolve(), Path(place), a.train, a.validation)

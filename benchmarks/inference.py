@@ -5,7 +5,6 @@ the same logits, but in 8-bit integers or bfloat16. requirements-bench.txt lists
 """
 
 import argparse
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -84,12 +83,11 @@ def make_files(directory):
 
 
 @entry_point
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def main():
     parser = rounds.parser('benchmarks.inference', __doc__, 9)
     parser.add_argument('--batch', default='1,8', help='batch sizes (default: 1,8)')
     parser.add_argument('--directory', type=Path, help=argparse.SUPPRESS)
-    a = parser.parse_args(argv)
+    a = parser.parse_args()
     if a.alone:
         ms.set_context(mode=ms.GRAPH_MODE, device_target='CPU')
         x = np.random.default_rng(2).uniform(-1, 1, (int(a.batch), 3, SIZE, SIZE)).astype(np.float32)
@@ -100,8 +98,8 @@ def main(argv=None):
         make_files(Path(directory))
         for batch in a.batch.split(','):
             print(f'batch {batch}')
-            options = ['--batch', batch, '--directory', directory]
-            results = rounds.compare(rounds.alone('benchmarks.inference', CANDIDATES, options), a, int(batch))
+            commands = rounds.alone('benchmarks.inference', CANDIDATES, '--batch', batch, '--directory', directory)
+            results = rounds.compare(commands, a, int(batch))
             expected = np.array(next(iter(results.values())))
             for name, logits in results.items():
                 deviation = np.abs(np.array(logits) - expected).max() / np.abs(expected).max()

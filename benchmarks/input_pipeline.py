@@ -5,7 +5,6 @@ for each core, in turns. tf.data needs a Python with TensorFlow (requirements-be
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from functools import partial
@@ -96,15 +95,14 @@ def work(make, a, begun):
 
 
 @entry_point
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def main():
     parser = rounds.parser('benchmarks.input_pipeline', __doc__, 5)
     parser.add_argument('images', help='directory with JPEGs, at any depth')
     parser.add_argument('--tf_python', help='python that has TensorFlow')
     parser.add_argument('--batch_size', type=int, default=128, help='images in a batch (default: 128)')
     parser.add_argument('--size', type=int, default=299, help='pixels (default: 299)')
     parser.add_argument('--records', type=Path, help=argparse.SUPPRESS)
-    a = parser.parse_args(argv)
+    a = parser.parse_args()
     if a.alone:
         begun = []
         return rounds.serve(partial(work, PIPELINES[a.alone], a, begun), lambda: [*begun.pop()])
@@ -112,7 +110,7 @@ def main(argv=None):
     print(f'{rounds.machine("mindspore")}, decoder {decoder}', flush=True)
     with tempfile.TemporaryDirectory(prefix='input_pipeline_') as place:
         make_records(Path(place), a.images, a.batch_size)
-        commands = rounds.alone('benchmarks.input_pipeline', PIPELINES, [*argv, '--records', place])
+        commands = rounds.alone('benchmarks.input_pipeline', PIPELINES, '--records', place)
         numbers = [a.batch_size, a.size, rounds.cores(), SKIPPED, BATCHES]
         for name, kind in TF_PIPELINES.items() if a.tf_python else ():
             commands[name] = [a.tf_python, 'benchmarks/tf_data.py', f'{place}/tfrecord', kind, *numbers]

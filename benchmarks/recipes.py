@@ -51,7 +51,7 @@ def subset(source, target, train, validation):
 
 
 def train_timed(argv):
-    """train.py, with a record of the CPU seconds so far after each evaluation."""
+    """train.py, with a record of the CPU seconds so far after each step."""
     import train
 
     class Timed(train.Monitor):
@@ -63,16 +63,11 @@ def train_timed(argv):
             super()._start_clock()
             self.cpu_clock = time.process_time()
 
-        def count(self, steps, loss):
+        def after_step(self, steps, outputs):
             if self.compiled:
                 self.cpu, self.timed = self.cpu + time.process_time() - self.cpu_clock, self.timed + steps
-            super().count(steps, loss)
-
-        def evaluate_if_due(self):
-            before = self.evaluated
-            super().evaluate_if_due()
-            if self.evaluated > before:
-                self.state.metrics('cost', self.state.step, cpu=self.cpu * self.state.step / max(self.timed, 1))
+            super().after_step(steps, outputs)
+            self.state.metrics('cost', self.state.step, cpu=self.cpu * self.state.step / max(self.timed, 1))
 
     train.Monitor = Timed
     train.main(argv)
@@ -80,10 +75,15 @@ def train_timed(argv):
 
 def train(folder, options):
     """[(epoch, images trained, CPU seconds, top-1, loss)] at each evaluation of a training run in `folder` with the options
-    {name: value}."""
-    every = {'mode': 'train_and_evaluate', 'epochs_between_evals': 1, 'keep_checkpoint_max': 1, 'overwrite': 'true'}
-    arguments = [f'--{name}={value}' for name, value in {**options, **every, 'log_dir': folder}.items()]
-    command = [sys.executable, '-m', 'benchmarks.recipes', 'alone', *arguments]
+    [OPTION=VALUE]."""
+    every = [
+        'mode=train_and_evaluate',
+        'epochs_between_evals=1',
+        'keep_checkpoint_max=1',
+        'overwrite=true',
+        f'log_dir={folder}',
+    ]
+    command = [sys.executable, '-m', 'benchmarks.recipes', 'alone', *(f'--{option}' for option in [*options, *every])]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if ended.returncode:
         raise InputError(f'train.py ended with status {ended.returncode}: {ended.stderr.strip()[-300:]}')
@@ -96,29 +96,22 @@ def train(folder, options):
     return [(one['epoch'], one['step'] * batch, cpu[one['step']], one['top1'], one['loss']) for one in found]
 
 
-def options_of(texts):
-    """{name: value} of texts `name=value`."""
-    if wrong := [text for text in texts if '=' not in text]:
-        raise InputError(f'{wrong[0]!r:.80}: expected OPTION=VALUE')
-    return dict(text.split('=', 1) for text in texts)
-
-
 @entry_point
-def main(argv=None):
+def main():
     if sys.argv[1:2] == ['alone']:
         return train_timed(sys.argv[2:])
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
     parser.add_argument('--recipe', action='append', nargs='+', required=True, help='FILE [OPTION=VALUE ...], for each')
     parser.add_argument('--option', nargs='*', default=[], help='OPTION=VALUE ... of all')
     parser.add_argument('--directory', default='recipes_compared', help='of the runs (default: recipes_compared)')
-    a = data_options(parser).parse_args(argv)
+    a = data_options(parser).parse_args()
     place, found = Path(a.directory).resolve(), {' '.join(words): [] for words in a.recipe}
     data = subset(Path(a.data).resolve(), place / 'data', a.train, a.validation)
     print(machine('mindspore', 'numpy'), flush=True)
     for seed in a.seeds.split(','):
         for number, (text, (path, *own)) in enumerate(zip(found, a.recipe)):
-            options = {'config_path': Path(path).resolve(), 'data_dir': data, 'seed': seed, 'num_workers': 1}
-            points = train(place / f'{number}_{seed}', {**options, **options_of(a.option), **options_of(own)})
+            options = [f'config_path={Path(path).resolve()}', f'data_dir={data}', f'seed={seed}', 'num_workers=1']
+            points = train(place / f'{number}_{seed}', [*options, *a.option, *own])
             found[text].append(points)
             top1 = ', '.join(f'{point[3]:.1f}' for point in points)
             print(f'seed {seed}, {text}: top-1 {top1} %; {points[-1][2]:.0f} CPU s, {points[-1][1]:,} images', flush=True)

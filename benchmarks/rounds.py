@@ -107,9 +107,9 @@ def parser(module, description, rounds):
     return made
 
 
-def alone(module, names, argv):
-    """{name: command} of candidates that `module` is with `--alone name`."""
-    return {name: [sys.executable, '-m', module, *argv, '--alone', name] for name in names}
+def alone(module, names, *more):
+    """{name: command} of candidates that `module` is with the arguments of this program, `more`, and `--alone name`."""
+    return {name: [sys.executable, '-m', module, *sys.argv[1:], *more, '--alone', name] for name in names}
 
 
 def compare(commands, a, images, self_timed=False):
@@ -118,8 +118,7 @@ def compare(commands, a, images, self_timed=False):
     {name: what its last work returned}."""
     candidates = []
     try:
-        for name in filter(re.compile(a.only).search, commands):
-            candidates.append(Candidate(name, commands[name]))
+        candidates.extend(Candidate(name, commands[name]) for name in commands if re.search(a.only, name))
         calls = {one.name: one.work for one in candidates}
         interleaved(calls, WARM_UP, PAUSE)
         for one in candidates:
@@ -148,6 +147,6 @@ def spread(values, digits=2):
 
 def machine(*packages):
     """One line: processor, cores, Python and the versions of `packages`."""
-    cpu = [line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
+    cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
     versions = ', '.join(f'{package} {importlib.metadata.version(package)}' for package in packages)
-    return f'{cpu[0] if cpu else platform.machine()}, {cores()} cores, Python {platform.python_version()}, {versions}'
+    return f'{cpu[1] if cpu else platform.machine()}, {cores()} cores, Python {platform.python_version()}, {versions}'

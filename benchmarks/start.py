@@ -35,12 +35,12 @@ def first_result(script, pattern, *arguments):
 
 
 @entry_point
-def main(argv=None):
+def main():
     parser = Parser(prog='python -m benchmarks.start', description=__doc__.partition(':')[0])
     parser.add_argument('--image_size', default='75', help='height and width in pixels (default: 75)')
     parser.add_argument('--block_counts', default='4,7,3', help='Inception A, B and C blocks (default: 4,7,3)')
     parser.add_argument('--rounds', type=int, default=3, help='starts of each (default: 3)')
-    a = parser.parse_args(argv)
+    a = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         directory, weights = Path(place), Path(place, 'weights.ckpt')
         data = demo_images.make(directory / 'data', train_per_class=6, validation_per_class=3)

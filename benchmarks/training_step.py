@@ -5,7 +5,6 @@ seconds), peak memory. All candidates train on the same images in float32, timm 
 requirements-bench.txt lists what must be installed.
 """
 
-import sys
 from functools import partial
 
 import mindspore as ms  # before torch: it chooses the implementation of protobuf
@@ -65,19 +64,18 @@ CANDIDATES = {
 
 
 @entry_point
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def main():
     parser = rounds.parser('benchmarks.training_step', __doc__, 15)
     parser.add_argument('--batch_size', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--image_size', type=int, default=299, help='height and width in pixels (default: 299)')
     parser.add_argument('--block_counts', default='4,7,3', help="blocks of this network; timm's are always 4,7,3")
-    a = parser.parse_args(argv)
+    a = parser.parse_args()
     if a.alone:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (a.batch_size, 3, a.image_size, a.image_size), np.uint8)
         return rounds.serve(CANDIDATES[a.alone](a, images, rng.integers(0, 1000, a.batch_size).astype(np.int32)))
     print(f'batch {a.batch_size}, {a.image_size} x {a.image_size}; {rounds.machine("mindspore")}', flush=True)
-    rounds.compare(rounds.alone('benchmarks.training_step', CANDIDATES, argv), a, a.batch_size)
+    rounds.compare(rounds.alone('benchmarks.training_step', CANDIDATES), a, a.batch_size)
 
 
 if __name__ == '__main__':

@@ -119,7 +119,8 @@ class Supervisor:
                 wait = self.grace if ended[1] == ElsewhereError.exit_status else SYMPTOM * (ended[0] == 'scheduler')
                 certain = min(certain, time.monotonic() + wait)
             if not self.failures and (laggard := self.watchdog.look(self.ranks)):
-                states = {name: psutil.Process(self.processes[name].pid).status() for name in sorted(self.ranks)}
+                found = {one.pid: one.info['status'] for one in psutil.process_iter(['status'])}
+                states = {name: found.get(self.processes[name].pid) for name in sorted(self.ranks)}
                 name = next((name for name in states if states[name] == psutil.STATUS_STOPPED), laggard)  # all wait for it
                 self.hang = name, f'hangs ({states[name]}): {self.watchdog.silence(name)}'
                 dump_stacks([self.processes[name].pid for name in self.ranks])

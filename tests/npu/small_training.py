@@ -64,14 +64,3 @@ def train(run, step, data, sinks, recorder):
     count, length = sinks if run.sink else (1, -1)
     Model(step).train(count, data, [recorder], dataset_sink_mode=run.sink, sink_size=length)
     return recorder
-
-
-def change_difference(before, expected, found):
-    """Norm of `found` - `expected` divided by that of `expected` - `before`, over all float32 parameters but scalars:
-    weights, slots and averages. The arguments are as of `checkpoint.snapshot`."""
-    names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
-    away, moved = (
-        sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
-        for end, start in ((found, expected), (expected, before))
-    )
-    return (away / moved) ** 0.5 if moved else float('inf')

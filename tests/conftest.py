@@ -14,7 +14,7 @@ from src.data import demo_images
 
 # Files that take longest. They are dealt out first, so that no worker is left alone with one of them at the end.
 LONG = (
-    'end_to_end parity resume distributed acceptance docs export predict step weights inceptionv4 preprocess fuzz launch'
+    'end_to_end parity resume distributed ascend_contract docs export predict step weights inceptionv4 preprocess fuzz'
 ).split()
 # The check of a new machine is not a part of the suite; scripts/run_acceptance.sh names its files.
 collect_ignore = [] if any('npu' in word for word in sys.argv) else ['npu']

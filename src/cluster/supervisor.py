@@ -80,7 +80,7 @@ class Supervisor:
             return 128 + self.signals[0] if self.signals else status, cause, self.watchdog.saved
         finally:
             kill_descendants()
-            self._show(final=True)
+            self._show()
 
     def _start(self, name, command, environment, cores):
         path, end_with_this = self.logs[name], end_with_parent(signal.SIGKILL)
@@ -160,13 +160,12 @@ class Supervisor:
         log('\n'.join([f'{cause}; the last lines of {self.logs[name]}:', *lines[-20:]]))
         return code, cause
 
-    def _show(self, final=False):
-        """Show on the screen what the first rank has written since the last time: whole lines, at the end all."""
+    def _show(self):
+        """Show on the screen what the first rank has written since the last time."""
         with open(self.logs[next(name for name in self.jobs if name != 'scheduler')], 'rb') as file:
             file.seek(self.shown)
             data = file.read()
-        data = data if final else data[: data.rfind(b'\n') + 1]
-        self.shown += len(data)
+            self.shown = file.tell()
         try:
             sys.stdout.buffer.write(LAST_WORDS.sub(b'', data))
             sys.stdout.flush()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.compiles
 @pytest.mark.parametrize('seed, count', [(1, 150), pytest.param(2, 3000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('kind', ['checkpoint', 'safetensors', 'tensorflow', 'config', 'rank_table', 'shard'])
+@pytest.mark.parametrize('kind', ['checkpoint', 'safetensors', 'tensorflow', 'shard'])
 def test_damaged_files(kind, seed, count, tmp_path):
     """In a process of their own, which a fault in the memory of C++ would end."""
     done = subprocess.run(
@@ -26,7 +26,7 @@ def test_damaged_files(kind, seed, count, tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'GLOG_v': '4'},
     )
     where = f'{kind} {seed} case {(tmp_path / "case").read_text()}'
-    assert done.returncode == 0 and 'Traceback' not in done.stderr, f'{where}: {done.stdout[-5000:]}{done.stderr[-1000:]}'
+    assert done.returncode == 0 and not done.stdout + done.stderr, f'{where}: {done.stdout[-5000:]}{done.stderr[-1000:]}'
     assert where.endswith(f' {count - 1}')
 
 

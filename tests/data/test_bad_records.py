@@ -6,14 +6,12 @@ import re
 import numpy as np
 import pytest
 
-import train
 from src.data import pipeline, records, tfrecord
 from src.data.order import TrainingOrder
 from src.data.pipeline import BadRecords, LoadEvaluation, LoadTraining, training_dataset
 from src.data.records import Records, open_records
 from src.errors import input_error
 from src.runtime import Run
-from tests.conftest import SMALL
 from tests.data.samples import settings
 
 DAMAGED = {3: lambda encoded: encoded[:-200], 7: lambda encoded: b'', 11: lambda encoded: b'<html>not found</html>'}
@@ -144,11 +142,3 @@ def test_worker_without_memory(sound, monkeypatch):
         batches(sound, bad, 2)
     assert str(input_error(ended.value)) == bad.failure == 'a data worker ran out of memory; lower --num_workers'
     assert 'MemoryError' not in str(ended.value)
-
-
-@pytest.mark.compiles
-def test_count_is_logged(damaged, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, 'ALLOWED', 0.25)
-    train.main(['--data_dir', str(damaged), *SMALL, '--max_epochs', '1'])
-    assert re.search(r'^epoch 1: 3 records .*train-00000-of-00001, record \d+: ', capsys.readouterr().out, re.MULTILINE)

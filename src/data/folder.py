@@ -106,16 +106,13 @@ def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[byte
             ending = os.path.splitext(entry.name)[1].lower()
             if _is_aside(entry.name):
                 continue
-            if entry.is_dir():
-                why = NESTED
-            elif not entry.is_file():
-                why = 'pipe, socket, device or link to nothing'
-            elif ending in IMAGE_SUFFIXES:
+            if entry.is_file() and ending in IMAGE_SUFFIXES:
                 found.append(os.fsencode(entry.name))
                 continue
-            else:
-                remedy = ' (not supported: convert it to JPEG)' * (ending in _UNSUPPORTED_SUFFIXES)
-                why = f'file {ending or "without an ending"}{remedy}'
+            why = NESTED if entry.is_dir() else 'pipe, socket, device or link to nothing'
+            if entry.is_file():
+                why = f'file {ending or "without an ending"}'
+                why += ' (not supported: convert it to JPEG)' * (ending in _UNSUPPORTED_SUFFIXES)
             left_out.setdefault(why, []).append(entry.path)
     return found
 
@@ -129,8 +126,8 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
     """What `Records` hold of the images below a split's directory `path`, by class and then by file name; ValueError if
     there are none or classes do not match.
 
-    A class's label is its place in `class_names`, or else among the sorted directories of `train_path`, from
-    0: a class that the validation images lack must not shift the labels of the others.
+    A class's label is its place in `class_names`, or else among the sorted directories of `train_path`: a class that the
+    validation images lack must not shift the labels of the others.
     """
     trained = [*map(normal, class_folders(train_path))]
     if class_names is None and trained and all(map(is_split_name, trained)):
@@ -159,7 +156,7 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
     if not files:
         there = f' ({as_line(left_out)})' if left_out else ''
         raise ValueError(
-            f'no image in {path}/<class>/{there}; put the images, *.jpg or *.png, into one folder for each class'
+            f'no image in {path}/<class>/{there}; put the images into one folder for each class, *.jpg or *.png'
         )
     source = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     return {

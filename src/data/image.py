@@ -25,18 +25,6 @@ class ImageError(ValueError):
     """An image that cannot be decoded, and why."""
 
 
-class UnsupportedError(ImageError):
-    """A sound file of a format that is not read."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without Pillow's warnings about huge images, broken EXIF and the like."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
-
-
 @contextlib.contextmanager
 def one_image() -> Iterator[None]:
     """Any failure within is that of this image and becomes an `ImageError`, also when it runs out of memory."""
@@ -46,6 +34,14 @@ def one_image() -> Iterator[None]:
         raise
     except Exception as error:  # hostile bytes get nearly any out of Pillow
         raise ImageError(f'cannot be decoded ({error or type(error).__name__})') from None
+
+
+@contextlib.contextmanager
+def _pillow():
+    """`one_image` without Pillow's warnings about huge images, broken EXIF and the like."""
+    with one_image(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 
 class EncodedImage:
@@ -62,7 +58,8 @@ class EncodedImage:
         header = jpeg.read_header(encoded)
         self._opened = None if header else open_image(encoded)
         self._stored = header[:2] if header else self._opened.size[::-1]  # height and width before turning
-        _check_size(self._stored)
+        if self._stored[0] * self._stored[1] > MOST_PIXELS:
+            raise ImageError(f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)')
         self.turn = orientation(encoded, self._opened) if upright else 1
         self.height, self.width = self._stored[::-1] if self.turn > 4 else self._stored
 
@@ -94,21 +91,14 @@ def open_image(encoded: bytes) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns above it and refuses twice as many
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
     _check_whole(encoded)
-    with quiet(), one_image():
+    with _pillow():
         try:
-            opened = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+            return Image.open(io.BytesIO(encoded), formats=_FORMATS)
         except Image.UnidentifiedImageError:  # whose own message is the address of an object
             for name, start in _UNSUPPORTED.items():  # sound files that are called .jpg now and then
                 if re.match(start, encoded[:600], re.DOTALL):
-                    raise UnsupportedError(f'{name}, which is not supported; convert it to an ordinary JPEG') from None
-            raise ImageError('not an image' if encoded else 'not an image: no bytes') from None
-    _check_size(opened.size)
-    return opened
-
-
-def _check_size(size):
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ImageError(f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)')
+                    raise ImageError(f'{name}, which is not supported; convert it to an ordinary JPEG') from None
+            raise ImageError('not an image' + ': no bytes' * (not encoded)) from None
 
 
 def _check_whole(encoded):
@@ -130,7 +120,7 @@ def _check_whole(encoded):
 def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
     """A PIL image as RGB uint8 (height, width, 3); as in TensorFlow the upper 8 of 16 bits a sample count, and transparency
     is left out, but with `white` that is behind it. ImageError on what cannot be decoded, or is cut off."""
-    with quiet(), one_image():
+    with _pillow():
         if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
             grey = np.asarray(opened)
             levels = (grey >> 8).clip(0, 255).astype(np.uint8)
@@ -159,14 +149,13 @@ def is_transparent(opened: Image.Image) -> bool:
 def orientation(encoded: bytes, opened: Image.Image | None = None) -> int:
     """EXIF orientation, 1 to 8, of an encoded image; 1 where there is none, or none that makes sense. `opened` is its PIL
     image, if there is one. ImageError if it is no JPEG and cannot be decoded."""
-    if encoded.startswith(jpeg.START):
-        if encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:  # which spares most JPEGs Pillow's 60 microseconds
-            return 1
-    else:
-        with quiet(), one_image():
+    found, is_jpeg = 1, encoded.startswith(jpeg.START)
+    if is_jpeg and encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:  # which spares most JPEGs Pillow's 60 microseconds
+        return 1
+    with _pillow():
+        if not is_jpeg:
             opened.load()  # Pillow decodes a PNG to find its EXIF, and fails only once
-    found = 1
-    with contextlib.suppress(ImageError), quiet(), one_image():
+    with contextlib.suppress(ImageError), _pillow():
         found = (opened or open_image(encoded)).getexif().get(0x0112)
     return found if found in range(1, 9) else 1
 
@@ -180,8 +169,8 @@ def turned(stored: np.ndarray, turn: int) -> np.ndarray:
 
 
 def as_jpeg(encoded: bytes, upright: bool = False, side: int = 0) -> bytes:
-    """The image as an RGB JPEG without EXIF, `upright` as in `EncodedImage`: of quality 95, or with `side` of quality 85 and
-    at most `side` x `side` pixels. ImageError if it cannot be decoded."""
+    """The image as an RGB JPEG without EXIF, of quality 95, or with `side` of quality 85 and at most `side` x `side` pixels.
+    ImageError if it cannot be decoded."""
     with one_image():
         image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
         if side:

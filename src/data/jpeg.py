@@ -70,10 +70,9 @@ def library() -> ctypes.CDLL | None:
 
 def describe() -> str:
     """One line for the log: which library decodes JPEGs."""
-    found = library()
-    if found is None:
-        return 'JPEG decoder: Pillow, slower; docs/data.md says where libturbojpeg 3 comes from'
-    return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
+    if found := library():
+        return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
+    return 'JPEG decoder: Pillow, slower; docs/data.md says where libturbojpeg 3 comes from'
 
 
 def read_header(encoded: bytes) -> tuple[int, int, int] | None:
@@ -106,10 +105,9 @@ def decode(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
     # Regions start at a block of samples (MCU). One block more on both sides, because the upsampling of the colours looks
     # at neighbours: so a crop is exactly a part of the whole.
     start, stop = max(left // mcu * mcu - mcu, 0), min(left + w + mcu, width)
-    pixels = np.empty((h, stop - start, 3), np.uint8)
-    if lib.tj3SetCroppingRegion(_thread.handle, _Region(start, top, stop - start, h)) or lib.tj3Decompress8(
-        _thread.handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB
-    ):
+    pixels, handle = np.empty((h, stop - start, 3), np.uint8), _thread.handle
+    failed = lib.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, h))
+    if failed or lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB):
         return _forget()
     return pixels[:, left - start : left - start + w]
 

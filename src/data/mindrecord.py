@@ -1,9 +1,8 @@
 """MindRecord shards, found and read without MindSpore; writing them takes its FileWriter.
 
 A shard is a file of fixed-size pages and an SQLite file `<shard>.db`, which has page and offset of every row. MindSpore
-reads rows in their order (MindDataset, FileReader: 420 images/s where measured) or by a search (MindPage: 50/s, and it
-cannot be pickled). Training reads in an order of its own, so here the index is read once, and an image is one read at a
-known offset: 25,000/s.
+reads rows in their order (420 images/s where measured) or by a search (MindPage: 50/s). Training reads in an order of its
+own, so here the index is read once, and an image is one read at a known offset: 25,000/s.
 """
 
 from __future__ import annotations
@@ -120,10 +119,8 @@ def _locate(file, header, row, image, label):
 
 
 def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]], sizes: list[int]) -> None:
-    """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data, label and file_name.
-
-    `sizes` are the likely bytes of the images: pages are made to fit. InputError if MindSpore cannot write.
-    """
+    """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data, label and file_name, in
+    pages that fit images of about `sizes` bytes. InputError if MindSpore cannot write."""
     if files.printable(os.path.realpath(path)) != os.path.realpath(path):
         raise InputError(f'{path}: MindSpore writes no MindRecord where a name is not UTF-8; give another directory')
     from mindspore.mindrecord import FileWriter

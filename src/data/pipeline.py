@@ -80,11 +80,8 @@ def batches(
 
 
 def workers(option: int, ranks_here: int = 1) -> int:
-    """Number of decoding processes: `option`, or for 0 this rank's share of the cores, at most MOST_WORKERS.
-
-    With --bind_core the cores that this process may use are its share already; the launcher, which is not bound, passes in
-    LOCAL_CORES how many there are for all its ranks.
-    """
+    """Number of decoding processes: `option`, or for 0 this rank's share of the cores, at most MOST_WORKERS. With
+    --bind_core this process may use only its share; in LOCAL_CORES the launcher says how many its ranks have together."""
     cores = len(os.sched_getaffinity(0))
     share = int(os.environ.get('LOCAL_CORES', cores)) // ranks_here
     return min(option, cores) if option else max(1, min(cores, share, MOST_WORKERS))
@@ -164,18 +161,15 @@ class LoadEvaluation:
 
 
 class BadRecords:
-    """What the data workers report to the training run: how many of the `per_epoch` records that this rank takes in each of
-    `epochs` cannot be read or decoded, and the error that ended a worker.
+    """What the data workers report to the training run: `counts`, int64 [epochs], how many of the `per_epoch` records that
+    this rank takes cannot be read or decoded, and the error that ended a worker.
 
     Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
-
-    Attributes:
-        counts: int64 [epochs].
     """
 
     def __init__(self, per_epoch: int, epochs: int):
         self.per_epoch = per_epoch
-        # Shared with the workers by fork. Not by `multiprocessing.Array`, which a full /dev/shm refuses.
+        # Shared with the workers by fork; not `multiprocessing.Array`, which a full /dev/shm refuses.
         self._file = os.memfd_create('bad records')
         os.truncate(self._file, 8 * epochs + 2000)
         memory = mmap.mmap(self._file, 8 * epochs + 2000)

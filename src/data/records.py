@@ -28,11 +28,8 @@ SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millise
 
 @dataclass
 class Records:
-    """Where the images of a split are: in any order, one read for each. Can be pickled and used in forked processes.
-
-    MindSpore's own readers go through shards in order or shuffle within a buffer; a training run that is repeatable from any
-    step needs every record at once.
-    """
+    """Where the images of a split are: one read for each, in any order. MindSpore's own readers go through shards in order
+    or shuffle within a buffer; a training run that is repeatable from any step needs every record at once."""
 
     layout: str  # tfrecord, mindrecord, folder or archives
     paths: list[str]  # of shards, the archive, or class folders
@@ -95,11 +92,9 @@ class Records:
         return path, int(self.offset[i]), int(self.length[i])
 
     def read(self, i: int, patiently: bool = False) -> bytes:
-        """The encoded image of record `i`; InputError if it cannot be read.
-
-        `patiently` tries again after each of PAUSES: a network disk may stall, or a file be away while it is replaced. After
-        a record that stayed unreadable there is only one pause for the next ones, until waiting has helped again.
-        """
+        """The encoded image of record `i`; InputError if it cannot be read, with `patiently` after each of PAUSES: a network
+        disk may stall, or a file be away while it is replaced. After a record that stayed unreadable there is only one pause
+        for the next ones, until waiting has helped again."""
         # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
         # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
         for pause in (0, *self.pauses) if patiently else (0,):

@@ -1,10 +1,8 @@
 """TFRecord shards of TF-slim's ImageNet Examples, read and written without TensorFlow.
 
 A record is: its length (uint64, little-endian), masked CRC-32C of the length, the data, masked CRC-32C of the data. The data
-are a tf.train.Example, a protocol buffer: a map of features, of which only those of the image and its label matter here.
-
-Protocol buffers are read field by field (https://protobuf.dev/programming-guides/encoding/), not by the protobuf library,
-which parses whole messages: for the labels of a data set it would read all of its images.
+are a tf.train.Example, a protocol buffer (https://protobuf.dev/programming-guides/encoding/): a map of features. It is read
+field by field, not by the protobuf library, which parses whole messages: for the labels it would read all images.
 """
 
 from __future__ import annotations
@@ -111,11 +109,8 @@ def _is_header(head):
 
 
 def walk(path: str) -> Iterator[Record]:
-    """Yield a `Record` for every record of a shard; the checksum of the data is not compared, so images are not read.
-
-    A damaged Example has a `problem`; damage of the framing is the `problem` of the last record. ValueError if
-    the file begins otherwise; LookupError if its first record has no image or label under a known name; OSError.
-    """
+    """Yield a `Record` for every record of a shard, a damaged one with a `problem`; images are not read, so the checksum of
+    the data is not compared. ValueError for another file, LookupError if no feature has a known name and kind."""
     with open(path, 'rb') as file:
         if not _is_header(file.read(12)):
             raise ValueError('damaged or no TFRecord file: wrong checksum of the first record length')
@@ -145,9 +140,7 @@ def _names(buf, pos, end):
     fields = encode_field(1, image.encode()), encode_field(1, label.encode())
     start, length, _ = _locate(buf, pos, end, *fields)
     if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
-        raise LookupError(
-            f'the {length} bytes of {image} are no image file, perhaps pixels; write JPEG or PNG files into it'
-        )
+        raise LookupError(f'the {length} bytes of {image} are no image file; write JPEG or PNG files into it, not pixels')
     return fields
 
 

@@ -47,7 +47,10 @@ def test_the_names_of_tf_slim_count_before_others(tmp_path):
         ({'picture': b'x', 'label': 3}, ['no features of type bytes named', 'only: picture (bytes), label (int64)']),
         ({'image': b'x', 'label': b'cat'}, ['only: image (bytes), label (bytes)', 'the number of the class']),
         ({'image': b'x', 'data': b'y', 'label': 1}, ['2 features of type bytes', 'image (bytes), data (bytes)']),
-        ({'image_raw': bytes(3072), 'label': 1}, ['the 3072 bytes of image_raw are no image file', 'perhaps pixels']),
+        (
+            {'image_raw': bytes(3072), 'label': 1},
+            ['the 3072 bytes of image_raw are no image file', 'JPEG or PNG files into it, not pixels'],
+        ),
     ],
 )
 def test_other_features_are_listed(features, parts, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from src.data.convert import convert
-from tests.data.samples import write_folder
+from tests.data.samples import ODD, jpeg, write_folder
 
 
 @pytest.fixture(scope='session')
@@ -20,3 +20,13 @@ def sets(tmp_path_factory):
     ]:
         convert(str(top / src), str(top / dst), layout, shards, workers=1)
     return top
+
+
+@pytest.fixture
+def odd(tmp_path):
+    path = write_folder(tmp_path / 'odd', 'train', ['a', 'b'], 2)
+    for kind, encoded in ODD.items():
+        (path / 'train' / 'b' / f'{kind}.jpg').write_bytes(encoded)
+    (path / 'train' / 'b' / 'empty.jpg').write_bytes(b'')
+    (path / 'train' / 'b' / 'real.png').write_bytes(jpeg(9, form='PNG'))  # a PNG that says so
+    return path

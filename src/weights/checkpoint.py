@@ -59,13 +59,10 @@ def write(path: str | Path, parameters: dict[str, np.ndarray], info: dict) -> No
         whole.rename(temporary)
 
 
-def save(
-    directory: str | Path, state: nn.Cell | dict[str, np.ndarray], *, step: int, epoch: int, config: dict, **info: object
-) -> Path:
-    """Write `state`, a cell or its `values`, to `inceptionv4-<epoch>_<step>.ckpt`: its path. OSError if it cannot."""
+def save(directory: str | Path, cell: nn.Cell, *, step: int, epoch: int, config: dict, **info: object) -> Path:
+    """Write the state of `cell` to `inceptionv4-<epoch>_<step>.ckpt`. Returns its path. OSError if it cannot be written."""
     path = numbered(directory, step, epoch)
-    parameters = values(state) if isinstance(state, nn.Cell) else state
-    write(path, parameters, {'step': step, 'epoch': epoch, 'config': dict(config), **info})
+    write(path, values(cell), {'step': step, 'epoch': epoch, 'config': dict(config), **info})
     return path
 
 

@@ -41,6 +41,11 @@ CHANGE_BOUND = {'float32': 1e-3, 'float16': 1e-1}
 HUGE_SCALE = {'float32': 2.0**62, 'float16': 2.0**26}
 
 
+def copies(cell):
+    """{name: value} of the state of `cell`, which stay as they are when it is trained."""
+    return {name: value.copy() for name, value in checkpoint.values(cell).items()}
+
+
 class Device:
     """The device and what the checks leave for those after them."""
 
@@ -170,11 +175,11 @@ def test_overflow(device, figures):
 
 def skip_overflows(device):
     device.step = device.make_step({'scale_sense': np.float32(HUGE_SCALE[device.precision])})
-    before, runs = checkpoint.snapshot(device.step), []
+    before, runs = copies(device.step), []
     for batch in device.data(0, 3).create_tuple_iterator(num_epochs=1):
         runs.append(int(device.step.set_train()(*batch)[3].asnumpy()))
     assert runs == [1, 2, 3], 'steps in a row without an update'
-    after = checkpoint.snapshot(device.step)
+    after = copies(device.step)
     moved = {name for name, value in before.items() if (value != after[name]).any()}
     counters = 'global_step overflows overflow_run scale_sense last_overflow_iterator_step current_iterator_step'.split()
     assert [n for n in moved - {*counters} if not n.endswith(evaluation.STATISTICS)] == []  # those of the forward pass move
@@ -184,7 +189,7 @@ def skip_overflows(device):
         if not outputs.overflow_run:
             break
     assert outputs.overflow_run == 0, 'steps in a row without an update after the scale was halved 40 times'
-    device.state = checkpoint.snapshot(device.step)
+    device.state = copies(device.step)
     weight = 'conv2d_1a_3x3.conv.weight'
     assert np.isfinite(device.state[weight]).all() and (device.state[weight] != before[weight]).any()
     how = 'a flag of the device' if device.step.saturates else 'gradients that are not finite'
@@ -196,14 +201,14 @@ def test_steps_without_sinks(device, figures):
     """Finite losses in a training that goes back to the host after every step. Later checks compare with them."""
     batches = device.data(0, STEPS if device.run.sink else 11).create_tuple_iterator(num_epochs=1)
     losses = [float(device.step(*batch)[0].asnumpy()) for batch in batches]
-    device.losses, device.after = dict(enumerate(losses, 1)), checkpoint.snapshot(device.step)
+    device.losses, device.after = dict(enumerate(losses, 1)), copies(device.step)
     assert np.isfinite(losses).all()
     figures(text=f'{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}', losses=losses)
 
 
 def change_difference(before, expected, found):
     """Norm of `found` - `expected` divided by that of `expected` - `before`, over all float32 parameters but scalars:
-    weights, slots and averages. The arguments are as of `checkpoint.snapshot`."""
+    weights, slots and averages. The arguments are as of `copies`."""
     names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
     away, moved = (
         sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
@@ -218,7 +223,7 @@ def test_sinks(device, sinks, figures):
     def check():
         step = device.make_step(device.state)
         worst = device.difference(device.train(step, device.data(0, STEPS), (STEPS // SINK, SINK), Recorder()))
-        change = change_difference(device.state, device.after, checkpoint.snapshot(step))
+        change = change_difference(device.state, device.after, copies(step))
         assert change <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
         return f'losses within {worst:.1e}, changes of all state within {change:.1e}'
 

@@ -8,11 +8,8 @@ A RUN is the log directory of a training run, or its metrics.jsonl.
 from __future__ import annotations
 
 import base64
-import contextlib
-import datetime
 import importlib
 import io
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -47,7 +44,7 @@ class TrainingRun:
             starts = [record for record in self.records if record.get('kind') == 'start']
             if not starts:
                 raise ValueError('holds no records of a training run')
-        self.directory, self.name = path.parent, str(place).removeprefix(f'{os.getcwd()}/')
+        self.name = str(place).removeprefix(f'{os.getcwd()}/')
         self.start, self.last, self.config = starts[-1], self.records[-1], starts[-1]['config']
         facts = {name: value for name, value in self.start.items() if not isinstance(value, dict)}
         self.machine = {**facts, **self.start['versions']}
@@ -56,27 +53,11 @@ class TrainingRun:
         """[(epoch, value)] of a field in the records of a kind, where it is known."""
         return [(one['epoch'], one[field]) for one in self.records if one['kind'] == kind and one.get(field) is not None]
 
-    def best(self) -> tuple[str, str]:
-        """(top-1, where it is from) of the best evaluation, in the training run or else by eval.py after it."""
-        if evaluations := [record for record in self.records if record['kind'] == 'evaluation']:
-            best = max(evaluations, key=merit)
-            return f'{best["top1"]:.2f} %', f'epoch {best["epoch"]:.1f}'
-        with contextlib.suppress(OSError, ValueError):
-            path, begun = self.directory / 'evaluation.json', datetime.datetime.fromisoformat(self.records[0]['time'])
-            if path.stat().st_mtime >= begun.timestamp():  # not left by an earlier training run
-                best = max(json.loads(path.read_text()), key=merit)
-                return f'{best["top1"]:.2f} %', f'by eval.py after the training, of {best["images"]} images'
-        return '–', 'no evaluation is recorded'
-
-    def speed(self) -> float:
-        """Images per second over the steps of all lines, which count equally; 0 if it is not known."""
-        found = [value for _, value in self.values('step', 'images_per_second')]
-        return statistics.harmonic_mean(found) if found else 0.0
-
     def summary(self) -> str:
-        """'36 steps, 5.2 images/s' of the last run."""
-        steps, speed = counted(self.last['step'] - self.start['step'], 'step'), self.speed()
-        return f'{steps}, {speed:.1f} images/s' if speed else steps
+        """'36 steps, 5.2 images/s' of the last run; all log lines count equally in the mean."""
+        steps = counted(self.last['step'] - self.start['step'], 'step')
+        speeds = [value for _, value in self.values('step', 'images_per_second')]
+        return f'{steps}, {statistics.harmonic_mean(speeds):.1f} images/s' if speeds else steps
 
     def history(self) -> list[list[str]]:
         """[[time, step, what happened]] of starts and ends."""
@@ -92,10 +73,13 @@ class TrainingRun:
 
     def cards(self) -> str:
         """The main figures."""
-        loss, speed, step = self.values('step', 'mean_loss'), self.speed(), self.last['step']
-        found = card('best top-1', *self.best())
+        loss, step = self.values('step', 'mean_loss'), self.last['step']
+        steps, _, speed = self.summary().partition(', ')
+        best = max((record for record in self.records if record['kind'] == 'evaluation'), key=merit, default=None)
+        top1 = (f'{best["top1"]:.2f} %', f'epoch {best["epoch"]:.1f}') if best else ('–', 'no evaluation is recorded')
+        found = card('best top-1', *top1)
         found += card('training loss', f'{loss[-1][1]:.3f}' if loss else '–', 'mean since the last log line but one')
-        found += card('speed', f'{speed:.1f}' if speed else '–', 'images per second, of all devices')
+        found += card('speed', speed or '–', f'of all devices, in {steps}')
         found += card('epochs done', f'{step / self.start["steps_per_epoch"]:.1f}', f'{step} of {self.start["stop"]} steps')
         return f'<div class="grid">{found}</div>\n'
 

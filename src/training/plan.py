@@ -168,11 +168,13 @@ def learning_rates(settings: Settings, steps: int, steps_per_epoch: int) -> np.n
     return (settings.lr * factors * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
 
 
-def require_memory(settings: Settings, weights: int, ranks: int, free: float | None = None) -> None:
+def require_memory(settings: Settings, weights: int, ranks: int) -> None:
     """InputError, naming a batch that fits, if `ranks` processes on the CPU, each with a network of `weights` weights, need
-    more than the `free` bytes, by default those of this machine or container: the kernel would kill one without a word."""
-    free, size = free_bytes() if free is None else free, max(settings.image_sizes or [settings.image_size])
-    fixed, of_image = needed_bytes(settings, weights)
+    more memory than this machine or container has left: the kernel would kill one without a word."""
+    free, size = free_bytes(), max(settings.image_sizes or [settings.image_size])
+    of_weight, workspace, of_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
+    area = (size / 299) ** 2
+    fixed, of_image = BASE_BYTES + of_weight * weights + workspace * area, of_image * area
     need = ranks * (fixed + of_image * settings.batch_size)
     if need > free:
         fits = int((free / ranks - fixed) / of_image)
@@ -181,13 +183,6 @@ def require_memory(settings: Settings, weights: int, ranks: int, free: float | N
             f'batch_size {settings.batch_size} at image_size {size} needs about {need / 1e9:.1f} GB for {ranks} '
             f'rank(s) on this machine, {free / 1e9:.1f} GB are free; {remedy}'
         )
-
-
-def needed_bytes(settings: Settings, weights: int) -> tuple[float, float]:
-    """Peak memory of a training process on the CPU: without images, and for each image of a batch."""
-    of_weight, workspace, of_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
-    area = (max(settings.image_sizes or [settings.image_size]) / 299) ** 2
-    return BASE_BYTES + of_weight * weights + workspace * area, of_image * area
 
 
 def free_bytes() -> float:

@@ -48,7 +48,7 @@ def rows(page):
 def test_page_of_a_training_run(tmp_path):
     made_run(tmp_path / 'a', lr=0.01, batch_size=8)
     page = page_of(tmp_path / 'a')
-    assert '<b>2.0</b><span class="small">20 of 20 steps' in page and '60.00 %' in page and '<b>40.0</b>' in page
+    assert '<b>2.0</b><span class="small">20 of 20 steps' in page and '60.00 %' in page and '<b>40.0 images/s</b>' in page
     assert len(re.findall('<figure>', page)) == page.count('data:image/png;base64,') == 6
     table = rows(page)
     assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['MindSpore', '2.8.0'] in table

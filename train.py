@@ -38,6 +38,8 @@ from src.training.plan import default_batch_size, learning_rates, make_plan, req
 from src.training.state import State
 from src.training.step import NetworkWithLoss, TrainStep
 from src.training.stopping import Guard, Signals, save_after
+from src.weights import checkpoint
+from src.weights.read import read_weights
 
 
 class TrainingSet(NamedTuple):
@@ -175,11 +177,20 @@ def create_network(settings, run, restore_path):
     """The network in its precision, with the weights of `restore_path` if there is one, its frozen layers frozen."""
     network = InceptionV4(**settings.network())
     if restore_path:
-        run.log(resume.restore(network, restore_path))
+        run.log(restore(network, restore_path))
     if run.device_target == 'CPU':
         require_memory(settings, sum(p.size for p in network.get_parameters()), run.ranks_here)
     freeze(network, frozen_features.frozen(network, settings, run))
     return set_precision(network, run.amp_level)
+
+
+def restore(network, path):
+    """Start from the weights in the file `path`, all but the classifiers, as `restore_path` of the original does. Returns a
+    line on what was loaded."""
+    parameters, _ = read_weights(path)
+    loaded, left = checkpoint.load_into(network, checkpoint.averaged(parameters), path, checkpoint.CLASSIFIERS)
+    shown = ', '.join(left) if len(left) <= 6 else f'{len(left)}: {", ".join(left[:3])}, ...'
+    return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {shown}'
 
 
 def create_step(settings, run, network, rates):

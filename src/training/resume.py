@@ -22,7 +22,6 @@ from src.runtime import Run
 from src.training import metrics
 from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay
 from src.weights import checkpoint
-from src.weights.read import read_weights
 
 OPTIMIZER_STATE = ('moment', 'mean_square')
 SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_step')
@@ -195,14 +194,3 @@ def on_rank_0(run: Run, work: Callable, *arguments: object) -> object:
     if collective.agreed([int(problem is not None)], run.world)[0]:
         raise problem or ElsewhereError('rank 0 cannot start (see its log)')
     return found
-
-
-def restore(network: nn.Cell, path: str) -> str:
-    """Start from the weights of another training run, all but the classifiers, as `restore_path` of the original does.
-
-    `path` is any weights file that `read_weights` knows. Returns a line on what was loaded. InputError if it does not fit.
-    """
-    parameters, _ = read_weights(path)
-    loaded, left = checkpoint.load_into(network, checkpoint.averaged(parameters), path, left_out=checkpoint.CLASSIFIERS)
-    shown = ', '.join(left) if len(left) <= 6 else f'{len(left)}: {", ".join(left[:3])}, ...'
-    return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {shown}'

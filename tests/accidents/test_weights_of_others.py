@@ -15,7 +15,6 @@ import export
 import train
 from src.deploy import predict
 from src.inceptionv4 import InceptionV4
-from src.training import resume
 from src.weights import checkpoint
 from src.weights.__main__ import main as weights_entry
 from src.weights.names import names_in
@@ -168,7 +167,7 @@ def test_without_a_classifier(kind, ours, timm, data, tmp_path, capsys):
     else:
         checkpoint.write(path, headless, {'step': 1, 'epoch': 1, 'config': CONFIG})
     network = InceptionV4(7, block_counts=(1, 1, 1), bn_scale=True)
-    assert 'all but logits.weight, logits.bias' in resume.restore(network, str(path))
+    assert 'all but logits.weight, logits.bias' in train.restore(network, str(path))
     name = 'mixed_7a.branch_1.conv2d_0b_1x7.conv.weight'
     assert np.array_equal(network.parameters_dict()[name].asnumpy(), ours[name])
     for main, arguments in [*programs(path, data, tmp_path)][: 3 if kind == 'this' else 4]:

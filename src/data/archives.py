@@ -29,16 +29,11 @@ _BLOCK = 512  # bytes of a tar's header
 def walk(path: str) -> Iterator[Record]:
     """Yield the `Record` of every image in an archive, in its order; the labels of validation images are in the development
     kit beside it. ValueError, OSError or tarfile.TarError where it is cut off or damaged, or holds anything else."""
-    truth, images = None, _train_images
-    if os.path.basename(path) == ARCHIVES['validation']:
-        truth, images = ground_truth(os.path.join(os.path.dirname(path), DEVKIT)), _validation_images
-    count = 0
     with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
-        for record in images(tar, truth):
-            count += 1
-            yield record
-    if not count or truth and count != len(truth):
-        raise ValueError(f'{count} images in it' + (f', but {DEVKIT} has the classes of {len(truth)}' if truth else ''))
+        if os.path.basename(path) == ARCHIVES['train']:
+            yield from _train_images(tar)
+        else:
+            yield from _validation_images(tar, ground_truth(os.path.join(os.path.dirname(path), DEVKIT)))
 
 
 def _files(tar):
@@ -50,7 +45,7 @@ def _files(tar):
         raise ValueError(f'cut off or damaged at byte {tar.offset}')
 
 
-def _train_images(tar, _):
+def _train_images(tar):
     """Yield the `Record` of every image in a tar of tars."""
     labels = {f'{synset}.tar': label for label, synset in enumerate(imagenet_classes(), 1)}
     for outer in tqdm(_files(tar), 'indexing', len(labels), unit='class', disable=None, leave=False):
@@ -68,12 +63,15 @@ def _train_images(tar, _):
 
 def _validation_images(tar, truth):
     """Yield the `Record` of every image of the flat archive; `truth` has their labels by number."""
-    for image in _files(tar):
+    images = list(_files(tar))
+    for image in images:
         file = os.path.basename(image.name)
         number = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', file)
         if not number or not 1 <= int(number[1]) <= len(truth):
             raise ValueError(f'{image.name} in it is no ILSVRC2012_val_<number>.JPEG, of which {DEVKIT} has {len(truth)}')
         yield Record(image.offset_data, image.size, truth[int(number[1]) - 1], file=file.encode())
+    if len(images) != len(truth):
+        raise ValueError(f'{len(images)} images in it, but {DEVKIT} has the classes of {len(truth)}')
 
 
 def ground_truth(path: str) -> list[int]:

@@ -32,9 +32,10 @@ class Signals(list):
     """The numbers of the signals to end that this process got since its construction, without their echoes."""
 
     def __init__(self):
-        self.last, numbers = -ECHO, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        for number in numbers[: 2 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else 3]:  # nohup
-            signal.signal(number, self._received)
+        self.last = -ECHO
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._received)
 
     def _received(self, number, _):
         if time.monotonic() > self.last + ECHO:
@@ -58,9 +59,8 @@ class Supervisor:
         self.logs, self.shown = {name: Path(directory, name, 'train.log') for name in jobs}, 0
         self.ranks, self.processes = set(jobs) - {'scheduler'}, {}  # ranks that have not ended
         self.failures, self.hang = [], None  # [(name, status)] in the order of their ends; (rank, what happened)
-        self.ended = (
-            queue.Queue()
-        )  # not a SimpleQueue, which waits forever if a signal's handler outlasts the timeout (3.11)
+        # Not a SimpleQueue: CPython's waits forever if a signal's handler outlasts the timeout (3.11).
+        self.ended = queue.Queue()
 
     def supervise(self) -> tuple[int, str, bool]:
         """Start the jobs and wait until all ranks have ended. Returns the launcher's exit status, the process that failed

@@ -37,8 +37,6 @@ Draws images, trains on them, evaluates, exports and predicts, in about six minu
 everything goes (default: demo), --seed N means other images, weights and order; other options are those of train.py."""
 FINETUNE = 'bash scripts/run_finetune.sh PHOTOS WEIGHTS [OUTPUT] [--option value ...]'
 NOTE = 'finetune.json'  # what a directory OUTPUT is made from; a directory without it is somebody else's
-SET_HERE = {'data_dir', 'log_dir', 'restore_path', 'mode', 'report'}  # options
-OF_WEIGHTS = ('block_counts', 'bn_scale', 'image_size')  # options whose default is what WEIGHTS record
 STEPS = 200  # that a training run has at least: three epochs of a hundred photos are too few
 SHOWN = 5  # photos to predict, at most
 
@@ -111,13 +109,12 @@ def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     batch = min(settings.batch_size or default_batch_size(1), count)
     more = ['--data_dir', data, '--log_dir', training, '--restore_path', weights, '--report', output / 'report']
     more += [] if settings.resume or settings.overwrite else ['--resume', 'auto']
-    for name in {*OF_WEIGHTS} & {*stored}:
+    for name in {'block_counts', 'bn_scale', 'image_size'} & {*stored}:  # as WEIGHTS has them, if no option says otherwise
         more.append(f'--{name}={re.sub(r"[][ ]", "", str(stored[name])).lower()}')
     start('train.py', *recipe, *more, *epochs_for(count, batch, settings, options), *options, '--batch_size', batch)
     validation = parts['validation']
     shown = [validation.where(k) for k in sorted({*np.linspace(0, len(validation) - 1, SHOWN, dtype=int).tolist()})]
     return [
-        ('photos', photos),
         ('classes', f'{len(validation.class_names)}: {", ".join(validation.class_names[:SHOWN])}'),
         ('split', f'{count} to train with, {len(validation)} to validate with, listed in {listed}'),
         *use(output, settings, ('MINDIR', 'ONNX'), shown),
@@ -130,7 +127,7 @@ def parse(arguments: list[str]) -> tuple[Path, Path, Path, list[str]]:
     places, options = arguments[:count], arguments[count:]
     if count not in (2, 3):
         raise InputError(f'{shlex.join(places) or "nothing"} is given before the options; the usage is {FINETUNE}')
-    for name in SET_HERE & {word[2:].partition('=')[0] for word in options}:
+    for name in {'data_dir', 'log_dir', 'restore_path', 'mode', 'report'} & {word[2:].partition('=')[0] for word in options}:
         raise InputError(f'--{name} is set by the fine-tuning itself; leave it out, or use train.py')
     photos, weights, output = (Path(os.path.abspath(place)) for place in (*places, 'finetuned')[:3])
     if photos in (output, *output.parents):
@@ -194,10 +191,9 @@ def main():
         print('usage:', DEMO if command == 'demo' else FINETUNE + '\n')
         return None if command == 'demo' else load_settings(['--help'])
     rows = demo(arguments) if command == 'demo' else finetune(arguments)
-    print()
-    for name, value in [*rows, ('wall time', f'{time.time() - began:.0f} s')]:
-        print(f'{name:<13} {value}')
-    print('\nopen the pages (.html) in a browser; each is one file, which can be copied to another machine')
+    lines = [f'{name:<13} {value}' for name, value in [*rows, ('wall time', f'{time.time() - began:.0f} s')]]
+    print('', *lines, '', sep='\n')
+    print('open the pages (.html) in a browser; each is one file, which can be copied to another machine')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -65,21 +64,19 @@ def test_training(trained):
     assert [line.split()[1] for line in out.splitlines() if line.startswith('step: ')] == ['5', '10', '15', '20']
     assert len(LINE.findall(out)) == 4 and '-' not in LINE.findall(out)
     assert 'use_nesterov True has no effect with optimizer rmsprop\n' in out
-    assert len(re.findall(r'^ +(15|20) +1\.[03] ', out, re.M)) == 2  # evaluated after the epoch and at the end
     assert (directory / 'inception_v4.log').read_text() == out
-    assert sorted(p.name for p in directory.iterdir() if p.is_file() and p.name != '.lock') == [
-        'config.yaml',
-        'inception_v4.log',
-        'inceptionv4-1_15.ckpt',
-        'inceptionv4-1_16.ckpt',
-        'inceptionv4-1_20.ckpt',
-        'inceptionv4-best.ckpt',
-        'metrics.jsonl',
-        *(['training.html'] if importlib.util.find_spec('matplotlib') else []),
-    ]
+    files = 'config.yaml inception_v4.log inceptionv4-1_15.ckpt inceptionv4-1_16.ckpt inceptionv4-1_20.ckpt '
+    files += 'inceptionv4-best.ckpt metrics.jsonl training.html'
+    assert sorted(p.name for p in directory.iterdir() if p.is_file() and p.name != '.lock') == files.split()
+    parameters, info = checkpoint.load(directory / 'inceptionv4-1_20.ckpt')
+    assert (info['step'], info['epoch'], info['config']['num_classes'], info['config']['label_offset']) == (20, 1, 10, '1')
+    for name in ('logits.weight', 'mean_square.logits.weight', 'moment.logits.weight'):
+        assert parameters[name].shape == (10, 1536)
+    assert parameters['global_step'].tolist() == [20] and not [name for name in parameters if 'learning_rate' in name]
 
 
-def test_metrics_tell_what_the_log_tells(trained):
+def test_metrics_and_report_tell_what_the_log_tells(trained):
+    """Evaluated after the epoch and at the end; the report is on the best evaluation."""
     directory, out = trained
     records = metrics.read(directory / metrics.NAME)
     of_kind = {kind: [one for one in records if one['kind'] == kind] for kind in {one['kind'] for one in records}}
@@ -88,35 +85,18 @@ def test_metrics_tell_what_the_log_tells(trained):
     assert [f'{one["loss"]:.3f} {one["total_loss"]:.3f} {one["lr"]:.5f}' for one in of_kind['step']] == [
         ' '.join(found) for found in re.findall(r' loss: (\S+) total_loss: (\S+) lr:(\S+)', out)
     ]
-    tables = re.findall(r'^ +(15|20) +1\.[03] +([\d.]+) +([\d.]+)', out, re.M)
-    assert [(str(one['step']), f'{one["top1"]:.2f}', f'{one["top5"]:.2f}') for one in of_kind['evaluation']] == tables
+    rows = re.findall(r'^ +(15|20) +1\.[03] +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
+    figures = [(f'{one["step"]}', f'{one["top1"]:.2f}', f'{one["top5"]:.2f}') for one in of_kind['evaluation']]
+    assert figures == [row[:3] for row in rows] and len(figures) == 2
     assert all(0 <= one['data_wait'] <= 1 and one['image_size'] == 75 for one in of_kind['step'])
     assert of_kind['checkpoint'][-1]['bytes'] == (directory / 'inceptionv4-1_20.ckpt').stat().st_size
     assert records[-1]['cause'] == 'done' and records[-1]['step'] == 20
-    if importlib.util.find_spec('matplotlib'):
-        assert 'curves: results/1p/0/ckpt/training.html\n' in out
-        assert (directory / 'training.html').read_text().count('data:image/png') == 6
-
-
-def test_checkpoint_holds_all(small_checkpoint):
-    parameters, info = checkpoint.load(small_checkpoint)
-    assert (info['step'], info['epoch'], info['config']['num_classes']) == (20, 1, 10)
-    assert info['config']['label_offset'] == '1'
-    assert parameters['global_step'].tolist() == [20]
-    for name in ('logits.weight', 'mean_square.logits.weight', 'moment.logits.weight'):
-        assert parameters[name].shape == (10, 1536)
-    assert not [name for name in parameters if 'learning_rate' in name]
-
-
-def test_training_ends_with_a_report(trained):
-    """On its best evaluation."""
-    directory, out = trained
+    assert 'curves: results/1p/0/ckpt/training.html\n' in out
+    assert (directory / 'training.html').read_text().count('data:image/png') == 6
     assert out.count('report: results/1p/0/ckpt/report/index.html\n') == 1
-    figures = json.loads((directory / 'report/report.json').read_text())
-    rows = re.findall(r'^ +(15|20) +1\.[03] +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
+    report = json.loads((directory / 'report/report.json').read_text())
     step, *best = max(rows, key=lambda row: (float(row[1]), -float(row[3])))
-    assert [f'{figures[name]["value"]:.2f}' for name in ('top1', 'top5')] == best[:2]
-    assert figures['loss']['value'] == pytest.approx(float(best[2]), rel=1e-6) and figures['step'] == int(step)
+    assert [f'{report[name]["value"]:.2f}' for name in ('top1', 'top5')] == best[:2] and report['step'] == int(step)
     assert f'training after step {step}' in (directory / 'report/index.html').read_text()
 
 
@@ -171,65 +151,48 @@ def test_report_that_cannot_be_written_is_refused_first(evaluated, tmp_path, cap
     """Before anything is evaluated."""
     monkeypatch.setattr(evaluation, 'evaluate', lambda *_: pytest.fail('evaluated'))
     (tmp_path / 'file').touch()
-    error = message_of(
-        eval_entry.main, ['--ckpt_path', evaluated[0], '--data_dir', 'any', '--report', tmp_path / 'file/report'], capsys
-    )
-    assert re.fullmatch('error: .*file/report: .*; choose another directory\n', error)
+    words = ['--ckpt_path', evaluated[0], '--data_dir', 'any', '--report', tmp_path / 'file/report']
+    assert re.fullmatch('error: .*file/report: .*; choose another directory\n', message_of(eval_entry.main, words, capsys))
 
 
-def test_damaged_checkpoint_is_skipped(evaluated, capsys):
+def test_checkpoints_that_are_damaged_or_removed(evaluated, capsys, monkeypatch):
+    """The latter meanwhile, by a training that keeps only the newest."""
     directory, evaluate = evaluated
     evaluate(directory)
     found = capsys.readouterr()
     assert re.search(r'warning: skipped: .*inceptionv4-9_99.ckpt: .*not a MindSpore checkpoint', found.out)
     assert len(re.findall(r'^ +(16|20) +1\.0 +40\.00 +60\.00 ', found.out, re.M)) == 2 and not found.err
     assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16, 20]
-    for path in (directory / 'inceptionv4-9_99.ckpt', directory):  # alone, or with nothing whole beside it
-        with pytest.raises(SystemExit) as ended:
-            evaluate(path)
-        assert ended.value.code == 2 and re.match('error: .*9_99.ckpt: .*not a MindSpore', capsys.readouterr().err)
-        for other in directory.glob('*-1_*.ckpt'):
-            other.unlink()
-
-
-def test_checkpoint_that_is_removed_meanwhile(evaluated, capsys, monkeypatch):
-    """By a training that keeps only the newest."""
-    directory, evaluate = evaluated
-    found = evaluation.evaluate
+    figures = evaluation.evaluate
 
     def prune(*arguments):
         (directory / 'inceptionv4-1_20.ckpt').unlink(missing_ok=True)
-        return found(*arguments)
+        return figures(*arguments)
 
     monkeypatch.setattr(evaluation, 'evaluate', prune)
     evaluate(directory)
     assert [result['step'] for result in json.loads((directory / 'evaluation.json').read_text())] == [16]
     assert '1_20.ckpt: No such file' in capsys.readouterr().out
+    (directory / 'inceptionv4-1_16.ckpt').unlink()
+    for path in (directory / 'inceptionv4-9_99.ckpt', directory):  # alone, or with nothing whole beside it
+        assert re.match('error: .*9_99.ckpt: .*not a MindSpore', message_of(lambda words: evaluate(*words), [path], capsys))
 
 
 def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
     """Without permission to write beside the checkpoint they are on the screen, with a closed pipe in the file."""
     directory, evaluate = evaluated
-    path = directory / 'inceptionv4-1_20.ckpt'
-
-    def behind_a_closed_pipe():
-        reader, writer = os.pipe()
-        os.close(reader)
-        with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
-            patch.setattr(sys, 'stdout', closed)
-            with contextlib.suppress(SystemExit):  # whatever its status is
-                evaluate(path)
-
-    behind_a_closed_pipe()
+    path, (reader, writer) = directory / 'inceptionv4-1_20.ckpt', os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
+        patch.setattr(sys, 'stdout', closed)
+        with contextlib.suppress(SystemExit):  # whatever its status is
+            evaluate(path)
     assert json.loads((directory / 'evaluation.json').read_text())[0]['top5'] == 60
     (directory / 'evaluation.json').unlink()
     (directory / 'evaluation.json').mkdir()  # root may write everywhere
     evaluate(path)
-    assert re.search(
-        r'^ +20 .* 40\.00 .*\n30 validation images.*\nno evaluation.json: .*not a regular file.*\n\Z',
-        capsys.readouterr().out,
-        re.M,
-    )
+    lines = r'^ +20 .* 40\.00 .*\n30 validation images.*\nno evaluation.json: .*not a regular file.*\n\Z'
+    assert re.search(lines, capsys.readouterr().out, re.M)
 
 
 def check_demo(out, folder, megabytes):
@@ -269,7 +232,6 @@ def test_demo_learns(seed, tmp_path):
     [
         ('predict', 'photo.jpg --model net.onnx', 'photo.jpg: No such file or directory; name an image, .*'),
         ('eval', '--lr abc', "lr is 'abc' on the command line; expected a finite number, > 0"),
-        ('export', '--lr abc', "lr is 'abc' on the command line; expected a finite number, > 0"),
     ],
 )
 def test_scripts_return_the_status(script, arguments, error, tmp_path):
@@ -296,9 +258,10 @@ def message_of(entry, arguments, capsys):
         (['--device_target', 'Ascend'], 'sees no NPU'),
         (['--rank_size', '8'], 'run_distribute_train.sh'),
         (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
+        (['--data_dir', 'text'], 'text/train-00000-of-00001: .*wrong checksum of the first record length'),
         (['--batch_size', '61'], 'batch_size 61 .* has 60'),
         (['--num_classes', '9'], 'label 10 of .*record'),
-        (['--label_offset', '0'], 'label 10 of .*--label_offset 1'),
+        (['--label_offset', '0'], 'label 10 of .*--label_offset'),
         (['--log_dir', '/proc/none'], '--log_dir'),
         (['--restore_path', 'nothing.ckpt'], 'nothing.ckpt: No such file'),
         (['--freeze', 'mixed_9z'], 'freeze mixed_9z'),
@@ -307,20 +270,10 @@ def message_of(entry, arguments, capsys):
 )
 def test_bad_training_input(arguments, message, options, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path('text').mkdir()
+    Path('text/train-00000-of-00001').write_bytes(b'this is no TFRecord' * 9)
     assert re.search(message, message_of(train.main, [*options, *arguments], capsys))
     assert not list(tmp_path.rglob('*.ckpt'))
-
-
-@pytest.mark.parametrize(
-    'content, message',
-    [(None, 'empty'), (b'this is no TFRecord' * 9, 'train-00000-of-00001: .*wrong checksum of the first record length')],
-)
-def test_bad_records(content, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'records').mkdir()
-    if content:
-        (tmp_path / 'records/train-00000-of-00001').write_bytes(content)
-    assert re.search(message, message_of(train.main, ['--data_dir', tmp_path / 'records'], capsys))
 
 
 @pytest.mark.parametrize('entry', [eval_entry.main, export.main], ids=['eval', 'export'])
@@ -328,7 +281,6 @@ def test_bad_records(content, message, capsys, tmp_path, monkeypatch):
     'arguments, message',
     [
         (['--ckpt_path', 'nowhere.ckpt'], 'nowhere.ckpt: No such file or directory'),
-        (['--ckpt_path', 'text.ckpt'], 'text.ckpt: empty, or text'),
         (['--ckpt_path', 'cut.ckpt'], 'cut.ckpt: .*(damaged|missing)'),
         (['--ckpt_path', ''], 'ckpt_path'),
         (['--num_classes', '12'], 'use --num_classes 10'),
@@ -337,7 +289,6 @@ def test_bad_records(content, message, capsys, tmp_path, monkeypatch):
 )
 def test_bad_checkpoints(entry, arguments, message, small_checkpoint, data, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path('text.ckpt').write_bytes(b'text' * 99)
     Path('cut.ckpt').write_bytes(small_checkpoint.read_bytes()[:-99])
     found = message_of(entry, ['--data_dir', data, '--ckpt_path', small_checkpoint, *arguments], capsys)
     assert re.search(message, found) and not list(tmp_path.glob('*.mindir'))

@@ -38,7 +38,6 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert status == 0, err
     assert 'broken.jpg: not an image' in err and out.startswith(f'fine-tunes {weights.name} on the photos in {photos}; ')
     for name, text in [
-        ('photos', photos),
         ('classes', r'4: New  York , d\\udcf6g, sea & sky, деревья'),
         ('split', '20 to train with, 4 to validate with, .*'),
         ('training', '1 step.*'),
@@ -83,21 +82,6 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert all(path.stat().st_mtime_ns == when for path, when in changed.items())
 
 
-@pytest.mark.parametrize(
-    'photos, options, epochs',
-    [
-        (122, ['--lr', '0.1'], 29),  # 7 steps each
-        (5000, [], 3),  # those of the recipe
-        (122, ['--max_epochs=3'], None),
-        (122, ['--max_train_steps', '9'], None),
-    ],
-)
-def test_few_photos_are_seen_more_often(photos, options, epochs):
-    """The cosine ends with the training. Who says how long is believed."""
-    expected = [] if epochs is None else [f'--max_epochs={epochs}', f'--T_max={epochs}']
-    assert workflow.epochs_for(photos, 16, {'max_epochs': 3}, options) == expected
-
-
 @pytest.fixture
 def attempt(weights, tmp_path, monkeypatch):
     """Runs the program on good photos and weights, or on others, as far as the training; the programs that it starts."""
@@ -126,6 +110,7 @@ GOOD = ('PHOTOS', 'WEIGHTS', 'OUT')
 
 @pytest.mark.parametrize('option, expected', [('--batch_size 0', 10), ('--batch_size=999', 10), ('--batch_size=4', 4)])
 def test_a_batch_has_no_more_images_than_there_are(option, expected, attempt):
+    """Few images are seen more often, unless somebody says how long; the cosine ends with the training."""
     with pytest.raises(SystemExit):
         attempt(*GOOD, *option.split())
     assert [program for program, *_ in attempt.started] == [
@@ -137,7 +122,9 @@ def test_a_batch_has_no_more_images_than_there_are(option, expected, attempt):
     words = attempt.started[-1]
     assert words[-2:] == ('--batch_size', f'{expected}') and {'--block_counts=1,1,1', '--image_size=75'} <= {*words}
     (epochs,) = (int(word.partition('=')[2]) for word in words if word.startswith('--max_epochs'))
-    assert 200 <= 10 // expected * epochs < 200 + 10 // expected
+    assert 200 <= 10 // expected * epochs < 200 + 10 // expected and f'--T_max={epochs}' in words
+    assert workflow.epochs_for(10, expected, {'max_epochs': 3}, ['--max_epochs=3']) == []
+    assert workflow.epochs_for(5000, expected, {'max_epochs': 3}, []) == ['--max_epochs=3', '--T_max=3']
 
 
 @pytest.mark.parametrize(
@@ -166,7 +153,7 @@ def test_output_of_something_else(attempt, tmp_path, capsys):
     (tmp_path / 'out/diary.txt').write_text('dear diary')
     remedy = '; give another directory for OUTPUT, or remove this one'
     text = message_of(lambda words: attempt(*words), GOOD, capsys)
-    assert 'finetune.json: is missing, but diary.txt is there, made by something else' + remedy in text
+    assert 'finetune.json: diary.txt beside it was made by something else, or of another photos, now ' in text
     assert os.listdir(tmp_path / 'out') == ['diary.txt']
     for text in ('{"photos": "/elsewhere (3 with ...)", "weights": "w", "seed": "1"}', '{'):
         (tmp_path / 'out' / workflow.NOTE).write_text(text)

@@ -88,9 +88,7 @@ def spread(function: Callable, shared: object, tasks: list[tuple], workers: int 
     try:
         yield from pool.map(_perform, tasks)
     except BrokenProcessPool:
-        raise InputError(
-            'a worker process was killed: it ran out of memory, or a decoder crashed on an image; use fewer --workers'
-        ) from None
+        raise InputError('a worker was killed: out of memory, or by a crash of a decoder; use fewer --workers') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -196,17 +194,15 @@ def _open_sets(data_dir, split, layout, paths, found):
 
 def _unfit_labels(split, sets, labels, names):
     """Yield (kind, where, detail) for every label of `split` that a training run cannot take."""
-    trained = labels.get('train')
+    known, reason = labels.get('train', labels[split]), 'has no training image'
+    if names:
+        known, reason = {label for label, name in enumerate(names) if name}, 'is not in labels.txt'
     for label, count in labels[split].items():
-        reason = 'has no training image' if trained and label not in trained else ''
-        if names and not ''.join(names[label : label + 1]):
-            reason = 'is not in labels.txt'
-        if label < 0:
-            reason = 'is negative'
-        if reason:
+        why = 'is negative' if label < 0 else '' if label in known else reason
+        if why:
             records = next(records for one, records in sets if one == split and label in records.label)
             where = records.where(int(np.argmax(records.label == label)))
-            yield 'label does not fit', where, f'label {label} of {counted(count, "image")} in {split} {reason}'
+            yield 'label does not fit', where, f'label {label} of {counted(count, "image")} in {split} {why}'
 
 
 @entry_point

@@ -167,10 +167,8 @@ def possible_offsets(
 def refuse_empty_folders(records: Records) -> None:
     """InputError naming the first class folder that holds no image."""
     if records.empty:
-        raise InputError(
-            f'class folder {records.empty[0]} holds no image ({len(records.empty)} of {len(records.paths)} class folders do '
-            f'not); put its images directly into it, or remove it (left out: {records.left_out})'
-        )
+        remedy = f'put its images directly into it, or remove it (left out: {records.left_out})'
+        raise InputError(f'class folder {records.empty[0]} holds no image; {remedy}')
 
 
 def count_classes(option: int | str, records: Records, offset: int) -> tuple[int, str]:
@@ -178,22 +176,15 @@ def count_classes(option: int | str, records: Records, offset: int) -> tuple[int
     else what the largest label makes. InputError if labels or names do not fit it, or if a class has no image."""
     refuse_empty_folders(records)
     names, largest = len(records.class_names) - offset if records.class_names else 0, int(records.label.max())
-    classes, source = largest + 1 - offset, f'by the largest label {largest}'
+    most = max(len(records), BACKGROUND_CLASSES)  # a label far above the number of images is an accident
+    classes, source = min(largest + 1 - offset, most), f'by the largest label {largest}'
     if option != 'auto':
         classes, source = option, 'num_classes'
     elif names:
         classes, source = names, 'those with names'
-    elif classes > max(len(records), BACKGROUND_CLASSES):
-        raise InputError(
-            f'{records.where(int(records.label.argmax()))} has the label {largest}, which would make {classes} classes of '
-            f'{len(records)} images; fix it, or set --num_classes'
-        )
     check_labels(records, offset, max(classes, 1))
     if 0 < names < classes:
-        raise InputError(
-            f'num_classes {classes}, but the records name {names} classes (label_offset {offset}); leave num_classes at '
-            'auto, or name the others'
-        )
+        raise InputError(f'num_classes {classes}, but the records name {names} classes (label_offset {offset}); use auto')
     if classes < 2:
         raise InputError(f'all {len(records)} training images are of one class; a training needs two or more')
     return classes, source
@@ -205,9 +196,7 @@ def check_labels(records: Records, offset: int, num_classes: int) -> None:
     if len(bad):
         label, low, high = records.label[bad[0]], records.label.min(), records.label.max()
         remedy = f'the records have labels {low} to {high}: set --num_classes and --label_offset to match'
-        if label == num_classes and not offset and low > 0:
-            remedy = 'labels start at 1, as TF-slim writes them: use --label_offset 1'
-        elif records.class_names and label >= len(records.class_names):
+        if records.class_names and label >= len(records.class_names):
             remedy = f'labels.txt names no class {label}: add it'
         raise InputError(
             f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '

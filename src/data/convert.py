@@ -38,16 +38,11 @@ TO_FIX = {'CMYK', 'not a JPEG'}  # greyscale JPEG needs none: every JPEG decoder
 
 
 def read_note(path: Path, made_from: dict, others: list[str]) -> dict:
-    """What the file `path` notes about the `others` beside it; {} if there are none. ValueError if it is missing, or if they
-    are not `made_from` the same {what: value}."""
-    if not others:
-        return {}
-    if not path.exists():
-        raise ValueError(f'is missing, but {min(others)} is there, made by something else')
-    noted = json.loads(path.read_text(encoding='utf-8'))
+    """What the file `path` notes about the `others` beside it. ValueError unless these are `made_from` the same."""
+    noted = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     for key, value in made_from.items():
-        if not isinstance(noted, dict) or noted.get(key) != value:
-            raise ValueError(f'made by an earlier version, or of another {key}, now {value}')
+        if others and noted.get(key) != value:
+            raise ValueError(f'{min(others)} beside it was made by something else, or of another {key}, now {value}')
     return noted
 
 
@@ -73,16 +68,13 @@ def _write(shared, split, number, name):
         for i in order:
             encoded, file = records.read(i), os.path.basename(records.name(i))
             kinds = examine(encoded)
+            if bad := [detail for kind, detail in kinds.items() if kind in UNREADABLE]:
+                unreadable.append(f'{"left out" if fix else "bad"}: {records.where(i)}: {bad[0]}')
+                continue
             to_fix = bool(TO_FIX & {*kinds})
             turned = records.upright and bool({'EXIF-rotated', 'transparent'} & {*kinds})
-            try:
-                for kind in {*UNREADABLE} & {*kinds}:
-                    raise ImageError(kinds[kind])
-                if to_fix and fix or turned:
-                    encoded, file = as_jpeg(encoded, records.upright), os.path.splitext(file)[0] + '.jpg'
-            except ImageError as error:
-                unreadable.append(f'{"left out" if fix else "bad"}: {records.where(i)}: {error}')
-                continue
+            if to_fix and fix or turned:
+                encoded, file = as_jpeg(encoded, records.upright), os.path.splitext(file)[0] + '.jpg'
             changed['CMYK or no JPEG' + (', re-encoded' if fix else ': see --fix')] += to_fix
             changed['turned upright or put on white, re-encoded'] += turned
             yield encoded, int(records.label[i]) + shift, file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -20,7 +19,6 @@ NAMES = """red striped disc, red dotted disc, blue striped disc, blue dotted squ
 green plain square, yellow plain star, yellow plain disc, yellow checked star, green checked triangle"""
 CLASSES = {label: tuple(words.split()) for label, words in enumerate(NAMES.split(','), 1)}
 _COLOURS = {'red': (215, 30, 35), 'green': (25, 160, 50), 'blue': (35, 60, 215), 'yellow': (240, 205, 20)}
-NOTE = 'demo.json'  # the settings with which all of the directory was made
 
 
 def _distance(shape, x, y):
@@ -80,28 +78,23 @@ def _examples(split, per_class, seed):
 def make(
     directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20, num_shards: int = 2
 ) -> str | Path:
-    """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, and return it. A data set of these
-    settings is kept, another one replaced. InputError for unusable settings or files of somebody else."""
+    """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, in place of those of an earlier
+    demo, and return it. InputError for unusable numbers or files of somebody else."""
     counts = {'train_per_class': train_per_class, 'validation_per_class': validation_per_class}
-    settings = {'version': 4, 'seed': seed, **counts, 'num_shards': num_shards}
-    for name, value in settings.items():
+    for name, value in {**counts, 'num_shards': num_shards, 'seed': seed}.items():
         if value < (name != 'seed'):
             raise InputError(f'{name} is {value}; give a positive number')
-    note = Path(directory, NOTE)  # empty until all is written: then the files are ours, but not complete
+    labels, text = Path(directory, 'labels.txt'), names_as_text(['', *map(' '.join, CLASSES.values())])
     with reading(directory, 'give another directory that can be written'):
         os.makedirs(directory, exist_ok=True)
         there = sorted(name for name in os.listdir(directory) if '-of-' in name)
-        if there and not note.exists():
+        if there and not (labels.exists() and labels.read_text() == text):
             raise ValueError(f'holds {there[0]}, not made by the demo')
-        if len(there) == 2 * num_shards and note.read_text() == json.dumps(settings):
-            return directory
-        note.write_text('')
+        labels.write_text(text)
         for name in there:
             os.remove(Path(directory, name))
-        note.with_name('labels.txt').write_text(names_as_text(['', *map(' '.join, CLASSES.values())]))
         for split in ('train', 'validation'):
             write_shards(directory, split, _examples(split, counts[f'{split}_per_class'], seed), num_shards)
-        note.write_text(json.dumps(settings))
     return directory
 
 

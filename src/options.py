@@ -30,15 +30,6 @@ GONE = GONE_OF_RESULT | yaml.safe_load("""{
     aipp: '', augment_device: auto, calibration_images: 100, dataset_format: auto, export_labels: '', fold_bn: true,
     max_accuracy_loss: 1.0, max_bad_fraction: 0.001, max_overflow_steps: 50, opset: auto, validation_images: 0}""")
 
-# What other projects call our options, where the names do not resemble each other. Only for messages.
-OTHER_NAMES = {
-    'lr': 'base_lr learning_rate',
-    'restore_path': 'pretrained weights',
-    'ckpt_path': 'checkpoint weights',
-    'rank_size': 'device_num world_size',
-    'log_dir': 'output output_dir save_dir',
-}
-
 
 class Settings(EasyDict):
     """What the options mean, by attribute: `settings.lr`. Read-only; a dict, for YAML and checkpoints."""
@@ -154,8 +145,7 @@ def _from_file(path):
 def _unknown(name, prefix, origin=''):
     """InputError for an option `name` that there is not."""
     plain = name.lower().replace('-', '_')
-    others = [ours for ours, names in OTHER_NAMES.items() if plain in names.split()]
-    others = others or difflib.get_close_matches(plain, [*declared(), 'config_path'], 2, 0.7)
+    others = difflib.get_close_matches(plain, [*declared(), 'config_path'], 2, 0.7)
     remedy = f'did you mean {" or ".join(prefix + other for other in others)}?' if others else '--help lists the options'
     if plain in GONE:
         remedy = f'earlier versions had it, now it is always {GONE[plain]!r}'

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +27,14 @@ from src.options import RESULT, Settings
 # MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two pieces, the first of 96.54 % of
 # the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
-PATIENCE = 2  # seconds for children that other libraries have left to end with this process
-# MindSpore (2.7 to 2.10) finds a cached graph by the script files alone. `graphs` sets these for the one that is wanted.
-GRAPH_CACHES = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
+# Variables that would make MindSpore do something else. It finds a cached graph (2.7 to 2.10) by the script files alone;
+# `graphs` sets these for the one that is wanted.
+RANK_TABLE = 'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh with it'
+GRAPH_CACHE = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
+REFUSED = {
+    **dict.fromkeys(environment.RANK_TABLES, RANK_TABLE),
+    **dict.fromkeys(('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE'), GRAPH_CACHE),
+}
 # MindSpore's variables that change a graph. Others (MS_SCHED_PORT, MS_NODE_ID, ...) differ from start to start.
 GRAPH_VARIABLES = ('MS_DEV_', 'MS_ENABLE_', 'MS_ASCEND_', 'MS_INTERNAL_')
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +74,6 @@ def start(settings: Settings) -> Run:
 
     InputError if there is no such device, CANN cannot work as it is, or the environment is that of another start.
     """
-    # What can be refused comes first: MindSpore's own errors are late and long.
     _check_variables(settings.rank_size)
     dump_stacks_on_request()
     multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
@@ -92,8 +95,7 @@ def start(settings: Settings) -> Run:
         ms.set_device(target)
     # The ranks before the training step, which takes the parallel mode when it is constructed.
     rank, world = _join_ranks() if launched else (0, 1)
-    # The seed before the first weight is drawn.
-    ms.set_seed(settings.seed)
+    ms.set_seed(settings.seed)  # before the first weight is drawn
     ranks_here = int(os.environ.get('LOCAL_RANKS', world)) if world > 1 else 1
     numbers = (rank, 0) if world > 1 else (device_id, device_id)
     directories = (Path('results', f'{world}p', str(number), settings.log_dir) for number in numbers)
@@ -107,15 +109,14 @@ def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
     code = {str(path.relative_to(ROOT)): path.read_text() for path in (*ROOT.glob('*.py'), *ROOT.glob('src/**/*.py'))}
     variables = {name: value for name, value in os.environ.items() if name.startswith(GRAPH_VARIABLES)}
     # What graphs depend on. Other options have no part in a graph, or show in the structure of its cell.
-    about = {name: value for name, value in facts(run).items() if name not in ('host', 'cores')}
+    about = {**facts(run), 'host': '', 'cores': 0}
     made_from = [settings.group(*RESULT), settings.jit_level, run.rank, about, variables, graphs.digest(code)]
     cache = graphs.open_cache(settings.compile_cache, run.device_target == 'CPU', made_from, run.log)
     return run._replace(graphs=cache)
 
 
 def create_log(path: Path | None) -> Callable[[str], None]:
-    """A function that writes a line to the screen and, if `path` is given, to the end of that file. InputError if the file
-    cannot be opened."""
+    """A function that writes a line to the screen and to the end of the file `path`. InputError if it cannot be opened."""
     file = None
     if path:
         with reading(path, 'choose another --log_dir'):
@@ -144,7 +145,7 @@ def facts(run: Run) -> dict[str, object]:
     versions = {'MindSpore': ms.__version__, 'CANN': environment.cann()[1] or None}
     return {
         'host': platform.node(),
-        'processor': model[1] if model else platform.machine(),  # not on every processor
+        'processor': model[1] if model else platform.machine(),  # a line that ARM has not
         'cores': len(os.sched_getaffinity(0)),
         'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
         'ranks': run.world,
@@ -164,24 +165,17 @@ def eager() -> Iterator[None]:
 
 
 def _end_children():
-    """End the children that other libraries have left. The exit of this process would wait for them for ever: CANN's
+    """End the children that other libraries have left: the exit of this process would wait for them for ever. CANN's
     compilers may have SIGTERM blocked."""
-    children = multiprocessing.active_children()
-    for child in children:
-        child.terminate()
-    end = time.monotonic() + PATIENCE
-    for child in children:
-        child.join(max(0, end - time.monotonic()))
+    for child in multiprocessing.active_children():
         child.kill()
 
 
 def _check_variables(rank_size):
     """InputError if a variable of the environment would make MindSpore do something else."""
-    for name in (*environment.RANK_TABLES, *GRAPH_CACHES):
-        if (value := os.environ.get(name, '0')[:200]) not in ('', '0'):
-            tables = f'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh {value}'
-            caches = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
-            raise InputError(f'{name}={value} is set: {caches if name in GRAPH_CACHES else tables}, and unset {name}')
+    for name, reason in REFUSED.items():
+        if (value := os.environ.get(name, '0')) not in ('', '0'):
+            raise InputError(f'{name}={value:.200} is set: {reason}, and unset {name}')
     if (launched := os.environ.get('RANK_SIZE', '1')) != str(rank_size):
         number = f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
         raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')

@@ -101,8 +101,8 @@ def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     data, training, listed = output / 'data', output / 'training', output / 'split.csv'
     if not listed.exists():
         start('src.data.split', photos, listed, '--seed', settings.seed)
-    parts = open_list(listed)
-    count, shards = len(parts['train']), min(4, *map(len, parts.values()))
+    split = open_list(listed)
+    count, shards = len(split['train']), min(4, *map(len, split.values()))
     start('src.data.convert', '--list', listed, '--dst', data, '--format', 'tfrecord', '--shards', shards, '--fix')
     if not checkpoint.of_training(training):
         start('src.data.check', data, good=(0, 1))  # 1: with problems, which it lists
@@ -112,7 +112,7 @@ def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     for name in {'block_counts', 'bn_scale', 'image_size'} & {*stored}:  # as WEIGHTS has them, if no option says otherwise
         more.append(f'--{name}={re.sub(r"[][ ]", "", str(stored[name])).lower()}')
     start('train.py', *recipe, *more, *epochs_for(count, batch, settings, options), *options, '--batch_size', batch)
-    validation = parts['validation']
+    validation = split['validation']
     shown = [validation.where(k) for k in sorted({*np.linspace(0, len(validation) - 1, SHOWN, dtype=int).tolist()})]
     return [
         ('classes', f'{len(validation.class_names)}: {", ".join(validation.class_names[:SHOWN])}'),

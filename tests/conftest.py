@@ -18,7 +18,6 @@ LONG = (
 ).split()
 # The check of a new machine is not a part of the suite; scripts/run_acceptance.sh names its files.
 collect_ignore = [] if any('npu' in word for word in sys.argv) else ['npu']
-COMPILING = ('_CellGraphExecutor', '_JitExecutor')  # of mindspore.common.api: every compilation goes through one of them
 
 
 def pytest_collection_modifyitems(items):
@@ -28,28 +27,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if 'compiles' in getattr(item, 'fixturenames', ()):
             item.add_marker('compiles')
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """A test without the marker `compiles` fails when it compiles a graph, so `run_tests.sh --fast` stays fast."""
-    guard.test = None if item.get_closest_marker('compiles') else item.name
-    if api := sys.modules.get('mindspore.common.api'):
-        for executor in map(vars(api).get, COMPILING):
-            if not hasattr(executor.compile, 'guarded'):
-                executor.compile = guard(executor.compile)
-
-
-def guard(compile_graph):
-    """`compile_graph` that refuses in a test without the marker."""
-
-    def guarded(*args, **kwargs):
-        if guard.test is not None:
-            pytest.fail(f'{guard.test} compiles a graph; mark it with @pytest.mark.compiles, or its fixture with `compiles`')
-        return compile_graph(*args, **kwargs)
-
-    guarded.guarded = True
-    return guarded
 
 
 @pytest.fixture(scope='session')

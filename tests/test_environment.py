@@ -11,6 +11,7 @@ import pytest
 import train
 from src import environment, runtime
 from src.cluster import launch
+from tests.test_end_to_end import message_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,19 +20,18 @@ class Server:
     """A sound one, in `root`; `modules` are those that its Python finds."""
 
     def __init__(self, root, monkeypatch):
-        self.root, self.home, self.modules = root, root / 'Ascend/8.5.0', {*environment.PACKAGES.values(), *environment.OWN}
-        for name in 'dev/davinci0', 'dev/davinci1', 'dev/davinci_manager', 'set_env.sh', 'bin/g++':
+        self.root, self.home, self.modules = root, root / 'cann', {*environment.PACKAGES.values(), *environment.OWN}
+        self.numpy = '1.26.4'
+        for name in 'davinci0', 'davinci1', 'davinci_manager', 'set_env.sh', 'bin/g++':
             self.write(name).chmod(0o755)
-        self.write('driver/version.info', 'package_version=25.5.0\nVersion=25.5.0\n')
-        self.write('Ascend/8.5.0/compiler/version.info', 'Version=8.5.0\nversion_dir=8.5.0\n')
-        monkeypatch.setattr(environment, 'NPUS', str(root / 'dev/davinci[0-9]*'))
+        self.write('cann/compiler/version.info', 'Version=8.5.0\nversion_dir=8.5.0\n')
+        monkeypatch.setattr(environment, 'NPUS', str(root / 'davinci[0-9]*'))
         monkeypatch.setattr(environment, 'SET_ENV', (str(root / 'set_env.sh'),))
-        monkeypatch.setattr(environment, 'DRIVER', str(root / 'driver/version.info'))
+        monkeypatch.setattr(environment, 'DRIVER', self.write('driver', 'package_version=25.5.0\nVersion=25.5.0\n'))
         monkeypatch.setattr(environment, 'find_spec', lambda name: name if name in self.modules else None)
         monkeypatch.setattr(environment.metadata, 'version', lambda name: self.numpy)
         monkeypatch.setenv('PATH', str(root / 'bin'))
         monkeypatch.setenv('ASCEND_HOME_PATH', str(self.home))
-        self.numpy = '1.26.4'
 
     def write(self, name, text=''):
         path = self.root / name
@@ -42,7 +42,7 @@ class Server:
     def wheels_only(self):
         self.modules -= {'te', 'hccl', 'attr'}
         for name in 'te-0.4.0', 'hccl-0.1.0':
-            self.write(f'Ascend/8.5.0/lib64/{name}-py3-none-any.whl')
+            self.write(f'cann/lib64/{name}-py3-none-any.whl')
 
 
 @pytest.fixture
@@ -55,11 +55,7 @@ def test_sound_newer_and_without_npus(server, capsys):
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert (lines['NPUs'], lines['driver']) == ('2: /dev/davinci0, /dev/davinci1', '25.5.0')
     assert lines['CANN'] == f'8.5.0 in {server.home}' and lines['packages'] == 'all that CANN needs to compile'
-    (server.home / 'compiler/version.info').unlink()
-    server.write('Ascend/8.5.0/share/info/runtime/version.info', 'Version=9.1.0\n')
-    environment.main()
-    assert f'CANN      9.1.0 in {server.home}; MindSpore 2.8 was made for 8.2, 8.3, 8.5' in capsys.readouterr().out
-    for path in (server.root / 'dev').glob('davinci?'):
+    for path in server.root.glob('davinci?'):
         path.unlink()
     environment.main()
     assert capsys.readouterr().out.startswith('no NPU here')
@@ -71,23 +67,16 @@ PIP = f'{sys.executable} -m pip install '
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda it: it.modules.remove('attr'), f'CANN compiles with this Python, which lacks attrs: {PIP}attrs'),
         (lambda it: setattr(it, 'numpy', '2.3.1'), f"which lacks numpy<2: {PIP}'numpy<2'"),
         (Server.wheels_only, f'attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),
-        (
-            lambda it: it.modules.remove('te'),
-            'Python finds no te, packages of CANN: source its set_env.sh in this very shell',
-        ),
-        (lambda it: os.remove(it.root / 'bin/g++'), 'CANN needs g++: apt-get install g++, or yum install gcc-c++'),
+        (lambda it: it.modules.remove('te'), 'Python finds no te, packages of CANN: source its set_env.sh'),
+        (lambda it: os.remove(it.root / 'bin/g++'), 'CANN needs g++: apt-get install g++'),
         (lambda it: os.environ.pop('ASCEND_HOME_PATH'), "CANN's environment is not set: source ROOT/set_env.sh"),
     ],
 )
 def test_problems_name_their_remedy(server, change, message, capsys):
     change(server)
-    with pytest.raises(SystemExit) as ended:
-        environment.main()
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and err.startswith('error: ') and err.count('\n') == 1
+    err = message_of(lambda _: environment.main(), [], capsys)
     assert message.replace('HOME', str(server.home)).replace('ROOT', str(server.root)) in err
 
 
@@ -95,10 +84,7 @@ def test_programs_check_before_mindspore_is_loaded(server, monkeypatch, capsys):
     monkeypatch.delenv('ASCEND_HOME_PATH')
     monkeypatch.setattr(runtime, 'ms', None)
     for main, arguments in (train.main, ['--data_dir', '.']), (launch.main, ['2', __file__]):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 2
-        assert f"CANN's environment is not set: source {server.root}/set_env.sh" in capsys.readouterr().err
+        assert f'not set: source {server.root}/set_env.sh' in message_of(main, arguments, capsys)
     lines = ''.join(Path(ROOT, f'requirements{name}.txt').read_text() for name in ('-ascend', '')).split('\n')
     assert {*environment.PACKAGES, '-r requirements.txt'} <= {*lines}
 

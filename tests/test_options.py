@@ -15,14 +15,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = option_kinds.declared()
 
 
-@pytest.fixture(name='write')
-def _write(tmp_path):
-    def write(content):
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file of options: content -> path"""
+
+    def write_file(content):
         path = tmp_path / 'given.yaml'
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(path)
 
-    return write
+    return write_file
 
 
 def fails(argv, *expected):
@@ -34,13 +36,10 @@ def fails(argv, *expected):
 
 def test_every_option_is_explained_and_every_number_is_bounded(capsys):
     assert load_settings([]) == yaml.safe_load(option_kinds.DEFAULT_PATH.read_text())
-    assert {option.group for option in OPTIONS.values()} == {'Data', 'Network', 'Recipe', 'Run', 'Export'}
     for name, option in OPTIONS.items():
         notations = [match.group() for match in option_kinds.CONSTRAINT.finditer(option.help)]
         assert option.kind not in (int, float) or any(notation.startswith('>') for notation in notations), name
         assert option.kind is not bool or 'true or false' in option.help, name
-        text = ','.join(map(str, option.default)) if isinstance(option.default, list) else str(option.default)
-        assert option.convert(text) == option.default
         if condition := option_kinds.CONDITION.search(option.help):
             OPTIONS[condition[1]].convert(condition[2])
     with pytest.raises(SystemExit) as caught:
@@ -50,32 +49,16 @@ def test_every_option_is_explained_and_every_number_is_bounded(capsys):
     assert all(f'--{name} {option.shown} {option.help}' in text for name, option in OPTIONS.items())
 
 
-@pytest.mark.parametrize(
-    'name, text, value',
-    [
-        ('use_nesterov', 'TRUE', True),
-        ('lr', '1e-5', 1e-5),
-        ('label_offset', '0', '0'),
-        ('block_counts', '[1, 2, 3]', [1, 2, 3]),
-        ('freeze', '[conv2d_1a_3x3, mixed_5*]', ['conv2d_1a_3x3', 'mixed_5*']),
-    ],
-)
-def test_good_values(write, name, text, value):
-    for argv in [f'--{name}', text], [f'--{name}={text}'], ['--config_path', write(f'{name}: {text}\n')]:
-        got = load_settings(argv)[name]
-        assert got == value and type(got) is type(value)
-
-
-def test_files(write):
-    text = "\ufeffblock_counts:\n- 1\n- 2\n- 3\nfreeze: ['a,b']\neval_dir:\nlog_name: 'null'\n"
+def test_good_values_and_their_precedence(write):
+    text = "\ufefflr: 1e-5\nseed: 2\nblock_counts:\n- 1\n- 2\n- 3\nfreeze: [mixed_5*, 'a,b']\neval_dir:\nlog_name: 'null'\n"
     gone = 'lr_head: 0.0\nopset: auto\nfold_bn: true\naipp:\n'  # in config.yaml of earlier versions
     found = load_settings(['--config_path', write(text + gone)])
-    assert (found.block_counts, found.freeze, found.eval_dir, found.log_name) == ([1, 2, 3], ['a,b'], '', 'null')
-
-
-def test_precedence(write):
-    loaded = load_settings(['--lr', '3', '--config_path', write('lr: 2\nseed: 2\n'), '--lr', '4', '--data_dir=--odd'])
-    assert (loaded.lr, loaded.seed, loaded.momentum, loaded.data_dir) == (4.0, 2, 0.9, '--odd')
+    assert (found.lr, found.block_counts, found.freeze) == (1e-5, [1, 2, 3], ['mixed_5*', 'a,b'])
+    assert (found.eval_dir, found.log_name) == ('', 'null')
+    line = ['--lr', '3', '--config_path', write(text), '--lr', '4', '--data_dir=--odd', '--label_offset', '0']
+    found = load_settings([*line, '--use_nesterov', 'TRUE', '--block_counts', '[1,1,1]'])
+    assert (found.lr, found.seed, found.momentum, found.data_dir) == (4.0, 2, 0.9, '--odd')
+    assert (found.label_offset, found.use_nesterov, found.block_counts) == ('0', True, [1, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -83,17 +66,14 @@ def test_precedence(write):
     [
         ('use_nesterov', 'maybe', 'true or false'),
         ('batch_size', '1e3', 'a whole number, >= 0'),
-        ('batch_size', "''", 'a whole number'),
         ('lr', 'nan', 'a finite number, > 0'),
         ('optimizer', 'adam', 'one of: rmsprop, momentum'),
         ('bn_decay', '1.5', 'expected auto or a number, >= 0, <= 1'),
         ('block_counts', '[1, 1]', 'exactly 3 values'),
-        ('freeze', "['', a]", 'each text'),
     ],
 )
 def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expected):
-    bare = text.replace("''", '')
-    fails([f'--{name}', bare], f'{name} is', bare[:10], 'on the command line', expected)
+    fails([f'--{name}', text], f'{name} is', text, 'on the command line', expected)
     path = write(f'# first line\n{name}: {text}\n')
     fails(['--config_path', path], f'{name} is', f'{path} line 2', expected)
 
@@ -102,8 +82,6 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
     'given, expected',
     [
         (['--batchsize', '1'], 'unknown option --batchsize; did you mean --batch_size?'),
-        (['--weights=x'], 'did you mean --restore_path or --ckpt_path?'),
-        (['--epochs', '3'], '--max_epochs'),
         (['--zzzzzz', '1'], 'unknown option --zzzzzz; --help lists'),
         (['--opset', '15'], "unknown option --opset; earlier versions had it, now it is always 'auto'"),
         (['--data_dir', '--lr', '1'], 'argument --data_dir: expected one argument'),
@@ -113,9 +91,7 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
         ('lr: 1\nlr_head: 0.2', 'line 2; earlier versions had it, now it is always 0.0'),
         ('lr: 1\nlr: 2', 'lr is set twice, also in'),
         ('lr: {a: 1}', 'line 1: expected `name: value`'),
-        ('[a]: 1', 'line 1: expected `name: value`'),
         ('- lr', 'not a mapping'),
-        ('lr: [1', 'line 1, column 7; expected lines `name: value`'),
         (b'\xff\xfe\x80', "'utf-8' codec can't decode"),
     ],
 )
@@ -123,33 +99,19 @@ def test_bad_command_lines_and_files(write, given, expected):
     fails(given if isinstance(given, list) else ['--config_path', write(given)], expected)
 
 
-@pytest.mark.parametrize(
-    'argv',
-    [
-        ['--lr', '1e-5', '--momentum', '0.12345678901234567', '--freeze', 'a,2,null', '--block_counts=1,1,1'],
-        ['--use_nesterov', 'on', '--log_name', 'null', '--log_dir', '1e3', '--file_name', 'yes'],
-        ['--data_dir', 'ü \udcff \'x\' "y"\n# : ' + 'long ' * 50, '--ckpt_path', ' - a', '--eval_dir', '*x'],
-    ],
-)
-def test_save_round_trip(tmp_path, argv):
-    loaded, path = load_settings(argv), tmp_path / 'saved.yaml'
+def test_save_round_trip(tmp_path):
+    """Bit for bit, and text stays text."""
+    numbers = ['--lr', '1e-5', '--momentum', '0.12345678901234567', '--freeze', 'a,2,null', '--log_dir', '1e3']
+    texts = ['--log_name', 'null', '--file_name', 'yes', '--data_dir', 'ü \udcff \'x\' "y"\n# :', '--ckpt_path', ' - a']
+    loaded, path = load_settings([*numbers, *texts]), tmp_path / 'saved.yaml'
     save_settings(loaded, path)
     again = load_settings(['--config_path', str(path)])
     assert again == loaded and [*map(repr, again.values())] == [*map(repr, loaded.values())]
-    for taken in tmp_path / 'absent' / 'saved.yaml', tmp_path:
-        with pytest.raises(InputError, match=f'^{taken}: '):
-            save_settings(loaded, taken)
-    assert [item.name for item in tmp_path.iterdir()] == ['saved.yaml']
 
 
 def test_settings_are_read_only_and_know_their_groups():
     settings = load_settings(['--bn_decay', '0.5', '--num_classes', '7'])
-    for change in (
-        lambda: setattr(settings, 'lr', 1.0),
-        lambda: settings.__setitem__('lr', 1.0),
-        lambda: settings.update({'lr': 1.0}),
-        lambda: settings.learning,
-    ):
+    for change in (lambda: setattr(settings, 'lr', 1.0), lambda: settings.update({'lr': 1.0}), lambda: settings.learning):
         with pytest.raises(AttributeError):
             change()
     other = settings.but(lr=1.0, batch_size=4)
@@ -158,16 +120,13 @@ def test_settings_are_read_only_and_know_their_groups():
         assert same == other and same.lr == 1.0
     settings.block_counts.append(9)
     assert load_settings([]).block_counts == [4, 7, 3]
-    network = {'num_classes': 7, 'image_size': 299, 'block_counts': [4, 7, 3], 'bn_decay': 0.5}
-    assert other.but(block_counts=[4, 7, 3]).network() == {**network, 'bn_scale': False, 'aux_logits': False}
     assert not {*settings.group(*options.RESULT)} & {'data_dir', 'num_workers', 'log_dir', 'resume', 'device_target'}
-    assert options.Settings({'num_classes': 7, 'lr': 1.0}).network() == {'num_classes': 7}  # what a checkpoint records
 
 
 def test_differences_name_what_changes_a_result():
     now = load_settings(['--lr', '0.1'])
     assert [*options.differences({}, now)] == [('lr', 0.045, 0.1)]
-    same = {**now, 'data_dir': 'elsewhere', 'seed': 1, 'max_overflow_steps': 9, 'lr_head': 0.0, 'lr_scaling': 'none'}
+    same = {**now, 'data_dir': 'elsewhere', 'seed': 1, 'max_overflow_steps': 9, 'lr_head': 0.0}
     assert [*options.differences(same, now)] == []
     assert [*options.differences({**now, 'rmsprop_decay': 0.8}, now)] == [('rmsprop_decay', 0.8, 0.9)]
 
@@ -184,7 +143,7 @@ def test_recipes_use_what_they_set():
     assert idle == ['use_nesterov True has no effect with optimizer rmsprop']
 
 
-def test_a_checkpoint_gives_network_options():
+def test_a_checkpoint_has_the_network_options():
     recorded = {'num_classes': 7, 'block_counts': [1, 2, 1], 'bn_decay': 0.848484848, 'lr': 9.0, 'label_offset': '1'}
     found = load_settings(['--num_classes', '8'], recorded)
     assert (found.num_classes, found.block_counts, found.lr, found.label_offset) == (8, [1, 2, 1], 0.045, '1')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import select
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,13 +22,14 @@ from src.errors import InputError, reading
 
 THUMBNAIL = 240  # pixels, longer side
 AHEAD = 3  # batches that are decoded or in decoding
+WAIT = 0.05  # seconds for the next line of standard input, which may come from a program that waits for its answers
 
 
-def named_images(source: str) -> Iterable[str]:
-    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input. A line without an
-    image is taken as the path of one."""
+def named_images(source: str) -> Iterable[str | None]:
+    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input, with None where
+    no further line is there yet. A line without an image is taken as the path of one."""
     if source == '-':
-        return _of_lines(open(0, 'rb', closefd=False))
+        return _of_lines(_standard_input())
     if not source.endswith('.txt') or not os.path.isfile(source):
         return find_images(source)
     with reading(source, 'write the path of an image on each line'):
@@ -35,12 +37,26 @@ def named_images(source: str) -> Iterable[str]:
 
 
 def _of_lines(lines):
-    for line in map(os.fsdecode, lines):
-        if line := line.rstrip('\r\n'):
+    for line in lines:
+        if line is None:
+            yield None
+        elif path := os.fsdecode(line.rstrip(b'\r\n')):
             try:
-                yield from find_images(line)
+                yield from find_images(path)
             except InputError:
-                yield line  # is reported with those that cannot be read
+                yield path  # is reported with those that cannot be read
+
+
+def _standard_input():
+    """Yield its lines as they come, and None before a wait."""
+    rest, found = b'', b'\n'
+    while found:
+        if not select.select([0], [], [], WAIT)[0]:
+            yield None
+        found = os.read(0, 1 << 16)
+        *lines, rest = (rest + found).split(b'\n')
+        yield from lines
+    yield rest
 
 
 def find_images(source: str) -> list[str]:
@@ -88,13 +104,12 @@ def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: b
 
 
 def load_batches(items: Iterable, size: int, load: Callable) -> Iterator[list]:
-    """Yield lists of `size` results of `load`, in the order of `items`, the last one shorter. Threads are ahead of the
-    caller: decoding and resizing hold no lock of Python's."""
-    items, waiting = iter(items), deque()
+    """Yield lists of `size` results of `load`, in the order of `items`; a shorter one at the end, and at an item None, since
+    the next one may be long in coming. Threads are ahead of the caller: decoding and resizing hold no lock of Python's."""
+    waiting = deque()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        while True:
-            while len(waiting) < AHEAD and (some := [*itertools.islice(items, size)]):
-                waiting.append([pool.submit(load, item) for item in some])
-            if not waiting:
-                return
-            yield [one.result() for one in waiting.popleft()]
+        for item in itertools.chain(items, [None]):
+            if item is not None:
+                waiting.append(pool.submit(load, item))
+            while waiting and (item is None or len(waiting) == AHEAD * size):
+                yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]

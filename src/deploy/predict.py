@@ -1,4 +1,4 @@
-"""The likeliest classes of images:
+"""The most probable classes of images:
 
 python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--batch_size 8] [--top 5] [--json] [--html F]
 """
@@ -6,7 +6,6 @@ python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--ba
 from __future__ import annotations
 
 import base64
-import contextlib
 import itertools
 import os
 import sys
@@ -73,7 +72,7 @@ def open_model(path: str, labels_path: str = '') -> Predictor:
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of an image, or why it cannot be read."""
+    """The most probable classes of an image, or why it cannot be read."""
 
     path: str
     top: list[tuple[int, str, float]] | None = None  # class number, label, probability, best first
@@ -83,10 +82,10 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Predictor, paths: Iterable[str], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
+    model: Predictor, paths: Iterable[str | None], top: int = 5, thumbnails: bool = False, batch_size: int = BATCH
 ) -> Iterator[Prediction]:
-    """Yield a `Prediction` of the `top` likeliest classes for each of `paths`, in their order; threads decode the next
-    batches while one is in the network."""
+    """Yield a `Prediction` of the `top` most probable classes for each of `paths`, in their order; threads decode the next
+    batches while one is in the network. At None among the `paths` those before it are predicted at once."""
     size, preprocessing, names = model.signature.image_size, model.signature.preprocessing, model.class_names or ()
     load = partial(load_image, size=size, preprocessing=preprocessing, thumbnails=thumbnails)
     for batch in load_batches(paths, batch_size, load):
@@ -137,19 +136,18 @@ def page(predictions: Iterable[Prediction]) -> Iterator[str]:
 
 def show(predictions: Iterable[Prediction], args: Namespace, outcomes: Counter) -> Iterator[Prediction]:
     """Print each of the `predictions` as it comes, as JSON with `args.json`, else as text (what cannot be read on stderr),
-    and yield it; `outcomes` counts those that can be read (True) or not. A page is made although nobody reads the lines."""
+    and yield it; `outcomes` counts those that can be read (True) or not."""
     for prediction in predictions:
         stream = sys.stderr if prediction.error and not args.json else sys.stdout
-        with contextlib.suppress(*[BrokenPipeError] * bool(args.html)):
-            tqdm.write(as_line(prediction, args.json), stream)
-            stream.flush()  # a program may wait for this line
+        tqdm.write(as_line(prediction, args.json), stream)
+        stream.flush()  # a program may wait for this line
         outcomes[not prediction.error] += 1
         yield prediction
 
 
 def parse(argv: list[str] | None) -> Namespace:
     """The options of a command line."""
-    parser = Parser(prog='python -m src.deploy.predict', description='Prints the likeliest classes of each image.')
+    parser = Parser(prog='python -m src.deploy.predict', description='Prints the most probable classes of each image.')
     add = parser.add_argument
     add(
         'sources',
@@ -197,8 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     if not good:
         raise InputError(f'{args.sources[0]}: no image that can be read, {bad} in all; name others')
     line = f'{counted(good, "image")}{f", {bad} skipped" if bad else ""}, {(good + bad) / (time.perf_counter() - start):.1f}'
-    with contextlib.suppress(BrokenPipeError):  # all is done
-        print(f'{line} images/s, decoding included', file=sys.stderr if args.json else sys.stdout)
+    print(f'{line} images/s, decoding included', file=sys.stderr if args.json else sys.stdout)
 
 
 if __name__ == '__main__':

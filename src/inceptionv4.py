@@ -6,6 +6,7 @@ Shapes in the comments are height x width x channels at 299 x 299; the tensors t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import mindspore as ms
@@ -14,118 +15,101 @@ from mindspore import Tensor, amp, nn, ops
 from src.layers import BatchNorm, Branches, ConvBN, PoolConvBN, Split, branch, dense, max_pool
 
 LETTERS = 'bcdefghijklmnopqrstuvwxyz'  # of the blocks of a stage: mixed_5b, mixed_5c, ...; the reduction before them is a
+Make = Callable[..., ConvBN]  # makes a layer: `ConvBN` or `PoolConvBN` with the network's batch norm
 
 
-class Mixed3a(Branches):
+def mixed_3a(conv: Make) -> Branches:
     """Stem, first fork (figure 3): 147x147x64 -> 73x73x160."""
-
-    def __init__(self, conv):
-        super().__init__(branch(maxpool_0a_3x3=max_pool()), branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
+    return Branches(branch(maxpool_0a_3x3=max_pool()), branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
 
 
-class Mixed4a(Branches):
+def mixed_4a(conv: Make) -> Branches:
     """Stem, second fork (figure 3): 73x73x160 -> 71x71x192."""
-
-    def __init__(self, conv):
-        super().__init__(
-            branch(conv2d_0a_1x1=conv(160, 64, 1), conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')),
-            branch(
-                conv2d_0a_1x1=conv(160, 64, 1),
-                conv2d_0b_1x7=conv(64, 64, (1, 7)),
-                conv2d_0c_7x1=conv(64, 64, (7, 1)),
-                conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid'),
-            ),
-        )
+    return Branches(
+        branch(conv2d_0a_1x1=conv(160, 64, 1), conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid')),
+        branch(
+            conv2d_0a_1x1=conv(160, 64, 1),
+            conv2d_0b_1x7=conv(64, 64, (1, 7)),
+            conv2d_0c_7x1=conv(64, 64, (7, 1)),
+            conv2d_1a_3x3=conv(64, 96, 3, 1, 'valid'),
+        ),
+    )
 
 
-class Mixed5a(Branches):
+def mixed_5a(conv: Make) -> Branches:
     """Stem, third fork (figure 3): 71x71x192 -> 35x35x384."""
-
-    def __init__(self, conv):
-        super().__init__(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')), branch(maxpool_1a_3x3=max_pool()))
+    return Branches(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')), branch(maxpool_1a_3x3=max_pool()))
 
 
-class InceptionA(Branches):
+def inception_a(conv: Make, pool_conv: Make) -> Branches:
     """Figure 4: 35x35x384 -> 35x35x384."""
-
-    def __init__(self, conv, pool_conv):
-        super().__init__(
-            branch(conv2d_0a_1x1=conv(384, 96, 1)),
-            branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3)),
-            branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3), conv2d_0c_3x3=conv(96, 96, 3)),
-            branch(conv2d_0b_1x1=pool_conv(384, 96)),
-        )
+    return Branches(
+        branch(conv2d_0a_1x1=conv(384, 96, 1)),
+        branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3)),
+        branch(conv2d_0a_1x1=conv(384, 64, 1), conv2d_0b_3x3=conv(64, 96, 3), conv2d_0c_3x3=conv(96, 96, 3)),
+        branch(conv2d_0b_1x1=pool_conv(384, 96)),
+    )
 
 
-class ReductionA(Branches):
+def reduction_a(conv: Make) -> Branches:
     """Figure 7 with k, l, m, n = 192, 224, 256, 384 (table 1): 35x35x384 -> 17x17x1024."""
-
-    def __init__(self, conv):
-        super().__init__(
-            branch(conv2d_1a_3x3=conv(384, 384, 3, 2, 'valid')),
-            branch(
-                conv2d_0a_1x1=conv(384, 192, 1), conv2d_0b_3x3=conv(192, 224, 3), conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')
-            ),
-            branch(maxpool_1a_3x3=max_pool()),
-        )
+    return Branches(
+        branch(conv2d_1a_3x3=conv(384, 384, 3, 2, 'valid')),
+        branch(
+            conv2d_0a_1x1=conv(384, 192, 1), conv2d_0b_3x3=conv(192, 224, 3), conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')
+        ),
+        branch(maxpool_1a_3x3=max_pool()),
+    )
 
 
-class InceptionB(Branches):
+def inception_b(conv: Make, pool_conv: Make) -> Branches:
     """Figure 5: 17x17x1024 -> 17x17x1024."""
-
-    def __init__(self, conv, pool_conv):
-        super().__init__(
-            branch(conv2d_0a_1x1=conv(1024, 384, 1)),
-            branch(
-                conv2d_0a_1x1=conv(1024, 192, 1), conv2d_0b_1x7=conv(192, 224, (1, 7)), conv2d_0c_7x1=conv(224, 256, (7, 1))
-            ),
-            branch(
-                conv2d_0a_1x1=conv(1024, 192, 1),
-                conv2d_0b_7x1=conv(192, 192, (7, 1)),
-                conv2d_0c_1x7=conv(192, 224, (1, 7)),
-                conv2d_0d_7x1=conv(224, 224, (7, 1)),
-                conv2d_0e_1x7=conv(224, 256, (1, 7)),
-            ),
-            branch(conv2d_0b_1x1=pool_conv(1024, 128)),
-        )
+    return Branches(
+        branch(conv2d_0a_1x1=conv(1024, 384, 1)),
+        branch(conv2d_0a_1x1=conv(1024, 192, 1), conv2d_0b_1x7=conv(192, 224, (1, 7)), conv2d_0c_7x1=conv(224, 256, (7, 1))),
+        branch(
+            conv2d_0a_1x1=conv(1024, 192, 1),
+            conv2d_0b_7x1=conv(192, 192, (7, 1)),
+            conv2d_0c_1x7=conv(192, 224, (1, 7)),
+            conv2d_0d_7x1=conv(224, 224, (7, 1)),
+            conv2d_0e_1x7=conv(224, 256, (1, 7)),
+        ),
+        branch(conv2d_0b_1x1=pool_conv(1024, 128)),
+    )
 
 
-class ReductionB(Branches):
+def reduction_b(conv: Make) -> Branches:
     """Figure 8: 17x17x1024 -> 8x8x1536."""
-
-    def __init__(self, conv):
-        super().__init__(
-            branch(conv2d_0a_1x1=conv(1024, 192, 1), conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
-            branch(
-                conv2d_0a_1x1=conv(1024, 256, 1),
-                conv2d_0b_1x7=conv(256, 256, (1, 7)),
-                conv2d_0c_7x1=conv(256, 320, (7, 1)),
-                conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid'),
-            ),
-            branch(maxpool_1a_3x3=max_pool()),
-        )
+    return Branches(
+        branch(conv2d_0a_1x1=conv(1024, 192, 1), conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')),
+        branch(
+            conv2d_0a_1x1=conv(1024, 256, 1),
+            conv2d_0b_1x7=conv(256, 256, (1, 7)),
+            conv2d_0c_7x1=conv(256, 320, (7, 1)),
+            conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid'),
+        ),
+        branch(maxpool_1a_3x3=max_pool()),
+    )
 
 
-class InceptionC(Branches):
+def inception_c(conv: Make, pool_conv: Make) -> Branches:
     """Figure 6: 8x8x1536 -> 8x8x1536."""
-
-    def __init__(self, conv, pool_conv):
-        super().__init__(
-            branch(conv2d_0a_1x1=conv(1536, 256, 1)),
-            Split(
-                [('conv2d_0a_1x1', conv(1536, 384, 1))],
-                [('conv2d_0b_1x3', conv(384, 256, (1, 3))), ('conv2d_0c_3x1', conv(384, 256, (3, 1)))],
-            ),
-            Split(
-                [
-                    ('conv2d_0a_1x1', conv(1536, 384, 1)),
-                    ('conv2d_0b_3x1', conv(384, 448, (3, 1))),
-                    ('conv2d_0c_1x3', conv(448, 512, (1, 3))),
-                ],
-                [('conv2d_0d_1x3', conv(512, 256, (1, 3))), ('conv2d_0e_3x1', conv(512, 256, (3, 1)))],
-            ),
-            branch(conv2d_0b_1x1=pool_conv(1536, 256)),
-        )
+    return Branches(
+        branch(conv2d_0a_1x1=conv(1536, 256, 1)),
+        Split(
+            [('conv2d_0a_1x1', conv(1536, 384, 1))],
+            [('conv2d_0b_1x3', conv(384, 256, (1, 3))), ('conv2d_0c_3x1', conv(384, 256, (3, 1)))],
+        ),
+        Split(
+            [
+                ('conv2d_0a_1x1', conv(1536, 384, 1)),
+                ('conv2d_0b_3x1', conv(384, 448, (3, 1))),
+                ('conv2d_0c_1x3', conv(448, 512, (1, 3))),
+            ],
+            [('conv2d_0d_1x3', conv(512, 256, (1, 3))), ('conv2d_0e_3x1', conv(512, 256, (3, 1)))],
+        ),
+        branch(conv2d_0b_1x1=pool_conv(1536, 256)),
+    )
 
 
 class AuxLogits(nn.Cell):
@@ -182,14 +166,14 @@ class InceptionV4(nn.Cell):
             ('conv2d_1a_3x3', conv(3, 32, 3, 2, 'valid')),  # 299x299x3 -> 149x149x32
             ('conv2d_2a_3x3', conv(32, 32, 3, 1, 'valid')),  # -> 147x147x32
             ('conv2d_2b_3x3', conv(32, 64, 3)),  # -> 147x147x64
-            ('mixed_3a', Mixed3a(conv)),
-            ('mixed_4a', Mixed4a(conv)),
-            ('mixed_5a', Mixed5a(conv)),
-            *repeated(5, InceptionA, a),
-            ('mixed_6a', ReductionA(conv)),
-            *repeated(6, InceptionB, b),
+            ('mixed_3a', mixed_3a(conv)),
+            ('mixed_4a', mixed_4a(conv)),
+            ('mixed_5a', mixed_5a(conv)),
+            *repeated(5, inception_a, a),
+            ('mixed_6a', reduction_a(conv)),
+            *repeated(6, inception_b, b),
         ]
-        from_aux = [('mixed_7a', ReductionB(conv)), *repeated(7, InceptionC, c)]
+        from_aux = [('mixed_7a', reduction_b(conv)), *repeated(7, inception_c, c)]
         for name, cell in to_aux + from_aux:
             setattr(self, name, cell)
         self.to_aux = [cell for _, cell in to_aux]

@@ -139,16 +139,13 @@ def describe(run: Run, option: str) -> str:
 
 def facts(run: Run) -> dict[str, object]:
     """What a record of a run says on where it runs: host, device, ranks, precision, versions."""
+    versions = {'MindSpore': ms.__version__, 'CANN': environment.cann()[1] or None, 'Python': platform.python_version()}
     return {
         'host': platform.node(),
         'device': f'Ascend ({chip()})' if run.device_target == 'Ascend' else run.device_target,
         'ranks': run.world,
         'precision': run.amp_level,
-        'versions': {
-            'MindSpore': ms.__version__,
-            'CANN': environment.cann()[1] or None,
-            'Python': platform.python_version(),
-        },
+        'versions': versions,
     }
 
 

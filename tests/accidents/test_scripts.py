@@ -94,10 +94,9 @@ def project(tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', project.root / '.venv'], check=True)
     (packages,) = project.root.glob('.venv/lib/python*/site-packages')
     for name in INSTALLED:
-        project.write(
-            packages / f'{name}-2.8.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.8.0\n'
-        )
-        project.write(packages / f'{name}-2.8.0.dist-info/RECORD', 'x,,\n')
+        about = packages / f'{name}-2.8.0.dist-info'
+        project.write(about / 'METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.8.0\n')
+        project.write(about / 'RECORD', 'x,,\n')
         project.write(packages / f'{name.replace("pyyaml", "yaml")}.py', '')
     project.write(packages / 'pip/__main__.py', PIP)
     return project
@@ -135,17 +134,6 @@ def test_what_a_script_needs_is_installed_also_later(project):
     assert installs(predict, PYTHON=sys.executable) == []
     assert installs(predict, NPU_DEVICES='/bin/sh') == []
     assert installs(predict, FAIL='1') == [INSTALLS]  # without a network: a warning
-
-
-def test_help_of_the_demo_is_its_own(tmp_path):
-    """Also in a directory with a `src` and a `config.py` of its own."""
-    (tmp_path / 'src').mkdir()
-    for name in ('src/__init__.py', 'config.py', 'random.py'):
-        (tmp_path / name).write_text('raise SystemExit("imported")')
-    environ, command = {**os.environ, 'PYTHON': sys.executable}, ['sh', ROOT / 'scripts/run_demo.sh', '--help']
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith('usage: bash scripts/run_demo.sh [OUTPUT_DIR] [--seed N]')
-    assert '--rmsprop_epsilon' not in done.stdout and done.stderr == ''
 
 
 def test_arguments_of_the_model_zoo(capsys, tmp_path, monkeypatch):

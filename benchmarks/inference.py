@@ -74,11 +74,8 @@ def make_files(directory):
     checkpoint.write(directory / 'weights.ckpt', checkpoint.values(InceptionV4()), {'config': {}})
     data = demo_images.make(directory / 'images', train_per_class=10, validation_per_class=1)
     options = ['--ckpt_path', directory / 'weights.ckpt', '--export_input', 'float', '--export_output', 'logits']
-    for file_format, stem, *more in (
-        ('MINDIR', 'float32'),
-        ('ONNX', 'float32'),
-        ('ONNX', 'int8', '--quantize', 'int8', '--data_dir', data),
-    ):
+    int8 = ['--quantize', 'int8', '--data_dir', data]
+    for file_format, stem, *more in (('MINDIR', 'float32'), ('ONNX', 'float32'), ('ONNX', 'int8', *int8)):
         start('export.py', *options, '--file_format', file_format, '--file_name', directory / stem, *more)
 
 

@@ -77,13 +77,8 @@ def train(folder, options):
     """[(epoch, images trained, CPU seconds, top-1, loss)] at each evaluation of a training run in `folder` with the options
     [OPTION=VALUE]."""
     every = 'mode=train_and_evaluate epochs_between_evals=1 keep_checkpoint_max=1 overwrite=true'.split()
-    command = [
-        sys.executable,
-        '-m',
-        'benchmarks.recipes',
-        'alone',
-        *(f'--{option}' for option in [*options, *every, f'log_dir={folder}']),
-    ]
+    command = [sys.executable, '-m', 'benchmarks.recipes', 'alone']
+    command += [f'--{option}' for option in [*options, *every, f'log_dir={folder}']]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if ended.returncode:
         raise InputError(f'train.py ended with status {ended.returncode}: {ended.stderr.strip()[-300:]}')

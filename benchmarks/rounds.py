@@ -1,5 +1,4 @@
-"""Timing of several candidates side by side: in turns, so that other load on the machine slows all of them alike, and each
-with all cores of this process."""
+"""Timing of several candidates side by side: in turns, so that other load on the machine slows all of them alike."""
 
 import argparse
 import importlib.metadata
@@ -10,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,6 @@ import psutil
 from src.errors import InputError, Parser
 from src.workflow import ROOT
 
-SHORTEST = 0.2  # CPU seconds that show who does the work
-IDLE = 0.1  # of the busiest thread's CPU seconds: a thread with less was not one of those that share the work
 WARM_UP, PAUSE = 2, 0.3  # rounds that do not count; seconds in which the threads of another candidate stop looking for work
 
 
@@ -29,10 +25,10 @@ def cores():
     return len(os.sched_getaffinity(0))
 
 
-def thread_seconds(pid):
-    """{thread: CPU seconds so far} of a process and its children."""
+def cpu_seconds(pid):
+    """CPU seconds so far of a process and its children."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children()]
-    return Counter({(one.pid, t.id): t.user_time + t.system_time for one in processes for t in one.threads()})
+    return sum(sum(one.cpu_times()[:2]) for one in processes)
 
 
 class Candidate:
@@ -42,36 +38,22 @@ class Candidate:
         start, pipes = time.perf_counter(), {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         # `import mindspore` (2.8) puts OMP_NUM_THREADS=1 into what child processes inherit; `os.environ` is without it.
         self.process = subprocess.Popen([*map(str, command)], text=True, env=dict(os.environ), cwd=ROOT, **pipes)
-        self.name, self.threads, self.wall = name, Counter(), 0.0  # CPU seconds of each thread; seconds
+        self.name, self.cpu, self.wall = name, 0.0, 0.0  # seconds
         self.work()
         self.first = time.perf_counter() - start
 
     def work(self):
         """Do the work once; returns the numbers that it returned."""
-        before, start = thread_seconds(self.process.pid), time.perf_counter()
+        before, start = cpu_seconds(self.process.pid), time.perf_counter()
         print(file=self.process.stdin, flush=True)
         word, *result = self.process.stdout.readline().split() or ['']
         if word != 'done':
             raise InputError(f'{self.name} ended with an error, see above; requirements-bench.txt lists what it needs')
         self.wall += time.perf_counter() - start
-        self.threads += thread_seconds(self.process.pid) - before
-        print(file=self.process.stdin, flush=True)  # only now may threads end
+        self.cpu += cpu_seconds(self.process.pid) - before
+        print(file=self.process.stdin, flush=True)  # only now may its children end
         self.process.stdout.readline()
         return [float(value) for value in result]
-
-    @property
-    def used(self):
-        """CPU seconds of all threads over wall-clock seconds."""
-        return sum(self.threads.values()) / self.wall
-
-    def require_cores(self):
-        """InputError if fewer threads than there are cores have worked, or on fewer cores, so that the figure is not
-        comparable. Nothing where the work was too short to tell."""
-        allowed = len(os.sched_getaffinity(self.process.pid))
-        busy = sum(value > IDLE * max(self.threads.values()) for value in self.threads.values())
-        if min(allowed, busy) < cores() and sum(self.threads.values()) > SHORTEST:
-            had = f'{self.name} had {min(allowed, busy)} of {cores()} cores: {busy} threads did its work, on {allowed} cores'
-            raise InputError(f'{had}; look at OMP_NUM_THREADS and its affinity')
 
 
 def serve(work, finish=lambda: None):
@@ -113,27 +95,27 @@ def alone(module, names, *more):
 
 
 def compare(commands, a, images, self_timed=False):
-    """Print a table of images/s (`images` in each work), threads and memory of the candidates `commands` {name: command},
-    which take turns; if they are `self_timed`, the first number that a work returns are the seconds that count. Returns
-    {name: what its last work returned}."""
+    """Print a table of the candidates `commands` {name: command}, which take turns: images/s (`images` in each), memory,
+    and threads at work (CPU over wall-clock seconds). Far fewer threads than in the other rows: OMP_NUM_THREADS or an
+    affinity holds a candidate back. If they are `self_timed`, the first number that a work returns are the seconds that
+    count. Returns {name: what its last work returned}."""
     candidates = []
     try:
         candidates.extend(Candidate(name, commands[name]) for name in commands if re.search(a.only, name))
         calls = {one.name: one.work for one in candidates}
         interleaved(calls, WARM_UP, PAUSE)
         for one in candidates:
-            one.threads, one.wall = Counter(), 0.0
+            one.cpu = one.wall = 0.0
         seconds, results = interleaved(calls, a.rounds, PAUSE)
         if self_timed:
             seconds = {name: [result[0] for result in found] for name, found in results.items()}
         print(f'{"":<42} {"images/s (lowest to highest)":<28} of first  first, s  threads  peak GB')
         for one in candidates:
-            one.require_cores()
             ratio = statistics.median(base / value for base, value in zip(seconds[candidates[0].name], seconds[one.name]))
             # Not ru_maxrss, in which a process inherits what its parent had.
             peak = int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{one.process.pid}/status').read_text())[1]) * 1024 / 1e9
             speed = spread([images / value for value in seconds[one.name]])
-            print(f'{one.name:<42} {speed:<28} {ratio:>8.2f} {one.first:>9.1f} {one.used:>8.2f} {peak:>8.2f}')
+            print(f'{one.name:<42} {speed:<28} {ratio:>8.2f} {one.first:>9.1f} {one.cpu / one.wall:>8.2f} {peak:>8.2f}')
         return {name: found[-1] for name, found in results.items()}
     finally:
         for one in candidates:

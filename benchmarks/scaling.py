@@ -47,8 +47,8 @@ def estimate(devices, batch_size=0, hidden=True, image_size=299):
     exposed, all_reduce = (end - backward, bucket * buckets) if devices > 1 else (0.0, 0.0)
     rate = devices * batch_size / (compute + exposed)
     limit, by = min((rate, 'devices'), (servers * CORES_PER_SERVER * IMAGES_PER_CORE, 'host cores'))
-    cores, storage = math.ceil(rate / servers / IMAGES_PER_CORE), rate * KB_PER_IMAGE / 1e6
-    return Estimate(limit, by, compute, exposed, all_reduce, cores, storage)
+    cores = math.ceil(rate / servers / IMAGES_PER_CORE)
+    return Estimate(limit, by, compute, exposed, all_reduce, cores, rate * KB_PER_IMAGE / 1e6)
 
 
 def relative_computing(size, full=299):
@@ -83,8 +83,6 @@ def main(arguments=None):
     a = parser.parse_args(arguments)
     if a.devices not in (1, 2, 4) and (a.devices % PER_SERVER or not 0 < a.devices <= 4096):
         raise InputError(f'--devices {a.devices}: must be 1, 2, 4, or a multiple of {PER_SERVER} up to 4096')
-    if a.batch_size < 0:
-        raise InputError(f'--batch_size {a.batch_size}: must not be negative')
     settings = load_settings(['--config_path', a.config_path]) if a.config_path else None
     batch_size = a.batch_size or settings and settings.batch_size or default_batch_size(a.devices)
     best, worst = (estimate(a.devices, batch_size, hidden) for hidden in (True, False))

@@ -1,7 +1,7 @@
 """Compile graphs as for NPUs and write their IR to a directory, in this order: `tests/ascend.py DIRECTORY CHIP:GRAPH ...`.
 
-GRAPH: `evaluation`, the evaluation step; or, for 8 ranks, what a sink runs on the device: the training step
-with its data queue, with a `branch` on overflow, or without (`select`).
+GRAPH: `evaluation`, the evaluation step; or, for 8 ranks, what a sink runs on the device: the training step with its data
+queue, with a `branch` on overflow, or without (`select`).
 
 MindSpore's Python decides everything as for that chip. Below it is the CPU, which has no kernels for an NPU's operations:
 the compilation then ends with an error, after the IR was written.
@@ -32,15 +32,8 @@ BATCHES = ([ms.uint8, ms.float32, ms.float32, ms.int32], [[BATCH, 3, SIZE, SIZE]
 
 
 def pretend(chip, setattr=setattr):
-    """Make MindSpore believe that it has the NPU `chip`. 2.8 asks for its name, 2.9 and 2.10 for what it supports."""
+    """Make MindSpore 2.8 believe that it has the NPU `chip`."""
     setattr(MSContext, 'get_ascend_soc_version', lambda self: chip)
-
-    def supports(self, feature):
-        first = feature == 'amp_loss_scale_train_classic_target'  # other features are those of the later chips
-        return chip == 'ascend910' if first else chip in ('ascend910b', 'ascend910_93')
-
-    if hasattr(MSContext, 'ascend_soc_supports_feature'):
-        setattr(MSContext, 'ascend_soc_supports_feature', supports)
 
 
 def compile_evaluation():

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Program:
-    """A command in a session of its own in `folder`; `text` is what it has printed, to the file `output`. `options` are of
-    Popen. As a context it ends with the block, and so do all its processes."""
+    """A Python command in a session of its own in `folder`; `text` is what it has printed, to the file `output`. `options`
+    are of Popen. As a context it ends with the block, and so do all its processes."""
 
     def __init__(self, folder, *command, environ=(), output='', **options):
         self.output = Path(folder, output or f'output.{time.monotonic_ns()}')

@@ -8,9 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from src.evaluation import evaluation
 from tests.npu import reference
-from tests.npu import test_device as checks
 from tests.npu.test_device import Device
 from tests.processes import ROOT
 
@@ -18,14 +16,8 @@ from tests.processes import ROOT
 def check(tmp_path, *command):
     """(exit status, standard output, {name: result}) of the check on the CPU."""
     output, environment = tmp_path / 'with spaces', {**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(
-        [*command, '--device_target', 'CPU', '--output', output],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    command = [*command, '--device_target', 'CPU', '--output', output]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = json.loads((output / 'acceptance.json').read_text())
     return done.returncode, done.stdout + done.stderr, {result['name']: result for result in found}
 
@@ -38,10 +30,7 @@ def test_rehearsal(tmp_path):
     assert {result['result'] for result in results.values()} == {'passed', 'skipped'}
     skipped = {name for name, result in results.items() if result['result'] == 'skipped'}
     assert skipped - {'atc'} == {'sinks', 'overflow_inside_a_sink', 'speed[128]', 'export[AIR]'}
-    figures = {name: result['figures'] for name, result in results.items()}
-    assert figures['resume']['loss'] == figures['shorter_last_sink']['loss'] == 0
-    assert figures['compiled_graph_and_sigterm']['seconds'] < figures['compilation']['seconds']
-    assert figures['speed[64]']['images_per_second'] > 1 and figures['all_ranks_stop']['step']
+    assert results['resume']['figures']['loss'] == results['shorter_last_sink']['figures']['loss'] == 0
 
 
 @pytest.mark.compiles
@@ -60,22 +49,12 @@ def test_failed_check_ends_it(tmp_path):
     assert 'remedy: MindSpore and CANN must belong together' in shown and 'NOT passed: 2 ok, 0 skipped, 1 failed' in shown
 
 
-@pytest.mark.slow
-@pytest.mark.compiles
-def test_evaluation_that_changes_the_training_is_found(tmp_path, monkeypatch):
-    """An evaluation that leaves the averages in the weights makes the check fail."""
-
-    def leaving(network, train_step):
-        for average, value in zip(train_step.averages, train_step.values):
-            value.assign_value(average)
-        take(network, train_step)
-
-    take, device = evaluation.take_weights, Device('CPU', 0, tmp_path)
-    monkeypatch.setattr(evaluation, 'take_weights', leaving)
-    for check_of in (checks.test_records, checks.test_overflow, checks.test_steps_without_sinks):
-        check_of(device, lambda **figures: None)
-    with pytest.raises(AssertionError, match='losses at steps'):
-        checks.test_evaluation_between_sinks(device, lambda **figures: None)
+def test_seeded_weights():
+    """They and the images are those of the stored logits: with others the check would fail on every machine."""
+    first = [reference.weight(f'a.{kind}', (4, 4))[0, 0] for kind in ('weight', 'gamma', 'moving_mean', 'moving_variance')]
+    assert [*first, reference.images(75)[0, 0, 0, 0]] == pytest.approx(
+        [-0.4605, 0.91685, -0.042545, 1.08886, -0.58431], 1e-4
+    )
 
 
 def test_branch_is_tried_first():

@@ -49,7 +49,6 @@ def test_two_ranks_train_like_one(results):
     norm = sum(np.square(one[name]).sum(dtype=np.float64) for name in moments)
     difference = sum(np.square(two[name] - one[name]).sum(dtype=np.float64) for name in moments)
     worst = max(np.abs(two[name] - one[name]).max() for name in one if name not in moments and one[name].ndim)
-    print(f'\n2 ranks and 1: weights {worst:.1e} (bound 1e-05), momentum {(difference / norm) ** 0.5:.1e} (bound 1e-03)')
     assert moments and worst < 1e-5 and difference < 1e-6 * norm
 
 
@@ -57,7 +56,6 @@ def test_two_ranks_restore_and_evaluate_like_one(results):
     """All hold the same weights after restoring, and the evaluation does not depend on their number."""
     (one, _), (two, _) = results
     assert two['equal'] and two['evaluation'] == pytest.approx(one['evaluation'], rel=1e-5)
-    # What a report is made of, image by image.
     one, two = one['outcomes'], two['outcomes']
     assert len(one['label']) == 30 and set(one['label']) == set(range(10))
     for name, column in one.items():
@@ -70,11 +68,8 @@ def trained(compiles, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('scripts')
     (folder / 'rank table.json').write_text(table(1, 2))
     short = ['--max_train_steps', '2', '--display_every', '1', '--optimizer', 'momentum']  # which compiles faster
-    return folder, distributed(folder, '--data_dir', data, *SMALL, *short, '--mode', 'train_and_evaluate')
-
-
-def distributed(folder, *options):
-    return run_in(folder, 'bash', ROOT / 'scripts/run_distribute_train.sh', 'rank table.json', *options)
+    script = ['bash', ROOT / 'scripts/run_distribute_train.sh', 'rank table.json']
+    return folder, run_in(folder, *script, '--data_dir', data, *SMALL, *short, '--mode', 'train_and_evaluate')
 
 
 def figures(out, epoch):
@@ -86,8 +81,7 @@ def figures(out, epoch):
 def test_scripts_with_two_ranks(trained, data, capfd):
     """All ranks evaluate what one does, in a training run as later; only rank 0 writes the log and checkpoints."""
     folder, out = trained
-    assert 'rank 0 of 2' in out and re.search(r'^step: 2 epoch: 0.3 .*loss: ', out, re.M)
-    assert out.count('\nreport: ') + out.count('no report on the evaluation') == 1
+    assert re.search(r'^step: 2 epoch: 0.3 .*loss: ', out, re.M) and out.count('\nreport: ') == 1
     written = {str(path.relative_to(folder / 'results/2p')) for path in (folder / 'results').rglob('*.*')}
     own = {'config.yaml', 'inception_v4.log', 'inceptionv4-0_2.ckpt', 'inceptionv4-best.ckpt', 'metrics.jsonl'}
     assert {f'0/ckpt/{name}' for name in own} | {f'{name}/train.log' for name in ('0', '1', 'scheduler')} <= written
@@ -95,10 +89,3 @@ def test_scripts_with_two_ranks(trained, data, capfd):
     where = ['--ckpt_path', folder / 'results/2p/0/ckpt', '--data_dir', data, '--device_target', 'CPU']
     evaluation.main([*map(str, where), '--batch_size', '4'])
     assert figures(capfd.readouterr().out, '0.0') == pytest.approx(figures(out, '0.3'), rel=1e-5)
-
-
-@pytest.mark.slow
-def test_two_ranks_evaluate_later(trained, data):
-    folder, out = trained
-    later = distributed(folder, '--data_dir', data, '--mode', 'evaluate', '--batch_size', '4')
-    assert figures(later, '0.0') == figures(out, '0.3')

@@ -29,18 +29,18 @@ for other in range(rank // here * here, rank // here * here + here):
 """
 
 
-def table(servers, devices=8, first=0):
+def table(servers, devices=8):
     """JSON of a rank table in version 1.0, as the first server sees it, where all addresses are of this machine."""
-    rows = [[{'device_id': str(first + i), 'rank_id': str(k * devices + i)} for i in range(devices)] for k in range(servers)]
+    rows = [[{'device_id': str(i), 'rank_id': str(k * devices + i)} for i in range(devices)] for k in range(servers)]
     listed = [{'server_id': f'127.0.0.{k + 1}', 'device': row} for k, row in enumerate(rows)]
-    return json.dumps({'version': '1.0', 'server_count': str(servers), 'status': 'completed', 'server_list': listed})
+    return json.dumps({'status': 'completed', 'server_list': listed})
 
 
 def template_2(servers, devices=8, first=0):
     """jobstart_hccl.json of ModelArts: an instance is a container with its devices; ranks are not in it."""
     numbers = [{'device_id': str(first + i), 'device_ip': f'10.0.0.{i}'} for i in range(devices)]
-    instances = [{'devices': numbers, 'pod_name': f'job-{k}', 'server_id': f'127.0.0.{k + 1}'} for k in range(servers)]
-    return json.dumps({'group_count': '1', 'group_list': [{'instance_list': instances}], 'status': 'completed'})
+    instances = [{'devices': numbers, 'server_id': f'127.0.0.{k + 1}'} for k in range(servers)]
+    return json.dumps({'group_list': [{'instance_list': instances}], 'status': 'completed'})
 
 
 def launcher(folder, npus=range(8)):
@@ -55,13 +55,8 @@ def launcher(folder, npus=range(8)):
 
 
 class Launch(Program):
-    """A launcher in `folder`, which has so many `npus`, of the Python lines `script` after RANK.
-
-    Args:
-        ranks: a number, or the name of a rank table in `folder`.
-        patch: Python lines that the launcher begins with.
-        scheduler: Python program of the scheduler; None: the real one.
-    """
+    """A launcher in `folder`, which has these `npus`, of the Python lines `script` after RANK. `ranks` is a number or a
+    rank table, `patch` are the launcher's first Python lines, `scheduler` is a Python program, or '' for the real one."""
 
     def __init__(self, folder, script, *options, ranks='2', npus=range(8), patch='', scheduler='pass', environ=()):
         self.folder = folder
@@ -79,11 +74,12 @@ class Launch(Program):
         """Read the launcher's log up to the line with `text`."""
         assert any(text in line for line in iter(self.process.stderr.readline, ''))
 
-    def end(self, patience=0):
-        """(exit status, stdout, stderr); no process that wrote a file pid* may be left after `patience` seconds."""
+    def end(self):
+        """(exit status, stdout, stderr); no process that wrote a file pid* may be left. Those of a second launcher in the
+        same folder may still be ending."""
         out, err = self.process.communicate(timeout=300)
         pids = [int(pid) for path in self.folder.glob('pid*') for pid in path.read_text().split()]
-        assert wait(lambda: not any(map(lives, pids)), patience)
+        assert wait(lambda: not any(map(lives, pids)), 60)
         return self.process.returncode, out, err
 
     def log(self, rank, suffix=''):

@@ -23,8 +23,7 @@ def test_success(tmp_path):
     script += "print('rank', rank, sys.argv[1:], len(os.sched_getaffinity(0)))\n"
     assert Launch(tmp_path, script).end()[0] == 0
     status, out, err = (run := Launch(tmp_path, script, '--bind_core', '--lr', '-1')).end()
-    cores = len(os.sched_getaffinity(0))
-    options = "['--lr', '-1', '--device_target', 'Ascend', '--rank_size', '2']"
+    cores, options = len(os.sched_getaffinity(0)), "['--lr', '-1', '--device_target', 'Ascend', '--rank_size', '2']"
     assert (status, out) == (0, f'rank 0 {options} {max(1, cores // 2)}\n'), err
     assert run.log(1).startswith(f'rank 1 {options}') and run.log(1, '.1').endswith(f"'2'] {cores}\n")
     assert err == 'launch: 2 ranks, Ascend; logs in results/2p/<rank>/train.log\n'
@@ -32,9 +31,8 @@ def test_success(tmp_path):
 
 SLEEPS = 'time.sleep(300)'
 ENDS = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); note('ready', 0); {SLEEPS}"
-DIES = "wait_for('ready0'); [print('line', i) for i in range(30)]; print('[INFO] DISTRIBUTED(5', flush=True); "
+DIES = "wait_for('ready0'); [print('line', i) for i in range(30)]; print('[INFO] DISTRIBUTED(5'); sys.exit(7)"
 LINES = 'the last lines of results/2p/1/train.log:\n' + ''.join(f'line {i}\n' for i in range(10, 30))
-KILLED = 'rank 1 failed first: signal SIGKILL (out of memory, or killed by hand)'
 LOST = 'worker 1 is the first one timed out'
 
 
@@ -42,49 +40,31 @@ LOST = 'worker 1 is the first one timed out'
     'rank0, rank1, scheduler, status, message',
     [
         # What ranks end with after the launcher's SIGTERM, or after status 4, is not the cause.
-        (ENDS, DIES + 'sys.exit(7)', None, 7, f'rank 1 failed first: status 7; {LINES}'),
-        (ENDS, DIES + 'os.kill(os.getpid(), 9)', None, 137, f'{KILLED}; {LINES}'),
+        (ENDS, DIES, None, 7, f'rank 1 failed first: status 7; {LINES}'),
         ('sys.exit(4)', 'time.sleep(1); sys.exit(7)', None, 7, 'rank 1 failed first: status 7'),
         # When a rank is lost, the scheduler fails too, and may do so first.
         ("wait_for('lost'); time.sleep(.5); sys.exit(3)", SLEEPS, '', 3, 'rank 0 failed first: status 3'),
         (SLEEPS, SLEEPS, '', 5, 'scheduler failed first: status 5'),
         (SLEEPS, SLEEPS, LOST, 1, 'rank 1 stopped answering the scheduler; the last lines'),
-        (
-            "wait_for('lost'); sys.exit(143)",
-            SLEEPS,
-            LOST.replace('1', '9'),
-            4,
-            'rank 9 stopped answering the scheduler; it is',
-        ),
     ],
 )
 def test_first_failure_is_named(rank0, rank1, scheduler, status, message, tmp_path):
     fails = f"import sys\nprint({scheduler!r}, flush=True)\nopen('lost', 'w').close()\nsys.exit(5)"
-    more = {
-        'patch': f'supervisor.SYMPTOM = {0.1 if rank0 == SLEEPS else 60}',
-        'scheduler': 'pass' if scheduler is None else fails,
-    }
-    got, _, err = Launch(tmp_path, f'if rank == 0: {rank0}\nelse: {rank1}\n', **more).end()
+    patch = f'supervisor.SYMPTOM = {0.1 if rank0 == SLEEPS else 60}'
+    scheduler = 'pass' if scheduler is None else fails
+    got, _, err = Launch(tmp_path, f'if rank == 0: {rank0}\nelse: {rank1}\n', patch=patch, scheduler=scheduler).end()
     assert got == status and f'launch: {message}' in err and err.count('failed first') + err.count('stopped answering') == 1
 
 
-def test_rank_that_ignores_sigterm(tmp_path):
-    script = f"if rank == 0: wait_for('ready1'), sys.exit(3)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{READY}"
-    status, _, err = Launch(tmp_path, script, '--grace', '1').end()
-    assert status == 3 and 'rank 0 failed first: status 3' in err and 'rank 1 did not end in time: killed' in err
-
-
-@pytest.mark.parametrize('numbers', [[signal.SIGHUP], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]])
-def test_signal_reaches_the_ranks_once(tmp_path, numbers):
+def test_signal_reaches_the_ranks_once(tmp_path):
     """Never as SIGINT, which MindSpore handles itself; and a batch system signals a process, then its whole group."""
     run = Launch(tmp_path, SAVES.format(0.5) + READY, patch='supervisor.ECHO = 60')
     run.wait_for('ready0', 'ready1')
-    for number in numbers:
-        run.process.send_signal(number)
-        time.sleep(0.1)
+    run.process.send_signal(signal.SIGHUP)
+    run.wait_for_line('SIGHUP passed on; ranks have 60 s to save')
+    run.process.send_signal(signal.SIGINT)
     status, out, err = run.end()
-    assert status == 128 + numbers[0] and 'failed' not in err and out == run.log(1) == f'saved {signal.SIGTERM:d}\n'
-    assert f'{signal.Signals(numbers[0]).name} passed on; ranks have 60 s to save' in err
+    assert status == 128 + signal.SIGHUP and 'failed' not in err and out == run.log(1) == f'saved {signal.SIGTERM:d}\n'
 
 
 def test_second_signal_kills(tmp_path):
@@ -97,33 +77,24 @@ def test_second_signal_kills(tmp_path):
     run.wait_for_line('SIGTERM passed on')
     time.sleep(0.2)
     run.process.terminate()
-    assert run.end()[0] == 143 and not (tmp_path / 'saved0').exists()
+    status, _, err = run.end()
+    assert status == 143 and 'rank 0, 1 did not end in time: killed' in err and not (tmp_path / 'saved0').exists()
 
 
 def test_ranks_die_with_a_killed_launcher(tmp_path):
     (run := Launch(tmp_path, READY)).wait_for('ready0', 'ready1')
     run.process.kill()
-    assert run.end(patience=60)[0] == -9
-
-
-def test_screen_may_close(tmp_path):
-    run = Launch(tmp_path, 'for i in range(5):\n  print(i)\n  time.sleep(.2)\n')
-    run.process.stdout.close()
-    run.process.stdout = None
-    assert run.end()[0] == 0 and run.log(0).split() == list('01234')
+    assert run.end()[0] == -9
 
 
 def test_when_it_is_not_started_again(monkeypatch, capsys):
-    """After so many restarts without a new checkpoint; after bad input and lost weights at once. Before the first checkpoint
-    a run begins where its options say: `--resume PATH`, or over an older run, which `auto` would resume."""
+    """After so many restarts without a new checkpoint; after bad input and lost weights at once."""
     outcomes, given = iter([(7, 'rank 1 failed', saved) for saved in (False, False, True, False, False)]), []
     monkeypatch.setattr(launch, 'PAUSE', 0)
     signals = type('Signals', (list,), {'wait': lambda *_: False})()
     assert launch.with_restarts(lambda resume: given.append(resume) or next(outcomes), 2, signals) == 7
     assert given == [False, False, False, True, True]
-    err = capsys.readouterr().err
-    assert 'launch: restart 2 of 2 in 0 s, from the beginning, as nothing was saved: rank 1 failed' in err
-    assert err.endswith('launch: not started again after 2 restarts (--max_restarts): rank 1 failed\n')
+    assert capsys.readouterr().err.endswith('launch: not started again after 2 restarts (--max_restarts): rank 1 failed\n')
     for status in (2, 3):
         assert launch.with_restarts(lambda _, status=status: (status, 'rank 1 failed', True), 2, signals) == status
         assert capsys.readouterr().err == 'launch: not started again: rank 1 failed\n'
@@ -136,44 +107,40 @@ def test_signal_in_the_pause_before_a_restart(tmp_path):
     assert run.end()[0] == 143 and len(run.starts()) == 1
 
 
+# With Python's lock held; the child is a data worker.
 WORKER = 'def never_returns(): time.sleep(300)\n    if os.fork() == 0: never_returns()\n'
+WORKER += '    import ctypes; ctypes.PyDLL(None).sleep(300)'
 ENDS_OF_A_RANK = {
     'stopped': ('os.kill(os.getpid(), signal.SIGSTOP)', r'hangs \(stopped\): no heartbeat for \d+ s after step 3'),
-    'sleeping': (  # with Python's lock held
-        f'{WORKER}    import ctypes; ctypes.PyDLL(None).sleep(300)',
-        r'hangs \(sleeping\): no heartbeat for \d+ s after step 3',
-    ),
+    'sleeping': (WORKER, r'hangs \(sleeping\): no heartbeat for \d+ s after step 3'),
     'killed': ('os.kill(os.getpid(), 9)', r'failed first: signal SIGKILL \(out of memory, or killed by hand\)'),
 }
 
 
 @pytest.mark.parametrize('how', ENDS_OF_A_RANK)
 def test_failed_or_hanging_rank_is_named_and_started_again(how, tmp_path):
-    """From the newest checkpoint, if there is one. What hangs has left its stacks, and those of its data workers."""
+    """From the newest checkpoint; before there is one a run begins where its options say: `--resume PATH`, or over an older
+    run, which `auto` would resume. What hangs has left its stacks, and those of its data workers."""
     code, what = ENDS_OF_A_RANK[how]
     script = f'if start == 1:\n  steps(1, 3)\n  heartbeat(saved={how == "killed":d})\n  if rank == 1:\n    {code}\n'
     script += f'  steps(4, 4)\n  {SLEEPS}\n'
-    options = ['--overwrite', 'true']
-    run = Launch(tmp_path, script, *options, '--stall_timeout', '3', '--max_restarts', '1', '--grace', '1')
+    run = Launch(tmp_path, script, '--lr', '1', '--stall_timeout', '3', '--max_restarts', '1', '--grace', '1')
     status, _, err = run.end()
-    options += ['--device_target', 'Ascend', '--rank_size', '2']
-    again, where = options, 'from the beginning, as nothing was saved'
+    options = ['--lr', '1', '--device_target', 'Ascend', '--rank_size', '2']
+    resume, where = [], 'from the beginning, as nothing was saved'
     if how == 'killed':
-        again, where = [*options, '--resume', 'auto', '--overwrite', 'false'], 'from the newest checkpoint'
-    assert status == 0 and run.starts(0) == run.starts(1) == [options, again], err
-    assert re.search(rf'^launch: rank 1 {what}; the last lines of results/2p/1/train.log:$', err, re.M), err
+        resume, where = ['--resume', 'auto', '--overwrite', 'false'], 'from the newest checkpoint'
+    assert status == 0 and run.starts(0) == run.starts(1) == [options, [*options, *resume]], err
     assert re.search(rf'^launch: restart 1 of 1 in 0.1 s, {where}: rank 1 {what}$', err, re.M), err
     assert how == 'killed' or 'most recent call first' in run.log(0, '.1')
-    assert how != 'sleeping' or 'in never_returns' in run.log(1, '.1') and 'script.py' in run.log(1, '.1')
+    assert how != 'sleeping' or 'in never_returns' in run.log(1, '.1')
 
 
 @pytest.mark.parametrize(
     'arguments, message',
     [
         ('missing.json two.json', 'missing.json: No such file'),
-        ('2 no.py', 'no.py: No such file'),
         ('here.json two.json', 'device 0 of the rank table is not here; there are /dev/davinci4, /dev/davinci5'),
-        ('2 two.json --rank_size 3', '--rank_size 3, but the rank table has 2 ranks'),
         ('2 two.json --grace -5', '--grace -5: must be 0 or more'),
         ('2 two.json --master_port 70000', 'port 70000: '),
         ('2 two.json --server_id b', '0 servers of the rank table have b; choose one by --server_id: 127.0.0.1'),

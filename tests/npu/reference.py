@@ -1,12 +1,9 @@
 """Logits of seeded weights, computed in float32 on a CPU and stored beside this file; every device must come near them.
 
-    python -m tests.npu.reference [FILE]
-
-computes them and writes FILE (default: the stored file). This is needed only when the network, or the weights or images of
-this module, change.
+`python -m tests.npu.reference` computes and stores them; needed only when the network, or the weights or images of this
+module, change.
 """
 
-import sys
 import zlib
 from pathlib import Path
 
@@ -59,11 +56,6 @@ def logits(cell, name):
     return cell(Tensor(images(NETWORKS[name].get('image_size', 299)))).asnumpy().astype(np.float32)
 
 
-def main():
-    """Compute the logits and write them."""
-    runtime.start(load_settings(['--device_target', 'CPU']))
-    np.savez(sys.argv[1] if len(sys.argv) > 1 else STORED, **{name: logits(network(name), name) for name in NETWORKS})
-
-
 if __name__ == '__main__':
-    main()
+    runtime.start(load_settings(['--device_target', 'CPU']))
+    np.savez(STORED, **{name: logits(network(name), name) for name in NETWORKS})

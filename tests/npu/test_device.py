@@ -20,7 +20,7 @@ from src.training import resume
 from src.training.step import on_host
 from src.weights import checkpoint
 from tests.npu import reference, small_training
-from tests.npu.small_training import SMALL, Recorder, settings_of
+from tests.npu.small_training import SMALL, Recorder, settings_of, train
 
 PLACE = 'docs/ascend.md, "When it goes wrong"'
 OVERFLOW = (
@@ -33,8 +33,7 @@ STATE = (
 )
 pytestmark = [pytest.mark.compiles, pytest.mark.remedy(STATE)]  # of the checks that name no other
 STEPS, SINK = 20, 10
-# Bounds for two graphs of the same training on one device: relative difference of the losses, and of the changes of weights
-# and slots (`change_difference`).
+# Bounds for two graphs of the same training on one device: relative difference of the losses, and of the changes of state.
 LOSS_BOUND = {'float32': 1e-4, 'float16': 1e-2}
 CHANGE_BOUND = {'float32': 1e-3, 'float16': 1e-1}
 # Loss scales so large that the gradients, or the squares of their norm, overflow at three halvings, and soon no more.
@@ -63,19 +62,13 @@ class Device:
         """The batches of some steps."""
         return small_training.training_data(self.records, SMALL, range(start, stop), self.run)
 
-    def train(self, step, data, sinks, recorder):
-        """Train (number, length) of sinks."""
-        return small_training.train(self.run, step, data, sinks, recorder)
-
-    def difference(self, recorder):
-        """Largest relative difference from the losses without sinks, at the steps that `recorder` kept."""
-        worst = max(abs(outputs.loss / self.losses[step] - 1) for step, outputs in recorder.outputs.items())
-        assert worst <= LOSS_BOUND[self.precision], f'losses at steps {[*recorder.outputs]}'
+    def difference(self, step, steps, sinks, recorder):
+        """Train `steps` (start, stop) in (number, length) of sinks. Returns the largest relative difference from the losses
+        without sinks."""
+        outputs = train(self.run, step, self.data(*steps), sinks, recorder).outputs
+        worst = max(abs(one.loss / self.losses[number] - 1) for number, one in outputs.items())
+        assert worst <= LOSS_BOUND[self.precision], f'losses at steps {[*outputs]}'
         return worst
-
-    def steps_9_to_11(self):
-        """Their `difference`, in a sink of another length."""
-        return self.difference(self.train(self.step, self.data(8, 11), (1, 3), Recorder(8)))
 
     def either(self, check):
         """What `check()` says with the branch on overflow or, where that fails, without it; and which one works."""
@@ -134,9 +127,8 @@ def test_forward(device, figures):
     seconds = time.perf_counter() - start
     with np.load(reference.STORED) as stored:
         expected = stored[device.size]
-    bound = BOUNDS['float32' if device.run.amp_level == 'O0' else 'float16 or HF32']
+    bound = BOUNDS['float32' if device.precision == 'float32' else 'float16 or HF32']
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    assert found.shape == expected.shape
     assert difference <= bound, 'difference from the float32 logits of a CPU, in parts of the largest'
     assert found.argmax(1).tolist() == expected.argmax(1).tolist()
     text = f'{device.size} network, {difference:.1e} of the largest logit (bound {bound:g}), same top-1'
@@ -149,8 +141,7 @@ def test_augmentation(device, figures):
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, (4, 3, 299, 299), np.uint8)
     draws = np.stack([preprocess.draw_augmentation(rng)[1] for _ in image])
-    dtype = ms.float32 if device.run.amp_level == 'O0' else ms.float16
-    found = preprocess.Augment(dtype)(Tensor(image), Tensor(draws)).asnumpy().astype(np.float32)
+    found = preprocess.Augment(getattr(ms, device.precision))(Tensor(image), Tensor(draws)).asnumpy().astype(np.float32)
     columns = (draws * preprocess.DRAWN).T.reshape(2, -1, 1, 1, 1)
     expected = preprocess.colour(image.astype(np.float32), *columns, np.maximum, np.minimum)
     difference = float(np.abs(found - expected).max())
@@ -184,11 +175,9 @@ def skip_overflows(device):
     counters = 'global_step overflows overflow_run scale_sense last_overflow_iterator_step current_iterator_step'.split()
     assert [n for n in moved - {*counters} if not n.endswith(evaluation.STATISTICS)] == []  # those of the forward pass move
     assert int(after['global_step'].item()) == 3 and float(after['scale_sense']) * 8 == HUGE_SCALE[device.precision]
-    for batch in device.data(3, 43).create_tuple_iterator(num_epochs=1):
-        outputs = on_host(device.step(*batch))
-        if not outputs.overflow_run:
-            break
-    assert outputs.overflow_run == 0, 'steps in a row without an update after the scale was halved 40 times'
+    runs = (on_host(device.step(*batch)) for batch in device.data(3, 43).create_tuple_iterator(num_epochs=1))
+    outputs = next((one for one in runs if not one.overflow_run), None)
+    assert outputs, 'no update after the scale was halved 40 times'
     device.state = copies(device.step)
     weight = 'conv2d_1a_3x3.conv.weight'
     assert np.isfinite(device.state[weight]).all() and (device.state[weight] != before[weight]).any()
@@ -206,15 +195,10 @@ def test_steps_without_sinks(device, figures):
     figures(text=f'{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}', losses=losses)
 
 
-def change_difference(before, expected, found):
-    """Norm of `found` - `expected` divided by that of `expected` - `before`, over all float32 parameters but scalars:
-    weights, slots and averages. The arguments are as of `copies`."""
+def change(before, after):
+    """Norm of the change of all float32 parameters but scalars (weights, slots and averages) between two `copies`."""
     names = [name for name, value in before.items() if value.ndim and value.dtype == np.float32]
-    away, moved = (
-        sum(float(np.square(end[name] - start[name], dtype=np.float64).sum()) for name in names)
-        for end, start in ((found, expected), (expected, before))
-    )
-    return (away / moved) ** 0.5 if moved else float('inf')
+    return sum(float(np.square(after[name] - before[name], dtype=np.float64).sum()) for name in names) ** 0.5
 
 
 def test_sinks(device, sinks, figures):
@@ -222,10 +206,10 @@ def test_sinks(device, sinks, figures):
 
     def check():
         step = device.make_step(device.state)
-        worst = device.difference(device.train(step, device.data(0, STEPS), (STEPS // SINK, SINK), Recorder()))
-        change = change_difference(device.state, device.after, copies(step))
-        assert change <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
-        return f'losses within {worst:.1e}, changes of all state within {change:.1e}'
+        worst = device.difference(step, (0, STEPS), (STEPS // SINK, SINK), Recorder())
+        changes = change(device.after, copies(step)) / change(device.state, device.after)
+        assert changes <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
+        return f'losses within {worst:.1e}, changes of all state within {changes:.1e}'
 
     figures(**device.either(check))
 
@@ -236,8 +220,7 @@ def test_overflow_inside_a_sink(device, sinks, figures):
 
     def check():
         step = device.make_step({**device.state, 'scale_sense': np.float32(HUGE_SCALE[device.precision])})
-        recorder = device.train(step, device.data(0, 3), (1, 3), Recorder())
-        assert recorder.outputs[3].overflow_run == 3
+        assert train(device.run, step, device.data(0, 3), (1, 3), Recorder()).outputs[3].overflow_run == 3
         after, weights = checkpoint.values(step), [parameter.name for parameter in step.optimizer.parameters]
         assert [name for name in weights if (after[name] != device.state[name]).any()] == []
         return '3 of 3 steps skipped inside one sink'
@@ -255,7 +238,7 @@ def test_evaluation_between_sinks(device, figures):
         evaluation.take_weights(step.network, device.step)
         results.append(evaluation.evaluate(step, data, len(device.validation), device.run))
 
-    worst = device.difference(device.train(device.step, device.data(0, 8), (2, 4), Recorder(0, 4, evaluate)))
+    worst = device.difference(device.step, (0, 8), (2, 4), Recorder(0, 4, evaluate))
     assert len(results) == 1
     figures(text=f'{len(results[0].label)} images after step 4, losses to step 8 within {worst:.1e}', loss=worst)
 
@@ -276,7 +259,7 @@ def test_state_in_a_checkpoint(device, figures):
 @pytest.mark.remedy(f'{STATE}; --iterations_per_loop may divide the steps')
 def test_shorter_last_sink(device, figures):
     """The same step with a second data set and sinks of another length, for which it is compiled again."""
-    worst = device.steps_9_to_11()
+    worst = device.difference(device.step, (8, 11), (1, 3), Recorder(8))
     assert int(device.step.optimizer.global_step.asnumpy().item() - device.state['global_step'].item()) == 11
     figures(text=f'8 steps and 3, losses within {worst:.1e}', loss=worst)
 
@@ -287,5 +270,5 @@ def test_resume(device, figures):
     parameters, _ = checkpoint.load(device.path)
     device.step = device.make_step()
     resume.load(device.step, resume.Saved(device.path, parameters, {}), int(parameters['global_step'].item()))
-    worst = device.steps_9_to_11()
+    worst = device.difference(device.step, (8, 11), (1, 3), Recorder(8))
     figures(text=f'steps 9 to 11 from the checkpoint, losses within {worst:.1e}', loss=worst)

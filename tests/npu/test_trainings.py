@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.npu.conftest import PATIENCE
-from tests.processes import ROOT, Program, children, wait
+from tests.processes import ROOT, Program, wait
 
 ENDS = 30  # seconds for a process to be gone after its last step
 # A small network, a checkpoint and a log line after few steps.
@@ -26,17 +26,15 @@ def losses(text):
 
 
 def train(output, log, status, *command, after_step=0, number=signal.SIGTERM):
-    """What a training printed, which gets the signal `number` after `after_step` steps, if any, and must end with `status`,
-    ENDS seconds after its last step at most."""
+    """What a training printed, which gets the signal `number` after `after_step` steps, if any, and must end with one of
+    `status`, ENDS seconds after its last step at most."""
     with Program(output, *command, output=log) as run:
         if after_step:
             run.reach(lambda: max(losses(run.text), default=0) >= after_step, PATIENCE)
             run.process.send_signal(number)
-        last = '^(trained|.*stopped after step) '
-        assert wait(lambda: run.process.poll() is not None or run.found(last), PATIENCE), f'{log}: no end'
-        left = children(run.process.pid)
-        assert wait(lambda: run.process.poll() is not None, ENDS), f'the process stays {ENDS} s; children: {left}'
-        assert run.process.returncode in (status if isinstance(status, tuple) else (status,)), run.text[-300:]
+        run.reach('^(trained|.*stopped after step) ', PATIENCE)
+        assert wait(lambda: run.process.poll() is not None, ENDS), f'the process stays {ENDS} s after its last step'
+        assert run.process.returncode in status, run.text[-300:]
     return run.text
 
 
@@ -53,7 +51,7 @@ def common(target, output, overflow, option):
 @pytest.mark.remedy('docs/ascend.md, "When it goes wrong"')
 def test_compilation(common, output, figures):
     """Cold: the time of the first sink, in which the training graph is compiled."""
-    text = train(output, 'compiled.log', 0, *common, '--overwrite', 'true')
+    text = train(output, 'compiled.log', [0], *common, '--overwrite', 'true')
     [(how, seconds)] = re.findall(GRAPH, text, re.M)
     assert how == 'compiled'
     figures(text=f'first sink after {seconds} s; the process ended after its last step', seconds=float(seconds))
@@ -62,7 +60,7 @@ def test_compilation(common, output, figures):
 @pytest.mark.remedy('--compile_cache off; src/training/stopping.py')
 def test_compiled_graph_and_sigterm(common, output, figures):
     """Warm, and ended by SIGTERM after the first sink."""
-    text = train(output, 'cached.log', 143, *common, '--overwrite', 'true', after_step=1)
+    text = train(output, 'cached.log', [143], *common, '--overwrite', 'true', after_step=1)
     [(how, seconds)] = re.findall(GRAPH, text, re.M)
     assert how == 'from the compile cache'
     assert len(list((output / 'training').glob('inceptionv4-*.ckpt'))) == 1
@@ -72,7 +70,7 @@ def test_compiled_graph_and_sigterm(common, output, figures):
 @pytest.mark.remedy('src/training/stopping.py')
 def test_ctrl_c(common, output, figures):
     """Within a graph MindSpore makes a SIGTERM of it."""
-    train(output, 'interrupted.log', (130, 143), *common, '--resume', 'auto', after_step=1, number=signal.SIGINT)
+    train(output, 'interrupted.log', [130, 143], *common, '--resume', 'auto', after_step=1, number=signal.SIGINT)
     figures(text='ended, and a checkpoint')
 
 
@@ -91,7 +89,7 @@ def ranks(target, output, overflow, option):
 @pytest.mark.remedy('docs/reliability.md; stopped.log')
 def test_all_ranks_stop(ranks, output, figures):
     """A SIGTERM ends all ranks after the same step with a checkpoint of it."""
-    text = train(output, 'stopped.log', 143, *ranks, after_step=5)
+    text = train(output, 'stopped.log', [143], *ranks, after_step=5)
     step = int(re.search(r'stopped after step (\d+) of', text)[1])
     saved = sorted((output / 'results').glob('*/0/ckpt/inceptionv4-*_*.ckpt'), key=step_of)
     assert step_of(saved[0]) < step_of(saved[-1]) == step
@@ -106,13 +104,11 @@ def test_all_ranks_resume(ranks, target, output, figures):
     Up to 12 steps after the stop are compared: differences in an NPU's rounding grow with every step.
     """
     before = losses((output / 'stopped.log').read_text())
-    after = losses(train(output, 'resumed.log', 0, *ranks, '--resume', 'auto'))
+    after = losses(train(output, 'resumed.log', [0], *ranks, '--resume', 'auto'))
     older = ['--resume', output / 'before.ckpt', '--log_dir', output / 'uninterrupted']
-    whole, stop = losses(train(output, 'uninterrupted.log', 0, *ranks, *older)), max(before)
+    whole, stop = losses(train(output, 'uninterrupted.log', [0], *ranks, *older)), max(before)
     assert min(after) > stop
-    differences = {n: abs({**before, **after}[n] / whole[n] - 1) for n in whole if min(before) <= n <= stop + 12}
-    assert max(differences) > stop
-    worst = max(differences.values())
+    worst = max(abs({**before, **after}[n] / whole[n] - 1) for n in whole if min(before) <= n <= stop + 12)
     assert worst <= (2e-3 if target == 'CPU' else 1e-2)  # the log has three digits
     figures(text=f'as without the stop at {stop}: losses within {worst:.1e}', difference=worst)
 

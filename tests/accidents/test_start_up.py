@@ -21,7 +21,7 @@ def launched(folder, ranks, *options, servers=1, script=DUMP, scheduler=DUMP, **
     port = ['--master_port', str(10000 + os.getpid() % 20000)] if servers > 1 else []
     places = [['--server_id', f'127.0.0.{k + 1}', *port] if servers > 1 else [] for k in range(servers)]
     runs = [Launch(folder, script, *options, *place, **more) for place in places]
-    return [(status, out + err) for status, out, err in (run.end(60) for run in runs)]
+    return [(status, out + err) for status, out, err in (run.end() for run in runs)]
 
 
 def environments(folder, size):

@@ -56,7 +56,7 @@ def split(photos: str | Path, seed: int = 1, workers: int | None = None) -> tupl
                 digests.append(digest)
     if '' in found and rows:
         label, group = (np.unique(one, return_inverse=True)[1].reshape(-1) for one in ([row[1] for row in rows], digests))
-        chosen = held_out(label, group, seed)
+        chosen = choose_validation(label, group, seed)
         rows = [('validation' if chosen[k] else 'train', *row[1:]) for k, row in enumerate(rows)]
     counts = Counter(row[:2] for row in rows)
     for name in records.class_names:
@@ -66,7 +66,7 @@ def split(photos: str | Path, seed: int = 1, workers: int | None = None) -> tupl
     return rows, left_out
 
 
-def held_out(label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
+def choose_validation(label: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
     """Which images are for validation, bool [n]: of each class (`label`, int64 [n]) a fifth, at least one where it has two
     groups. Copies of an image, with the same number in `group` (int64 [n]), stay together; those in several classes are for
     training."""

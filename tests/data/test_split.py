@@ -9,7 +9,7 @@ import pytest
 
 from src.data.convert import convert
 from src.data.records import open_records
-from src.data.split import held_out, open_list, split, write_list
+from src.data.split import choose_validation, open_list, split, write_list
 from tests.data.samples import ODD, cli, fails, jpeg, message, write_folder
 
 
@@ -25,8 +25,8 @@ def test_properties_of_random_folders(case):
         label.append(label[k] if rng.random() < 0.8 else int(rng.integers(0, max(label) + 1)))
         group.append(group[k])
     label, group = np.array(label), np.array(group)
-    chosen = held_out(label, group, seed=case)
-    assert np.array_equal(chosen, held_out(label, group, seed=case))
+    chosen = choose_validation(label, group, seed=case)
+    assert np.array_equal(chosen, choose_validation(label, group, seed=case))
     for one in np.unique(group):
         here = group == one
         assert len(set(chosen[here])) == 1  # copies on one side
@@ -44,13 +44,13 @@ def test_properties_of_random_folders(case):
 
 def test_a_fifth_of_every_class_by_the_seed():
     label, group = np.repeat([0, 1, 2, 3], [2, 10, 57, 100]), np.arange(169)
-    found = [held_out(label, group, seed) for seed in (1, 1, 2)]
+    found = [choose_validation(label, group, seed) for seed in (1, 1, 2)]
     assert all(np.bincount(label[chosen]).tolist() == [1, 2, 11, 20] for chosen in found)
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
     # Another class beside them changes nothing for the others.
-    assert np.array_equal(held_out(np.r_[label, [4] * 20], np.arange(189), 1)[:169], found[0])
+    assert np.array_equal(choose_validation(np.r_[label, [4] * 20], np.arange(189), 1)[:169], found[0])
     # Where no image fits into a fifth with its copies, the one with the fewest copies is taken.
-    assert held_out(np.zeros(9, int), np.repeat([0, 1], [5, 4]), 1).tolist() == [False] * 5 + [True] * 4
+    assert choose_validation(np.zeros(9, int), np.repeat([0, 1], [5, 4]), 1).tolist() == [False] * 5 + [True] * 4
 
 
 @pytest.fixture

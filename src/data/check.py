@@ -180,13 +180,10 @@ def _open_sets(data_dir, split, layout, paths, found):
     for path in paths:
         rows = []
         try:
-            for k, record in enumerate(walk(path, layout)):
-                if record.problem:
-                    found.append(('damaged record', f'{path}, record {k}, byte {record.byte}', record.problem))
-                else:
-                    rows.append(record[:4])
+            for record in walk(path, layout):
+                rows.append(record[:4])
         except InputError as error:
-            found.append(('damaged record', path, str(error)))
+            found.append(('damaged record', path, str(error).removeprefix(f'{path}: ')))
         offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T
         byte, source = byte if layout == 'tfrecord' else None, np.zeros(len(rows), np.int32)
         yield split, Records(layout, [path], source, label, offset, length, byte, label_base=0)

@@ -66,8 +66,6 @@ def _nothing_found(data_dir, names):
             remedy = f'{image} is in no class folder; put the images into one folder for each class, train/<class>/*.jpg'
     if shards := [name for name in names if '-of-' in name or 'tfrecord' in name]:
         remedy = f'if {shards[0]} is a TFRecord file rename or link it, a single one as train-00000-of-00001'
-    elif any('.mindrecord' in name for name in names):
-        remedy = 'put the MindRecord files of a split into train/ or validation/, or start their names so'
     there = (', '.join(names[:4]) or 'nothing') + f' and {len(names) - 4} more' * (len(names) > 4)
     return (
         'no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '

@@ -27,21 +27,16 @@ class ImageError(ValueError):
 
 @contextlib.contextmanager
 def one_image() -> Iterator[None]:
-    """Any failure within is that of this image and becomes an `ImageError`, also when it runs out of memory."""
+    """Any failure within is that of this image and becomes an `ImageError`, also when it runs out of memory. Pillow's
+    warnings about huge images, broken EXIF and the like are not shown."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     except ImageError:
         raise
     except Exception as error:  # hostile bytes get nearly any out of Pillow
         raise ImageError(f'cannot be decoded ({error or type(error).__name__})') from None
-
-
-@contextlib.contextmanager
-def _pillow():
-    """`one_image` without Pillow's warnings about huge images, broken EXIF and the like."""
-    with one_image(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
 
 
 class EncodedImage:
@@ -57,11 +52,11 @@ class EncodedImage:
         _check_whole(encoded)
         header = jpeg.read_header(encoded)
         self._opened = None if header else open_image(encoded)
-        self._stored = header[:2] if header else self._opened.size[::-1]  # height and width before turning
-        if self._stored[0] * self._stored[1] > MOST_PIXELS:
+        stored = header[:2] if header else self._opened.size[::-1]  # height and width before turning
+        if stored[0] * stored[1] > MOST_PIXELS:
             raise ImageError(f'cannot be decoded (more than {MOST_PIXELS >> 20} x 2^20 pixels; make it smaller)')
         self.turn = orientation(encoded, self._opened) if upright else 1
-        self.height, self.width = self._stored[::-1] if self.turn > 4 else self._stored
+        self.height, self.width = stored[::-1] if self.turn > 4 else stored
 
     def decode(self, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """The part `box` (top, left, height, width), the whole image for None, as RGB uint8 (height, width, 3); ImageError
@@ -70,14 +65,11 @@ class EncodedImage:
         top = self.height - top - h if self.turn in (3, 4, 7, 8) else top
         left = self.width - left - w if self.turn in (2, 3, 6, 7) else left
         box = (left, top, w, h) if self.turn > 4 else (top, left, h, w)  # as it is stored
-        with one_image():
-            part = None if self._opened else jpeg.decode(self.encoded, box)
-            return turned(self._by_pillow(*box) if part is None else part, self.turn)
+        part = None if self._opened else jpeg.decode(self.encoded, box)
+        return turned(self._by_pillow(*box) if part is None else part, self.turn)
 
     def _by_pillow(self, top, left, height, width):
         opened = self._opened or open_image(self.encoded)
-        if opened.size[::-1] != self._stored:
-            raise ImageError(f'cannot be decoded (its header has two sizes, {opened.size} and {self._stored[::-1]})')
         # Pillow's draft mode at full size: libjpeg's fast DCT, which is what TensorFlow decodes with by default. It rounds
         # down, so with the accurate one red and blue would be more than a grey level above what the original saw. (It also
         # repeats the colours of 4:2:0 images instead of interpolating them, unlike TensorFlow and libturbojpeg.)
@@ -91,7 +83,7 @@ def open_image(encoded: bytes) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns above it and refuses twice as many
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
     _check_whole(encoded)
-    with _pillow():
+    with one_image():
         try:
             return Image.open(io.BytesIO(encoded), formats=_FORMATS)
         except Image.UnidentifiedImageError:  # whose own message is the address of an object
@@ -120,7 +112,7 @@ def _check_whole(encoded):
 def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
     """A PIL image as RGB uint8 (height, width, 3); as in TensorFlow the upper 8 of 16 bits a sample count, and transparency
     is left out, but with `white` that is behind it. ImageError on what cannot be decoded, or is cut off."""
-    with _pillow():
+    with one_image():
         if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
             grey = np.asarray(opened)
             levels = (grey >> 8).clip(0, 255).astype(np.uint8)
@@ -152,10 +144,10 @@ def orientation(encoded: bytes, opened: Image.Image | None = None) -> int:
     found, is_jpeg = 1, encoded.startswith(jpeg.START)
     if is_jpeg and encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:  # which spares most JPEGs Pillow's 60 microseconds
         return 1
-    with _pillow():
+    with one_image():
         if not is_jpeg:
             opened.load()  # Pillow decodes a PNG to find its EXIF, and fails only once
-    with contextlib.suppress(ImageError), _pillow():
+    with contextlib.suppress(ImageError), one_image():
         found = (opened or open_image(encoded)).getexif().get(0x0112)
     return found if found in range(1, 9) else 1
 

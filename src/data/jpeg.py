@@ -71,7 +71,7 @@ def library() -> ctypes.CDLL | None:
 def describe() -> str:
     """One line for the log: which library decodes JPEGs."""
     if found := library():
-        return f'JPEG decoder: libturbojpeg 3 ({"of the wheel" if "turbojpeg.libs" in found._name else found._name})'
+        return f'JPEG decoder: libturbojpeg 3 ({found._name})'
     return 'JPEG decoder: Pillow, slower; docs/data.md says where libturbojpeg 3 comes from'
 
 

@@ -192,9 +192,7 @@ def _index(layout, paths, class_names):
     """`Records` of all records of the shards or the archive `paths`; InputError for the first damaged one."""
     numbers, files, counts = [array('q') for _ in range(5)], [], []
     for path in tqdm(paths, 'indexing', unit='shard', disable=None, leave=False):  # on a terminal only
-        for count, record in enumerate(walk(path, layout)):
-            if record.problem:
-                raise InputError(f'{path}: record {count} at byte {record.byte}: {record.problem}; {AGAIN}')
+        for record in walk(path, layout):
             for column, value in zip(numbers, record):
                 column.append(value)
             files.append(record.file)

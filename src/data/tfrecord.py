@@ -43,7 +43,6 @@ class Record(NamedTuple):
     byte: int = 0  # where a TFRecord starts
     crc: int = 0  # of the data, as a TFRecord notes it
     file: bytes = b''  # the image's file name in an archive
-    problem: str = ''  # what is wrong with a TFRecord; then offset, length and label mean nothing
 
 
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
@@ -109,24 +108,24 @@ def _is_header(head):
 
 
 def walk(path: str) -> Iterator[Record]:
-    """Yield a `Record` for every record of a shard, a damaged one with a `problem`; images are not read, so the checksum of
-    the data is not compared. ValueError for another file, LookupError if no feature has a known name and kind."""
+    """Yield the `Record` of every record of a shard; images are not read, so the checksum of the data is not compared.
+    ValueError for a damaged record or another file, LookupError if no feature has a known name and kind."""
     with open(path, 'rb') as file:
         if not _is_header(file.read(12)):
             raise ValueError('damaged or no TFRecord file: wrong checksum of the first record length')
         buf = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    byte, names = 0, ()
+    byte, count, names = 0, 0, ()
     while byte < len(buf):
         start, size = byte + 12, int.from_bytes(buf[byte : byte + 8], 'little')
-        if start + size + 4 > len(buf) or not _is_header(buf[byte:start]):
-            yield Record(0, 0, 0, byte, problem='truncated, or wrong checksum of the record length')
-            return
+        stop = start + size
         try:
-            names = names or _names(buf, start, start + size)
-            yield Record(*_locate(buf, start, start + size, *names), byte, *struct.unpack_from('<I', buf, start + size))
+            if stop + 4 > len(buf) or not _is_header(buf[byte:start]):
+                raise ValueError('truncated, or wrong checksum of the record length')
+            names = names or _names(buf, start, stop)
+            yield Record(*_locate(buf, start, stop, *names), byte, *struct.unpack_from('<I', buf, stop))
         except ValueError as error:
-            yield Record(0, 0, 0, byte, problem=str(error))
-        byte = start + size + 4
+            raise ValueError(f'record {count} at byte {byte}: {error}') from None
+        byte, count = stop + 4, count + 1
 
 
 def _names(buf, pos, end):

@@ -71,7 +71,7 @@ def test_check_of_shards(sets, tmp_path):
     assert Counter(kind for kind, *_ in found) == {'incomplete set of shards': 1, 'damaged record': 3}
     text = '\n'.join(f'{where}: {detail}' for _, where, detail in found)
     assert 'lacks shard train-00002-of-00003' in text and f'{path}, record 1: wrong checksum of its data' in text
-    assert re.search(f'{path}, record 4, byte {starts[4]}: .*checksum', text) and re.search('00001-of-.*truncated', text)
+    assert re.search(f'{path}: record 4 at byte {starts[4]}: .*checksum', text) and re.search('00001-of-.*truncated', text)
     assert labels['validation'].total() == 6 and labels['train'].total() >= 4
 
 

@@ -25,7 +25,6 @@ from src.data.preprocess import (
 from tests.reference import DATA, SHARED
 
 SAMPLES = sorted((SHARED / 'golden').glob('*.JPEG'))
-samples = pytest.mark.skipif(not SAMPLES, reason='needs images that are not part of the project (../shared/golden)')
 
 
 def colours(image, draws):
@@ -120,27 +119,21 @@ def test_crops_and_pixels_stay_where_they_are():
     assert np.abs(resize(ramp, 100, 100)[5, 5:-5, 0] - (np.arange(100) * 2 + 0.5)[5:-5]).max() <= 1
 
 
-@samples
+@pytest.mark.skipif(not SAMPLES, reason='needs images that are not part of the project (../shared/golden)')
 @pytest.mark.parametrize('path', SAMPLES, ids=lambda path: path.stem)
-def test_evaluation_image_of_samples(path):
-    reference = np.load(SHARED / 'golden/tf_preprocess.npz')[f'{path.name}/eval_u8'].astype(np.float64)
-    difference = evaluation_image(path.read_bytes(), 299) - reference
+def test_images_of_samples(path):
+    """The evaluation image; channel means and spread of 300 training images, of which both we and the reference have a
+    sampling error of std / sqrt(300)."""
+    figures, data, rng = np.load(SHARED / 'golden/tf_preprocess.npz'), path.read_bytes(), np.random.default_rng(3)
+    difference = evaluation_image(data, 299) - figures[f'{path.name}/eval_u8'].astype(np.float64)
     print(
         f'\nparity: {path.stem}, evaluation preprocessing: mean absolute difference {np.abs(difference).mean():.2f} '
         f'(bound 2), bias {difference.mean():+.3f} (bound 0.3) grey levels',
         end='',
     )
     assert np.abs(difference).mean() <= 2 and abs(difference.mean()) < 0.3
-
-
-@samples
-@pytest.mark.parametrize('path', SAMPLES, ids=lambda path: path.stem)
-def test_training_images_of_samples(path):
-    """Channel means and spread of 300 images; both we and the reference have a sampling error of std / sqrt(300)."""
-    figures = np.load(SHARED / 'golden/tf_preprocess.npz')
     keys = ('channel_mean_mean', 'channel_mean_std', 'std_mean')
     mean, std, spread = (figures[f'{path.name}/train_{key}'] for key in keys)
-    data, rng = path.read_bytes(), np.random.default_rng(3)
     means, spreads = np.empty((300, 3)), np.empty(300)
     for k in range(300):
         image = training_image(data, 299, rng)

@@ -25,18 +25,17 @@ SIZE, TOLERANCE = 299, 1e-3  # pixels; of the largest logit: what is compared ar
 NEARLY = ('int8', 'bfloat16')  # in the names of those that have other logits
 
 
-def timm(directory, channels_last=False, compiled=False, bfloat16=False):
+def timm(directory, channels_last=False, bfloat16=False):
     """timm's network with our weights as a function: ndarray (N, 3, 299, 299) -> logits."""
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     network = timm_model(checkpoint.load(directory / 'weights.ckpt')[0]).eval().to(memory_format=layout, dtype=dtype)
-    call = torch.compile(network, dynamic=False) if compiled else network
 
     def infer(x):
         with torch.inference_mode():
-            return call(torch.from_numpy(x).to(dtype).contiguous(memory_format=layout)).float().numpy()
+            return network(torch.from_numpy(x).to(dtype).contiguous(memory_format=layout)).float().numpy()
 
     return infer
 
@@ -64,7 +63,6 @@ CANDIDATES = {
     'timm, eager, contiguous': timm,
     'timm, eager, channels last': partial(timm, channels_last=True),
     'timm, bfloat16, channels last': partial(timm, channels_last=True, bfloat16=True),
-    'timm, compiled, channels last': partial(timm, channels_last=True, compiled=True),
 }
 
 

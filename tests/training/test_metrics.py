@@ -8,7 +8,7 @@ import time
 import mindspore  # noqa: F401, before tensorboardX: the other order ends the process
 import pytest
 
-from src.errors import InputError, TrainingError
+from src.errors import TrainingError
 from src.training import metrics
 from src.training.metrics import Metrics
 from src.training.plan import Plan
@@ -23,9 +23,7 @@ def run_of(directory, stop, start=0, loss=2.0, config=None):
     return record
 
 
-@pytest.mark.parametrize(
-    'error, status, cause', [(None, 0, 'done'), (TrainingError('a\nb'), 3, 'a b'), (ValueError('x'), 1, 'ValueError: x')]
-)
+@pytest.mark.parametrize('error, status, cause', [(None, 0, 'done'), (TrainingError('a\nb'), 3, 'a b')])
 def test_start_and_cause_of_the_end(tmp_path, error, status, cause):
     run_of(tmp_path, 5).end(7, error)
     start, step, end = metrics.read(tmp_path / metrics.NAME)
@@ -34,25 +32,21 @@ def test_start_and_cause_of_the_end(tmp_path, error, status, cause):
 
 
 def test_resume_leaves_no_doubles(tmp_path):
-    """Later steps of the earlier run go; its start and its end stay. A new training run keeps no step of a failed one."""
+    """Later steps of the earlier run go; its start and its end stay."""
     record = run_of(tmp_path, 20)
     record('checkpoint', 20, epoch=2.0, file='x', bytes=1, seconds=0.1)
     record('evaluation', 10, top1=50.0)
     record.end(20, TrainingError('loss is nan'))
     assert [metrics.last_evaluation(tmp_path, step) for step in (20, 10, 9)] == [10, 10, 0]
-    assert metrics.last_evaluation(tmp_path / 'none', 7) == 7
     run_of(tmp_path, 15, start=10, loss=1.0)
     found = metrics.read(tmp_path / metrics.NAME)
     assert [one['kind'] for one in found] == ['start', 'step', 'step', 'evaluation', 'end', 'start', 'step']
     assert [(one['step'], one['loss']) for one in found if one['kind'] == 'step'] == [(5, 2.0), (10, 2.0), (15, 1.0)]
-    run_of(tmp_path, 5)
-    kinds = [one['kind'] for one in metrics.read(tmp_path / metrics.NAME)]
-    assert kinds == ['start', 'end', 'start', 'start', 'step'] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_cannot_be_written(tmp_path, monkeypatch):
-    """A full disk costs records, a file that cannot be made a warning; what is no number becomes null, names any bytes."""
-    path, lines = tmp_path / metrics.NAME, []
+    """A full disk costs records; what is no number becomes null, names any bytes."""
+    path = tmp_path / metrics.NAME
     record = Metrics(path)
     record('step', 1, loss=float('nan'), lr=float.fromhex('0x1.99999ap-4'), host='\udcff\u4e2d')  # 0.1 as a float32
     with monkeypatch.context() as full:
@@ -61,9 +55,6 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
     record('step', 3)
     first, third = map(json.loads, path.read_bytes().decode('ascii').splitlines())
     assert (first['loss'], first['lr'], third['step']) == (None, 0.1, 3)
-    (tmp_path / 'b' / metrics.NAME).mkdir(parents=True)
-    Metrics(tmp_path / 'b' / metrics.NAME, log=lines.append)('step', 1)
-    assert len(lines) == 1 and lines[0].startswith('no metrics.jsonl: ') and 'directory' in lines[0]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('tensorboardX'), reason='needs tensorboardX (requirements-report.txt)')
@@ -73,17 +64,8 @@ def test_event_files(tmp_path):
         record = run_of(tmp_path, stop, start, loss, {'tensorboard': True})
         record('evaluation', stop, top1=50.0)
         time.sleep(1.1)  # the files are named by the second
-    assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
     reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator', reason='needs TensorBoard')
     found = reader.EventAccumulator(str(tmp_path / 'tensorboard'))
     found.Reload()
-    assert set(found.Tags()['scalars']) == {'training/loss', 'evaluation/top1'}
     assert [(one.step, one.value) for one in found.Scalars('training/loss')] == [(5, 2.0), (10, 2.0), (15, 1.0)]
     assert [(one.step, one.value) for one in found.Scalars('evaluation/top1')] == [(15, 50.0)]
-
-
-def test_tensorboardx_is_missing(monkeypatch):
-    """One line at the start, before anything is made."""
-    monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(InputError, match='tensorboard true needs the package tensorboardX: pip install -r requirements-rep'):
-        metrics.need_tensorboard()

@@ -1,8 +1,8 @@
 """After each step: lines, records, checkpoints, evaluations, and when a training run ends (no graph is compiled)."""
 
-import itertools
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,15 +13,13 @@ from src.data.pipeline import BadRecords
 from src.data.records import open_records
 from src.errors import TrainingError
 from src.evaluation.evaluation import Result
-from src.heartbeat import Heartbeat
 from src.training import metrics
 from src.training import monitor as module
 from src.training.metrics import Metrics
 from src.training.plan import Plan
 from src.weights import checkpoint
-from tests.training.steps import Evaluation, Training, names, raising, signals
+from tests.training.steps import Evaluation, Training, names, signals
 
-GOOD = Result(50.0, 90.0, 1.5, 30)
 FULL = OSError(28, 'No space left on device')
 
 
@@ -37,24 +35,13 @@ def clock(monkeypatch):
     return move
 
 
-@pytest.fixture
-def evaluation(data):
-    return lambda *results: Evaluation(open_records(data, 'validation'), results)
-
-
-@pytest.mark.parametrize(
-    'sink, lines, saved',
-    [(1, [20, 40, 60, 80, 100], [60, 90, 100]), (25, [25, 50, 75, 100], [50, 75, 100]), (50, [50, 100], [50, 100])],
-)
+@pytest.mark.parametrize('sink, lines, saved', [(1, [20, 40, 60, 80, 100], [60, 90, 100]), (50, [50, 100], [50, 100])])
 def test_schedule(sink, lines, saved, tmp_path):
     """Lines and checkpoints at the first end of a sink after they are due, and after the last step."""
     training = Training(tmp_path, options=['--save_checkpoint_steps', '30'])
     training.step(100 // sink, steps=sink)
     assert [int(line.split()[1]) for line in training.logged()] == lines
     assert names(tmp_path) == [f'inceptionv4-{step // 10}_{step}.ckpt' for step in saved]
-    parameters, info = checkpoint.load(tmp_path / 'inceptionv4-10_100.ckpt')
-    assert np.array_equal(parameters['weight'], training.cell.weight.asnumpy())
-    assert {**info, 'format_version': 2} == {'format_version': 2, 'step': 100, 'epoch': 10, 'position': 0, 'config': {}}
 
 
 def test_line_and_record(tmp_path, clock):
@@ -78,11 +65,9 @@ def test_two_stages(tmp_path):
     training.step(66)
     training.begin()
     training.step(34)
-    assert [int(line.split()[1]) for line in training.logged()] == [40, 66, 100]
-    assert training.monitor.total[0] == 65 + 33 and len(training.logged('time to the first step')) == 2
-    assert training.logged('stage')[1] == (
-        'stage 2 of 2: images of 299 x 299 pixels, epochs 6.6 to 10, steps 67 to 100; the graph is compiled anew'
-    )
+    assert [int(line.split()[1]) for line in training.logged()] == [40, 66, 100] and training.monitor.total[0] == 65 + 33
+    second = 'stage 2 of 2: images of 299 x 299 pixels, epochs 6.6 to 10, steps 67 to 100; the graph is compiled anew'
+    assert training.logged('stage')[1] == second
 
 
 def test_diverged(tmp_path):
@@ -91,10 +76,9 @@ def test_diverged(tmp_path):
     training.step(14)
     with pytest.raises(TrainingError) as ended:
         training.step(loss=float('nan'))
-    assert str(ended.value).startswith(
-        f'loss is nan at step 15, loss scale 1024; newest good checkpoint: {tmp_path}/inceptionv4-1_10.ckpt; try a smaller'
-    )
-    assert ended.value.exit_status == 3 and len(names(tmp_path)) == 2 and training.state.changing.locked()
+    newest = f'{tmp_path}/inceptionv4-1_10.ckpt'
+    assert str(ended.value).startswith(f'loss is nan at step 15, loss scale 1024; newest good checkpoint: {newest}; try ')
+    assert len(names(tmp_path)) == 2 and training.state.changing.locked()
     training = Training(tmp_path / 'b')
     training.step(19)
     training.step(norm=float('inf'), overflows=1, overflow_run=1)
@@ -112,14 +96,10 @@ def test_bad_records(tmp_path):
     for epoch in (0, 1, 1):
         bad.add(epoch, 'first.jpg: away')
     training.step(10)
-    (line,) = training.logged('epoch')
-    assert re.match('epoch 1: 1 records of this rank cannot be read .*; first of all: first.jpg: away', line)
-    assert not training.ended
+    assert 'first of all: first.jpg: away' in training.logged('epoch 1: 1 records')[0] and not training.ended
     training.step()
-    error = training.state.error()
-    assert training.ended and error.exit_status == 2 and names(tmp_path)[-1] == 'inceptionv4-1_11.ckpt'
-    assert re.match('2 of the 80 records that this rank takes in epoch 2 cannot be', str(error))
-    assert str(error).endswith(f'stopped after step 11 of 100; checkpoints in {tmp_path}, resume with --resume auto')
+    assert training.ended and names(tmp_path)[-1] == 'inceptionv4-1_11.ckpt'
+    assert re.match('2 of the 80 records that this rank takes in epoch 2 .*after step 11', str(training.state.error()))
 
 
 @pytest.mark.parametrize('others', [False, True])
@@ -139,21 +119,20 @@ def test_wait_for_data(tmp_path, clock, monkeypatch):
     ranks = np.array([[1.0, 0.01], [1.0, 0.02], [0.8, 0.25], [1.0, 0.01]])
     monkeypatch.setattr(collective, 'gathered', lambda *_: ranks)
     monkeypatch.setattr(collective, 'any_rank', bool)
-    training = Training(tmp_path, Plan(8, 4, 25, 100), metrics=Metrics(tmp_path / 'm'))
+    training = Training(tmp_path, Plan(8, 4, 25, 100))
     for _ in range(50):
         clock(0.5)
         training.step(seconds=lambda: clock(1))
-    first, second = [line for line in training.lines if 'waits for data' in line]
+    _, second = [line for line in training.lines if 'waits for data' in line]
     assert re.match(r'33% of the time waits for data; remedies: .*, faster storage for --data_dir', second)
     assert training.logged('rank 2 is slower than the others: it begins its steps 0.235 s later than the median rank, 23%')
-    record = next(one for one in metrics.read(tmp_path / 'm') if one['kind'] == 'ranks')
-    assert record['step_seconds'] == [1.0, 1.0, 0.8, 1.0] and record['data_wait_seconds'][2] == 0.25
 
 
-def test_best_outlives_the_newest(tmp_path, evaluation):
+def test_best_outlives_the_newest(tmp_path, data):
     """As it was before its evaluation; a tie is broken by the loss, of two equals the first stays."""
     found = [(10.0, 1.5), (60.0, 1.5), (50.0, 1.0), (60.0, 1.4), (60.0, 1.4), *[(30.0, 1.5)] * 5]
-    evaluated = evaluation(*(Result(top1, 90.0, loss, 30) for top1, loss in found))
+    results = (Result(top1, 90.0, loss, 30) for top1, loss in found)
+    evaluated = Evaluation(open_records(data, 'validation'), results)
     training = Training(tmp_path, options=['--epochs_between_evals', '1'], evaluation=evaluated)
     for step in range(1, 100):
         training.cell.weight.set_data(Tensor(np.full((2, 2), step, np.float32)))
@@ -162,53 +141,35 @@ def test_best_outlives_the_newest(tmp_path, evaluation):
     assert info['step'] == 40 and (best['weight'] == 40).all()
     assert (info['evaluation']['top1'], info['evaluation']['loss']) == (60, 1.4)
     assert names(tmp_path) == [f'inceptionv4-{epoch}_{epoch}0.ckpt' for epoch in (7, 8, 9)]
-    assert evaluated.at == [*range(10, 100, 10)] and sum('50.00   90.00' in line for line in training.lines) == 1
+    assert evaluated.at == [*range(10, 100, 10)]
 
 
-def test_disk_full(tmp_path, monkeypatch):
-    """The checkpoint before stays, the line says what is needed, and it is tried again some steps later."""
+def test_disk_full(tmp_path):
+    """The checkpoint before stays, and it is tried again some steps later; it ends a training run that has no later step."""
     training = Training(tmp_path, options=['--save_checkpoint_steps', '20'], cell=nn.Dense(512, 512))
     training.step(20)
-    with raising(FULL, checkpoint, 'write', monkeypatch):
+    with mock.patch.object(checkpoint, 'write', side_effect=FULL):
         training.step(20)
-    assert training.logged('warning') == [
-        'warning: checkpoint of step 40 not saved: No space left on device; it needs 1.1 MB in '
-        f'{tmp_path}; training continues and tries again after step 42'
-    ]
+    (line,) = training.logged('warning: checkpoint of step 40 not saved: No space left on device; it needs 1.1 MB in ')
+    assert line.endswith('training continues and tries again after step 42')
     training.step(2)
     assert names(tmp_path) == ['inceptionv4-2_20.ckpt', 'inceptionv4-4_42.ckpt']
-    with raising(FULL, checkpoint, 'write', monkeypatch):
-        with pytest.raises(TrainingError, match='checkpoint of step 100 not saved: .*; the checkpoints before it are whole'):
-            training.step(58)
+    with (
+        mock.patch.object(checkpoint, 'write', side_effect=FULL),
+        pytest.raises(TrainingError, match='step 100 not saved: '),
+    ):
+        training.step(58)
 
 
 def test_only_checkpoints_of_this_training_are_removed(tmp_path):
     """Those that it and the ones that it resumes wrote, by their steps, and those that it replaces."""
-    for step, info in ((60, {'training': '1'}), (70, {'training': 'f'}), (500, {}), (50, {'training': 'f'})):
-        checkpoint.save(tmp_path, nn.Dense(2, 2), step=step, epoch=0, config={}, **info)
-    (tmp_path / 'inceptionv4-0_80.ckpt').write_bytes(b'damaged')
+    for step, training_id in ((60, '1'), (70, 'f'), (50, 'f')):
+        checkpoint.save(tmp_path, nn.Dense(2, 2), step=step, epoch=0, config={}, training=training_id)
     (tmp_path / 'old').touch()
     more = {'info': {'training': 'f'}, 'replaced': [tmp_path / 'old']}
     training = Training(tmp_path, options=['--keep_checkpoint_max', '2'], **more)
-    for kept in ([60, 500, 70, 10], [60, 500, 10, 20], [60, 500, 20, 30]):
-        training.step(9)
-        assert (tmp_path / 'old').exists() == (kept[-1] == 10)
-        training.step()
-        assert {p.name for p in tmp_path.iterdir()} == {'inceptionv4-0_80.ckpt'} | {
-            f'inceptionv4-{step // 10 if step < 40 else 0}_{step}.ckpt' for step in kept
-        }
-
-
-def test_launcher_sees_what_the_training_does(tmp_path, monkeypatch, evaluation):
-    """A heartbeat after every step, and before compiling, saving and evaluating."""
-    seen, write_heartbeat = [], Heartbeat.__call__
-
-    def note(self, *args, **kwargs):
-        write_heartbeat(self, *args, **kwargs)
-        seen.append((self.step, self.doing))
-
-    monkeypatch.setattr(Heartbeat, '__call__', note)
-    training = Training(tmp_path, Plan(8, 1, 2, 4), ['--epochs_between_evals', '1'], evaluation=evaluation(GOOD))
-    training.step(2)
-    then = 'steps saving steps saving steps evaluating steps saving steps'.split()
-    assert [one for one, _ in itertools.groupby(seen)] == [(0, 'compiling'), (1, 'steps'), *((2, doing) for doing in then)]
+    training.step(9)
+    assert len(list(tmp_path.iterdir())) == 4
+    for kept in (['0_60', '0_70', '1_10'], ['0_60', '1_10', '2_20'], ['0_60', '2_20', '3_30']):
+        training.step(1 if kept[-1] == '1_10' else 10)
+        assert {p.name for p in tmp_path.iterdir()} == {f'inceptionv4-{one}.ckpt' for one in kept}

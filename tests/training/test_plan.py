@@ -19,7 +19,6 @@ def settings(**values):
 @pytest.mark.parametrize(
     'sizes, steps, expected',
     [
-        ((299,), 100, [(299, 0, 100)]),
         ((160, 160, 192, 224, 299), 100, [(160, 0, 40), (192, 40, 60), (224, 60, 80), (299, 80, 100)]),
         ((75, 83, 75), 10, [(75, 0, 3), (83, 3, 6), (75, 6, 10)]),  # not in order of size; what is left over comes last
         ((75, 83, 75), 2, [(83, 0, 1), (75, 1, 2)]),
@@ -29,18 +28,9 @@ def test_stages(sizes, steps, expected):
     assert Plan(8, 1, 10, steps, sizes=sizes).stages == [Stage(*stage) for stage in expected]
 
 
-def test_stages_of_a_recipe_are_whole_epochs():
-    made = make_plan(1_281_167, settings(batch_size=64, max_epochs=60, image_sizes=[160, 192, 224, 256, 299]), 8)
-    assert [stage.stop / made.steps_per_epoch for stage in made.stages] == [12, 24, 36, 48, 60]
-    assert [made.stage_at(step).size for step in (0, 12 * made.steps_per_epoch, made.stop - 1)] == [160, 192, 299]
-
-
 def test_what_needs_images_of_one_size():
     with pytest.raises(InputError, match=r'\[160, 299\]: the auxiliary classifier takes .* 299, not 160; use --aux'):
         stage_sizes(settings(image_sizes=[160, 299], aux_logits=True))
-    with pytest.raises(InputError, match=r'cache_features needs images of one size; leave image_sizes \[160\] empty'):
-        stage_sizes(settings(image_sizes=[160], cache_features=2))
-    assert stage_sizes(settings(image_sizes=[299, 300], aux_logits=True)) == (299, 300)  # its kernel, 5 x 5, fits both
     with pytest.raises(InputError, match='batch_size 8 on 2 device.* needs as many records; /data has 15'):
         make_plan(15, settings(batch_size=8, data_dir='/data'), 2)
 
@@ -52,40 +42,22 @@ def test_same_images_with_other_ranks(global_batch, step):
 
 
 @pytest.mark.parametrize(
-    'start, loop, expected',
+    'sizes, steps, start, loop, expected',
     [
-        (0, 1, [(160, 50, 1), (299, 50, 1)]),
-        (0, 20, [(160, 5, 10), (299, 5, 10)]),
-        (47, 100, [(160, 1, 3), (299, 1, 50)]),
-        (50, 1, [(299, 50, 1)]),
-        (27, 10, [(160, 2, 10), (160, 1, 3), (299, 5, 10)]),
+        ((160, 299), 100, 0, 1, [(160, 50, 1), (299, 50, 1)]),
+        ((160, 299), 100, 27, 10, [(160, 2, 10), (160, 1, 3), (299, 5, 10)]),  # resumed
+        ((299,), 1000900, 0, 100, [(299, 10009, 100)]),
+        ((299,), 1001, 0, 100, [(299, 11, 91)]),
+        ((299,), 7, 0, 100, [(299, 1, 7)]),
+        ((299,), 1009, 0, 12, [(299, 83, 12), (299, 1, 13)]),
     ],
 )
-def test_no_sink_crosses_a_stage(start, loop, expected):
-    """Wherever a training run is resumed."""
-    assert Plan(8, 1, 10, 100, start, (160, 299)).sinks(loop) == expected
+def test_sinks(sizes, steps, start, loop, expected):
+    """All steps and no more, none in a sink of its own, whatever divides them, and no sink crosses a stage."""
+    assert Plan(8, 1, 10, steps, start, sizes).sinks(loop) == expected
 
 
-@pytest.mark.parametrize(
-    'steps, loop, expected',
-    [
-        (1000900, 100, [(10009, 100)]),
-        (1001, 100, [(11, 91)]),
-        (7, 100, [(1, 7)]),
-        (10009, 100, [(100, 100), (1, 9)]),
-        (1009, 12, [(83, 12), (1, 13)]),
-        (1, 100, [(1, 1)]),
-    ],
-)
-def test_sinks(steps, loop, expected):
-    """All steps and no more, and none in a sink of its own, whatever divides them."""
-    assert Plan(8, 1, 10, steps).sinks(loop) == [(299, *sink) for sink in expected]
-
-
-@pytest.mark.parametrize(
-    'features, batch_size, size, measured',
-    [(0, 2, 299, 3.78), (0, 16, 299, 6.89), (0, 32, 75, 3.34), (1, 64, 299, 3.39), (1, 32, 75, 0.97)],
-)
+@pytest.mark.parametrize('features, batch_size, size, measured', [(0, 2, 299, 3.78), (0, 16, 299, 6.89), (1, 64, 299, 3.39)])
 def test_memory_is_near_what_was_measured(features, batch_size, size, measured, monkeypatch):
     monkeypatch.setattr(plan, 'free_bytes', lambda: 0.1e9)
     with pytest.raises(InputError) as error:

@@ -3,24 +3,22 @@
 tests/cluster/test_faults.py does it at random moments.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import train
-from src import collective, files
+from src import files
 from src.data import demo_images
 from src.data.records import open_records
-from src.errors import ElsewhereError, InputError
+from src.errors import InputError
 from src.options import load_settings
 from src.runtime import Run
 from src.training import metrics, resume
@@ -29,7 +27,7 @@ from src.training.plan import make_plan
 from src.weights import checkpoint
 from tests.conftest import SMALL
 from tests.processes import ROOT, Program
-from tests.training.steps import names, raising
+from tests.training.steps import names
 
 STEPS = 9  # of 5 an epoch, so a training run goes through the end of one
 RECIPE = f'--lr 0.001 --max_train_steps {STEPS} --save_checkpoint_steps 2 --display_every 1'.split()
@@ -92,18 +90,14 @@ def uninterrupted(compiles, data, tmp_path_factory):
     log = train_here(data, tmp_path_factory.mktemp('uninterrupted'), *SIZES)
     text = (log / 'inception_v4.log').read_text()
     assert steps_logged(text) == list(range(1, STEPS + 1))
-    assert re.findall('^stage .*', text, re.M) == [
-        'stage 1 of 2: images of 75 x 75 pixels, epochs 0 to 0.6, steps 1 to 3; the graph is compiled anew',
-        'stage 2 of 2: images of 83 x 83 pixels, epochs 0.6 to 1.8, steps 4 to 9; the graph is compiled anew',
-    ]
+    assert re.findall('^stage .*, steps (.*);', text, re.M) == ['1 to 3', '4 to 9']
     return log
 
 
-def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, monkeypatch, capsys):
-    """SIGKILL while a checkpoint is being written, the newest whole one then damaged, SIGTERM to the training run that is
-    resumed from the one before, an error in the next, and the last one ends with the weights of a training run that nothing
-    happened to. There are stages of image sizes: it is killed in the second, resumed in the first, and stopped in the second
-    again."""
+def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, capsys):
+    """SIGKILL while a checkpoint is being written, the newest whole one then damaged, SIGTERM to the run that resumes from
+    the one before, an error in the next: the last one ends with the weights of a training run that nothing happened to. It
+    is killed in the second stage of image sizes, resumed in the first, and stopped in the second again."""
     log = tmp_path / 'log'
     killed = training(data, tmp_path, *SIZES, '--num_workers', '2', program=['-c', HANGS_IN_A_SAVE])
     killed.reach('^saving')
@@ -119,14 +113,12 @@ def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, monkeypatch, c
     terminated.process.terminate()
     terminated.end(143)
     assert terminated.found('^warning: skipped: .*inceptionv4-0_4.ckpt: .*its checksum does not fit')
-    assert f'resuming from step 2, 8 images into epoch 1; this run: step 2 of {STEPS}' in terminated.text
     assert terminated.found(f'^SIGTERM: stopped after step 4 of {STEPS}; checkpoints in {log}, resume with --resume auto$')
     assert names(log) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_4.ckpt'] and not list(log.glob('.inceptionv4*'))
 
-    with raising(InputError('no room'), Monitor, 'end_epoch', monkeypatch), pytest.raises(SystemExit) as ended:
+    with mock.patch.object(Monitor, 'end_epoch', side_effect=InputError('no room')), pytest.raises(SystemExit, match='2'):
         train_here(data, tmp_path, *SIZES, '--resume', 'auto')
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and f'no room; step 5 is saved in {log}/inceptionv4-1_5.ckpt' in error, error
+    assert f'no room; step 5 is saved in {log}/inceptionv4-1_5.ckpt' in capsys.readouterr().err
 
     train_here(data, tmp_path, *SIZES, '--resume', 'auto')
     assert_same(log / f'inceptionv4-1_{STEPS}.ckpt', uninterrupted / f'inceptionv4-1_{STEPS}.ckpt')
@@ -140,7 +132,7 @@ def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, monkeypatch, c
 
 
 @pytest.mark.compiles
-def test_two_ranks_stop_at_the_same_step(data, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_two_ranks_stop_at_the_same_step(data, tmp_path, capsys):
     """The launcher passes the signal on; then one device continues from as many images."""
     launcher, options = [ROOT / 'src/cluster/launch.py', '2', ROOT / 'train.py'], [*SMALL, *RECIPE, '--batch_size', '2']
     two = Program(tmp_path, *launcher, '--data_dir', data, *options, '--max_train_steps', '500')
@@ -148,18 +140,13 @@ def test_two_ranks_stop_at_the_same_step(data, uninterrupted, tmp_path, monkeypa
     two.process.send_signal(signal.SIGINT)
     two.end(130)
     logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
-    [[first], [second]] = [re.findall(r'^SIGTERM: stopped after step (\d+) of ', log, re.M) for log in logs]
+    (first,), (second,) = (re.findall(r'^SIGTERM: stopped after step (\d+) of ', log, re.M) for log in logs)
     assert first == second
     step = int(first)
     there = tmp_path / f'results/2p/0/ckpt/inceptionv4-{step // 5}_{step}.ckpt'
-    # What one device takes and no more: its graph is that of the other tests.
-    (parameters, _), (expected, _) = map(checkpoint.load, (there, uninterrupted / f'inceptionv4-1_{STEPS}.ckpt'))
-    assert {name: value.shape for name, value in parameters.items()} == {n: v.shape for n, v in expected.items()}
-    more = ['--resume', str(there), '--resume_override', 'true', '--max_train_steps', str(step)]
-    train_here(data, tmp_path, *more)
+    train_here(data, tmp_path, '--resume', str(there), '--resume_override', 'true', '--max_train_steps', str(step))
     out = capsys.readouterr().out
-    resumed = rf'from step {step}, \d+ images into epoch {step // 5 + 1}; this run: step {step} of {step} on 1 d'
-    assert re.search(resumed, out) and 'training is complete' in out
+    assert f'this run: step {step} of {step} on 1 device' in out and 'training is complete' in out
 
 
 @pytest.fixture
@@ -190,10 +177,7 @@ def found(old, directory=None, log=print, **options):
     return resume.find(settings, Run(directory=directory or old.path.parent, log=log), old.records.fingerprint)
 
 
-OLD = 'results/1p/0/ckpt/inceptionv4-1_3.ckpt'
-HOLDS = (
-    r'ckpt holds the checkpoints of a training run \(inceptionv4-1_3.ckpt\); continue it by --resume auto, choose another'
-)
+HOLDS = r'ckpt holds the checkpoints of a training run \(inceptionv4-1_3.ckpt\); continue it by --resume auto'
 
 
 @pytest.mark.parametrize(
@@ -203,14 +187,9 @@ HOLDS = (
         ('', HOLDS),
         ('--resume elsewhere.ckpt', HOLDS),
         ('--resume auto --overwrite true', '--resume auto and --overwrite contradict each other .*; pass one'),
-        (f'--resume {OLD} --overwrite true', 'contradict each other'),
-        # Never with another network, recipe or data.
-        (
-            '--resume auto --num_classes auto --lr 0.5',
-            r'configuration \(lr 0.001 -> 0.5\); use the old .* --resume_override',
-        ),
+        # Never with another network or recipe.
+        ('--resume auto --num_classes auto --lr 0.5', r'configuration \(lr 0.001 -> 0.5\); .* --resume_override'),
         ('--resume auto --bn_decay 0.5 --seed 7', r'\(seed 1 -> 7; bn_decay 0.9997 -> 0.5\)'),
-        ('--resume auto --image_sizes 75,83', r'\(image_sizes \[\] -> \[75, 83\]\)'),
         # Nothing to resume.
         ('--log_dir new --resume results/nowhere', 'no checkpoint there'),
         ('--log_dir new --resume weights.ckpt', 'holds weights'),
@@ -236,62 +215,38 @@ def test_resume_auto_takes_what_is_whole(old, tmp_path):
     assert [line[:16] for line in lines][-3:] == ['resume auto: no ', 'warning: skipped', 'warning: skipped']
 
 
-def test_second_training_at_the_same_time_is_refused(old, capsys, monkeypatch):
+def test_directory_in_use(old, capsys, monkeypatch):
     """Its files, the unfinished one of the save that it is making included, stay."""
     monkeypatch.setattr(resume, 'WAIT', 0)
     unfinished = old.path.with_name(f'.inceptionv4-1_3.ckpt.x{files.SUFFIX}')
     unfinished.mkdir()
     command = 'import sys; from src import files; f = files.lock_file(sys.argv[1], ""); print(1, flush=True); input()'
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-    with subprocess.Popen([sys.executable, '-c', command, str(old.path.parent / files.LOCK)], cwd=ROOT, **pipes) as first:
-        first.stdout.readline()
+    with Program(old.path.parents[4], '-c', command, old.path.parent / files.LOCK, stdin=subprocess.PIPE) as first:
+        first.reach('1')
         error = refused(capsys, [*old.options, '--resume', 'auto'])
-        assert f'results/1p/0/ckpt is in use by pid {first.pid} on {socket.gethostname()}' in error
-        assert unfinished.exists()
-        first.communicate(b'end\n')
-    assert 'max_train_steps 9 -> 8' in refused(capsys, [*old.options, '--resume', 'auto', '--max_train_steps', '8'])
-    assert not unfinished.exists()
+    assert f'results/1p/0/ckpt is in use by pid {first.process.pid} on ' in error and unfinished.exists()
 
 
-@pytest.mark.parametrize('rank, error', [(0, InputError), (1, ElsewhereError)])
-def test_all_ranks_end_where_the_first_may_not_start(rank, error, monkeypatch):
-    def refuse():
-        raise InputError('refused')
-
-    monkeypatch.setattr(collective, 'agreed', lambda values, world: [1])
-    with pytest.raises(error, match=['refused', r'rank 0 cannot start \(see its log\)'][rank]):
-        resume.on_rank_0(Run(rank=rank, world=2), refuse)
-
-
-@pytest.mark.parametrize(
-    'change, line',
-    [
-        ({'max_epochs': 4, 'T_max': 4}, ['max_epochs 2 -> 4, T_max 2 -> 4']),
-        ({'max_epochs': 4}, ['max_epochs 2 -> 4, T_max 2 -> 2: the learning rate is 0 after epoch 2; use --T_max 4']),
-        ({'max_epochs': 1}, []),
-        ({'T_max': 4}, []),
-        ({'max_epochs': 4, 'T_max': 1}, []),
-    ],
-)
-def test_more_epochs_are_the_same_training(change, line):
+def test_more_epochs_are_the_same_training():
+    """If the learning rate's schedule is as long or longer; no other change of the two options."""
     before, lines = load_settings([]).but(max_epochs=2, T_max=2), []
-    with contextlib.nullcontext() if line else pytest.raises(InputError, match='does not match this configuration'):
+    for change in ({'max_epochs': 4, 'T_max': 4}, {'max_epochs': 4}):
         resume.require_same_training('old.ckpt', {'config': dict(before)}, before.but(**change), 'x', lines.append)
-    assert lines == line
+    cold = ': the learning rate is 0 after epoch 2; use --T_max 4'
+    assert lines == ['max_epochs 2 -> 4, T_max 2 -> 4', f'max_epochs 2 -> 4, T_max 2 -> 2{cold}']
+    for change in ({'max_epochs': 1}, {'T_max': 4}, {'max_epochs': 4, 'T_max': 1}):
+        with pytest.raises(InputError, match='does not match this configuration'):
+            resume.require_same_training('old.ckpt', {'config': dict(before)}, before.but(**change), 'x')
 
 
-@pytest.mark.parametrize('recorded, decay', [({'bn_decay': 0.848484848}, 0.848484848), ({}, 0.988888889), (None, 0.8)])
-def test_decay_of_batch_norm_stays_when_a_training_becomes_longer(recorded, decay, tmp_path):
-    """The recorded one; by the steps if none is recorded, or there is no checkpoint."""
-    config = load_settings('--max_epochs 2 --T_max 2 --batch_size 8 --resume auto'.split())
-    if recorded is not None:
-        before = {**{name: value for name, value in config.items() if name != 'bn_decay'}, **recorded}
-        info = {'step': 4, 'epoch': 2, 'position': 0, 'config': before, 'data': 'x'}
-        checkpoint.write(tmp_path / 'inceptionv4-2_4.ckpt', {}, info)
-        config = config.but(max_epochs=900, T_max=900)
-    run = Run(directory=tmp_path, checkpoints=tmp_path)
-    _, _, after, _ = resume.find_start(config, run, make_plan(16, config, 1), 'x')
-    assert after == {**config, 'bn_decay': decay}
+def test_decay_of_batch_norm_stays_when_a_training_becomes_longer(tmp_path):
+    """The recorded one; by the steps in a new training run."""
+    config, run = load_settings('--max_epochs 2 --T_max 2 --batch_size 8 --resume auto'.split()), Run(directory=tmp_path)
+    assert resume.find_start(config, run, make_plan(16, config, 1), 'x')[2].bn_decay == 0.8
+    info = {'step': 4, 'epoch': 2, 'position': 0, 'config': {**config, 'bn_decay': 0.848484848}, 'data': 'x'}
+    checkpoint.write(tmp_path / 'inceptionv4-2_4.ckpt', {}, info)
+    config = config.but(max_epochs=900, T_max=900)
+    assert resume.find_start(config, run, make_plan(16, config, 1), 'x')[2].bn_decay == 0.848484848
 
 
 def test_other_records_are_refused(old):
@@ -304,10 +259,6 @@ def test_other_records_are_refused(old):
     assert [line.split(':')[0] for line in lines] == ['resume_override'] * 2
     # Earlier checkpoints have no checksum of the files.
     resume.require_same_training(old.path, {**info, 'data': info['data'].partition(' and ')[0]}, settings, info['data'])
-    # Earlier versions had options that are gone; another value than that of today is a difference.
-    earlier = {**info, 'config': {**info['config'], 'lr_head': 0.002}}
-    with pytest.raises(InputError, match=r'\(lr_head 0.002 -> 0.0\)'):
-        resume.require_same_training(old.path, earlier, settings, info['data'])
 
 
 @pytest.mark.compiles
@@ -322,12 +273,9 @@ def test_full_disk(data, tmp_path):
         full = training(data, tmp_path, program=[ROOT / 'train.py'])
         full.end(3)
         assert steps_logged(full.text) == list(range(1, STEPS + 1))
-        assert full.found(
-            rf'^warning: checkpoint of step 4 not saved: No space left on device; it needs [\d.]+ MB in {log}; '
-            'training continues and tries again after step 5$'
-        )
-        assert full.found(rf'^error: checkpoint of step {STEPS} not saved: No space')
-        assert names(log) == ['inceptionv4-0_2.ckpt'] and not list(log.glob('.inceptionv4*'))
+        assert full.found('^warning: checkpoint of step 4 not saved: No space left .*; training continues')
+        assert full.found(f'^error: checkpoint of step {STEPS} not saved: No space')
+        assert [path.name for path in log.glob('*inceptionv4*')] == ['inceptionv4-0_2.ckpt']
         assert checkpoint.load(log / 'inceptionv4-0_2.ckpt')[1]['step'] == 2
     finally:
         subprocess.run(['umount', str(log)], check=True)

@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.errors import InputError
 from src.evaluation.evaluation import take_weights
 from src.inceptionv4 import InceptionV4
 from src.options import load_settings
 from src.training.optimizer import create_optimizer, in_whole_vectors
-from src.training.step import NetworkWithLoss, TrainStep, l2_term, loss_scale_update, on_host, square_sum
-from src.weights import checkpoint
+from src.training.step import NetworkWithLoss, TrainStep, l2_term, on_host, square_sum
 
 WEIGHT = 'mixed_5b.branch_0.conv2d_0a_1x1.conv.weight'
 DECAY = 0.75
@@ -50,8 +48,6 @@ def training(compiles):
 
 def test_average_follows_the_weights(training):
     """average = decay * average + (1 - decay) * weight, of everything the network has, after the update."""
-    names = [p.name for p in training.step.values]
-    assert {'ema.' + name for name in names} == {name for name in training.parameters if name.startswith('ema.')}
     before = training.state()
     training()
     after = training.state()
@@ -59,8 +55,6 @@ def test_average_follows_the_weights(training):
     for name in (WEIGHT, 'mixed_5b.branch_0.conv2d_0a_1x1.bn.moving_mean'):
         expected = DECAY * before['ema.' + name] + (1 - DECAY) * after[name]
         assert np.allclose(after['ema.' + name], expected, rtol=1e-6, atol=1e-8)
-    averaged = checkpoint.averaged(after)
-    assert np.array_equal(averaged[WEIGHT], after['ema.' + WEIGHT]) and not any(name.startswith('ema.') for name in averaged)
 
 
 def test_overflow_changes_no_weight_and_is_counted(training):
@@ -108,25 +102,21 @@ def test_norm_is_that_of_all_gradients_and_is_clipped(training):
 
 
 def test_sums_of_squares_are_exact_for_large_tensors():
-    """MindSpore's L2Loss on the CPU is 1e-4 off here; once this is no longer so, the other way can go."""
+    """MindSpore's L2Loss on the CPU is 1e-4 off here."""
     values = np.random.default_rng(0).standard_normal((384, 2304)).astype(np.float32)
-    exact, rest = np.square(values.astype(np.float64)).sum() / 2, np.square(values[0].astype(np.float64)).sum()
-    assert float(ops.L2Loss()(Tensor(values)).asnumpy()) != pytest.approx(exact, rel=2e-5)
-    assert float(square_sum((Tensor(values), Tensor(values[0]))).asnumpy()) == pytest.approx(2 * exact + rest, rel=1e-6)
+    exact = sum(np.square(one.astype(np.float64)).sum() for one in (values, values[0]))
+    assert float(square_sum((Tensor(values), Tensor(values[0]))).asnumpy()) == pytest.approx(exact, rel=1e-6)
     parameters = [ms.Parameter(Tensor(one)) for one in (values, values[0])]
-    assert l2_term(parameters, 0.01) == pytest.approx(0.01 * (exact + rest / 2), rel=1e-5)
+    assert l2_term(parameters, 0.01) == pytest.approx(0.01 * exact / 2, rel=1e-5)
 
 
-def test_evaluation_sees_the_averages_and_changes_nothing(training):
-    """And training continues as if there had been none."""
-    state = training.state()
-    network = InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
+def test_evaluation_sees_the_averages(training):
+    """It changes nothing in the training run."""
+    state, network = training.state(), InceptionV4(10, block_counts=(1, 1, 1), image_size=75)
     take_weights(network, training.step)
     assert all(np.array_equal(p.asnumpy(), state['ema.' + p.name]) for p in network.get_parameters())
     assert (state['ema.' + WEIGHT] != state[WEIGHT]).any()
     assert all(np.array_equal(value, state[name]) for name, value in training.state().items())
-    training()  # its own weights move on, those of the evaluation stay
-    assert np.array_equal(network.parameters_dict()[WEIGHT].asnumpy(), state['ema.' + WEIGHT])
 
 
 class TwoHalves(nn.Cell):
@@ -149,22 +139,17 @@ def test_momentum_and_nesterov(nesterov):
     ms.set_context(mode=ms.GRAPH_MODE)
     rates, rng = np.float32([0.1, 0.2, 0.05]), np.random.default_rng(0)
     gradients = rng.standard_normal((3, 64)).astype(np.float32)
-    settings, found = load_settings([]).but(optimizer='momentum', weight_decay=0.0, use_nesterov=nesterov), []
-    for on_cpu in (True, False):
-        cell = TwoHalves()
-        optimizer = create_optimizer(cell, settings, rates, on_cpu)
-        for gradient in gradients:
-            optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
-        found.append([[p.asnumpy() for p in state] for state in (cell.values, optimizer.moments)])
+    settings, cell = load_settings([]).but(optimizer='momentum', weight_decay=0.0, use_nesterov=nesterov), TwoHalves()
+    optimizer = create_optimizer(cell, settings, rates, on_cpu=True)
+    for gradient in gradients:
+        optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
     expected, moment = 1.0, 0.0
     for rate, gradient in zip(rates, gradients.astype(np.float64)):
         moment = 0.9 * moment + gradient
         expected = expected - rate * (gradient + 0.9 * moment if nesterov else moment)
-    for value, moments in zip(*found[0]):
-        assert np.allclose(value, expected[: value.size], atol=1e-6)
-        assert np.allclose(moments, moment[: value.size], atol=1e-6)
-    # Once MindSpore's own kernel is right here, `_nesterov` can go.
-    assert np.allclose(found[1][0][0], found[0][0][0], atol=1e-6) is not nesterov
+    for value, moments in zip(cell.values, optimizer.moments):
+        assert np.allclose(value.asnumpy(), expected[: value.size], atol=1e-6)
+        assert np.allclose(moments.asnumpy(), moment[: value.size], atol=1e-6)
 
 
 @pytest.mark.compiles
@@ -186,15 +171,6 @@ def test_selecting_equals_branching(name, nesterov):
     assert found[0] == found[1] and len(found[0][1]) > 15
 
 
-@pytest.mark.parametrize('option', ['off', '0', 'nan', 'inf', '1e39'])
-def test_bad_loss_scale(option):
-    with pytest.raises(InputError, match=f'loss_scale is {option!r}; expected fixed, dynamic or a number above 0'):
-        loss_scale_update(option)
-
-
-@pytest.mark.parametrize(
-    'size, cores, whole',
-    [(1000, 2, 0), (1024, 2, 1), (1536 * 1000, 64, 1), (96, 2, 1), (96, 32, 0), (1536, 6, 1), (1024, 6, 0), (8, 1, 1)],
-)
+@pytest.mark.parametrize('size, cores, whole', [(1000, 2, 0), (1024, 2, 1), (96, 32, 0), (1536 * 1000, 64, 1)])
 def test_tensors_in_whole_vectors(size, cores, whole):
     assert in_whole_vectors(size, cores) == whole

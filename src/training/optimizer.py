@@ -31,11 +31,9 @@ def decayed_parameters(network: nn.Cell) -> list[Parameter]:
 
 
 def freeze(network: nn.Cell, layers: list[str]) -> None:
-    """Train no parameter whose name is, or starts with, one of `layers` (`mixed_5b`, `mixed_5b.branch_1`,
-    `mixed_6*`).
+    """Train no parameter whose name is, or starts with, one of `layers` (`mixed_5b.branch_1`, `mixed_6*`).
 
     Batch norm in these layers computes as in an evaluation from now on: with its moving averages, which no longer move.
-
     InputError if the network has no such layer, or if nothing is left to train.
     """
     frozen_ids, named = set(), dict(network.parameters_and_names())

@@ -28,14 +28,6 @@ SCALE_STATE = ('scale_sense', 'current_iterator_step', 'last_overflow_iterator_s
 WAIT = 30  # seconds for another training run in the directory to end
 
 
-class Reservation(NamedTuple):
-    """A directory that is a training run's own: the lock, which lasts as long as this exists, and the checkpoints of an
-    earlier training run there, which are removed when the first new one is written."""
-
-    lock: TextIO
-    replaced: list[Path]
-
-
 class Saved(NamedTuple):
     """A checkpoint to resume: its file, {name: value}, and what it records, see `checkpoint.INFO`."""
 
@@ -44,8 +36,9 @@ class Saved(NamedTuple):
     info: dict
 
 
-def reserve(settings: Settings, run: Run) -> Reservation:
-    """Make `run.directory` this training run's own.
+def reserve(settings: Settings, run: Run) -> tuple[TextIO, list[Path]]:
+    """Make `run.directory` this training run's own. Returns the lock, to be kept as long as the training run lasts, and the
+    checkpoints of an earlier training run there, which are to be removed when the first new one is written.
 
     InputError if another training run is active in it, or if it has checkpoints which are neither to be resumed nor to be
     replaced (`overwrite`). Log and metrics of a replaced training run become <name>.1, or the first number that is free.
@@ -64,10 +57,10 @@ def reserve(settings: Settings, run: Run) -> Reservation:
             'them as soon as the first new checkpoint is written'
         )
     replaced = there if settings.overwrite else []
-    for path in (directory / settings.log_name, directory / metrics.NAME) if replaced else ():
-        if path.exists():
+    for path in (directory / settings.log_name, directory / metrics.NAME):
+        if replaced and path.exists():
             path.replace(next(free for n in itertools.count(1) if not os.path.lexists(free := f'{path}.{n}')))
-    return Reservation(lock, replaced)
+    return lock, replaced
 
 
 def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Saved | None, Plan, Settings, str]:

@@ -58,15 +58,11 @@ class NetworkWithLoss(nn.Cell):
 class TrainStep(nn.TrainOneStepWithLossScaleCell):
     """One step of `optimizer` on `network_with_loss`; returns `StepOutputs`, all scalars.
 
-    Args:
-        loss_scale (str, number or None): see `loss_scale_update`. The loss is multiplied by it before the gradients are
-            taken, and they are divided by it before anything else sees them. A step whose gradients overflowed on any rank
-            changes no weight, but counts as a step for the learning rate. None: nothing is scaled, and no step left out.
-        clip_norm (float): gradients whose norm, over all of them together, is larger are scaled down to it; 0: never.
-        ema_decay (float): share of the moving averages `ema.<name>` of the network's parameters that is kept per step;
-            0: no averages.
-        drop_overflow_update (str): `branch`: the graph branches on overflow; `select`: it does not, every step updates, and
-            on overflow each parameter gets its old value back: the same values bit for bit, from a graph without branches.
+    The other arguments are options. The loss is multiplied by `loss_scale` before the gradients are taken, and they are
+    divided by it before anything else sees them. A step whose gradients overflowed on any rank changes no weight, but counts
+    for the learning rate; with None nothing is scaled, and no step left out. `ema_decay` makes the moving averages
+    `ema.<name>` of the network's parameters. With `drop_overflow_update` `select` every step updates, and on overflow each
+    parameter gets its old value back: the same values bit for bit, from a graph without branches.
 
     MindSpore's `Model` has no such step on the CPU, and of a sink it reports only the last overflow. So everything that
     must be known of every step is a parameter here.

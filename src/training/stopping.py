@@ -129,13 +129,13 @@ def _dead_worker(known=()):
             end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if end is None or end.si_status == 0:
                 continue
+            worker, status = f'a data worker (pid {pid})', end.si_status
             if end.si_code == os.CLD_EXITED:
-                return signal.SIGKILL, f'a data worker (pid {pid}) ended with the status {end.si_status}'
-            name = signal.Signals(end.si_status).name
-            if end.si_status not in SIGNALS:
-                name = f'a data worker (pid {pid}) was killed by {name}'
-            why = ', probably for lack of memory; lower --num_workers' if end.si_status == signal.SIGKILL else ''
-            return end.si_status, name + why
+                return signal.SIGKILL, f'{worker} ended with the status {status}'
+            if status in SIGNALS:
+                return status, signal.Signals(status).name
+            why = ', probably for lack of memory; lower --num_workers' if status == signal.SIGKILL else ''
+            return status, f'{worker} was killed by {signal.Signals(status).name}{why}'
     return None
 
 
@@ -201,8 +201,7 @@ class Guard(threading.Thread):
         if state.signals.number:
             if self.signalled is None:
                 self.signalled = now
-                again = f'; send it again after {ECHO:g} s to quit now' if state.signals.first else ''
-                state.run.log(f'{state.signals.name}: saving after this step{again}')
+                state.run.log(f'{state.signals.name}: saving after this step; send it again after {ECHO:g} s to quit now')
             if now > max(self.signalled, state.since) + PATIENCE and state.changing.acquire(blocking=False):
                 # The main thread waits between two steps. Where all ranks stop at one step, rank 0 saves.
                 saves = state.run.rank == 0 or not state.stopping

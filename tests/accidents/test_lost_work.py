@@ -117,7 +117,7 @@ def test_no_side_product_ends_a_training(run, log):
     refused = [OSError(28, 'No space left on device'), mock.DEFAULT]
     with mock.patch.object(checkpoint, 'mark_best', wraps=checkpoint.mark_best, side_effect=refused):
         text = run(train.main, '--log_dir', log, *EVALUATED)
-    assert f'{OLDER} is the best so far, but inceptionv4-best.ckpt cannot be written: No space left on device' in text
+    assert f'{OLDER} is the best so far: [Errno 28] No space left on device' in text
     for what in ('metrics.jsonl', 'config.yaml', 'page on the training', 'report on the evaluation'):
         assert f'no {what}: ' in text
     assert best(log)['evaluation']['top1'] >= 0

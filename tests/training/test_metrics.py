@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import time
 
 import mindspore  # noqa: F401, before tensorboardX: the other order ends the process
 import pytest
@@ -59,13 +58,9 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not importlib.util.find_spec('tensorboardX'), reason='needs tensorboardX (requirements-report.txt)')
 def test_event_files(tmp_path):
-    """All curves at their steps; a resumed run replaces the later steps of the one before."""
-    for start, stop, loss in ((0, 20, 2.0), (10, 15, 1.0)):
-        record = run_of(tmp_path, stop, start, loss, {'tensorboard': True})
-        record('evaluation', stop, top1=50.0)
-        time.sleep(1.1)  # the files are named by the second
+    run_of(tmp_path, 10, config={'tensorboard': True})('evaluation', 10, top1=50.0)
     reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator', reason='needs TensorBoard')
     found = reader.EventAccumulator(str(tmp_path / 'tensorboard'))
     found.Reload()
-    assert [(one.step, one.value) for one in found.Scalars('training/loss')] == [(5, 2.0), (10, 2.0), (15, 1.0)]
-    assert [(one.step, one.value) for one in found.Scalars('evaluation/top1')] == [(15, 50.0)]
+    assert [(one.step, one.value) for one in found.Scalars('training/loss')] == [(5, 2.0), (10, 2.0)]
+    assert [(one.step, one.value) for one in found.Scalars('evaluation/top1')] == [(10, 50.0)]

@@ -18,7 +18,7 @@ from src.training import monitor as module
 from src.training.metrics import Metrics
 from src.training.plan import Plan
 from src.weights import checkpoint
-from tests.training.steps import Evaluation, Training, names, signals
+from tests.training.steps import Evaluation, Training, names
 
 FULL = OSError(28, 'No space left on device')
 
@@ -59,17 +59,6 @@ def test_line_and_record(tmp_path, clock):
     assert second['lr'] == 0.1 and set(first) == set(second)
 
 
-def test_two_stages(tmp_path):
-    """MindSpore counts from 0 again; no line is on images of two sizes, and the first step of each stage compiles."""
-    training = Training(tmp_path, Plan(8, 1, 10, 100, sizes=(160, 160, 299)), ['--display_every', '40'])
-    training.step(66)
-    training.begin()
-    training.step(34)
-    assert [int(line.split()[1]) for line in training.logged()] == [40, 66, 100] and training.monitor.total[0] == 65 + 33
-    second = 'stage 2 of 2: images of 299 x 299 pixels, epochs 6.6 to 10, steps 67 to 100; the graph is compiled anew'
-    assert training.logged('stage')[1] == second
-
-
 def test_diverged(tmp_path):
     """The message names the step, the loss scale and the newest checkpoint; nothing is saved after it, by nobody."""
     training = Training(tmp_path, options=['--save_checkpoint_steps', '5'])
@@ -100,18 +89,6 @@ def test_bad_records(tmp_path):
     training.step()
     assert training.ended and names(tmp_path)[-1] == 'inceptionv4-1_11.ckpt'
     assert re.match('2 of the 80 records that this rank takes in epoch 2 .*after step 11', str(training.state.error()))
-
-
-@pytest.mark.parametrize('others', [False, True])
-def test_all_ranks_stop_at_one_step(tmp_path, monkeypatch, others):
-    """Whichever rank gets the signal: they agree after every step."""
-    training = Training(tmp_path, Plan(8, 2, 10, 100), signals=signals(0 if others else 15, 'SIGTERM'))
-    monkeypatch.setattr(collective, 'any_rank', lambda flag: flag or others)
-    training.step()
-    assert training.ended and names(tmp_path) == ['inceptionv4-0_1.ckpt'] and training.state.signals.can_save
-    why, status = ('another rank failed (see its log)', 4) if others else ('SIGTERM', 143)
-    assert str(training.state.error()).startswith(f'{why}: stopped after step 1 of 100; ')
-    assert training.state.error().exit_status == status
 
 
 def test_wait_for_data(tmp_path, clock, monkeypatch):

@@ -74,18 +74,6 @@ def test_overflow_changes_no_weight_and_is_counted(training):
     assert (after.overflows, after.overflow_run) == (3, 0) and (training.state()[WEIGHT] != before[WEIGHT]).any()
 
 
-def test_loss_scale(training):
-    """A dynamic one doubles after 2,000 steps; scaling up and down is exact, so it does not change what is learned."""
-    training.set(scale_sense=1024, last_overflow_iterator_step=1, current_iterator_step=2000)
-    assert [training().loss_scale for _ in range(3)] == [1024, 1024, 2048]
-    state, found = training.state(), []
-    for scale in (1024.0, 4096.0):
-        training.set(**{**state, 'scale_sense': scale})
-        training()
-        found.append(training.state()[WEIGHT])
-    assert np.array_equal(*found)
-
-
 def test_norm_is_that_of_all_gradients_and_is_clipped(training):
     """As `tf.clip_by_global_norm`: larger norms become the bound, smaller ones stay."""
     state, norms = training.state(), []
@@ -130,26 +118,6 @@ class TwoHalves(nn.Cell):
     def construct(self, x):
         a, b, c, d = self.values
         return (a * x + c * x).sum() + (b * x[:3] + d * x[:3]).sum()
-
-
-@pytest.mark.compiles
-@pytest.mark.parametrize('nesterov', [False, True])
-def test_momentum_and_nesterov(nesterov):
-    """As TensorFlow and PyTorch define them; MindSpore's CPU kernel ignores `use_nesterov`."""
-    ms.set_context(mode=ms.GRAPH_MODE)
-    rates, rng = np.float32([0.1, 0.2, 0.05]), np.random.default_rng(0)
-    gradients = rng.standard_normal((3, 64)).astype(np.float32)
-    settings, cell = load_settings([]).but(optimizer='momentum', weight_decay=0.0, use_nesterov=nesterov), TwoHalves()
-    optimizer = create_optimizer(cell, settings, rates, on_cpu=True)
-    for gradient in gradients:
-        optimizer(tuple(Tensor(gradient[: p.size]) for p in cell.values))
-    expected, moment = 1.0, 0.0
-    for rate, gradient in zip(rates, gradients.astype(np.float64)):
-        moment = 0.9 * moment + gradient
-        expected = expected - rate * (gradient + 0.9 * moment if nesterov else moment)
-    for value, moments in zip(cell.values, optimizer.moments):
-        assert np.allclose(value.asnumpy(), expected[: value.size], atol=1e-6)
-        assert np.allclose(moments.asnumpy(), moment[: value.size], atol=1e-6)
 
 
 @pytest.mark.compiles

@@ -81,9 +81,7 @@ class Plan:
             whole, rest = divmod(steps, length)
             if rest == 1 and whole:
                 whole, rest = whole - 1, length + 1
-            found += [
-                (size, count, steps_each) for count, steps_each in ((whole, length), (1, rest)) if count and steps_each
-            ]
+            found += [(size, count, each) for count, each in ((whole, length), (1, rest)) if count and each]
         return found
 
     @property
@@ -108,10 +106,10 @@ class Plan:
 
 def make_plan(records: int, settings: Settings, world: int) -> Plan:
     """The `Plan` of a new training run on `records` records. InputError if they do not fill one batch on every device."""
-    size, data_dir = settings.batch_size, settings.data_dir
+    size = settings.batch_size
     steps_per_epoch = records // (size * world)
     if not steps_per_epoch:
-        raise InputError(f'batch_size {size} on {world} device(s) needs as many records; {data_dir} has {records}')
+        raise InputError(f'batch_size {size} on {world} device(s) needs as many records; {settings.data_dir} has {records}')
     stop = settings.max_train_steps or settings.max_epochs * steps_per_epoch
     return Plan(size, world, steps_per_epoch, stop, sizes=stage_sizes(settings))
 
@@ -128,12 +126,8 @@ def stage_sizes(settings: Settings) -> tuple[int, ...]:
     others = [other for other in sizes if other != size]
     if others and settings.cache_features:
         raise InputError(f'cache_features needs images of one size; leave image_sizes {sizes} empty')
-    unfit = [other for other in others if grids(other)[5] != grids(size)[5]]
-    if unfit and settings.aux_logits:
-        raise InputError(
-            f'image_sizes {sizes}: the auxiliary classifier takes images of image_size {size}, not {unfit[0]}; '
-            'use --aux_logits false'
-        )
+    if settings.aux_logits and any(grids(other)[5] != grids(size)[5] for other in others):
+        raise InputError(f'image_sizes {sizes}: the auxiliary classifier takes image_size {size}; use --aux_logits false')
     return tuple(sizes or [size])
 
 

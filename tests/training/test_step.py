@@ -107,17 +107,15 @@ def test_evaluation_sees_the_averages(training):
     assert all(np.array_equal(value, state[name]) for name, value in training.state().items())
 
 
-class TwoHalves(nn.Cell):
-    """Two tensors of the backbone and two of the classifiers: of each one in whole vectors of 8, and one that is not."""
+class Two(nn.Cell):
+    """A tensor in whole vectors of 8, and one that is not."""
 
     def __init__(self):
         super().__init__()
-        sizes = {'conv2d_1a_3x3.weight': 64, 'mixed_5b.bias': 3, 'logits.weight': 64, 'aux_logits.bias': 3}
-        self.values = ms.ParameterTuple([ms.Parameter(Tensor(np.ones(n, np.float32)), name) for name, n in sizes.items()])
+        self.a, self.b = (ms.Parameter(Tensor(np.ones(n, np.float32)), name) for n, name in ((64, 'a'), (3, 'b')))
 
     def construct(self, x):
-        a, b, c, d = self.values
-        return (a * x + c * x).sum() + (b * x[:3] + d * x[:3]).sum()
+        return (self.a * x).sum() + (self.b * x[:3]).sum()
 
 
 @pytest.mark.compiles
@@ -127,7 +125,7 @@ def test_selecting_equals_branching(name, nesterov):
     ms.set_context(mode=ms.GRAPH_MODE)
     settings, found = load_settings([]).but(optimizer=name, weight_decay=0.0, use_nesterov=nesterov), []
     for drop_overflow_update in ('branch', 'select'):
-        cell, rng = TwoHalves(), np.random.default_rng(0)
+        cell, rng = Two(), np.random.default_rng(0)
         optimizer = create_optimizer(cell, settings, np.linspace(0.1, 0.02, 6, dtype=np.float32), on_cpu=True)
         step = TrainStep(cell, optimizer, 'dynamic', 5.0, DECAY, drop_overflow_update).set_train()
         outputs = [
@@ -136,7 +134,7 @@ def test_selecting_equals_branching(name, nesterov):
         ]
         assert [o.overflows for o in outputs] == [0, 1, 2, 2, 3, 3] and outputs[5].norm > 5
         found.append(([repr(o) for o in outputs], {p.name: p.asnumpy().tobytes() for p in step.get_parameters()}))
-    assert found[0] == found[1] and len(found[0][1]) > 15
+    assert found[0] == found[1] and len(found[0][1]) > 10
 
 
 @pytest.mark.parametrize('size, cores, whole', [(1000, 2, 0), (1024, 2, 1), (96, 32, 0), (1536 * 1000, 64, 1)])

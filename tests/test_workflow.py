@@ -138,7 +138,7 @@ def test_a_batch_has_no_more_images_than_there_are(option, expected, attempt):
         (['WEIGHTS', 'WEIGHTS', 'OUT'], 'Not a directory'),
         (['PHOTOS/деревья', 'WEIGHTS', 'OUT'], 'no image in'),
         (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: No such file'),
-        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'broken.jpg: empty, or text'),
+        (['PHOTOS', 'PHOTOS/деревья/broken.jpg', 'OUT'], 'not a MindSpore checkpoint, or a damaged one'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
     ],
 )

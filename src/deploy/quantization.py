@@ -55,7 +55,7 @@ class Sample(NamedTuple):
                 encoded = self.records.read(number)
                 return evaluation_image(encoded, signature.image_size, signature.preprocessing, self.records.upright)
             except ValueError as error:
-                raise InputError(f'{self.records.damage(number, error)}; mend or remove it') from error
+                raise InputError(f'{self.records.damage(number, error)}; replace or remove it') from error
 
         with tqdm(total=len(self.numbers), desc=title, unit='image', leave=False, disable=None) as bar:
             for images in load_batches(map(int, self.numbers), signature.batch_size or size, load):
@@ -171,7 +171,7 @@ def _mean_inputs(path, names, calls):
 
 def compare(functions: dict[str, Function], signature: Signature, sample: Sample) -> dict:
     """How the files float32 and int8 do on the images of `sample`: `top1` of each in per cent, None without labels,
-    `agreement` of their likeliest classes in per cent, `loss` in percentage points and the number of `images`."""
+    `agreement` of their most probable classes in per cent, `loss` in percentage points and the number of `images`."""
     best = {kind: [] for kind in functions}
     for images, count in sample.batches(signature, 'comparing'):
         for kind, call in functions.items():

@@ -69,7 +69,7 @@ class Outcomes(NamedTuple):
 
     @property
     def hit(self) -> np.ndarray:
-        """Whether the true class is the likeliest, bool (images,)."""
+        """Whether the true class is the most probable one, bool (images,)."""
         return self.place == 1
 
 
@@ -129,8 +129,9 @@ def per_class(outcomes: Outcomes, num_classes: int) -> list[dict]:
 
 
 def suspected_labels(outcomes: Outcomes, num_classes: int) -> np.ndarray:
-    """Whether an image may be labelled wrongly, bool (images,): another class is the likeliest, and at least as likely as on
-    average for the images that do have its label (confident learning, Northcutt et al. 2021, arXiv 1911.00068)."""
+    """Whether an image may be labelled wrongly, bool (images,): another class is the most probable one, with no
+    less than its mean probability for the images that do have its label (confident learning, Northcutt et al. 2021, arXiv
+    1911.00068)."""
     images = np.bincount(outcomes.label, minlength=num_classes)
     means = np.bincount(outcomes.label, outcomes.probability_true, num_classes) / np.maximum(images, 1)
     means[images == 0] = np.inf  # nothing can be said

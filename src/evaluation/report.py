@@ -115,10 +115,10 @@ def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[s
                 rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
 
 
-def write_page(path: str | Path, title: str, parts: Iterable[str]) -> None:
-    """Write a page of `parts` (HTML) that needs no network, whole or not at all. OSError if it cannot be written."""
+def write_page(path: str | Path, title: str, content: Iterable[str]) -> None:
+    """Write a page of `content` (HTML) that needs no network, whole or not at all. OSError if it cannot be written."""
     with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-        file.writelines([HEAD.replace('$title', text(title)), *parts, '</body></html>\n'])
+        file.writelines([HEAD.replace('$title', text(title)), *content, '</body></html>\n'])
 
 
 def text(value: object) -> str:

@@ -85,9 +85,7 @@ def mark_best(path: Path, evaluation: dict) -> None:
 
 def best_evaluation(directory: str | Path) -> dict:
     """What the evaluation of the best checkpoint in `directory` found, empty if it is not known."""
-    with contextlib.suppress(*DAMAGED):
-        return dict(json.loads(_recorded(Path(directory, BEST), 'evaluation')['evaluation']))
-    return {}
+    return json.loads(_recorded(Path(directory, BEST), 'evaluation').get('evaluation', '{}'))
 
 
 def written_by(directory: str | Path, training: str) -> list[Path]:
@@ -147,8 +145,8 @@ def _recorded(path, *wanted):
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     """Checkpoint at `path`: ({name: ndarray}, info); info has those values of `INFO` that were saved.
 
-    InputError if it cannot be read, if its content does not fit its checksum, which other programs do not write, or if a
-    weight is not finite.
+    InputError if it cannot be read, has another checksum than it records (other programs record none), or if a weight is
+    not finite.
     """
     with reading(path, 'not a MindSpore checkpoint, or a damaged one; use another one or copy it again', also=DAMAGED):
         stored = _stored(path)
@@ -157,10 +155,8 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         # Other programs store notes of their own.
         parameters = {name: value for name, value in stored.items() if name not in INFO and not isinstance(value, str)}
         if (checksum.size or 'format_version' in info) and bytes(checksum) != _digest(parameters, info):
-            raise ValueError('its checksum does not fit')
+            raise ValueError('checksum mismatch')
         info.update({name: json.loads(info[name]) for name in JSON_INFO & info.keys()})
-        if not isinstance(info.get('config', {}), dict):
-            raise ValueError('its configuration is not one')
     with reading(path):
         names.check_finite(parameters)
     return parameters, info

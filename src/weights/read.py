@@ -18,12 +18,7 @@ from src.options import Settings
 from src.weights import checkpoint, tf_file, torch_file
 from src.weights.names import NO_CLASSIFIER, OPTIMIZER, check_finite, fit, names_in, transposed
 
-# Where a file cannot be opened.
-REMEDY = (
-    'name a checkpoint file, or of TensorFlow what its files begin with; published weights: '
-    'https://huggingface.co/timm/inception_v4.tf_in1k (model.safetensors) and https://'
-    'download-mindspore.osinfra.cn/toolkits/mindcv/inception_v4/inception_v4-56e798fc-910v2.ckpt'
-)
+REMEDY = 'name a checkpoint file, or of TensorFlow what its files begin with; docs/weights.md has published weights'
 OURS = 'conv2d_1a_3x3.conv.weight'  # the first convolution, by the name that it has in this project only
 IMAGE_SIZE = 299
 HALF = (127.5,) * 3
@@ -39,10 +34,8 @@ MEANS = re.compile(r'(?<![^\W_])(?:ema|swa|(?<!exp_)avg|averaged?|averages|shado
 CONTENTS = (  # what is there in place of weights, by how the file begins
     (rb'version https://git-lfs', 'a pointer of Git LFS in place of the file; fetch the file with git lfs pull'),
     (rb'(\xef\xbb\xbf)?\s*<[!?a-zA-Z]', 'a web page (HTML or XML) in place of the file; download the file itself'),
-    (rb'\x89HDF', 'HDF5, as Keras writes it, whose layers have other names; use the weights of TF-slim, timm or MindCV'),
     (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar', 'an archive; unpack it, name the weights in it'),
     (rb'\x80[\2-\5]', 'a pickle, which may run code; with PyTorch, write the weights with safetensors.torch.save_file'),
-    (rb'[\t\n\r -~\x80-\xff]*$', 'empty, or text; download or copy the file itself'),
 )
 
 
@@ -128,9 +121,7 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
     classes = config.get('num_classes')
     if drop_background:
         if classes != BACKGROUND_CLASSES:
-            raise ValueError(
-                f'--drop_background: it has {classes or "no"} classes, only of 1001 the first is the background'
-            )
+            raise ValueError(f'--drop_background needs {BACKGROUND_CLASSES} classes, it has {classes or "none"}')
         config['num_classes'] = classes = classes - 1
         parameters.update({name: parameters[name][1:] for name in ('logits.weight', 'logits.bias')})
     elif classes == BACKGROUND_CLASSES:

@@ -39,7 +39,7 @@ def _block(table, start, size):
     """Yield (key, value) of a block; keys are shortened by what they share with the one before."""
     body, checksum = table[start : start + size + 1], table[start + size + 1 : start + size + 5]
     if len(body) <= size or masked_crc(body) != int.from_bytes(checksum, 'little') or body[size]:
-        raise ValueError('a checksum does not fit, or it is compressed, which TensorFlow does not do')
+        raise ValueError('checksum mismatch, or compressed, which TensorFlow does not do')
     key, at = b'', 0
     while at < size - 4 - 4 * int.from_bytes(body[size - 4 : size], 'little'):
         (shared, rest, length), at = _varints(body, at, 3)
@@ -83,7 +83,7 @@ def _read_v2(prefix):
             shards[shard] = shards.get(shard) or memoryview(np.memmap(shard, np.uint8, 'r'))
             data = shards[shard][(start := about.get(4, 0)) : start + about.get(5, 0)]
             if masked_crc(data) != int.from_bytes(about[6], 'little'):
-                raise ValueError(f'the checksum of {key.decode()} does not fit')
+                raise ValueError(f'checksum mismatch of {key.decode()}')
             result[key.decode()] = np.frombuffer(data, DTYPES[about[1]]).reshape(_shape(about.get(2, b'')))
     return result
 

@@ -53,16 +53,12 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, archive, files):
         super().__init__(archive.open(files['data.pkl']))
         self.storage = functools.lru_cache(None)(lambda dtype, key: _array(archive.read(files[f'data/{key}']), dtype))
-        self.others = []  # names of what is not built
 
     def find_class(self, module, name):
         """What stands for a name in the pickle."""
         if module == 'torch' and name.endswith('Storage'):
             return STORAGES.get(name, 'other')
-        if module == 'torch._utils' and name in BUILDERS:
-            return BUILDERS[name]
-        self.others += [f'{module}.{name}'] * (name != 'OrderedDict')
-        return _Object
+        return BUILDERS.get(name, _Object) if module == 'torch._utils' else _Object
 
     def persistent_load(self, pid):
         """The numbers of a storage, None for those that are no weights."""
@@ -70,15 +66,13 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(dtype, key) if dtype in DTYPES else None  # tensors may share a storage
 
 
-def _tensors(value, seen):
-    """Yield (name, ndarray) of the tensors in nested dicts, lists and tuples, the names joined by dots; what is there twice
-    comes once."""
-    seen.add(id(value))
+def _tensors(value):
+    """Yield (name, ndarray) of the tensors in nested dicts, lists and tuples, the names joined by dots."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(item, np.ndarray):
             yield str(key), item
-        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
-            yield from ((f'{key}.{name}', tensor) for name, tensor in _tensors(item, seen))
+        elif isinstance(item, (dict, list, tuple)):
+            yield from ((f'{key}.{name}', tensor) for name, tensor in _tensors(item))
 
 
 def read_pth(path: str | Path) -> dict[str, np.ndarray]:
@@ -86,12 +80,9 @@ def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     names are joined by dots. InputError on anything else."""
     with reading(path, REMEDY, also=DAMAGE), zipfile.ZipFile(path) as archive:
         files = {info.filename.partition('/')[2]: info for info in archive.infolist()}
-        if 'data.pkl' not in files:
-            raise ValueError(f'a ZIP archive of {", ".join(archive.namelist()):.100}; unpack it, and name the weights in it')
-        unpickler = _Unpickler(archive, files)
-        if found := dict(_tensors(unpickler.load(), set())):
+        if found := dict(_tensors(_Unpickler(archive, files).load())):
             return found
-        raise ValueError(f'it asks for {(*unpickler.others, "nothing")[0]}, which is not run')
+        raise ValueError('no tensors in it, and nothing else is run')
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray | None]:

@@ -112,7 +112,7 @@ def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, capsys):
     terminated.reach('^step: 4 ')  # its second graph is compiled
     terminated.process.terminate()
     terminated.end(143)
-    assert terminated.found('^warning: skipped: .*inceptionv4-0_4.ckpt: .*its checksum does not fit')
+    assert terminated.found('^warning: skipped: .*inceptionv4-0_4.ckpt: .*checksum mismatch')
     assert terminated.found(f'^SIGTERM: stopped after step 4 of {STEPS}; checkpoints in {log}, resume with --resume auto$')
     assert names(log) == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_4.ckpt'] and not list(log.glob('.inceptionv4*'))
 

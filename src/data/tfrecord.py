@@ -18,8 +18,6 @@ from typing import NamedTuple
 import google_crc32c  # has a C implementation on x86-64 and aarch64, and warns where it has to compute in Python
 import numpy as np
 
-from src import files
-
 # Names of the image and of its label: TF-slim's first, then those of TFDS, of TensorFlow's tutorial, of MindSpore.
 IMAGE = ('image/encoded', 'image', 'image_raw', 'data')
 LABEL = ('image/class/label', 'label', 'class')
@@ -231,8 +229,7 @@ def write_shards(directory: str, split: str, examples: Iterable, num_shards: int
     os.makedirs(directory, exist_ok=True)
     paths = [os.path.join(directory, shard_name(split, n, num_shards)) for n in range(num_shards)]
     for n, path in enumerate(paths):
-        with files.replacing(path) as temporary:
-            write_shard(temporary, examples[n::num_shards])
+        write_shard(path, examples[n::num_shards])
     return paths
 
 

@@ -50,8 +50,8 @@ class Running(Program):
 
         def prepare():
             fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
-            for number in ignored:
-                signal.signal(number, signal.SIG_IGN)
+            for number in (signal.SIGHUP, signal.SIGINT):  # which nohup and a shell's & have ignored for the tests
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
         super().__init__(folder, *command, stdin=inside, stderr=inside, preexec_fn=prepare)
         os.close(inside)

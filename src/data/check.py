@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,10 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data import jpeg, tfrecord
-from src.data.classes import read_labels
 from src.data.folder import find_layout
 from src.data.image import is_transparent, open_image, orientation, pixels
-from src.data.records import CHECKS, Records, open_records, read_file, walk
+from src.data.records import Records, open_records, read_file
 from src.errors import InputError, Parser, counted, entry_point
 from src.heartbeat import end_with_parent
 
@@ -146,11 +145,14 @@ def _read(records, k):
 def check(data_dir: str, workers: int | None = None) -> tuple[list[tuple[str, str, str]], dict[str, Counter]]:
     """Read every record. Returns what was found, each (kind, where, detail), and {split: {label: images}}. InputError if
     there is nothing to check."""
-    found, labels, first = [], defaultdict(Counter), {}
+    found, sets, first = [], {}, {}
     layout, present = find_layout(data_dir)
-    sets = [one for split, paths in present.items() for one in _open_sets(data_dir, split, layout, paths, found)]
-    for (split, records), pairs in zip(sets, examine_all([records for _, records in sets], workers)):
-        labels[split].update(records.label.tolist())
+    for split in present:
+        damage = []
+        sets[split] = open_records(data_dir, split, layout, damage)
+        found += [('damaged or missing shards', *text.partition(': ')[::2]) for text in damage]
+        found += [('left out', paths[0], f'{len(paths)} x {why}') for why, paths in sets[split].not_read.items()]
+    for (split, records), pairs in zip(sets.items(), examine_all([*sets.values()], workers)):
         for k, (kinds, digest) in enumerate(pairs):
             found += [(kind, records.where(k), detail) for kind, detail in kinds.items()]
             this = split, records, k
@@ -160,46 +162,15 @@ def check(data_dir: str, workers: int | None = None) -> tuple[list[tuple[str, st
                 kind += ', with two labels' * bool(records.label[k] != earlier.label[j])
                 same = f'same bytes as {earlier.where(j)}, label {earlier.label[j]}'
                 found.append((kind, records.where(k), f'label {records.label[k]}, {same}'))
-    names = sets[0][1].class_names or read_labels(data_dir)
-    for split in labels:
-        found += _unfit_labels(split, sets, labels, names)
-    return found, labels
-
-
-def _open_sets(data_dir, split, layout, paths, found):
-    """Yield (split, `Records`), of shards one for each; what is not in them is added to `found`."""
-    if layout in ('folder', 'archives'):
-        records = open_records(data_dir, split, layout)
-        found += [('left out', paths[0], f'{len(paths)} x {why}') for why, paths in records.not_read.items()]
-        yield split, records
-        return
-    try:
-        CHECKS[layout](paths)
-    except ValueError as error:
-        found.append(('incomplete set of shards', data_dir, str(error)))
-    for path in paths:
-        rows = []
-        try:
-            for record in walk(path, layout):
-                rows.append(record[:4])
-        except InputError as error:
-            found.append(('damaged record', path, str(error).removeprefix(f'{path}: ')))
-        offset, length, label, byte = np.array(rows, np.int64).reshape(-1, 4).T
-        byte, source = byte if layout == 'tfrecord' else None, np.zeros(len(rows), np.int32)
-        yield split, Records(layout, [path], source, label, offset, length, byte, label_base=0)
-
-
-def _unfit_labels(split, sets, labels, names):
-    """Yield (kind, where, detail) for every label of `split` that a training run cannot take."""
-    known, reason = labels.get('train', labels[split]), 'has no training image'
-    if names:
-        known, reason = {label for label, name in enumerate(names) if name}, 'is not in labels.txt'
-    for label, count in labels[split].items():
-        why = 'is negative' if label < 0 else '' if label in known else reason
-        if why:
-            records = next(records for one, records in sets if one == split and label in records.label)
-            where = records.where(int(np.argmax(records.label == label)))
-            yield 'label does not fit', where, f'label {label} of {counted(count, "image")} in {split} {why}'
+    of_first = next(iter(sets.values()))  # training records, if there are any
+    names = of_first.class_names
+    known = [label for label, name in enumerate(names) if name] if names else np.unique(of_first.label)
+    for records in sets.values():
+        for label, k in zip(*np.unique(records.label, return_index=True)):
+            if label < 0 or label not in known:
+                reason = 'has no name' if names else 'has no training image'
+                found.append(('label does not fit', records.where(k), f'label {label} is negative or {reason}'))
+    return found, {split: Counter(records.label.tolist()) for split, records in sets.items()}
 
 
 @entry_point

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
+import struct
 import tarfile
 import time
 import zlib
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from src.data import archives, folder, mindrecord, tfrecord
 from src.data.classes import BACKGROUND_CLASSES, imagenet_names, names_by_wordnet_ids, read_labels
 from src.errors import InputError, reading
 
+READERS = {'tfrecord': tfrecord.walk, 'mindrecord': mindrecord.walk, 'archives': archives.walk}
 CHECKS = {'tfrecord': tfrecord.check_set, 'mindrecord': mindrecord.check_shards}  # raise ValueError for incomplete sets
-AGAIN = 'copy or make the shard again'
+AGAIN = 'copy, download or make it again'
 PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a training run tries again to read a record
 SIZES = 10000  # files of a folder whose sizes are looked up: at worst a millisecond each, on a network's file system
 
@@ -48,7 +50,7 @@ class Records:
     def __post_init__(self):
         if self.label_base is None:  # 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it
             unnamed = not self.class_names or self.class_names[0] in ('background', '')
-            self.label_base = int(unnamed and self.label.min() > 0)
+            self.label_base = int(unnamed and self.label.min(initial=1) > 0)
 
     def __len__(self):
         return len(self.label)
@@ -155,9 +157,10 @@ def read_file(path: str, start: int = 0, count: int | None = None) -> bytes:
     return data
 
 
-def open_records(data_dir: str | Path, split: str, layout: str | None = None) -> Records:
+def open_records(data_dir: str | Path, split: str, layout: str | None = None, damage: list[str] | None = None) -> Records:
     """`Records` of `split` ("train" or "validation"), the layout as given or detected. Class names are those of labels.txt,
-    else ImageNet's where TFRecords have its WordNet ids. InputError says what is missing or damaged, and where."""
+    else ImageNet's where TFRecords have its WordNet ids. InputError says what is missing or damaged, and where; with a list
+    `damage` that is added to it, and the records are those that could be found."""
     layout, found = folder.find_layout(data_dir, layout)
     with reading(data_dir):
         if split not in found:
@@ -165,10 +168,12 @@ def open_records(data_dir: str | Path, split: str, layout: str | None = None) ->
         paths = found[split]
         if layout == 'folder' and len(paths) > 1:
             raise ValueError(f'has both {" and ".join(map(os.path.basename, paths))}; keep one')
-        CHECKS.get(layout, list)(paths)
     if layout == 'folder':
         return open_folder(paths[0], min(found.items())[1][0], read_labels(data_dir, False))
-    return _index(layout, paths, imagenet_names(BACKGROUND_CLASSES) if layout == 'archives' else read_labels(data_dir))
+    with _noted(damage), reading(data_dir):
+        CHECKS.get(layout, list)(paths)
+    class_names = imagenet_names(BACKGROUND_CLASSES) if layout == 'archives' else read_labels(data_dir)
+    return _index(layout, paths, class_names, damage)
 
 
 def open_folder(path: str, train_path: str, class_names: list[str] | None = None) -> Records:
@@ -178,28 +183,30 @@ def open_folder(path: str, train_path: str, class_names: list[str] | None = None
         return Records('folder', **folder.index(path, train_path, class_names))
 
 
-def walk(path: str, layout: str) -> Iterator[tfrecord.Record]:
-    """Yield a `Record` for every record of a shard or archive; InputError for damage, and where the file is another one."""
-    remedy = 'download it again, or another one that fits' if layout == 'archives' else AGAIN
+@contextlib.contextmanager
+def _noted(damage):
+    """A block whose `InputError` is added to the list `damage`, if there is one."""
     try:
-        yield from {'tfrecord': tfrecord, 'mindrecord': mindrecord, 'archives': archives}[layout].walk(path)
-    except (ValueError, OSError, LookupError, OverflowError, tarfile.TarError) as error:
-        with reading(path, '' if isinstance(error, LookupError) else remedy, (OverflowError, tarfile.TarError)):
+        yield
+    except InputError as error:
+        if damage is None:
             raise
+        damage.append(str(error))
 
 
-def _index(layout, paths, class_names):
-    """`Records` of all records of the shards or the archive `paths`; InputError for the first damaged one."""
-    numbers, files, counts = [array('q') for _ in range(5)], [], []
+def _index(layout, paths, class_names, damage):
+    """`Records` of all records of the shards or the archive `paths`. InputError for the first damaged one, or as
+    `open_records` has it; if there is no record."""
+    numbers, files, counts = array('q'), [], []
     for path in tqdm(paths, 'indexing', unit='shard', disable=None, leave=False):  # on a terminal only
-        for record in walk(path, layout):
-            for column, value in zip(numbers, record):
-                column.append(value)
-            files.append(record.file)
+        with _noted(damage), reading(path, AGAIN, (tarfile.TarError,)):
+            for record in READERS[layout](path):
+                numbers.frombytes(struct.pack('5q', *record[:5]))
+                files.append(record.file)
         counts.append(len(files) - sum(counts))
-    if not files:
+    if not files and not damage:
         raise InputError(f'{paths[0]}: no record in it; {AGAIN}')
-    offset, length, label, byte, crc = (np.array(column, np.int64) for column in numbers)
+    offset, length, label, byte, crc = map(np.array, np.array(numbers).reshape(-1, 5).T)
     known = {'archives': {'file': np.array(files, 'S')}}
     if layout == 'tfrecord':
         known[layout] = {'byte': byte, 'crc': zlib.crc32(crc.astype(np.uint32).tobytes())}

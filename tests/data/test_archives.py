@@ -89,4 +89,4 @@ def test_unusable(archives, name, data, problem):
     if data is not None:
         (archives / name).write_bytes(data)
     text = message(open_records, archives, 'train' if name == TRAIN else 'validation')
-    assert problem in text and 'download it' in text, text
+    assert problem in text and 'download' in text, text

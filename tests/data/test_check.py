@@ -68,7 +68,7 @@ def test_check_of_shards(sets, tmp_path):
     os.truncate(broken / 'train-00001-of-00003', 1000)
     (broken / 'train-00002-of-00003').unlink()
     found, labels = check(broken, 2)
-    assert Counter(kind for kind, *_ in found) == {'incomplete set of shards': 1, 'damaged record': 3}
+    assert Counter(kind for kind, *_ in found) == {'damaged or missing shards': 3, 'damaged record': 1}
     text = '\n'.join(f'{where}: {detail}' for _, where, detail in found)
     assert 'lacks shard train-00002-of-00003' in text and f'{path}, record 1: wrong checksum of its data' in text
     assert re.search(f'{path}: record 4 at byte {starts[4]}: .*checksum', text) and re.search('00001-of-.*truncated', text)
@@ -102,11 +102,11 @@ def test_check_of_labels_and_copies(tmp_path):
         ('same file twice, with two labels', f'{train} 3', f'label 2, same bytes as {train} 1, label 1'),
         ('in training and validation, with two labels', f'{val} 1', f'label 2, same bytes as {train} 1, label 1'),
         ('same file twice, with two labels', f'{val} 2', f'label 4, same bytes as {val} 0, label 1'),
-        ('label does not fit', f'{train} 5', 'label -1 of 1 image in train is negative'),
-        ('label does not fit', f'{val} 2', 'label 4 of 1 image in validation is not in labels.txt'),
+        ('label does not fit', f'{train} 5', 'label -1 is negative or has no name'),
+        ('label does not fit', f'{val} 2', 'label 4 is negative or has no name'),
     ]
     (tmp_path / 'labels.txt').unlink()
-    assert 'label 4 of 1 image in validation has no training image' in str(check(tmp_path, 1)[0])
+    assert 'label 4 is negative or has no training image' in str(check(tmp_path, 1)[0])
 
 
 @pytest.mark.skipif(not jpeg_decoder.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)')

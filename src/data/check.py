@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from src.data import jpeg, tfrecord
 from src.data.folder import find_layout
-from src.data.image import is_transparent, open_image, orientation, pixels
+from src.data.image import open_image, orientation, pixels
 from src.data.records import Records, open_records, read_file
 from src.errors import InputError, Parser, counted, entry_point
 from src.heartbeat import end_with_parent
@@ -46,9 +46,8 @@ def examine(encoded: bytes, ending: str = '') -> dict[str, str]:
         warning = jpeg.warning(encoded)
         if warning:
             opened.draft(None, (1, 1))
-        if warning != '':
-            pixels(opened)
-        transparent = is_transparent(opened)
+        # All is decoded but a JPEG that was read without a warning; what white behind it changes is transparent.
+        transparent = warning != '' and not np.array_equal(pixels(opened), pixels(opened, white=True))
     except Exception as error:  # hostile bytes get nearly any out of Pillow
         return {'cannot be decoded': str(error) or type(error).__name__}
     damaged = bool(warning) and _loses_pixels(encoded, warning)

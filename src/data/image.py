@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +13,6 @@ from PIL import Image, PngImagePlugin
 from src.data import jpeg
 
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # not EPS and the like, which run programs
-_UNSUPPORTED = {'AVIF': rb'....ftyp.{0,56}avi[fs]', 'HEIC': rb'....ftyp.{0,56}(hei|hev|mif1|msf1)'}  # how they begin
 MOST_PIXELS = 1 << 29  # of an image: 1.6 GB as RGB; from 2^31 bytes on MindSpore's resize cannot count them
 _MOST_TEXT = 1 << 28  # bytes of a PNG's texts and colour profile, unpacked
 
@@ -49,8 +45,7 @@ class EncodedImage:
 
     def __init__(self, encoded: bytes, upright: bool = False):
         self.encoded, self.upright = encoded, upright
-        _check_whole(encoded)
-        header = jpeg.read_header(encoded)
+        header = jpeg.read_header(encoded) if jpeg.has_end(encoded) else None
         self._opened = None if header else open_image(encoded)
         stored = header[:2] if header else self._opened.size[::-1]  # height and width before turning
         if stored[0] * stored[1] > MOST_PIXELS:
@@ -79,34 +74,22 @@ class EncodedImage:
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """Header of an encoded image as a lazy PIL image; ImageError if there is none, or if a JPEG or PNG is not whole."""
+    """Header of an encoded image as a lazy PIL image; ImageError if there is none, if a JPEG has no end, or if a byte of a
+    PNG is missing or wrong: decoders ignore both."""
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow warns above it and refuses twice as many
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT
-    _check_whole(encoded)
-    with one_image():
-        try:
-            return Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        except Image.UnidentifiedImageError:  # whose own message is the address of an object
-            for name, start in _UNSUPPORTED.items():  # sound files that are called .jpg now and then
-                if re.match(start, encoded[:600], re.DOTALL):
-                    raise ImageError(f'{name}, which is not supported; convert it to an ordinary JPEG') from None
-            raise ImageError('not an image' + ': no bytes' * (not encoded)) from None
-
-
-def _check_whole(encoded):
-    """ImageError for a JPEG without an end and a PNG of which a byte is missing or wrong: decoders ignore both."""
     if encoded.startswith(jpeg.START) and not jpeg.has_end(encoded):
         raise ImageError('cannot be decoded (truncated: the end of the image is missing)')
-    if encoded.startswith(b'\x89PNG\r\n\x1a\n'):
-        view, position, name = memoryview(encoded), 8, b''
-        while name != b'IEND':
-            length, name = struct.unpack('>I4s', encoded[position : position + 8].ljust(8, b'\xff'))
-            end = position + 8 + length
-            if end + 4 > len(encoded):
-                raise ImageError(f'cannot be decoded (truncated at byte {position}, or damaged there)')
-            if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], 'big'):
-                raise ImageError(f'cannot be decoded (wrong checksum of its bytes {position} to {end})')
-            position = end + 4
+    with one_image():
+        try:
+            opened = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        except Image.UnidentifiedImageError:  # whose own message is the address of an object
+            size = f'{len(encoded)} bytes'
+            raise ImageError(f'not an image, or HEIC or AVIF, which are not read ({size})') from None
+        if opened.format == 'PNG':
+            opened.verify()  # compares all checksums, and closes it
+            opened = Image.open(io.BytesIO(encoded), formats=['PNG'])
+        return opened
 
 
 def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
@@ -114,39 +97,21 @@ def pixels(opened: Image.Image, white: bool = False) -> np.ndarray:
     is left out, but with `white` that is behind it. ImageError on what cannot be decoded, or is cut off."""
     with one_image():
         if opened.mode.startswith('I;16') or opened.mode == 'I' and opened.format in ('PNG', 'PPM'):
-            grey = np.asarray(opened)
-            levels = (grey >> 8).clip(0, 255).astype(np.uint8)
-            if white and 'transparency' in opened.info:
-                levels[grey == opened.info['transparency']] = 255
-            return levels[..., None].repeat(3, 2)
+            return (np.asarray(opened) >> 8).clip(0, 255).astype(np.uint8)[..., None].repeat(3, 2)
         if opened.mode in ('I', 'F'):
             raise ImageError('cannot be decoded (32 bits a sample, of which none says what is white)')
-        if white and _has_alpha(opened):
+        if white and (opened.mode.endswith(('A', 'a')) or 'transparency' in opened.info):
             opened = opened.convert('RGBA')
             opened = Image.alpha_composite(Image.new('RGBA', opened.size, 'white'), opened)
         return np.asarray(opened.convert('RGB'))
 
 
-def _has_alpha(opened):
-    return opened.mode.endswith(('A', 'a')) or 'transparency' in opened.info
-
-
-def is_transparent(opened: Image.Image) -> bool:
-    """Whether any pixel of a decoded PIL image is."""
-    if opened.mode.startswith('I'):
-        return 'transparency' in opened.info
-    return _has_alpha(opened) and opened.convert('RGBA').getextrema()[3][0] < 255
-
-
 def orientation(encoded: bytes, opened: Image.Image | None = None) -> int:
     """EXIF orientation, 1 to 8, of an encoded image; 1 where there is none, or none that makes sense. `opened` is its PIL
-    image, if there is one. ImageError if it is no JPEG and cannot be decoded."""
-    found, is_jpeg = 1, encoded.startswith(jpeg.START)
-    if is_jpeg and encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:  # which spares most JPEGs Pillow's 60 microseconds
-        return 1
-    with one_image():
-        if not is_jpeg:
-            opened.load()  # Pillow decodes a PNG to find its EXIF, and fails only once
+    image, if there is one."""
+    if encoded.startswith(jpeg.START) and encoded.find(b'Exif\0\0', 0, 1 << 16) < 0:
+        return 1  # which spares most JPEGs Pillow's 60 microseconds
+    found = 1
     with contextlib.suppress(ImageError), one_image():
         found = (opened or open_image(encoded)).getexif().get(0x0112)
     return found if found in range(1, 9) else 1

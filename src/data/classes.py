@@ -1,7 +1,7 @@
 """Classes: names in files and in ImageNet, where labels start, how many there are, and what another training called them.
 
 Files of names have lines `number:name`, or names alone, which count from 0. A name with spaces at its ends stands in quotes,
-as in JSON: without them these spaces are not part of the name. imagenet_classes.txt has lines `id words` in the order of the
+as in JSON; without them spaces are an accident. imagenet_classes.txt has lines `id words` in the order of the
 WordNet ids, which is that of every program's class numbers (Princeton University, wordnet.princeton.edu).
 """
 
@@ -30,7 +30,7 @@ BACKGROUND_CLASSES = 1001  # ImageNet's 1000 classes and, as class 0, TF-slim's 
 ENOUGH, SURE = 1.7, 3  # standard deviations to choose a label offset after all images, and to look at no more of them
 # Names are compared in Unicode's composed form: macOS stores an accent of a file name as a character of its own.
 normal = functools.partial(unicodedata.normalize, 'NFC')
-_NUMBERED = re.compile(r'\s*([0-9]{1,6}):\s*(\S.*)')  # lists of names are as long as the largest number
+_NUMBERED = re.compile(r'([0-9]{1,6}):\s*(\S.*)')  # lists of names are as long as the largest number
 _MEANING = {0: 'k', 1: 'k - 1', -1: 'k + 1'}  # class of label k, by the offset that is subtracted
 
 
@@ -61,17 +61,13 @@ def load_names(path: str | Path) -> tuple[list[str], bool]:
     """(names by number, '' where there is none; whether its lines have numbers) of the file `path`. ValueError for a file
     that is no such list or has a number twice; OSError if it cannot be read."""
     with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
-        lines = [line.rstrip('\n') for line in file if line.strip()]
+        lines = [line.strip() for line in file if line.strip()]
     pairs, names = [_NUMBERED.fullmatch(line) for line in lines], {}
     if any(pairs) and not all(pairs):
-        raise ValueError(f'expected `label:name` as on the other lines, not {lines[pairs.index(None)].strip()!r:.80}')
-    found = [(int(pair[1]), pair[2]) for pair in pairs] if any(pairs) else list(enumerate(lines))
-    # Spaces around names are an accident, unless they make a difference or are quoted.
-    accident = len({name.strip() for _, name in found}) == len({name for _, name in found})
-    for number, name in found:
+        raise ValueError(f'expected `label:name` as on the other lines, not {lines[pairs.index(None)]!r:.80}')
+    for number, name in [(int(pair[1]), pair[2]) for pair in pairs] if any(pairs) else enumerate(lines):
         if number in names:
-            raise ValueError(f'names label {number} twice, {names[number]!r:.80} and {name!r:.80}')
-        name = name.strip() if accident else name.lstrip()
+            raise ValueError(f'names label {number} twice')
         with contextlib.suppress(ValueError):
             name = json.loads(name) if name[:1] == name[-1:] == '"' else name
         names[number] = normal(name)
@@ -111,8 +107,8 @@ def label_offset(option: str, records: Records) -> tuple[int, str]:
 
 
 def named(records: Records) -> bool:
-    """Whether `records` name a class: `background` and the numbers that a conversion of nameless records writes are none."""
-    return any(name not in ('', 'background', str(label)) for label, name in enumerate(records.class_names or ()))
+    """Whether `records` name a class other than a background."""
+    return any(name not in ('', 'background') for name in records.class_names or ())
 
 
 class Offsets(NamedTuple):
@@ -135,11 +131,10 @@ class Offsets(NamedTuple):
         shown = ', '.join(f'{_MEANING[offset]} makes {n:.0f} of {images} right' for offset, n in zip(self.possible, hits))
         chosen = self.possible[np.argmax(hits)]
         # Weights that recognise little give no reason to doubt what they record.
-        if self.clear(hits, ENOUGH) and (self.assumed in (None, chosen) or 2 * max(hits) >= images):
-            return chosen, f'label k is class {_MEANING[chosen]} (the labels leave it open; {shown})'
-        if self.assumed is not None:
-            taken = f'label k is taken as class {_MEANING[self.assumed]}, as the weights record it'
-            return self.assumed, f'{taken}; the images do not tell ({shown})'
+        if not self.clear(hits, ENOUGH) or self.assumed not in (None, chosen) and 2 * max(hits) < images:
+            chosen = self.assumed
+        if chosen is not None:
+            return chosen, f'label k is taken as class {_MEANING[chosen]} (the labels leave it open; {shown})'
         remedy = '--label_offset 0 if they count from 0, 1 if they count from 1'
         if -1 in self.possible:
             remedy += '; with a background as class 0 import the weights with --drop_background first'
@@ -194,13 +189,10 @@ def check_labels(records: Records, offset: int, num_classes: int) -> None:
     """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
     bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))
     if len(bad):
-        label, low, high = records.label[bad[0]], records.label.min(), records.label.max()
-        remedy = f'the records have labels {low} to {high}: set --num_classes and --label_offset to match'
-        if records.class_names and label >= len(records.class_names):
-            remedy = f'labels.txt names no class {label}: add it'
         raise InputError(
-            f'label {label} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
-            f'(num_classes {num_classes}, label_offset {offset}); {remedy}'
+            f'label {records.label[bad[0]]} of {records.where(bad[0])} is outside {offset}..{num_classes - 1 + offset} '
+            f'(num_classes {num_classes}, label_offset {offset}); the records have labels {records.label.min()} to '
+            f'{records.label.max()}: set --num_classes and --label_offset to match, or name all classes in labels.txt'
         )
 
 
@@ -216,24 +208,22 @@ def _comparable(names):
 
 def match_names(records: Records, recorded: list[str] | None, source: str | Path) -> Records:
     """`records` with the labels of another training run: every class gets the label that its name has in `recorded`, that
-    run's names by label. The same `records` if either has no names. InputError naming a class that `source`, a checkpoint or
-    records, does not know."""
-    names, known = _comparable(records.class_names or ()), _comparable(recorded or ())
-    labels = np.unique(records.label).tolist()
-    # A name that is just the number says nothing: conversions of nameless records write such ones.
-    name = {n: names[n] for n in labels if 0 <= n < len(names) and names[n] and (names[n] != str(n) or names[n] in known)}
-    if not name or not known:
+    run's names by label, where a class of the same label and name is the same. The same `records` if either has no names.
+    InputError naming a class that `source`, a checkpoint or records, does not know."""
+    if not named(records) or not any(recorded or ()):
         return records
-    number = {label: known.index(one) for label, one in name.items() if known.count(one) == 1}
-    for shift in (-1, 1, 0):  # the same list, with a background in front or without, in which a name may stand twice
-        same = all(known[label + shift : label + shift + 1] == [one] for label, one in name.items())
-        if same and (shift == 0 or len(name) == len(labels)):
-            number = {label: label + shift for label in labels}
-    if lacking := [label for label in labels if label not in number]:
-        label, some = lacking[0], [one for one in recorded if one]
-        what = f'class {records.class_names[label]!r}' if label in name else f'class {label}'
-        where = records.where(int(np.argmax(records.label == label)))
-        theirs = f'{", ".join(some[:3])}{" ..." * (len(some) > 3)} ({len(some)} classes)'
-        raise InputError(f'{what} of {where} is not one class among those of {source}: {theirs}; name the classes as there')
-    matched = np.array([number[label] for label in labels], np.int64)[np.searchsorted(labels, records.label)]
+    names, known, number = _comparable(records.class_names), _comparable(recorded), {}
+    for label in np.unique(records.label).tolist():
+        name = names[label] if 0 <= label < len(names) else ''
+        if 0 <= label < len(known) and known[label] == name:
+            number[label] = label
+        elif name and known.count(name) == 1:
+            number[label] = known.index(name)
+        else:
+            where, theirs = records.where(int(np.argmax(records.label == label))), [one for one in recorded if one]
+            raise InputError(
+                f'class {name or label} of {where} is not one class among the {len(theirs)} of {source} '
+                f'({", ".join(theirs[:3])} ...); name the classes as there'
+            )
+    matched = np.array([*number.values()], np.int64)[np.searchsorted([*number], records.label)]
     return dataclasses.replace(records, label=matched, class_names=[*map(normal, recorded)])

@@ -71,13 +71,13 @@ def test_open_labels_are_settled_by_images(network, tmp_path, capsys):
     from_0, from_1 = records(tmp_path / '0', some), records(tmp_path / '1', some, shift=1)
     weights, own = write(tmp_path / 'a/w.ckpt', network), write(tmp_path / 'b/w.ckpt', network, label_offset='1')
     assert evaluated(weights, from_1) == 100
-    assert 'label k is class k - 1 (the labels leave it open; k makes 0 of 12 right' in capsys.readouterr().out
+    assert 'label k is taken as class k - 1 (the labels leave it open; k makes 0 of 12 right' in capsys.readouterr().out
     assert evaluated(own, from_0) == 100  # the checkpoint's own records counted from 1
     values = {**network, 'logits.bias': np.concatenate([[-9], network['logits.bias']]).astype(np.float32)}
     values['logits.weight'] = np.concatenate([0 * network['logits.weight'][:1], network['logits.weight']])
     raw = write(tmp_path / 'c/w.ckpt', values, label_offset='0', class_names=['background', *'abcdef'])
     assert evaluated(raw, from_0, '--report', str(tmp_path / 'report')) == 100
-    assert 'label k is class k + 1' in capsys.readouterr().out
+    assert 'label k is taken as class k + 1' in capsys.readouterr().out
     rows = (tmp_path / 'report/images.csv').read_text().splitlines()[1:]
     assert {tuple(row.split(',')[1:3]) for row in rows} == {(name, name) for name in 'bcde'}
 

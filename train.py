@@ -7,7 +7,7 @@
 
 default_config.yaml lists the options. `train` tells the story; src/training has the chapters: plan.py (steps, learning
 rate), step.py (loss, gradients, overflow), optimizer.py, monitor.py (what happens after each step), checkpoints.py,
-resume.py, stopping.py (signals and errors).
+resume.py, signals.py, stopping.py (saving before an end).
 """
 
 import sys
@@ -35,9 +35,10 @@ from src.training.checkpoints import Checkpoints
 from src.training.monitor import Monitor
 from src.training.optimizer import create_optimizer, freeze
 from src.training.plan import default_batch_size, learning_rates, make_plan, require_memory
+from src.training.signals import Signals
 from src.training.state import State
 from src.training.step import NetworkWithLoss, TrainStep
-from src.training.stopping import Guard, Signals, save_after
+from src.training.stopping import Guard, save_after
 from src.weights import checkpoint
 from src.weights.read import read_weights
 
@@ -104,14 +105,14 @@ def train(settings, signals):
         fit(step, batches, monitor)
         if evaluation and run.rank == 0:
             with state.during(EVALUATING), only_warned(run.log, 'report on the evaluation'):
-                directory = settings.report or checkpoints.follow() / 'report'
+                directory = settings.report or run.checkpoints / 'report'
                 report.write(directory, evaluation, f'training after step {evaluation.best["step"]}')
         record.end(state.step)
     except BaseException as error:
         record.end(state.step, error)
         raise
     if run.rank == 0:
-        curves.at_end(checkpoints.follow(), run.log)
+        curves.at_end(run.checkpoints, run.log)
 
 
 def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: Monitor) -> None:

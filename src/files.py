@@ -124,22 +124,6 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
     return file
 
 
-class Place:
-    """The existing directory `path`, to be found again when it was renamed, or when one above it was."""
-
-    def __init__(self, path: str | Path):
-        self.path, self.descriptor = Path(path), None
-        with contextlib.suppress(OSError):
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def find(self) -> Path:
-        """Where it is now; the path that it had where that is not known."""
-        now = Path(f'/proc/self/fd/{self.descriptor}').resolve()
-        if now.is_dir() and now != self.path.resolve():
-            self.path = now
-        return self.path
-
-
 def printable(text: str) -> str:
     """`text`, in which bytes of a file name that are not UTF-8 look as on the screen: `\\udce9`."""
     return text.encode(errors='backslashreplace').decode()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 
 from mindspore import nn
 
-from src import files
 from src.errors import TrainingError, only_warned
 from src.evaluation.outcomes import merit
 from src.heartbeat import SAVING
@@ -26,7 +23,7 @@ RETRIES = 10  # of a checkpoint that cannot be written, until the next one is du
 class Checkpoints:
     """Saves the state of a training run. One that cannot be written is tried again; the training run continues without it.
 
-    When their directory is renamed, they follow it. Every rank has a `Checkpoints`; on schedule only rank 0 saves.
+    Every rank has a `Checkpoints`; on schedule only rank 0 saves.
 
     Args:
         cell: whose parameters are saved.
@@ -41,31 +38,28 @@ class Checkpoints:
     ):
         self.state, self.cell, self.info, self.keep = state, cell, info, settings.keep_checkpoint_max
         plan, directory = state.plan, state.directory
-        self.every, self.due, self.saved = settings.save_checkpoint_steps or plan.steps_per_epoch, plan.start, plan.start
+        self.every, self.saved = settings.save_checkpoint_steps or plan.steps_per_epoch, plan.start
+        self.due = self._next_multiple(plan.start)
         begun = checkpoint.numbered(directory, plan.start, plan.position(plan.start)[0])
-        self.path, self.place = begun if begun.exists() else None, files.Place(directory)
-        self.lock, self.replaced = threading.Lock(), [path.name for path in replaced]
-        self.again = math.inf  # step after which one that could not be written is tried again
-        written = checkpoint.written_by(directory, info['training']) if info.get('training') else []
-        self.names = [path.name for path in written]  # in the order of writing
-        for path in written if resumed else ():
+        self.path, self.lock, self.replaced = begun if begun.exists() else None, threading.Lock(), [*replaced]
+        # In the order of writing.
+        self.written = checkpoint.written_by(directory, info['training']) if info.get('training') else []
+        for path in [*self.written] if resumed else ():
             if checkpoint.progress(path) > checkpoint.progress(resumed):
                 path.replace(f'{path}.1')
-                self.names.remove(path.name)
+                self.written.remove(path)
                 state.run.log(f'{path.name} has more steps than {resumed}: it is {path.name}.1 from now on')
         self.best = {} if replaced else checkpoint.best_evaluation(directory)
-        self.unmarked = None  # name of a checkpoint that is the best, but is not marked yet; it stays, however old it is
+
+    def _next_multiple(self, step):
+        """The next step after `step` at which a checkpoint is due."""
+        return min(self.state.plan.stop, (step // self.every + 1) * self.every)
 
     def after_step(self) -> None:
         """Save after every `save_checkpoint_steps` steps, after the last one, and where the training run stops."""
-        step, stop = self.state.step, self.state.plan.stop
-        if self.state.run.rank:
-            return
-        # Not `step % every`: a sink may step over the multiple.
-        due = step // self.every > self.due // self.every or step >= min(stop, self.again) > self.due
-        if due:
-            self.due, self.again = step, math.inf
-        if due or self.state.stopping:
+        step = self.state.step
+        if self.state.run.rank == 0 and (step >= self.due or self.state.stopping):
+            self.due = self._next_multiple(step)  # from here on, as a sink may step over a multiple
             self.save()
 
     def save(self) -> Path | None:
@@ -83,19 +77,10 @@ class Checkpoints:
                 return there
             return self._write({'step': step, 'epoch': epoch, 'position': position})
 
-    def follow(self) -> Path:
-        """The directory of the checkpoints, where it is now, with a line if it was renamed."""
-        place, state = self.place.find(), self.state
-        if place != state.directory:
-            state.again = f'--log_dir {place} --resume auto'
-            state.run.log(f'warning: {state.directory} was renamed, and all goes to {place}; resume with {state.again}')
-            state.directory = place
-        return place
-
     def _write(self, about):
         step, state, begun = about['step'], self.state, time.monotonic()
         try:
-            self.follow().mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
+            state.directory.mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
             path = checkpoint.save(state.directory, self.cell, **about, **self.info)
             size = path.stat().st_size
         except OSError as error:
@@ -104,41 +89,33 @@ class Checkpoints:
             problem += f'it needs {size / 1e6:.1f} MB in {state.directory}'
             if state.stopping or step >= state.plan.stop:
                 raise TrainingError(f'{problem}; the checkpoints before it are whole') from None
-            self.again = step + max(1, self.every // RETRIES)
-            state.run.log(f'warning: {problem}; training continues and tries again after step {self.again}')
+            self.due = min(self.due, step + max(1, self.every // RETRIES))
+            state.run.log(f'warning: {problem}; training continues and tries again after step {self.due}')
             return None
         self.path, self.saved = path, step
         state.heartbeat(saved=1)
         epoch = step / state.plan.steps_per_epoch
         state.metrics('checkpoint', step, epoch=epoch, file=path.name, bytes=size, seconds=time.monotonic() - begun)
-        self._remove_older(path)
+        # Only now is there room for others than the newest.
+        self.written = [other for other in self.written if other != path] + [path]
+        removed, self.written = {*self.replaced, *self.written[: -self.keep]} - {path}, self.written[-self.keep :]
+        self.replaced = []
+        for other in removed:
+            with contextlib.suppress(OSError):
+                other.unlink(missing_ok=True)
         return path
-
-    def _remove_older(self, path):
-        """Make room for `path`, which is written."""
-        self.names = [other for other in self.names if other != path.name] + [path.name]
-        removed = {*self.names[: -self.keep], *self.replaced} - {path.name, self.unmarked}
-        with contextlib.suppress(OSError):  # they stay until the next checkpoint
-            for other in removed:
-                path.with_name(other).unlink(missing_ok=True)
-            self.names, self.replaced = [other for other in self.names if other not in removed], []
 
     def mark_if_best(self, found: dict) -> None:
         """Take what an evaluation of the present weights has `found`: top1, loss, and `records`, the fingerprint of the
-        validation records. The best checkpoint gets a name of its own, after the next evaluation if it cannot be written."""
+        validation records. The best checkpoint gets a name of its own; where it cannot be written, the one before stays."""
+        best, log = self.state.directory / checkpoint.BEST, self.state.run.log
         if self.best.get('records', found['records']) != found['records']:
-            self.state.run.log(
-                f'warning: {checkpoint.BEST} is the best by other validation records ({self.best["records"]}, now '
-                f'{found["records"]}): it becomes {checkpoint.BEST}.1, and this evaluation makes a new one'
-            )
+            log(f'warning: {best.name} is the best by other validation records: it becomes {best.name}.1')
             with contextlib.suppress(OSError):
-                os.replace(self.follow() / checkpoint.BEST, self.state.directory / f'{checkpoint.BEST}.1')
+                best.replace(f'{best}.1')
             self.best = {}
         if self.path and self.saved == self.state.step and merit(found) > merit(self.best):
-            self.best, self.unmarked = {**found, 'step': self.state.step}, self.path.name
-        if self.unmarked:
-            path, log = self.follow() / self.unmarked, self.state.run.log
-            with only_warned(log, f'{checkpoint.BEST}, although {path} is the best so far'), self.state.during(SAVING):
-                checkpoint.mark_best(path, self.best)
-                self.unmarked = None
-                log(f'best top-1 so far: {path.name} is also {checkpoint.BEST}')
+            with only_warned(log, f'{best.name}, although {self.path} is the best so far'), self.state.during(SAVING):
+                checkpoint.mark_best(self.path, {**found, 'step': self.state.step})
+                self.best = found
+                log(f'best top-1 so far: {self.path.name} is also {best.name}')

@@ -1,7 +1,6 @@
 """The records of a training run: `metrics.jsonl` beside its log, a JSON object in each line, and an event file for
 TensorBoard. Needs no MindSpore. A record has a `time`, the `step` after which it was written, and a `kind`: start (of a run,
-with configuration and machine), step (at each log line), evaluation, checkpoint, ranks (how they spent an epoch), end (not
-after a kill)."""
+with configuration and machine), step (at each log line), evaluation, checkpoint, end (not after a kill)."""
 
 from __future__ import annotations
 

@@ -62,16 +62,11 @@ class Monitor(LossMonitor):
         state.bar.set_description(COMPILING)
         self.first = self.logged = state.step
         self.compiling, self.compiled = contextlib.ExitStack(), False
-        self._start_clock()
-
-    def _start_clock(self):
-        """The next step begins to count, not what was done in between."""
-        self.clock, self.state.waiting = time.perf_counter(), time.monotonic()
+        self.clock = time.perf_counter()
 
     def on_train_step_begin(self, run_context):
         """Called when the data of a step, or of a sink of steps, are there."""
         self.waited = time.perf_counter() - self.clock
-        self.state.waiting = None
         self.state.signals.install()
         if not self.compiled:
             about = run_context.original_args()
@@ -112,7 +107,7 @@ class Monitor(LossMonitor):
         self.checkpoints.after_step()
         if not state.stopping:
             self.evaluate_if_due()
-        self._start_clock()
+        self.clock = time.perf_counter()  # what was done in between does not count
 
     def require_finite(self, outputs: StepOutputs) -> None:
         """TrainingError if the training run has diverged."""
@@ -126,7 +121,7 @@ class Monitor(LossMonitor):
             problem = f'gradients overflowed in {outputs.overflow_run:.0f} consecutive steps'
         else:
             return
-        found = checkpoint.by_age(self.checkpoints.follow())
+        found = checkpoint.by_age(self.state.directory)
         raise TrainingError(
             f'{problem} at step {self.state.step}, loss scale {outputs.loss_scale:g}; newest good checkpoint: '
             f'{found[-1] if found else "none"}; try a smaller --lr, --warmup_epochs or --loss_scale '
@@ -175,7 +170,7 @@ class Monitor(LossMonitor):
         self.line[:] = 0
 
     def end_epoch(self, epoch: int) -> None:
-        """Log what slowed the epoch (from 0) that has just ended: bad records, the wait for data, a slow rank."""
+        """Log what slowed the epoch (from 0) that has just ended: bad records, the wait for data."""
         state, (steps, seconds, waited) = self.state, self.of_epoch
         self.of_epoch = np.zeros(3)
         if count := state.bad.counts[epoch]:
@@ -190,17 +185,6 @@ class Monitor(LossMonitor):
             state.run.log(
                 f'{waited / seconds:.0%} of the time waits for data; remedies: {more}, faster storage for --data_dir'
             )
-        if state.plan.world > 1:  # all of them come here after the same step
-            mine = [(seconds - waited) / max(steps, 1), waited / max(steps, 1)]
-            work, waits = collective.gathered(mine, state.run.rank, state.plan.world).T
-            ranks = {'step_seconds': work.tolist(), 'data_wait_seconds': None if state.run.sink else waits.tolist()}
-            state.metrics('ranks', state.step, epoch=state.epoch, **ranks)
-            step, behind = np.median(work + waits), waits.max() - np.median(waits)
-            if behind > MUCH * step and not state.run.sink:
-                state.run.log(
-                    f'rank {waits.argmax()} is slower than the others: it begins its steps {behind:.3f} s later than the '
-                    f'median rank, {behind / step:.0%} of a step; look at the storage and the load of its server'
-                )
 
     def evaluate_if_due(self) -> None:
         """Evaluate and log the result, after every `epochs_between_evals` epochs and after the last step."""

@@ -15,23 +15,22 @@ from src.heartbeat import Heartbeat
 from src.runtime import Run
 from src.training.metrics import Metrics
 from src.training.plan import Plan
-from src.training.stopping import Signals
+from src.training.signals import Signals
 
 
 class State:
     """Where a training run is, and whether and why it stops.
 
     `step` steps are done. `changing` is locked while a step changes the weights; `since` is when that began or ended
-    (time.monotonic()), `seconds` the duration of the last step or sink. `waiting` is since when a batch is waited for, or
-    None. With `stopping` all ranks end after this step: for `problem`, a signal, or because of another rank.
-    `directory` has the checkpoints; with `again` for options the training run can be resumed.
+    (time.monotonic()), `seconds` the duration of the last step or sink. With `stopping` all ranks end after this step: for
+    `problem`, a signal, or because of another rank. `directory` has the checkpoints.
     """
 
     def __init__(self, plan: Plan, run: Run, signals: Signals, bad: BadRecords, metrics: Metrics):
         self.plan, self.run, self.signals, self.bad, self.metrics = plan, run, signals, bad, metrics
         self.step, self.stopping, self.problem = plan.start, False, ''
-        self.directory, self.again = run.checkpoints, '--resume auto'
-        self.changing, self.since, self.seconds, self.waiting = threading.Lock(), time.monotonic(), 0.0, None
+        self.directory = run.checkpoints
+        self.changing, self.since, self.seconds = threading.Lock(), time.monotonic(), 0.0
         progress = {'total': plan.stop, 'initial': plan.start, 'unit': 'step'}
         self.heartbeat, self.bar = Heartbeat(), tqdm(**progress, disable=None, dynamic_ncols=True)
 
@@ -60,7 +59,7 @@ class State:
     def error(self) -> InputError:
         """The error that ends a training run which stops before its last step."""
         where = f'stopped after step {self.step} of {self.plan.stop}; checkpoints in {self.directory}, '
-        where += f'resume with {self.again}'
+        where += 'resume with --resume auto'
         if self.problem:
             return InputError(f'{self.problem}; {where}')
         if self.signals.number:

@@ -65,37 +65,33 @@ def running(tmp_path):
 
 @pytest.mark.compiles
 def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path, running):
-    """Each is saved and ends with its status, and the last run with 0, and no process is left. The end of another child than
-    a data worker is nothing, nor is SIGHUP under nohup."""
+    """Ctrl-C: saved before the end. A closed terminal under nohup, and the end of another child than a data worker: nothing.
+    No process is left."""
     (tmp_path / 'start.py').write_text(WITH_CHILDREN)
     directory = tmp_path / 'results/1p/0/log'
 
     def start(**more):
-        one = running('-u', 'start.py', '--data_dir', data, '--max_train_steps', '40', *OPTIONS, **more)
+        one = running('-u', 'start.py', '--data_dir', data, '--max_train_steps', '30', *OPTIONS, **more)
         one.reach(r'^step: \d')
         one.reach('(?s)children.*children')
         return one
 
-    def ended(one, status):
+    def ended(one, *statuses):
+        assert (status := one.process.wait(300)) in statuses, one.text[-3000:]
         one.end(status)
         end = json.loads((directory / 'metrics.jsonl').read_text().splitlines()[-1])
         assert end['status'] == status and 'data worker' not in one.text
         assert checkpoint.by_age(directory)[-1].name == f'inceptionv4-{end["step"] // 15}_{end["step"]}.ckpt'
 
+    one = start()
+    os.write(one.terminal, b'\3')
+    ended(one, 130, 143)  # MindSpore makes a SIGTERM of it within a graph
+
     one = start(ignored=[signal.SIGHUP])
     os.close(one.terminal)
     os.kill(one.process.pid, signal.SIGHUP)
     os.kill(max(processes.children(one.process.pid)), signal.SIGKILL)
-    steps = len(one.found('^step:'))
-    one.reach(lambda: len(one.found('^step:')) >= min(steps + 3, 39))
-    one.process.terminate()
-    ended(one, 143)
-
-    one = start()
-    os.write(one.terminal, b'\3')  # Ctrl-C
-    ended(one, 130)
-
-    ended(start(), 0)
+    ended(one, 0)
 
 
 def test_killed_program_leaves_none_of_its_own(running):
@@ -129,8 +125,8 @@ def test_evaluation_that_was_cut_short_is_made_up(tmp_path, running, monkeypatch
 
     first = running('-u', ROOT / 'train.py', *options)
     first.reach(lambda: checkpoint.by_age(directory))
-    os.write(first.terminal, b'\3')
-    first.end(130)
+    first.process.terminate()
+    first.end(143)
     assert evaluated() == [] and not (directory / checkpoint.BEST).exists()
 
     resumed()

@@ -5,12 +5,12 @@ import os
 import signal
 import time
 from functools import partial
-from multiprocessing import get_context
 from unittest import mock
 
 import pytest
 
 from src.errors import InputError, TrainingError
+from src.heartbeat import ECHO
 from src.training import stopping
 from src.training.stopping import Guard, save_after
 from src.weights import checkpoint
@@ -73,8 +73,9 @@ from pathlib import Path
 from src.data.pipeline import BadRecords
 from src.errors import InputError
 from src.training import stopping
+from src.training.signals import Signals
 from tests.training.steps import Training
-stopping.SILENCE, stopping.PATIENCE = 1, 1.5
+stopping.PATIENCE = 1.5
 def worker():
     # Pid of a data worker; when it dies, this process sends itself a signal, as MindSpore does.
     child = multiprocessing.get_context('fork').Process(target=time.sleep, args=[600], name='MapWorker0', daemon=True)
@@ -85,7 +86,7 @@ def worker():
         run.state.run.log('SIGTERM to itself')
     threading.Thread(target=look, daemon=True).start()
     return child.pid
-with stopping.Signals() as signals:
+with Signals() as signals:
     run = Training(Path('log'), options=['--save_checkpoint_steps', '2'], signals=signals, sink=%s, bad=BadRecords(80, 10))
     # Line by line in one write, as threads write here.
     run.state.run = run.state.run._replace(log=lambda line: os.write(1, f'{line}\\n'.encode()))
@@ -112,15 +113,20 @@ def hanging(compiles, tmp_path):
         yield make
 
 
-def test_no_data_and_then_a_signal(hanging, tmp_path):
-    """Names the data workers, and saves the last whole step though no further one comes; no worker outlives the process."""
+@pytest.mark.parametrize(
+    'status, cause', [(143, 'SIGTERM'), (137, r'a data worker \(pid \d+\) ended by signal 9; if memory is short, lower \S+')]
+)
+def test_last_whole_step_is_saved_while_no_data_come(hanging, tmp_path, status, cause):
+    """At a signal to the whole process group, or when a data worker was killed; no worker outlives the process."""
     stalled = hanging('run.state.run.log(worker())')
-    [child] = stalled.found(r'^(\d+)$')
-    stalled.reach(rf'^no data for \d s; data workers: {child} \(sleeping\)$')
-    stalled.process.terminate()
-    stalled.end(143)
-    assert stalled.found('^SIGTERM: saving after this step; send it again after 2 s to quit now$')
-    assert stalled.found('^SIGTERM: step 3 is saved in log/inceptionv4-0_3.ckpt, resume with --resume auto$')
+    [worker] = stalled.found(r'^(\d+)$')
+    if status == 143:
+        os.killpg(stalled.process.pid, signal.SIGTERM)
+    else:
+        os.kill(int(worker), signal.SIGKILL)
+    stalled.end(status)
+    assert stalled.found(f'^{cause}: saving after this step; send it again after 2 s to quit now$')
+    assert stalled.found(f'^{cause}: step 3 is saved in log/inceptionv4-0_3.ckpt, resume with --resume auto$')
     assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt', 'inceptionv4-0_3.ckpt']
 
 
@@ -131,7 +137,7 @@ def test_second_signals(hanging, tmp_path):
     busy.process.send_signal(signal.SIGHUP)
     busy.reach('^SIGHUP: saving')
     busy.process.terminate()
-    time.sleep(stopping.ECHO + 1)  # beyond the patience of the guard, too
+    time.sleep(ECHO + 1)  # beyond the patience of the guard, too
     os.kill(int(worker), signal.SIGKILL)
     busy.reach('^SIGTERM to itself$')
     time.sleep(1)  # for a process that takes it for a second one
@@ -147,33 +153,3 @@ def test_error_in_a_sink_ends_it_at_once(hanging, tmp_path):
     sink = hanging(body, sink=True)
     sink.end(2)
     assert names(tmp_path / 'log') == ['inceptionv4-0_2.ckpt'] and sink.found('^error: a.jpg: away; the last step was cut')
-
-
-def die():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever handler another test has left
-    signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.mark.parametrize(
-    'name, ending, expected',
-    [
-        (
-            'MapWorker0',
-            partial(signal.raise_signal, signal.SIGKILL),
-            (9, 'a data worker (pid PID) was killed by SIGKILL, probably for lack of'),
-        ),
-        ('MapWorker0', partial(os._exit, 3), (9, 'a data worker (pid PID) ended with the status 3')),
-        ('MapWorker0', die, (15, 'SIGTERM')),  # sent to the whole process group
-        ('Process-1', partial(os._exit, 3), None),
-    ],
-)
-def test_how_a_data_worker_died(name, ending, expected):
-    child = get_context('fork').Process(target=ending, name=name)
-    child.start()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    found = stopping._dead_worker()
-    child.join()
-    if expected is None:
-        assert found is None
-    else:
-        assert found[0] == expected[0] and found[1].startswith(expected[1].replace('PID', str(child.pid)))

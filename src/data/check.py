@@ -55,7 +55,6 @@ def examine(encoded: bytes, ending: str = '') -> dict[str, str]:
         'not a JPEG': form != 'JPEG' and ending not in ('.png', '.bmp', '.gif', '.webp'),
         'CMYK': opened.mode == 'CMYK',
         'a side below 32 pixels': min(width, height) < 32,
-        'above 20 megapixels': width * height > 20e6,
         'damaged data': damaged,
         'decoder warns, pixels are sound': warning and not damaged,
         'greyscale': opened.mode in ('1', 'L', 'LA', 'I;16', 'I', 'F'),

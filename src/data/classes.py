@@ -159,17 +159,10 @@ def possible_offsets(
     return Offsets(found, found[0] if recorded == str(found[0]) else None)
 
 
-def refuse_empty_folders(records: Records) -> None:
-    """InputError naming the first class folder that holds no image."""
-    if records.empty:
-        remedy = f'put its images directly into it, or remove it (left out: {records.left_out})'
-        raise InputError(f'class folder {records.empty[0]} holds no image; {remedy}')
-
-
 def count_classes(option: int | str, records: Records, offset: int) -> tuple[int, str]:
     """(number of classes, where it comes from) of a training run with `records`: `option`, for 'auto' the number of names or
     else what the largest label makes. InputError if labels or names do not fit it, or if a class has no image."""
-    refuse_empty_folders(records)
+    records.refuse_empty_folders()
     names, largest = len(records.class_names) - offset if records.class_names else 0, int(records.label.max())
     most = max(len(records), BACKGROUND_CLASSES)  # a label far above the number of images is an accident
     classes, source = min(largest + 1 - offset, most), f'by the largest label {largest}'

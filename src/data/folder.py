@@ -13,7 +13,6 @@ from src.data.classes import normal
 from src.errors import InputError, reading
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.gif')  # capital letters count as well
-_UNSUPPORTED_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.jxl')
 # Of file managers and archives: trash, thumbnails and what belongs to a file system; as hidden ones, no folders of images.
 _TRASH = ('@eadir', '#recycle', '$recycle.bin', '__macosx', 'lost+found', 'system volume information')
 NESTED, EMPTY = 'folder inside a class folder', 'class folder without an image'
@@ -50,27 +49,16 @@ def find_layout(data_dir: str | Path, layout: str | None = None) -> tuple[str, d
         if layout:
             return layout, found.get(layout, {})
         if not found:
-            raise ValueError(_nothing_found(data_dir, names))
+            there = (', '.join(names[:4]) or 'nothing') + f' and {len(names) - 4} more' * (len(names) > 4)
+            raise ValueError(
+                'no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
+                f"nor ImageNet's archives, and none for validation, only {there}; give the directory above train/ and "
+                'validation/, with a folder for each class in them, or that of shards with such names'
+            )
     if len(found) > 1:
         first = [f'{layout} ({os.path.relpath(min(splits.items())[1][0], data_dir)})' for layout, splits in found.items()]
         raise InputError(f'{data_dir} holds a data set as {" and as ".join(first)}; keep one of them in it')
     return found.popitem()
-
-
-def _nothing_found(data_dir, names):
-    """The message on a directory without a data set, with a remedy that fits what is in it."""
-    remedy = 'give the directory above train/ and validation/, or that of the shards'
-    for path in (data_dir, *(path for split in SPLITS for path in split_folders(data_dir, split))):
-        if images := scan(path, {}):
-            image = os.path.join(path, os.fsdecode(images[0]))
-            remedy = f'{image} is in no class folder; put the images into one folder for each class, train/<class>/*.jpg'
-    if shards := [name for name in names if '-of-' in name or 'tfrecord' in name]:
-        remedy = f'if {shards[0]} is a TFRecord file rename or link it, a single one as train-00000-of-00001'
-    there = (', '.join(names[:4]) or 'nothing') + f' and {len(names) - 4} more' * (len(names) > 4)
-    return (
-        'no train-?????-of-????? (tfrecord), train*.mindrecord* (mindrecord), train/<class>/*.jpg (folder) '
-        f"nor ImageNet's archives, and none for validation, only {there}; {remedy}"
-    )
 
 
 def split_folders(data_dir: str, split: str) -> list[str]:
@@ -78,11 +66,6 @@ def split_folders(data_dir: str, split: str) -> list[str]:
     order = SPLIT_NAMES[split]
     names = sorted((order.index(name.lower()), name) for name in os.listdir(data_dir) if name.lower() in order)
     return [path for path in (os.path.join(data_dir, name) for _, name in names) if os.path.isdir(path)]
-
-
-def is_split_name(name: str) -> bool:
-    """Whether a folder's `name` is that of a split, such as train, Valid or test1."""
-    return bool(_SPLIT.fullmatch(name))
 
 
 def class_folders(path: str | os.PathLike) -> list[str]:
@@ -108,9 +91,7 @@ def scan(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> list[byte
                 found.append(os.fsencode(entry.name))
                 continue
             why = NESTED if entry.is_dir() else 'pipe, socket, device or link to nothing'
-            if entry.is_file():
-                why = f'file {ending or "without an ending"}'
-                why += ' (not supported: convert it to JPEG)' * (ending in _UNSUPPORTED_SUFFIXES)
+            why = f'file {ending or "without an ending"}' if entry.is_file() else why
             left_out.setdefault(why, []).append(entry.path)
     return found
 
@@ -128,19 +109,18 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
     validation images lack must not shift the labels of the others.
     """
     trained = [*map(normal, class_folders(train_path))]
-    if class_names is None and trained and all(map(is_split_name, trained)):
+    if not class_names and trained and all(map(_SPLIT.fullmatch, trained)):
         raise ValueError(
             f'{" and ".join(trained[:3])} in it are names of splits, not of classes; put the images into one folder for '
             'each class, <class>/*.jpg, or where the splits are given train/<class>/*.jpg and validation/<class>/*.jpg'
         )
-    listed = class_names if class_names is not None else sorted({*trained})
+    listed, known = (class_names, 'labels.txt') if class_names else (sorted({*trained}), train_path)
     number = {name: label for label, name in enumerate(listed)}
     folders, files, counts, left_out = class_folders(path), [], [], {}
     if unknown := [name for name in folders if normal(name) not in number]:
         raise ValueError(
-            f'class directory {os.path.join(path, unknown[0])!r} is not in '
-            f'{train_path if class_names is None else "labels.txt"} ({", ".join(listed[:3])} ...; {len(unknown)} of '
-            f'{len(folders)} are not); name the same classes in both{" or remove labels.txt" if class_names else ""}'
+            f'class directory {os.path.join(path, unknown[0])!r} is not in {known} ({", ".join(listed[:3])} ...; '
+            f'{len(unknown)} of {len(folders)} are not); name the same classes in both'
         )
     with os.scandir(path) as entries:
         if beside := sorted(entry.path for entry in entries if not _is_aside(entry.name) and not entry.is_dir()):
@@ -152,10 +132,7 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
         if not found:
             left_out.setdefault(EMPTY, []).append(os.path.join(path, name))
     if not files:
-        there = f' ({as_line(left_out)})' if left_out else ''
-        raise ValueError(
-            f'no image in {path}/<class>/{there}; put the images into one folder for each class, *.jpg or *.png'
-        )
+        raise ValueError(f'no image in {path}/<class>/, only {as_line(left_out) or "nothing"}; put *.jpg or *.png there')
     source = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
     return {
         'paths': [os.path.join(path, name) for name in folders],

@@ -61,14 +61,15 @@ class Records:
         return self.layout == 'folder'
 
     @property
-    def empty(self) -> list[str]:
-        """Paths of the class folders that hold no image."""
-        return self.not_read.get(folder.EMPTY, [])
-
-    @property
     def left_out(self) -> str:
         """What was not read and why, in a line; '' if everything was."""
         return folder.as_line(self.not_read)
+
+    def refuse_empty_folders(self) -> None:
+        """InputError naming the first class folder that holds no image."""
+        if empty := self.not_read.get(folder.EMPTY):
+            remedy = f'put its images directly into it, or remove it (left out: {self.left_out})'
+            raise InputError(f'class folder {empty[0]} holds no image; {remedy}')
 
     @functools.cached_property
     def fingerprint(self) -> str:

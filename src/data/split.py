@@ -18,7 +18,7 @@ import numpy as np
 
 from src import files
 from src.data.check import UNREADABLE, examine_all
-from src.data.classes import normal, refuse_empty_folders
+from src.data.classes import normal
 from src.data.folder import SPLITS, class_folders, split_folders
 from src.data.records import Records, open_folder, open_records
 from src.errors import InputError, Parser, entry_point, reading
@@ -35,7 +35,7 @@ def open_photos(photos: str | Path) -> dict[str, Records]:
         else:
             found = {'': open_folder(os.fspath(photos), os.fspath(photos))}
         for records in found.values():
-            refuse_empty_folders(records)
+            records.refuse_empty_folders()
         if len(records.class_names) < 2:
             raise ValueError('has one class folder; a classifier needs two or more')
     return found

@@ -40,13 +40,6 @@ def test_parts_are_no_classes(names, tmp_path, monkeypatch, capsys):
     assert all(part in message(open_records, tmp_path, 'train') for part in expected)
 
 
-@pytest.mark.parametrize('name', ['train/cat.0.jpg', 'cat.0.jpg', 'Valid/1.jpg'])
-def test_images_in_no_class_folder(name, tmp_path):
-    photos = images(tmp_path / 'photos', name, 'test1/1.jpg')
-    text = f'{photos / name} is in no class folder; put the images into one folder for each class, train/<class>/*.jpg'
-    assert text in message(check, photos)
-
-
 def test_a_test_part_is_no_validation_part(tmp_path):
     photos = images(tmp_path, *(f'{name}/{k}.jpg' for name in ('train/cat', 'train/dog') for k in range(3)), 'test/1.jpg')
     assert 'test and train in it are names of splits, not of classes; put the images into one' in message(split, photos)

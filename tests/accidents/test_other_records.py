@@ -57,4 +57,4 @@ def test_commands_say_what_is_wrong(tmp_path):
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'b', '--format', 'mindrecord', '--shards', 1)
     fails(run, 'train-00000-of-00001: damaged or no TFRecord file')
     path.rename(tmp_path / 'flowers.tfrecord')
-    fails(cli('check', tmp_path), 'if flowers.tfrecord is a TFRecord file rename or link it')
+    fails(cli('check', tmp_path), 'no train-?????-of-????? (tfrecord), ', 'only flowers.tfrecord; give ')

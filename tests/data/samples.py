@@ -69,7 +69,6 @@ ODD = {
     'png_in_jpeg': jpeg(3, form='PNG'),
     'other_format': jpeg(4, form='BMP'),
     'tiny': jpeg(5, size=(31, 60)),
-    'huge': jpeg(6, size=(5000, 4001)),
     'truncated': jpeg(7)[:-60],
     'undecodable': b'no image at all',
     'exif_rotated': jpeg(8, exif=TURNED),

@@ -5,15 +5,14 @@ import sys
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 
 from src import runtime
-from src.data.folder import find_layout
 from src.data.records import open_records
 from src.deploy import formats, quantization
 from src.deploy.export import export_network, load_network
 from src.errors import InputError, entry_point
 from src.evaluation.evaluation import open_validation
+from src.evaluation.report import labels_of
 from src.options import load_settings
 from src.weights.read import main_file
 
@@ -31,16 +30,14 @@ def main(argv=None):
     run = runtime.start(settings.but(device_target=device))
     print(runtime.describe(run, device), flush=True)
 
-    given_offset = settings.label_offset
     network, info, settings = load_network(settings.ckpt_path, argv)
     kinds = settings.export_input, settings.export_output, settings.batch_size, settings.export_precision
     signature = formats.Signature(settings.image_size, info['preprocessing'], *kinds)
-    samples = int8_samples(settings, info, given_offset) if settings.quantize == 'int8' else None
-    about = classes_and_source(settings, info)
-    report = export_network(network, path, signature, about, samples)
+    images = int8_images(argv, settings, info) if settings.quantize == 'int8' else None
+    report = export_network(network, path, signature, classes_and_source(settings, info), images)
 
     print(formats.as_text(path, report))
-    if samples:
+    if images:
         print(quantization.as_text(report['quantization']))
 
 
@@ -63,35 +60,29 @@ def check_options(settings):
 
 
 def target(settings):
-    """Path of the file to write. InputError before anything is loaded if the checkpoint's or the file's name is no good, or
-    if the JSON file there is another program's."""
-    if not Path(settings.ckpt_path).name or Path(settings.ckpt_path).is_dir():
+    """Path of the file to write. InputError before anything is loaded if the checkpoint's or the file's name is no good."""
+    if not Path(settings.ckpt_path).name:
         raise InputError(f'ckpt_path {settings.ckpt_path!r} is not a file; use --ckpt_path FILE, a checkpoint')
     suffix = f'.{settings.file_format.lower()}'
     path = Path(settings.file_name.removesuffix(suffix) + suffix)
     if path.suffix != suffix:
         raise InputError(f'file_name {settings.file_name!r} has no name of a file at its end; use --file_name NAME')
-    formats.other_files(path)
     return path
 
 
-def int8_samples(settings, info, given_offset):
-    """The images of `data_dir` with which the file is quantized and compared; `given_offset` is the option label_offset
-    without what the checkpoint records."""
-    train = open_records(settings.data_dir, 'train')
-    if 'validation' not in find_layout(settings.data_dir)[1]:
-        return quantization.choose_samples(train, None, settings.seed)
+def int8_images(argv, settings, info):
+    """The records of `data_dir` with which the file is quantized and compared, and the seed, as `quantize` takes them."""
     names, recorded = info.get('class_names'), info['config'].get('label_offset')
-    given = settings.but(label_offset=given_offset)
-    records, offsets = open_validation(given, print, names, recorded, settings.ckpt_path)
-    return quantization.choose_samples(train, quantization.Sample(records, np.arange(len(records)), offsets), settings.seed)
+    by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
+    validation = open_validation(by_command, print, names, recorded, settings.ckpt_path)
+    return open_records(settings.data_dir, 'train'), validation, settings.seed
 
 
 def classes_and_source(settings, info):
-    """What the JSON file says about the classes and the checkpoint (dict). InputError if class names do not fit."""
+    """What the JSON file tells about the classes and the checkpoint (dict)."""
     file = main_file(settings.ckpt_path)
     return {
-        'classes': formats.class_names(info.get('class_names'), settings.num_classes, settings.ckpt_path),
+        'classes': labels_of(info.get('class_names') or [], settings.num_classes),
         'num_classes': settings.num_classes,
         'source': {
             'checkpoint': Path(file).name,

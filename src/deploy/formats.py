@@ -15,7 +15,6 @@ import mindspore.onnx
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.data.classes import BACKGROUND_CLASSES
 from src.data.preprocess import Preprocessing, recorded_preprocessing, scale
 from src.errors import InputError, reading
 
@@ -49,37 +48,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return x / x.sum(1, keepdims=True)
 
 
-def class_names(names: list[str] | None, num_classes: int, source: str | Path) -> list[str] | None:
-    """The `names` by class number, None if there are none; that of a background is left out where the network has a class
-    less, and put before ImageNet's where it has one more. InputError naming their `source` if they do not fit."""
-    if names and len(names) == num_classes + 1 and names[0] in ('background', ''):
-        names = names[1:]
-    elif names and len(names) + 1 == num_classes == BACKGROUND_CLASSES:
-        names = ['background', *names]
-    if names and len(names) != num_classes:
-        raise InputError(
-            f'{source} names the classes 0 to {len(names) - 1}, but the network has {num_classes} classes; use '
-            'src.deploy.predict --labels FILE with one line per class'
-        )
-    return [name or f'class {number}' for number, name in enumerate(names)] if names else None
-
-
-def described(path: Path) -> dict[str, dict]:
-    """{suffix: entries} of the model files that the JSON file beside `path` describes; they have its name, although all may
-    have been renamed. OSError, ValueError, KeyError, TypeError or AttributeError if export.py did not write it."""
-    about = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
-    files = {**about.pop('other_files'), about['file']: about}
-    return {Path(name).suffix: entries for name, entries in files.items()}
-
-
-def other_files(path: Path) -> dict[str, dict]:
-    """{name: entries} of the model files in other formats beside `path`, which is to be written, as the JSON file describes
-    them. InputError if that is another program's, which would be lost."""
-    if not (record := path.with_suffix('.json')).exists():
-        return {}
-    with reading(record, 'export.py did not write it; move it, or use another --file_name', (TypeError, AttributeError)):
-        others = {path.with_suffix(suffix): about for suffix, about in described(path).items() if suffix != path.suffix}
-        return {other.name: about for other, about in others.items() if other.is_file()}
+def description(path: str | Path) -> Path:
+    """The JSON file beside the model file `path`."""
+    return Path(f'{path}.json')
 
 
 def describe(signature: Signature, outputs: list) -> dict:
@@ -107,14 +78,13 @@ def describe(signature: Signature, outputs: list) -> dict:
 
 
 def read_description(path: Path) -> tuple[Signature, dict]:
-    """What export.py wrote about the model file `path`: (signature, its entries in the JSON file). InputError if there are
-    none, or if they are about another file by its checksum; the first versions wrote none."""
-    record = path.with_suffix('.json')
+    """What export.py wrote about the model file `path`: (signature, entries of the JSON file). InputError if there is none,
+    or if it is about another file by its checksum."""
     with reading(path, 'name a file of export.py'):
         checksum = sha256(path)
-    with reading(record, 'copy both files that export.py wrote, or export again', (TypeError, AttributeError)):
-        about = described(path)[path.suffix]
-        if about.get('sha256', checksum) != checksum:
+    with reading(description(path), 'copy both files that export.py wrote, or export again', (TypeError, AttributeError)):
+        about = json.loads(description(path).read_text(encoding='utf-8'))
+        if about['sha256'] != checksum:
             raise ValueError(f'describes another file than {path}: the SHA-256 differs')
         batch_size, *size = about['input']['shape']
         input_type = {text: kind for kind, text in INPUT_TYPES.items()}[about['input']['type']]
@@ -129,15 +99,11 @@ def sha256(path: str | Path) -> str:
 
 def as_text(path: Path, report: dict) -> str:
     """What was written to the file `path` with the entries `report`, in two lines."""
-    taken, *returned = (
-        str(tuple(shape)).replace('None', 'any') for shape in (report['input']['shape'], *report['output']['shapes'])
-    )
-    outputs, found = ', '.join(map(' '.join, zip(report['output']['names'], returned))), report['deviation']
+    found = report['deviation']
     return (
-        f'{path}: {path.stat().st_size / 1e6:.0f} MB, input {report["input"]["type"]} {taken}, output {outputs}\n'
-        f"deviation of {found['measured_on']} from the checkpoint's network: {found['random']:.1e} for random pixels, "
-        f'{found["smooth"]:.1e} for smooth images (bound {found["bound"]:.0e}, {found["computed_in"]}); all of it in '
-        f'{path.with_suffix(".json")}'
+        f'{path}: {path.stat().st_size / 1e6:.0f} MB, described in {description(path)}\n'
+        f"deviation of {found['measured_on']} from the checkpoint's network: {found['largest']:.1e} (bound "
+        f'{found["bound"]:.0e}, computed in {found["computed_in"]})'
     )
 
 

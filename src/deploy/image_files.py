@@ -10,9 +10,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from src.data.folder import IMAGE_SUFFIXES, NESTED, as_line, class_folders, scan
 from src.data.image import as_jpeg
@@ -25,71 +22,47 @@ AHEAD = 3  # batches that are decoded or in decoding
 WAIT = 0.05  # seconds for the next line of standard input, which may come from a program that waits for its answers
 
 
-def named_images(source: str) -> Iterable[str | None]:
-    """What `find_images` finds, also of each line of a list: a text file (`.txt`), or `-`, standard input, with None where
-    no further line is there yet. A line without an image is taken as the path of one."""
-    if source == '-':
-        return _of_lines(_standard_input())
-    if not source.endswith('.txt') or not os.path.isfile(source):
-        return find_images(source)
-    with reading(source, 'write the path of an image on each line'):
-        return list(_of_lines(Path(source).read_bytes().splitlines()))
-
-
-def _of_lines(lines):
-    for line in lines:
-        if line is None:
-            yield None
-        elif path := os.fsdecode(line.rstrip(b'\r\n')):
-            try:
-                yield from find_images(path)
-            except InputError:
-                yield path  # is reported with those that cannot be read
-
-
-def _standard_input():
-    """Yield its lines as they come, and None before a wait."""
-    rest, found = b'', b'\n'
-    while found:
-        if not select.select([0], [], [], WAIT)[0]:
-            yield None
-        found = os.read(0, 1 << 16)
-        *lines, rest = (rest + found).split(b'\n')
-        yield from lines
-    yield rest
+def from_standard_input() -> Iterator[str | None]:
+    """Yield what `find_images` finds for each line of standard input as it comes, and None where no further line is there
+    yet. A line without an image is taken as the path of one, and reported with those that cannot be read."""
+    with open(0, 'rb', buffering=0, closefd=False) as lines:  # unbuffered, so that `select` sees all that is there
+        for line in lines:
+            if path := os.fsdecode(line.rstrip(b'\r\n')):
+                try:
+                    yield from find_images(path)
+                except InputError:
+                    yield path
+            if not select.select([lines], [], [], WAIT)[0]:
+                yield None
 
 
 def find_images(source: str) -> list[str]:
-    """Paths of the images that `source`, a path or `file://` URL, names, sorted: itself, all below a directory, chosen as
-    those of class folders, or all that a pattern such as `photos/**/*.jpg` fits. A line on stderr says what is left out of
-    a directory. InputError if there is none."""
-    source, left_out = url2pathname(urlsplit(source).path) if source.startswith('file://') else source, ''
+    """Paths of the images that `source` names, sorted: itself, all below a directory, chosen as those of class folders, or
+    all that a pattern such as `photos/**/*.jpg` fits. A line on stderr tells what is left out of a directory. InputError if
+    there is none."""
     with reading(source, 'name an image, or a directory or a pattern of some'):
         if os.path.isdir(source):
-            found, left_out = _below(source)
+            found = _below(source)
         elif os.path.exists(source) or not glob.has_magic(source):
             os.stat(source)
             found = [source]
         else:
-            paths = glob.glob(source, recursive=True)
-            found = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
+            found = [path for path in glob.glob(source, recursive=True) if path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
-            raise ValueError(f'no image in it ({", ".join(IMAGE_SUFFIXES)})' + f'; {left_out}' * bool(left_out))
-    if left_out:
-        print(f'left out: {left_out}', file=sys.stderr)
+            raise ValueError(f'no image in it ({", ".join(IMAGE_SUFFIXES)})')
     return sorted(found)
 
 
 def _below(folder):
-    """Images below `folder`, and a line on what is left out. Links are followed, but not back to where they are."""
+    """Images below `folder`. Links are followed."""
     folders, found, left_out = [folder], [], {}
     for here in folders:  # which grows meanwhile
         found += [os.path.join(here, os.fsdecode(name)) for name in scan(here, left_out)]
-        above = {*map(os.path.realpath, (here, *Path(here).parents))}
-        below = [os.path.join(here, name) for name in class_folders(here)]
-        folders += [path for path in below if os.path.realpath(path) not in above]
+        folders += [os.path.join(here, name) for name in class_folders(here)]
     left_out.pop(NESTED, None)
-    return found, as_line(left_out)
+    if left_out:
+        print(f'left out: {as_line(left_out)}', file=sys.stderr)
+    return found
 
 
 def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: bool = False) -> tuple:

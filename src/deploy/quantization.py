@@ -7,69 +7,36 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from src.data.classes import Offsets
-from src.data.preprocess import evaluation_image
+from src.data.pipeline import LoadEvaluation
 from src.data.records import Records
 from src.deploy.formats import Function, Signature, convert_opset, load
 from src.deploy.image_files import load_batches
 from src.errors import InputError
 
 CALIBRATION = 100  # images
-MAX_LOSS = 1.0  # percentage points of top-1, without labels of agreement
+MAX_LOSS = 1.0  # percentage points of top-1
 OPSET = 17  # version of ONNX's operators; scales per channel need 13 at least
 # The others stay in float32: they take little time, and with the classifier in integers the logits deviate twice as far.
 QUANTIZED = ['Conv', 'Relu', 'Concat', 'MaxPool', 'AveragePool']
 BATCH = 8
 
 
-class Sample(NamedTuple):
-    """Some of a data set's records, and how their labels become class numbers, None if the network does not know them."""
-
-    records: Records
-    numbers: np.ndarray
-    offsets: Offsets | None = None
-
-    def labels(self, predicted: np.ndarray) -> np.ndarray | None:
-        """int64 (images,), as the network counts them; where that is open, by the classes that it has `predicted` for the
-        images. InputError if it stays open."""
-        if self.offsets is None:
-            return None
-        labels = self.records.label[self.numbers]
-        hits = [int((predicted == labels - offset).sum()) for offset in self.offsets.possible]
-        offset, why = self.offsets.settled(hits, len(labels))
-        if why:
-            print(why)
-        return labels - offset
-
-    def batches(self, signature: Signature, title: str, size: int = BATCH) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield what a call of a file of `signature` takes, and how many images of it are of the sample: the last call is
-        filled up with the first ones. `size` is for files of any batch size. InputError naming a bad record."""
-
-        def load(number):
-            try:
-                encoded = self.records.read(number)
-                return evaluation_image(encoded, signature.image_size, signature.preprocessing, self.records.upright)
-            except ValueError as error:
-                raise InputError(f'{self.records.damage(number, error)}; replace or remove it') from error
-
-        with tqdm(total=len(self.numbers), desc=title, unit='image', leave=False, disable=None) as bar:
-            for images in load_batches(map(int, self.numbers), signature.batch_size or size, load):
-                filled = np.resize(images, (signature.batch_size or len(images), *images[0].shape))
-                yield signature.as_input(filled), len(images)
-                bar.update(len(images))
-
-
-def choose_samples(train: Records, validation: Sample | None, seed: int) -> tuple[Sample, Sample]:
-    """CALIBRATION training images, and those to compare both files on: `validation`, or without it as many other training
-    images."""
-    order = spread(train.label, seed)
-    count = min(CALIBRATION, len(order) if validation else -(-len(order) // 2))
-    return Sample(train, order[:count]), validation or Sample(train, order[count : 2 * count])
+def batches(
+    records: Records, numbers: np.ndarray, signature: Signature, title: str, size: int = BATCH
+) -> Iterator[np.ndarray]:
+    """Yield what a call of a file of `signature` takes for the records `numbers`; the last call is filled up with its first
+    images. `size` is for files of any batch size. InputError naming a bad record."""
+    loader = LoadEvaluation(records, 0, signature.image_size, signature.preprocessing)
+    with tqdm(total=len(numbers), desc=title, unit='image', leave=False, disable=None) as bar:
+        for samples in load_batches(map(int, numbers), signature.batch_size or size, loader.sample):
+            images = np.stack([image.transpose(1, 2, 0) for image, _ in samples])
+            yield signature.as_input(np.resize(images, (signature.batch_size or len(images), *images.shape[1:])))
+            bar.update(len(images))
 
 
 def spread(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -82,20 +49,22 @@ def spread(labels: np.ndarray, seed: int) -> np.ndarray:
     return order[np.argsort(turn, kind='stable')]
 
 
-def quantize(path: Path, signature: Signature, calibration: Sample, compared: Sample) -> dict:
-    """Replace the float32 file `path` by one in 8-bit integers: activations in uint8, whose ranges the images of
-    `calibration` tell, weights in int8, with a scale for each output channel and biases that make up for their rounding.
+def quantize(path: Path, signature: Signature, train: Records, validation: tuple[Records, Offsets], seed: int) -> dict:
+    """Replace the float32 file `path` by one in 8-bit integers: activations in uint8, whose ranges CALIBRATION of the
+    records `train` tell, weights in int8, with a scale for each output channel and biases that make up for their rounding.
 
-    Returns the figures of `compare`, and `megabytes` of both. InputError if it loses more than MAX_LOSS.
+    Returns the figures of `compare` on the `validation` records, and `megabytes` of both. InputError if it loses more than
+    MAX_LOSS.
     """
     from onnxruntime import quantization
 
+    calibration = train, spread(train.label, seed)[:CALIBRATION], signature
     original, prepared = path.with_name('float32.onnx'), path.with_name('prepared.onnx')
     shutil.move(path, original)
     convert_opset(original, OPSET)
     quantization.quant_pre_process(str(original), str(prepared), skip_symbolic_shape=True)
-    scales = _round_weights(prepared, calibration.batches(signature, 'means of the activations', 1))
-    inputs = ({'input': images} for images, _ in calibration.batches(signature, 'ranges of the activations', 1))
+    scales = _round_weights(prepared, batches(*calibration, 'means of the activations', 1))
+    inputs = ({'input': images} for images in batches(*calibration, 'ranges of the activations', 1))
     quantization.quantize_static(
         str(prepared),
         str(path),
@@ -108,14 +77,14 @@ def quantize(path: Path, signature: Signature, calibration: Sample, compared: Sa
         extra_options={'TensorQuantOverrides': scales},
     )
     written = {'float32': original, 'int8': path}
-    figures = compare({kind: load(file) for kind, file in written.items()}, signature, compared)
+    figures = compare({kind: load(file) for kind, file in written.items()}, signature, *validation)
     figures['megabytes'] = {kind: file.stat().st_size / 1e6 for kind, file in written.items()}
     if not figures['loss'] <= MAX_LOSS:
         raise InputError(
             f'{path.name}: {as_text(figures)}; this loses more than {MAX_LOSS:g} percentage points, no file was written; '
             'calibrate with other images (--data_dir, --seed)'
         )
-    return {'calibration_images': len(calibration.numbers), **figures}
+    return {'calibration_images': len(calibration[1]), **figures}
 
 
 def weight_scales(weights: np.ndarray) -> np.ndarray:
@@ -165,29 +134,33 @@ def _mean_inputs(path, names, calls):
         watched.graph.node.append(onnx.helper.make_node('GlobalAveragePool', [name], [f'mean of {name}']))
         watched.graph.output.append(onnx.helper.make_tensor_value_info(f'mean of {name}', onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=['CPUExecutionProvider'])
-    found = [[mean.mean((0, 2, 3)) for mean in session.run(None, {'input': images})] for images, _ in calls]
+    found = [[mean.mean((0, 2, 3)) for mean in session.run(None, {'input': images})] for images in calls]
     return {name: np.mean(means, 0) for name, means in zip(names, zip(*found))}
 
 
-def compare(functions: dict[str, Function], signature: Signature, sample: Sample) -> dict:
-    """How the files float32 and int8 do on the images of `sample`: `top1` of each in per cent, None without labels,
-    `agreement` of their most probable classes in per cent, `loss` in percentage points and the number of `images`."""
+def compare(functions: dict[str, Function], signature: Signature, records: Records, offsets: Offsets) -> dict:
+    """How the files float32 and int8 do on the `records`, whose labels become class numbers by `offsets`: `top1` of each in
+    per cent, `agreement` of their most probable classes in per cent, `loss` in percentage points and the number of
+    `images`. InputError if the classes that float32 finds do not settle the offset."""
     best = {kind: [] for kind in functions}
-    for images, count in sample.batches(signature, 'comparing'):
+    for images in batches(records, np.arange(len(records)), signature, 'comparing'):
         for kind, call in functions.items():
             found = call(images)
-            best[kind].append((found[1][:, 0] if signature.output == 'top5' else found[0].argmax(1))[:count])
-    classes = {kind: np.concatenate(found) for kind, found in best.items()}
-    agreement, labels = 100 * float((classes['float32'] == classes['int8']).mean()), sample.labels(classes['float32'])
-    top1 = None if labels is None else {kind: 100 * float((found == labels).mean()) for kind, found in classes.items()}
-    loss = 100 - agreement if top1 is None else top1['float32'] - top1['int8']
-    return {'images': len(sample.numbers), 'top1': top1, 'agreement': agreement, 'loss': loss}
+            best[kind].append(found[1][:, 0] if signature.output == 'top5' else found[0].argmax(1))
+    classes = {kind: np.concatenate(found)[: len(records)] for kind, found in best.items()}
+    hits = [int((classes['float32'] == records.label - offset).sum()) for offset in offsets.possible]
+    offset, why = offsets.settled(hits, len(records))
+    if why:
+        print(why)
+    top1 = {kind: 100 * float((found + offset == records.label).mean()) for kind, found in classes.items()}
+    agreement = 100 * float((classes['float32'] == classes['int8']).mean())
+    return {'images': len(records), 'top1': top1, 'agreement': agreement, 'loss': top1['float32'] - top1['int8']}
 
 
 def as_text(figures: dict) -> str:
     """One line with what `quantize` found."""
-    top1, images, sizes = figures['top1'], figures['images'], figures['megabytes']
-    text = f'int8 and float32 agree on {figures["agreement"]:.2f} % of {images} images'
-    if top1:
-        text = f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32; {text}'
-    return f'{text}; {sizes["int8"]:.0f} and {sizes["float32"]:.0f} MB'
+    top1, sizes, images = figures['top1'], figures['megabytes'], figures['images']
+    return (
+        f'top-1 {top1["int8"]:.2f} % in int8, {top1["float32"]:.2f} % in float32; the same class for '
+        f'{figures["agreement"]:.2f} % of {images} images; {sizes["int8"]:.0f} and {sizes["float32"]:.0f} MB'
+    )

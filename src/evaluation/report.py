@@ -78,11 +78,16 @@ def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: l
 
 def class_labels(evaluation: Evaluation, recorded: list[str] | None = None) -> list[str]:
     """Names of the classes: those of the records, whose labels start at the offset, or else those that the checkpoint has
-    `recorded`, which may begin with a background. WordNet ids become ImageNet's words. A name that is missing or is there
-    twice gets the class number."""
+    `recorded`."""
     records, classes = evaluation.records, evaluation.num_classes
     own = records.class_names and (named(records) or not recorded)
-    names = records.class_names[max(evaluation.offset, 0) :][:classes] if own else (recorded or [])[-classes:]
+    return labels_of(records.class_names[max(evaluation.offset, 0) :][:classes] if own else recorded or [], classes)
+
+
+def labels_of(names: list[str], classes: int) -> list[str]:
+    """What so many `classes` of a network are called, by their `names`, which may begin with that of a background. WordNet
+    ids become ImageNet's words. A name that is missing or is there twice gets the class number."""
+    names = names[-classes:]
     names = [*names, *[''] * (classes - len(names))]
     labels = [imagenet_classes().get(name, name) or f'class {number}' for number, name in enumerate(names)]
     times = Counter(labels)

@@ -10,11 +10,8 @@ from PIL import Image
 
 import eval as eval_entry
 import train
-from src.data.classes import Offsets
 from src.data.preprocess import PREPROCESSING, scale
-from src.data.records import open_records
 from src.data.tfrecord import write_shards
-from src.deploy.quantization import Sample
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
 
@@ -88,9 +85,6 @@ def test_labels_that_stay_open(network, tmp_path, capsys):
         evaluated(write(tmp_path / 'a/w.ckpt', network), noise)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and 'use --label_offset 0 if they count from 0, 1 if' in error
-    # Quantization has predictions to tell.
-    sample = Sample(open_records(noise, 'validation'), np.arange(8), Offsets([0, 1]))
-    assert sample.labels(np.array([1, 2, 3, 4] * 2)).tolist() == [1, 2, 3, 4] * 2
 
 
 def test_training_says_what_it_assumes(tmp_path, monkeypatch, capsys):

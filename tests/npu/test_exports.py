@@ -23,8 +23,8 @@ def test_export(file_format, target, output, figures):
     options = ['--ckpt_path', output / 'seeded.ckpt', '--file_format', file_format, '--file_name', path]
     with Program(output, ROOT / 'export.py', *options, output=f'export-{file_format}.log') as program:
         assert program.process.wait(PATIENCE) == 0, program.text[-400:]
-    found = json.loads(path.with_suffix('.json').read_text())['deviation']
-    worst, bound = max(found['random'], found['smooth']), found['bound']
+    found = json.loads(path.with_name(f'{path.name}.json').read_text())['deviation']
+    worst, bound = found['largest'], found['bound']
     text = f'{path.stat().st_size / 1e6:.0f} MB, deviates by {worst:.1e} (bound {bound:g})'
     figures(text=text, deviation=worst, bound=bound)
 

@@ -150,7 +150,7 @@ def use(output: Path, settings: Settings, formats: tuple[str, ...], images: list
     from src.weights import checkpoint
 
     training, model = output / 'training', output / 'inceptionv4'
-    report, curve, page = output / 'report/index.html', training / curves.PAGE, output / 'predictions.html'
+    report, curve, page = output / 'report/index.html', training / curves.PICTURE, output / 'predictions.html'
     trained = max(training.glob('*.ckpt'), key=lambda path: (path.name == checkpoint.BEST, path.stat().st_mtime))
 
     def make(result, *command):
@@ -163,7 +163,7 @@ def use(output: Path, settings: Settings, formats: tuple[str, ...], images: list
     figures = json.loads(report.with_name('report.json').read_text())
     top5 = f', top-5 {figures["top5"]["value"]:.1f} %' if len(figures['per_class']) > FEW else ''
     rows = [
-        ('training', f'{curves.TrainingRun(training).summary()}, log in {training / settings.log_name}'),
+        ('training', f'{curves.summary(curves.records_of(training))}, log in {training / settings.log_name}'),
         ('curves', curve if curve.exists() else 'left out: pip install -r requirements-report.txt'),
         ('checkpoint', trained),
         ('top-1', f'{figures["top1"]["value"]:.1f} %{top5} of {figures["images"]} validation images'),

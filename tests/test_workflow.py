@@ -46,7 +46,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
         ('checkpoint', output / 'training/inceptionv4-best.ckpt'),
         ('predictions', output / 'predictions.html'),
         ('report', output / 'report/index.html'),
-        ('curves', output / 'training/training.html'),
+        ('curves', output / 'training/training.png'),
     ]:
         assert re.search(rf'^{name} +{text}$', out, re.M), (name, out)
         assert not isinstance(text, type(output)) or text.exists()

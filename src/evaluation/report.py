@@ -1,5 +1,5 @@
 """The report on an evaluation: a page that needs no network, `index.html`, with `report.json` and `images.csv` beside it.
-The writer of pages serves training runs and predictions, too (src/training/curves.py, src/deploy/predict.py)."""
+The writer of pages serves predictions, too (src/deploy/predict.py)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1em; max-
 h1 { font-size: 1.5em; margin: .3em 0 } h2 { font-size: 1.15em; margin: 1.8em 0 .4em }
 p { margin: .4em 0; max-width: 75ch } .small, figcaption { font-size: 13px; color: #555 } b { color: #222 }
 .grid { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)) }
-.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)) }
 .grid > * { background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 10px; margin: 0; min-width: 0 }
-.figure b { display: block; font-size: 1.6em } img { max-width: 100% } .grid:not(.wide) img { max-height: 150px }
+.figure b { display: block; font-size: 1.6em } img { max-width: 100% } .grid img { max-height: 150px }
 .table { overflow-x: auto } table { border-collapse: collapse; background: #fff; font-size: 14px; width: 100% }
 th, td { border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }
 td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointer; margin: .6em 0 }
@@ -46,7 +45,7 @@ td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointe
 .up { writing-mode: vertical-rl; max-height: 11em; overflow: hidden; white-space: nowrap }
 .field { display: block; margin: -3px -8px; padding: 3px 6px; min-width: 2em; min-height: 1.8em }
 @media (max-width: 600px) { body { padding: .7em } h1 { font-size: 1.25em } table { font-size: 13px }
-  th, td { padding: 3px 5px; max-width: 11em } .grid:not(.wide) { grid-template-columns: 1fr 1fr } }
+  th, td { padding: 3px 5px; max-width: 11em } .grid { grid-template-columns: 1fr 1fr } }
 </style></head><body>
 <h1>$title</h1>
 """

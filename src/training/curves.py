@@ -1,149 +1,101 @@
-"""A page on one training run, or on several beside each other, made from their metrics.jsonl; also of one that still runs.
+"""A picture of the curves of one training run, or of several, made from their metrics.jsonl; also of one that still runs.
 
-python -m src.training.curves RUN [RUN ...] [--output page.html]
+python -m src.training.curves RUN [RUN ...] [--output curves.png]
 
 A RUN is the log directory of a training run, or its metrics.jsonl.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib
-import io
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from src import files
 from src.errors import Parser, counted, entry_point, only_warned, reading
 from src.evaluation.outcomes import merit
-from src.evaluation.report import card, table, text, write_page
-from src.options import load_settings
 from src.training import metrics
 
-PAGE = 'training.html'
-COLOURS = ('#2f6db3', '#c2410c', '#15803d', '#7e22ce', '#0e7490', '#be185d', '#4d7c0f', '#444444')
-# {title: (unit, caption, {kind and field of a record: style of its line})}
+PICTURE = 'training.png'
+# {title: {kind and field of a record: style of its line}}
 PLOTS = {
-    'Loss': ('loss', 'Line: training. Circles: evaluation.', {'step mean_loss': '-', 'evaluation loss': 'o'}),
-    'Accuracy': ('%', 'Circles: top-1. Squares: top-5.', {'evaluation top1': 'o-', 'evaluation top5': 's:'}),
-    'Learning rate': ('learning rate', 'Of the step at each log line.', {'step lr': '-'}),
-    'Throughput': ('images per second', 'Of all devices, while they train.', {'step images_per_second': '-'}),
-    'Wait for data': ('share of the time', 'Above 0.1 the data holds up the device.', {'step data_wait': '-'}),
-    'Gradient norm': ('norm', 'Of all gradients together, before clipping.', {'step gradient_norm': '-'}),
+    'loss; circles: evaluation': {'step mean_loss': '-', 'evaluation loss': 'o'},
+    'top-1; squares: top-5 (%)': {'evaluation top1': 'o-', 'evaluation top5': 's:'},
+    'learning rate': {'step lr': '-'},
+    'images per second of all devices': {'step images_per_second': '-'},
+    'share of the time waiting for data': {'step data_wait': '-'},
+    'norm of all gradients before clipping': {'step gradient_norm': '-'},
 }
 
 
-class TrainingRun:
-    """What the records in the directory or file `place` say of a training run; InputError if there are none."""
-
-    def __init__(self, place: str | Path):
-        path = Path(place, metrics.NAME) if Path(place).is_dir() else Path(place)
-        with reading(path, 'name the log directory of a training run, such as results/1p/0/ckpt'):
-            self.records = metrics.read(path)
-            starts = [record for record in self.records if record.get('kind') == 'start']
-            if not starts:
-                raise ValueError('holds no records of a training run')
-        self.name = str(place).removeprefix(f'{os.getcwd()}/')
-        self.start, self.last, self.config = starts[-1], self.records[-1], starts[-1]['config']
-        facts = {name: value for name, value in self.start.items() if not isinstance(value, dict)}
-        self.machine = {**facts, **self.start['versions']}
-
-    def values(self, kind: str, field: str) -> list[tuple[float, float]]:
-        """[(epoch, value)] of a field in the records of a kind, where it is known."""
-        return [(one['epoch'], one[field]) for one in self.records if one['kind'] == kind and one.get(field) is not None]
-
-    def summary(self) -> str:
-        """'36 steps, 5.2 images/s' of the last run; all log lines count equally in the mean."""
-        steps = counted(self.last['step'] - self.start['step'], 'step')
-        speeds = [value for _, value in self.values('step', 'images_per_second')]
-        return f'{steps}, {statistics.harmonic_mean(speeds):.1f} images/s' if speeds else steps
-
-    def history(self) -> list[list[str]]:
-        """[[time, step, what happened]] of starts and ends."""
-        found = []
-        for record in self.records:
-            if record['kind'] == 'start':
-                found.append((record, f'resumed from {record["resumed"]}' if record.get('resumed') else 'a new run'))
-            elif record['kind'] == 'end':
-                found.append((record, f'ended: {record["cause"]} (status {record["status"]})'))
-        if self.last['kind'] != 'end':
-            found.append((self.last, 'the last record; it still trains or was killed'))
-        return [[one['time'][:19].replace('T', ' '), one['step'], text(what)] for one, what in found]
-
-    def cards(self) -> str:
-        """The main figures."""
-        loss, step = self.values('step', 'mean_loss'), self.last['step']
-        steps, _, speed = self.summary().partition(', ')
-        best = max((record for record in self.records if record['kind'] == 'evaluation'), key=merit, default=None)
-        top1 = (f'{best["top1"]:.2f} %', f'epoch {best["epoch"]:.1f}') if best else ('–', 'no evaluation is recorded')
-        found = card('best top-1', *top1)
-        found += card('training loss', f'{loss[-1][1]:.3f}' if loss else '–', 'mean since the last log line but one')
-        found += card('speed', speed or '–', f'of all devices, in {steps}')
-        found += card('epochs done', f'{step / self.start["steps_per_epoch"]:.1f}', f'{step} of {self.start["stop"]} steps')
-        return f'<div class="grid">{found}</div>\n'
+def records_of(place: str | Path) -> list[dict]:
+    """The records in the directory or file `place`; InputError if they are not those of a training run."""
+    path = Path(place, metrics.NAME) if Path(place).is_dir() else Path(place)
+    with reading(path, 'name the log directory of a training run, such as results/1p/0/ckpt'):
+        if not (records := metrics.read(path)) or records[0].get('kind') != 'start':
+            raise ValueError('holds no records of a training run')
+    return records
 
 
-def draw(title: str, runs: list[TrainingRun]) -> str:
-    """The plot `title` with the lines of all `runs` as HTML; '' if no values are recorded."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    unit, caption, series = PLOTS[title]
-    figure = Figure((4.0, 2.7), layout='constrained')  # not by pyplot, which would choose a backend for the process
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for run, colour in zip(runs, COLOURS * len(runs)):
-        for name, style in series.items():
-            if points := run.values(*name.split()):
-                axes.plot(*zip(*points), style if len(points) > 1 else 'o', color=colour, linewidth=1.3, markersize=3.5)
-    if not axes.lines:
-        return ''
-    axes.set(xlabel='epoch', ylabel=unit)
-    axes.set_xlim(left=0)  # the same in all plots, also where there is a single evaluation
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    file = io.BytesIO()
-    figure.savefig(file, format='png', dpi=160)
-    source = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-    return f'<figure><b>{title}</b><img alt="" src="{source}"><figcaption>{caption}</figcaption></figure>\n'
+def values(records: list[dict], kind: str, field: str) -> list[tuple[float, float]]:
+    """[(epoch, value)] of a field in the records of a kind, where it is known."""
+    return [(one['epoch'], one[field]) for one in records if one['kind'] == kind and one.get(field) is not None]
 
 
-def sections(runs: list[TrainingRun]) -> Iterator[str]:
-    """The page, piece by piece."""
-    names = [f'<b style="color: {colour}">●</b> {text(run.name)}' for colour, run in zip(COLOURS * len(runs), runs)]
-    for name, run in zip(names, runs):
-        yield f'<h2>{name}</h2>\n{run.cards()}'
-    yield f'<h2>Curves</h2>\n<div class="grid wide">{"".join(draw(title, runs) for title in PLOTS)}</div>\n'
-    options, heads = rows([*(run.config for run in runs), load_settings([])]), ['option', *names, 'default']
-    yield '<h2>Recipe</h2>\n' + table(heads, [row for row in options if len(set(row[1:])) > 1])
-    yield f'<details><summary>All options</summary>\n{table(heads, options)}</details>\n'
-    yield '<h2>Last start: machine and versions</h2>\n' + table(['', *names], rows([run.machine for run in runs]))
-    for name, run in zip(names, runs):
-        yield f'<h2>History of {name}</h2>\n' + table(['time (UTC)', 'step', ''], run.history(), {1})
+def last_start(records: list[dict]) -> dict:
+    """The record of the start of the last run."""
+    return [one for one in records if one['kind'] == 'start'][-1]
 
 
-def rows(columns: list[dict]) -> list[list[str]]:
-    """Rows [name, value in each of `columns`] of HTML; an option that is newer than a run has no value there."""
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    return [[text(name).replace('_', '_<wbr>'), *(text(column.get(name, '–')) for column in columns)] for name in names]
+def summary(records: list[dict]) -> str:
+    """'36 steps, 5.2 images/s' of the last run; all log lines count equally in the mean."""
+    steps = counted(records[-1]['step'] - last_start(records)['step'], 'step')
+    speeds = [value for _, value in values(records, 'step', 'images_per_second')]
+    return f'{steps}, {statistics.harmonic_mean(speeds):.1f} images/s' if speeds else steps
+
+
+def labels(runs: dict[str, list[dict]]) -> list[str]:
+    """A line on each of `runs` ({name: records}): its best top-1, how it ended, options in which the runs differ."""
+    configs, lines = [last_start(records)['config'] for records in runs.values()], []
+    differing = [name for name in configs[0] if any(config.get(name) != configs[0][name] for config in configs)]
+    for (name, records), config in zip(runs.items(), configs):
+        best = max((one for one in records if one['kind'] == 'evaluation'), key=merit, default=None)
+        top1 = f', best top-1 {best["top1"]:.2f} % in epoch {best["epoch"]:.1f}' if best else ''
+        end = records[-1].get('cause', 'not ended, or killed')
+        options = ''.join(f', {option} {config.get(option)}' for option in differing)
+        lines.append(f'{name}: {summary(records)}{top1}, {end:.60}{options}')
+    return lines
 
 
 def write(places: list[str | Path], output: str | Path) -> None:
-    """Write the page on the training runs in `places` to `output`, whole or not at all. InputError if matplotlib is missing,
-    a place holds no training run, or the page cannot be written."""
-    with reading('the page needs matplotlib', 'pip install -r requirements-report.txt', (ImportError,)):
-        importlib.import_module('matplotlib.figure')
-    runs = [TrainingRun(place) for place in places]
-    with reading(output, 'choose another --output'):
-        write_page(output, f'Training: {counted(len(runs), "run")}', sections(runs))
+    """Write the picture of the training runs in `places` to `output`, whole or not at all. InputError if matplotlib is
+    missing, a place holds no training run, or the picture cannot be written."""
+    with reading('the curves need matplotlib', 'pip install -r requirements-report.txt', (ImportError,)):
+        module = importlib.import_module('matplotlib.figure')
+    runs = {str(place).removeprefix(f'{os.getcwd()}/'): records_of(place) for place in places}
+    figure = module.Figure((13, 7 + 0.2 * len(runs)), layout='constrained')  # not by pyplot, which would choose a backend
+    for axes, (title, series) in zip(figure.subplots(2, 3).flat, PLOTS.items()):
+        for number, records in enumerate(runs.values()):
+            for name, style in series.items():
+                points = values(records, *name.split()) or [(0, float('nan'))]  # an empty line for the legend
+                style = style if len(points) > 1 else 'o'
+                axes.plot(*zip(*points), style, color=f'C{number}', linewidth=1.3, markersize=3.5)
+        axes.set(title=title, xlabel='epoch', xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.25)
+    legend = figure.legend(figure.axes[2].lines, labels(runs), loc='outside lower left')
+    for label in legend.get_texts():
+        label.set_parse_math(False)  # there may be a $ in a name
+    with reading(output, 'choose another --output'), files.replacing(output) as temporary:
+        figure.savefig(temporary, format='png', dpi=110)
 
 
 def at_end(directory: Path, log: Callable[[str], None]) -> None:
-    """Write the page on the training run in `directory` into it; one line on it, or on why there is none."""
-    with only_warned(log, 'page on the training'):
-        write([directory], directory / PAGE)
-        log(f'curves: {directory / PAGE}')
+    """Draw the training run in `directory` into it; one line on it, or on why there is no picture."""
+    with only_warned(log, 'curves'):
+        write([directory], directory / PICTURE)
+        log(f'curves: {directory / PICTURE}')
 
 
 @entry_point
@@ -151,10 +103,10 @@ def main():
     """The command line."""
     parser = Parser(prog='python -m src.training.curves', description=__doc__.partition('\n')[0])
     parser.add_argument('runs', metavar='RUN', nargs='+', help='log directory of a training run, or its metrics.jsonl')
-    parser.add_argument('--output', help=f'the page; default: {PAGE} in the directory of a single RUN, else here')
+    parser.add_argument('--output', help=f'the picture; default: {PICTURE} in the directory of a single RUN, else here')
     options = parser.parse_args()
     (first, *others) = map(Path, options.runs)
-    output = options.output or (Path() if others else first if first.is_dir() else first.parent) / PAGE
+    output = options.output or (Path() if others else first if first.is_dir() else first.parent) / PICTURE
     write(options.runs, output)
     print(output)
 

@@ -105,11 +105,11 @@ def test_other_validation_records(run, records, log, tmp_path):
 
 
 def test_no_side_product_ends_a_training(run, log):
-    """The best mark, the page, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
+    """The best mark, the curves, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
     next one that is better is marked."""
     for path in log.glob('*.ckpt'):
         path.unlink()
-    for name in ('config.yaml', 'metrics.jsonl', 'training.html'):
+    for name in ('config.yaml', 'metrics.jsonl', 'training.png'):
         (log / name).unlink()
         (log / name).mkdir()
     shutil.rmtree(log / 'report', ignore_errors=True)
@@ -118,7 +118,7 @@ def test_no_side_product_ends_a_training(run, log):
     with mock.patch.object(checkpoint, 'mark_best', wraps=checkpoint.mark_best, side_effect=refused):
         text = run(train.main, '--log_dir', log, *EVALUATED)
     assert f'{OLDER} is the best so far: [Errno 28] No space left on device' in text
-    for what in ('metrics.jsonl', 'config.yaml', 'page on the training', 'report on the evaluation'):
+    for what in ('metrics.jsonl', 'config.yaml', 'curves', 'report on the evaluation'):
         assert f'no {what}: ' in text
     assert best(log)['evaluation']['top1'] >= 0
 

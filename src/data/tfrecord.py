@@ -29,7 +29,6 @@ MOST = 99999  # shards that five digits can number
 _KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
 _FIXED = {0: None, 1: 8, 5: 4}  # wire types, the lowest three bits of a tag: a varint, or so many bytes
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
-_IMAGES = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'BM', b'RIFF')  # what image files begin with
 
 
 class Record(NamedTuple):
@@ -101,44 +100,44 @@ def masked_crc(data: bytes | memoryview) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _is_header(head):
-    return len(head) == 12 and masked_crc(head[:8]) == int.from_bytes(head[8:], 'little')
-
-
 def walk(path: str) -> Iterator[Record]:
     """Yield the `Record` of every record of a shard; images are not read, so the checksum of the data is not compared.
     ValueError for a damaged record or another file, LookupError if no feature has a known name and kind."""
     with open(path, 'rb') as file:
-        if not _is_header(file.read(12)):
-            raise ValueError('damaged or no TFRecord file: wrong checksum of the first record length')
         buf = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     byte, count, names = 0, 0, ()
     while byte < len(buf):
         start, size = byte + 12, int.from_bytes(buf[byte : byte + 8], 'little')
         stop = start + size
         try:
-            if stop + 4 > len(buf) or not _is_header(buf[byte:start]):
-                raise ValueError('truncated, or wrong checksum of the record length')
-            names = names or _names(buf, start, stop)
-            yield Record(*_locate(buf, start, stop, *names), byte, *struct.unpack_from('<I', buf, stop))
+            if masked_crc(buf[byte : byte + 8]) != int.from_bytes(buf[byte + 8 : start], 'little') or stop + 4 > len(buf):
+                raise ValueError('truncated, damaged or no TFRecord file: wrong checksum of the record length')
+            features = _features(buf, start, stop)
+            names = names or _names(buf, features)
+            yield Record(*_locate(buf, features, *names), byte, *struct.unpack_from('<I', buf, stop))
         except ValueError as error:
             raise ValueError(f'record {count} at byte {byte}: {error}') from None
         byte, count = stop + 4, count + 1
 
 
-def _names(buf, pos, end):
-    """How the features with the image and the label of the Example in buf[pos:end] begin: the field (bytes) of the name."""
-    kinds = {}
+def _features(buf, pos, end):
+    """{name: (start, stop)} of the features of the Example in buf[pos:end]; of equal names the last counts, as in any
+    protocol buffer."""
+    features = {}
     for start, stop in _inside(buf, pos, end, 0x0A, 0x0A):
-        for name in _inside(buf, start, stop, 0x0A):
-            tags = [tag for feature in _inside(buf, start, stop, 0x12) for tag, *_ in read_fields(buf, *feature)]
-            kinds[buf[slice(*name)].decode('utf-8', 'replace')[:80]] = _KINDS.get(tags[0], 'no') if tags else 'no'
+        first = start + 2 + buf[start + 1]  # behind the field of a name of up to 127 bytes
+        features[buf[start + 2 : first]] = first, stop
+    return features
+
+
+def _names(buf, features):
+    """Names (bytes) of those of the `features` that are the image and its label."""
+    kinds = {}
+    for name, place in features.items():
+        tags = [tag for feature in _inside(buf, *place, 0x12) for tag, *_ in read_fields(buf, *feature)]
+        kinds[name.decode('utf-8', 'replace')[:80]] = _KINDS.get(tags[0], 'no') if tags else 'no'
     image, label = column(kinds, IMAGE, ['bytes'], 'feature'), column(kinds, LABEL, ['int64'], 'feature')
-    fields = encode_field(1, image.encode()), encode_field(1, label.encode())
-    start, length, _ = _locate(buf, pos, end, *fields)
-    if image != IMAGE[0] and not buf[start : start + 4].startswith(_IMAGES):
-        raise LookupError(f'the {length} bytes of {image} are no image file; write JPEG or PNG files into it, not pixels')
-    return fields
+    return image.encode(), label.encode()
 
 
 def column(types: dict[str, str], names: tuple[str, ...], wanted: list[str], what: str) -> str:
@@ -164,17 +163,10 @@ def _inside(buf, pos, end, *tags):
                 yield start, stop
 
 
-def _locate(buf, pos, end, image, label):
-    """Offset and length of the encoded image, and the label, of the Example in buf[pos:end], of the features that begin with
-    `image` and `label`; of equal ones the last counts, as in any protocol buffer."""
-    features, numbers = {image: (0, 0), label: (0, 0)}, []
-    for start, stop in _inside(buf, pos, end, 0x0A):
-        for _, first, last in read_fields(buf, start, stop):
-            name = buf[first : first + 2 + buf[first + 1]]  # the field of a name of up to 127 bytes
-            if name in features:
-                features[name] = first + len(name), last
-    images = [*_inside(buf, *features[image], 0x12, 0x0A, 0x0A)]
-    for values in _inside(buf, *features[label], 0x12, 0x1A):
+def _locate(buf, features, image, label):
+    """Offset and length of the encoded image, and the label, of the features called `image` and `label`."""
+    images, numbers = [*_inside(buf, *features.get(image, (0, 0)), 0x12, 0x0A, 0x0A)], []
+    for values in _inside(buf, *features.get(label, (0, 0)), 0x12, 0x1A):
         for _, start, stop in read_fields(buf, *values):
             while start < stop:  # one number, or packed: varints, one behind the other
                 number, start = read_varint(buf, start, stop)
@@ -186,12 +178,11 @@ def _locate(buf, pos, end, image, label):
 
 def text_of(path: str, byte: int, name: str = _FILENAME) -> str:
     """The text feature `name` of the record that starts at `byte` of a shard; '' if it has none or cannot be read."""
-    with contextlib.suppress(OSError, ValueError, struct.error), open(path, 'rb') as file:
+    with contextlib.suppress(OSError, ValueError, IndexError, struct.error), open(path, 'rb') as file:
         data = os.pread(file.fileno(), *struct.unpack('<Q', os.pread(file.fileno(), 8, byte)), byte + 12)
-        for start, stop in _inside(data, 0, len(data), 0x0A, 0x0A):
-            if data.startswith(encode_field(1, name.encode()), start):
-                for first, last in _inside(data, start, stop, 0x12, 0x0A, 0x0A):
-                    return data[first:last].decode('utf-8', 'surrogateescape')
+        place = _features(data, 0, len(data)).get(name.encode(), (0, 0))
+        for start, stop in _inside(data, *place, 0x12, 0x0A, 0x0A):
+            return data[start:stop].decode('utf-8', 'surrogateescape')
     return ''
 
 

@@ -43,7 +43,6 @@ def test_common_names_of_features(image, label, others, tmp_path):
         ({'picture': b'x', 'label': 3}, ['no features of type bytes named', 'only: picture (bytes), label (int64)']),
         ({'image': b'x', 'label': b'cat'}, ['only: image (bytes), label (bytes)', 'the number of the class']),
         ({'image': b'x', 'data': b'y', 'label': 1}, ['2 features of type bytes', 'image (bytes), data (bytes)']),
-        ({'image_raw': bytes(3072), 'label': 1}, ['the 3072 bytes of image_raw are no image file', 'JPEG or PNG files']),
     ],
 )
 def test_other_features_are_listed(features, parts, tmp_path):
@@ -55,6 +54,6 @@ def test_commands_say_what_is_wrong(tmp_path):
     path = shard(tmp_path, {'image/encoded': jpeg(), 'image/class/label': 1}) / 'train-00000-of-00001'
     path.write_bytes(gzip.compress(path.read_bytes()))
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'b', '--format', 'mindrecord', '--shards', 1)
-    fails(run, 'train-00000-of-00001: damaged or no TFRecord file')
+    fails(run, 'train-00000-of-00001: record 0 at byte 0: ', 'no TFRecord file')
     path.rename(tmp_path / 'flowers.tfrecord')
     fails(cli('check', tmp_path), 'no train-?????-of-????? (tfrecord), ', 'only flowers.tfrecord; give ')

@@ -55,10 +55,8 @@ def _train_images(tar):
         label = labels.pop(name)
         with tarfile.open(fileobj=tar.extractfile(outer), mode='r:') as inner:
             for image in _files(inner):
-                file = os.path.basename(image.name)
-                if not re.fullmatch(name[: -len('.tar')] + r'_\d+\.JPEG', file):
-                    raise ValueError(f'{image.name} in {outer.name} in it is no <WordNet id>_<number>.JPEG')
-                yield Record(outer.offset_data + image.offset_data, image.size, label, file=file.encode())
+                file = os.path.basename(image.name).encode()
+                yield Record(outer.offset_data + image.offset_data, image.size, label, file=file)
 
 
 def _validation_images(tar, truth):

@@ -36,10 +36,9 @@ UNREADABLE = ('damaged record', 'cannot be decoded')
 _HARMLESS = ('unknown JFIF revision', 'Unknown Adobe color transform', 'Invalid SOS parameters', 'bad ICC marker')
 
 
-def examine(encoded: bytes, ending: str = '') -> dict[str, str]:
-    """{kind: detail} of what is unusual or damaged in an encoded image; the `ending` of its file name, .png, .bmp, .gif or
-    .webp, allows for another format than JPEG. Everything is decoded (a JPEG at an eighth of its size, which reads all of
-    its bytes)."""
+def examine(encoded: bytes) -> dict[str, str]:
+    """{kind: detail} of what is unusual or damaged in an encoded image. Everything is decoded (a JPEG at an eighth of its
+    size, which reads all of its bytes)."""
     try:
         opened = open_image(encoded)
         (width, height), form = opened.size, opened.format.replace('MPO', 'JPEG')
@@ -52,7 +51,7 @@ def examine(encoded: bytes, ending: str = '') -> dict[str, str]:
         return {'cannot be decoded': str(error) or type(error).__name__}
     damaged = bool(warning) and _loses_pixels(encoded, warning)
     kinds = {
-        'not a JPEG': form != 'JPEG' and ending not in ('.png', '.bmp', '.gif', '.webp'),
+        'not a JPEG': form != 'JPEG',
         'CMYK': opened.mode == 'CMYK',
         'a side below 32 pixels': min(width, height) < 32,
         'damaged data': damaged,
@@ -74,16 +73,16 @@ def _loses_pixels(encoded, warning):
     return not padding or zeros - count > 16  # more zeros than the decoder reads ahead were taken for pixels
 
 
-def spread(function: Callable, shared: object, tasks: list[tuple], workers: int | None = None) -> Iterator:
-    """Yield function(shared, *task) for the tasks in their order, from up to `workers` processes (None: as many as cores).
-    They are forked, so `shared` may be large. One process, too, as a decoder that crashes must not take the caller with it.
-    InputError for `workers` below 1, or if a process was killed."""
+def spread(function: Callable, shared: object, tasks: list[tuple], workers: int | None = None, chunk: int = 1) -> Iterator:
+    """Yield function(shared, *task) for the tasks in their order, from up to `workers` processes (None: as many as cores),
+    to which a `chunk` of tasks goes at once. They are forked, so `shared` may be large. One process, too, as a decoder that
+    crashes must not take the caller with it. InputError for `workers` below 1, or if a process was killed."""
     if workers is not None and workers < 1:
         raise InputError(f'workers is {workers}; use 1 or more')
     count, context = min(workers or len(os.sched_getaffinity(0)), len(tasks) or 1), multiprocessing.get_context('fork')
     pool = ProcessPoolExecutor(count, context, _begin, (function, shared, end_with_parent(signal.SIGKILL)))
     try:
-        yield from pool.map(_perform, tasks)
+        yield from pool.map(_perform, tasks, chunksize=chunk)
     except BrokenProcessPool:
         raise InputError('a worker was killed: out of memory, or by a crash of a decoder; use fewer --workers') from None
     finally:
@@ -102,29 +101,24 @@ def _perform(task):
     return function(shared, *task)
 
 
-def examine_all(sets: list[Records], workers: int | None = None) -> list[list[tuple[dict[str, str], bytes]]]:
-    """For each of `sets` a pair for every record: what `examine` returns, and a digest of 16 bytes, b'' if there is none."""
-    tasks = [(n, start) for n, records in enumerate(sets) for start in range(0, len(records), 64)]
-    found = [[] for _ in sets]
-    with tqdm(desc='checking', total=sum(map(len, sets)), unit='record', disable=None) as bar:
-        for (number, _), pairs in zip(tasks, spread(_examine_some, sets, tasks, workers)):
-            found[number] += pairs
-            bar.update(len(pairs))
-    return found
+def examine_all(sets: dict[str, Records], workers: int | None = None) -> Iterator[tuple[str, int, dict[str, str], bytes]]:
+    """Yield (key, number, what `examine` returns, a digest of 16 bytes or b'' if there is none) for every record of `sets`,
+    which are {key: records}."""
+    tasks = [(key, k) for key, records in sets.items() for k in range(len(records))]
+    results = tqdm(spread(_examine, sets, tasks, workers, 64), 'checking', len(tasks), unit='record', disable=None)
+    yield from ((*task, *result) for result, task in zip(results, tasks))
 
 
-def _examine_some(sets, number, start):
-    records, pairs = sets[number], []
-    for k in range(start, min(start + 64, len(records))):
-        try:
-            encoded = _read(records, k)
-            # A shard has no use for the ending of a file name: its readers expect JPEG.
-            ending = '' if records.file is None else os.path.splitext(records.name(k))[1].lower()
-            digest = hashlib.blake2b(encoded, digest_size=16).digest() if encoded else b''
-            pairs.append((examine(encoded, ending), digest))
-        except (OSError, ValueError) as error:
-            pairs.append(({'damaged record': getattr(error, 'strerror', None) or str(error)}, b''))
-    return pairs
+def _examine(sets, key, k):
+    records = sets[key]
+    try:
+        encoded = _read(records, k)
+    except (OSError, ValueError) as error:
+        return {'damaged record': getattr(error, 'strerror', None) or str(error)}, b''
+    kinds = examine(encoded)
+    if records.layout == 'folder':  # readers of shards expect JPEG
+        kinds.pop('not a JPEG', None)
+    return kinds, hashlib.blake2b(encoded, digest_size=16).digest() if encoded else b''
 
 
 def _read(records, k):
@@ -150,16 +144,15 @@ def check(data_dir: str, workers: int | None = None) -> tuple[list[tuple[str, st
         sets[split] = open_records(data_dir, split, layout, damage)
         found += [('damaged or missing shards', *text.partition(': ')[::2]) for text in damage]
         found += [('left out', paths[0], f'{len(paths)} x {why}') for why, paths in sets[split].not_read.items()]
-    for (split, records), pairs in zip(sets.items(), examine_all([*sets.values()], workers)):
-        for k, (kinds, digest) in enumerate(pairs):
-            found += [(kind, records.where(k), detail) for kind, detail in kinds.items()]
-            this = split, records, k
-            if digest and (original := first.setdefault(digest, this)) is not this:
-                other, earlier, j = original
-                kind = 'same file twice' if other == split else 'in training and validation'
-                kind += ', with two labels' * bool(records.label[k] != earlier.label[j])
-                same = f'same bytes as {earlier.where(j)}, label {earlier.label[j]}'
-                found.append((kind, records.where(k), f'label {records.label[k]}, {same}'))
+    for split, k, kinds, digest in examine_all(sets, workers):
+        records, this = sets[split], (split, k)
+        found += [(kind, records.where(k), detail) for kind, detail in kinds.items()]
+        if digest and (original := first.setdefault(digest, this)) is not this:
+            earlier, j = sets[original[0]], original[1]
+            kind = 'same file twice' if earlier is records else 'in training and validation'
+            kind += ', with two labels' * bool(records.label[k] != earlier.label[j])
+            same = f'same bytes as {earlier.where(j)}, label {earlier.label[j]}'
+            found.append((kind, records.where(k), f'label {records.label[k]}, {same}'))
     of_first = next(iter(sets.values()))  # training records, if there are any
     names = of_first.class_names
     known = [label for label, name in enumerate(names) if name] if names else np.unique(of_first.label)

@@ -22,7 +22,7 @@ import msgpack
 
 from src import files
 from src.data.tfrecord import IMAGE, LABEL, NUMBERS, Record, check_set, column
-from src.errors import InputError, reading
+from src.errors import reading
 
 SUFFIX = '.mindrecord'
 _ANY = r'.*\.mindrecord[0-9]*'
@@ -121,14 +121,13 @@ def _locate(file, header, row, image, label):
 def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]], sizes: list[int]) -> None:
     """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data, label and file_name, in
     pages that fit images of about `sizes` bytes. InputError if MindSpore cannot write."""
-    if files.printable(os.path.realpath(path)) != os.path.realpath(path):
-        raise InputError(f'{path}: MindSpore writes no MindRecord where a name is not UTF-8; give another directory')
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
 
     wanted = max(4 * max(sizes), min(sum(sizes), 1 << 25), 1 << 15)  # bytes of a page, of which 2^15 to 2^28 are allowed
     rows = ({'data': image, 'label': int(label), 'file_name': files.printable(name)} for image, label, name in examples)
-    with reading(path, 'check the free space', (MindRecordException, RuntimeError)):
+    with reading(path, 'check the free space, or give another directory', (MindRecordException, RuntimeError)):
+        os.path.realpath(path).encode()  # MindSpore opens no file whose name is not UTF-8
         writer = FileWriter(path, 1)
         writer.set_header_size(1 << 20)
         writer.set_page_size(min(1 << (wanted - 1).bit_length(), 1 << 28))

@@ -46,14 +46,14 @@ def split(photos: str | Path, seed: int = 1, workers: int | None = None) -> tupl
     out, as it is no image or cannot be decoded. InputError if there are no photos, or a class has too few of them."""
     found = open_photos(photos)
     rows, digests, left_out = [], [], [records.left_out for records in found.values() if records.left_out]
-    for (part, records), results in zip(found.items(), examine_all([*found.values()], workers)):
-        for k, (kinds, digest) in enumerate(results):
-            path = os.path.abspath(records.where(k))
-            if bad := [detail for kind, detail in kinds.items() if kind in UNREADABLE]:
-                left_out.append(f'{path}: {bad[0]}')
-            else:
-                rows.append((part, records.class_names[records.label[k]], path))
-                digests.append(digest)
+    for part, k, kinds, digest in examine_all(found, workers):
+        records = found[part]
+        path = os.path.abspath(records.where(k))
+        if bad := [detail for kind, detail in kinds.items() if kind in UNREADABLE]:
+            left_out.append(f'{path}: {bad[0]}')
+        else:
+            rows.append((part, records.class_names[records.label[k]], path))
+            digests.append(digest)
     if '' in found and rows:
         label, group = (np.unique(one, return_inverse=True)[1].reshape(-1) for one in ([row[1] for row in rows], digests))
         chosen = choose_validation(label, group, seed)

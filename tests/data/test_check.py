@@ -31,20 +31,15 @@ KINDS = {  # what is found in the images of ODD
 
 
 def test_check_finds_each_defect(odd, tmp_path):
-    found, labels = check(str(odd), 1)
-    assert {(kind, os.path.basename(where)) for kind, where, _ in found} == {
-        ('cannot be decoded', 'empty.jpg'),
-        *((kind, f'{name}.jpg') for name, kind in KINDS.items()),
-    }
-    assert labels == {'train': {0: 2, 1: 13}}
     tfrecord.write_shards(str(tmp_path / 'tf'), 'train', [(encoded, 1, kind) for kind, encoded in ODD.items()], 2)
     assert {kind for kind, *_ in check(tmp_path / 'tf', 2)[0]} == {*KINDS.values()} - {KINDS['two_labels']}
     (odd / 'train' / 'b' / os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'x')
     text = cli('check', odd, '--workers', 2).stdout
-    assert 'train/b/caf\\udce9.jpg: not an image, or ' in text
-    assert 'b/cmyk.jpg: JPEG, 48 x 40\n' in text and 'note: EXIF-rotated: 1\n' in text, text
-    # Greyscale and EXIF-rotated are no problems.
-    assert text.count('problem: ') == 9 and text.endswith('train: 16 records, 2 classes, labels 0 to 1\n9 problems\n')
+    for name, kind in KINDS.items():
+        if kind not in ('not a JPEG', 'greyscale', 'EXIF-rotated'):  # the last two are no problems, the first of shards only
+            assert re.search(f'^problem: {kind}: {odd}/train/b/{name}.jpg: ', text, re.M), text
+    assert 'b/caf\\udce9.jpg: not an image, or ' in text and 'note: EXIF-rotated: 1\n' in text
+    assert 'b/cmyk.jpg: JPEG, 48 x 40\n' in text and text.endswith('2 classes, labels 0 to 1\n7 problems\n')
 
 
 def test_check_of_shards(sets, tmp_path):

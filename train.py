@@ -221,7 +221,8 @@ def create_batches(settings, data, state, step):
     run, bad = state.run, state.bad
     if settings.cache_features:
         copies = min(settings.cache_features, state.plan.epochs)
-        return frozen_features.cached(data, step.network, copies, settings, run, bad)
+        load_images = pipeline.LoadTraining(data.records, data.offset, settings, bad)
+        return frozen_features.cached(load_images, step.network, copies, run)
     return lambda steps, image_size: pipeline.training_dataset(
         data.records, data.offset, settings.but(image_size=image_size), steps, run, bad
     )

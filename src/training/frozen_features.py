@@ -1,17 +1,14 @@
 """Training of the classifier alone, on features that the rest of the network, which is frozen, has computed once.
 
-They are kept in a file with a row for each record in each copy; copy c has the draws of epoch c. Dropout's mask is drawn
+There is a row for each record in each copy; copy c has the draws of epoch c. Dropout's mask is drawn
 anew in every epoch: another one than in a training run on images, where the crop is drawn before it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import mindspore as ms
 import mindspore.dataset as ds
@@ -19,19 +16,15 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from src import files
 from src.data import preprocess
 from src.data.order import TrainingOrder, generator
-from src.data.pipeline import TRAINING_COLUMNS, BadRecords, LoadTraining, batches
+from src.data.pipeline import TRAINING_COLUMNS, LoadTraining, batches
 from src.errors import InputError, reading
 from src.evaluation.evaluation import Evaluation, EvaluationStep, take_weights
 from src.evaluation.outcomes import Result
 from src.options import Settings
 from src.runtime import Run
 from src.training.step import NetworkWithLoss
-
-if TYPE_CHECKING:
-    from train import TrainingSet
 
 CLASSIFIER = 'logits'
 ROW = np.dtype([('feature', '<f4', preprocess.POOLED_FEATURES), ('label', '<i4')])
@@ -91,64 +84,36 @@ def _inside(network):
 
 
 def cached(
-    data: TrainingSet, with_loss: NetworkWithLoss, copies: int, settings: Settings, run: Run, bad: BadRecords
+    load_images: LoadTraining, with_loss: NetworkWithLoss, copies: int, run: Run
 ) -> Callable[[range, int], ds.Dataset]:
-    """steps, image size -> data set of the features of so many augmented `copies` of each image of `data`, kept in
-    `run.directory`; `with_loss` is changed so that it takes them in place of images."""
+    """steps, image size -> data set of the features of so many augmented `copies` of each record of `load_images`, computed
+    now; `with_loss` is changed so that it takes them in place of images. InputError if there is no room for them."""
+    settings, records = load_images.settings, len(load_images.records)
     network, cell, begun = _inside(with_loss.network), Features(with_loss.network, with_loss.augment), time.perf_counter()
     with_loss.network, with_loss.augment = Classifier(network), None
-    made_from = [settings.image_size, settings.seed, settings.min_object_covered, data.records.fingerprint, data.offset]
-    made_from += [copies, run.device_target, run.amp_level, preprocess.PREPROCESSING]
-    sha = hashlib.sha256(json.dumps(made_from).encode())
-    for parameter in network.get_parameters():
-        if not parameter.name.startswith(CLASSIFIER + '.'):
-            sha.update(f'{parameter.name} {parameter.shape}\n'.encode())
-            sha.update(np.ascontiguousarray(parameter.asnumpy()).data)
-    path, shape = Path(run.directory, f'features-{sha.hexdigest()[:32]}.npy'), (copies, len(data.records))
-    rows, how, numbers = read_features(path, shape), 'taken from', ['epoch', 'record']
+    total, size, numbers = copies * records, settings.batch_size, ['epoch', 'record']
+    filled = np.arange(-(-total // size) * size).clip(max=total - 1)  # the last batch with the last record
+    order = [*zip(*np.divmod(filled, records))]
+    images = _progress(batches(order, numbers, load_images, TRAINING_COLUMNS, settings, run.ranks_here))
+    remedy = f'the features need {total * ROW.itemsize / 1e6:.1f} MB; use another --log_dir or fewer --cache_features'
+    # A file without a name, which ends with this process: they may be more than fits into memory.
+    with reading(run.directory, remedy), tempfile.TemporaryFile(dir=run.directory) as file:
+        for image, draws, _, label in images:
+            rows = np.zeros(size, ROW)
+            rows['feature'], rows['label'] = cell(image, draws).asnumpy(), label.asnumpy()
+            file.write(rows.tobytes())
+        file.flush()
+        rows = np.memmap(file, ROW, 'r', shape=(copies, records))
+    run.log(f'features of {copies} x {records} images computed in {time.perf_counter() - begun:.1f} s')
 
-    def load(epochs, records):
-        found, keep = rows[epochs % copies, records], settings.dropout_keep_prob
-        generators = [generator(settings.seed, int(epoch), int(record)) for epoch, record in zip(epochs, records)]
+    def load(epochs, numbers):
+        found, keep = rows[epochs % copies, numbers], settings.dropout_keep_prob
+        generators = [generator(settings.seed, int(epoch), int(number)) for epoch, number in zip(epochs, numbers)]
         masks = np.stack([preprocess.dropout_mask(rng, keep) for rng in generators])
         return found['feature'], np.zeros((len(found), 2), np.float32), masks, found['label']
 
-    if rows is None:
-        load_images, size = LoadTraining(data.records, data.offset, settings, bad), settings.batch_size
-        filled = np.arange(-(-copies * shape[1] // size) * size).clip(max=copies * shape[1] - 1)  # with the last row
-        order = [*zip(*np.divmod(filled, shape[1]))]
-        images = _progress(batches(order, numbers, load_images, TRAINING_COLUMNS, settings, run.ranks_here))
-        write_features(path, shape, ((cell(image, draws), label) for image, draws, _, label in images))
-        rows, how = read_features(path, shape), f'computed in {time.perf_counter() - begun:.1f} s:'
-    run.log(f'features of {copies} x {len(data.records)} images {how} {path.name}')
     alone = settings.but(num_workers=1)
-    return lambda steps, _: batches(TrainingOrder(shape[1], settings, steps), numbers, load, TRAINING_COLUMNS, alone)
-
-
-def read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The rows in the file, `ROW` of (copies, records), mapped into memory; None if there is no such file or it is cut."""
-    try:
-        rows = np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError, SyntaxError):
-        return None
-    return rows if (rows.dtype, rows.shape) == (ROW, shape) else None
-
-
-def write_features(path: Path, shape: tuple[int, int], columns: Iterable) -> None:
-    """Write the batches of (features, labels) to `path`, as many rows as `shape` says, whole or not at all, and remove the
-    files of other features beside it. InputError if it cannot be written."""
-    left = shape[0] * shape[1]
-    remedy = f'the features need {left * ROW.itemsize / 1e6:.1f} MB; use another --log_dir or fewer --cache_features'
-    with reading(path, remedy), files.replacing(path) as temporary, open(temporary, 'wb') as file:
-        np.lib.format.write_array_header_1_0(file, {'descr': ROW.descr, 'fortran_order': False, 'shape': shape})
-        for features, labels in columns:
-            rows = np.zeros(min(left, len(labels)), ROW)
-            rows['feature'], rows['label'] = features.asnumpy()[: len(rows)], labels.asnumpy()[: len(rows)]
-            left -= len(rows)
-            file.write(rows.tobytes())
-    for other in path.parent.glob('features-*.npy'):
-        if other != path:
-            other.unlink()
+    return lambda steps, _: batches(TrainingOrder(records, settings, steps), numbers, load, TRAINING_COLUMNS, alone)
 
 
 def _progress(data):

@@ -18,7 +18,7 @@ from src.training.step import NetworkWithLoss, TrainStep
 from src.weights import checkpoint
 from tests.conftest import SMALL
 from tests.data.samples import settings
-from train import TrainingSet, main
+from train import main
 
 NETWORK = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
 SETTINGS = settings(batch_size=8, seed=5, min_object_covered=0.3, dropout_keep_prob=1.0)  # each way has its own masks
@@ -44,19 +44,15 @@ def train(step, batches, network):
 @pytest.mark.slow
 @pytest.mark.compiles
 def test_cached_is_uncached(data, tmp_path):
-    """The same losses and weights while each epoch has a copy of its own, the same evaluation; a known file is read."""
-    records, lines = open_records(str(data), 'train'), []
-    run, training_set = Run(directory=tmp_path, log=lines.append), TrainingSet(records, 1, 10)
+    """The same losses and weights while each epoch has a copy of its own, the same evaluation."""
+    records, run = open_records(str(data), 'train'), Run(directory=tmp_path)
     network, step = build()
     losses = train(step, lambda steps, _: pipeline.training_dataset(records, 1, SETTINGS, steps, run), network)
     expected = {name: value.copy() for name, value in checkpoint.values(step).items()}
-    for attempt in ('computed in', 'taken from features-'):
-        network, step = build()
-        features = cached(training_set, step.network, 2, SETTINGS, run, None)
-        ours = train(step, features, network)
-        assert np.allclose(ours[:14], losses[:14], rtol=0, atol=1e-5) and np.ptp(losses) > 0.1
-        assert abs(ours[14] - losses[14]) > 1e-4  # the third epoch has the images of the first
-        assert attempt in lines[-1]
+    network, step = build()
+    ours = train(step, cached(pipeline.LoadTraining(records, 1, SETTINGS), step.network, 2, run), network)
+    assert np.allclose(ours[:14], losses[:14], rtol=0, atol=1e-5) and np.ptp(losses) > 0.1
+    assert abs(ours[14] - losses[14]) > 1e-4  # the third epoch has the images of the first
     found = checkpoint.values(step)
     body = [name for name in expected if 'logits' not in name and name != 'global_step']
     assert len(body) > 400 and all(np.array_equal(found[name], expected[name]) for name in body)
@@ -82,7 +78,7 @@ def test_what_features_cannot_replace():
 
 @pytest.mark.compiles
 def test_resume(data, tmp_path, capsys):
-    """A training run that is resumed ends in the same checkpoint, bit for bit, although its file of features was cut off."""
+    """A training run that is resumed ends in the same checkpoint, bit for bit."""
     log = tmp_path / 'log'
 
     def run(*options):
@@ -91,12 +87,9 @@ def test_resume(data, tmp_path, capsys):
         return capsys.readouterr().out
 
     run()
-    (kept,) = log.glob('features-*.npy')
-    expected, features = checkpoint.load(log / 'inceptionv4-3_45.ckpt')[0], kept.read_bytes()
+    expected, _ = checkpoint.load(log / 'inceptionv4-3_45.ckpt')
     for path in checkpoint.by_age(log)[1:]:
         path.unlink()
-    kept.write_bytes(features[:-1000])
-    out = run('--resume', 'auto')
-    assert 'resuming from step 20' in out and kept.read_bytes() == features
+    assert 'resuming from step 20' in run('--resume', 'auto')
     found, _ = checkpoint.load(log / 'inceptionv4-3_45.ckpt')
     assert len(found) > 200 and all(np.array_equal(found[name], value) for name, value in expected.items())

@@ -41,27 +41,25 @@ STEPS = 200  # that a training run has at least: three epochs of a hundred photo
 SHOWN = 5  # photos to predict, at most
 
 
-def start(program: str, *arguments: object, good: tuple[int, ...] = (0,)) -> int:
-    """Run an entry point (`train.py`) or a module (`src.data.check`) and return its exit status, one of `good`; with any
-    other one this process ends, too. SIGINT, SIGTERM and SIGHUP (not under nohup) are passed on to the program, which may
-    have something to save. (`subprocess.run` would kill it.) If this process is killed, the program gets SIGTERM."""
+def start(program: str, *arguments: object) -> None:
+    """Run an entry point (`train.py`) or a module (`src.data.split`); if it fails, this process ends with its status, too.
+    SIGINT and SIGTERM are passed on to the program, which may have something to save. (`subprocess.run` would kill it.) If
+    this process is killed, the program gets SIGTERM."""
     shown = [program] if program.endswith('.py') else ['-m', program]
     words = [str(argument) for argument in arguments]
     print(f'\n$ {shlex.join(["python", *shown, *words])}', flush=True)
     call = [str(ROOT / program)] if program.endswith('.py') else [str(ROOT / 'scripts/module.py'), program]
     child = subprocess.Popen([sys.executable, *call, *words], preexec_fn=end_with_parent(signal.SIGTERM))
     # After Ctrl-C the program gets the signal twice; training takes the second one as the same request.
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN))]
+    numbers = signal.SIGINT, signal.SIGTERM
     earlier = [signal.signal(number, lambda number, _: child.send_signal(number)) for number in numbers]
     try:
         status = child.wait()
     finally:
         for number, handler in zip(numbers, earlier):
             signal.signal(number, handler)
-    status = status if status >= 0 else 128 - status
-    if status not in good:
-        sys.exit(status)
-    return status
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
 
 
 def demo(arguments: list[str]) -> list[tuple[str, object]]:
@@ -84,8 +82,7 @@ def demo(arguments: list[str]) -> list[tuple[str, object]]:
 def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     """Train the network of a weights file on photos, as far as it is not done, with the command line `arguments`. Rows of
     the table."""
-    from src.weights import checkpoint  # here, as it imports MindSpore, for which the demo would wait
-    from src.weights.read import main_file, read_weights
+    from src.weights.read import main_file, read_weights  # here, as it imports MindSpore, for which the demo would wait
 
     photos, weights, output, options = parse(arguments)
     recipe = ['--config_path', str(ROOT / 'recipes/finetune.yaml')]
@@ -104,8 +101,6 @@ def finetune(arguments: list[str]) -> list[tuple[str, object]]:
     split = open_list(listed)
     count, shards = len(split['train']), min(4, *map(len, split.values()))
     start('src.data.convert', '--list', listed, '--dst', data, '--format', 'tfrecord', '--shards', shards, '--fix')
-    if not checkpoint.of_training(training):
-        start('src.data.check', data, good=(0, 1))  # 1: with problems, which it lists
     batch = min(settings.batch_size or default_batch_size(1), count)
     more = ['--data_dir', data, '--log_dir', training, '--restore_path', weights, '--report', output / 'report']
     more += [] if settings.resume or settings.overwrite else ['--resume', 'auto']

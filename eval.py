@@ -11,7 +11,6 @@ import numpy as np
 
 from src import collective, files, runtime
 from src.data import jpeg
-from src.data.classes import SURE
 from src.errors import InputError, entry_point, only_warned
 from src.evaluation import report
 from src.evaluation.evaluation import Evaluation, evaluate, open_validation
@@ -20,7 +19,7 @@ from src.options import load_settings, named_arguments
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
 
-OFFSET_IMAGES = 256  # that tell the label offset, at most; drawn from all records, as shards may be sorted by class
+OFFSET_IMAGES = 256  # that tell the label offset; drawn from all records, as shards may be sorted by class
 
 
 @entry_point
@@ -74,16 +73,12 @@ def find_offset(evaluation, offsets, parameters, path):
     """Where neither labels nor names tell what to subtract from the labels: that with which the weights `parameters` of the
     file `path` recognise more images. InputError if it stays open."""
     evaluation.load(parameters, path)
-    labels, hits, images = evaluation.records.label, np.zeros(len(offsets.possible)), 0
+    labels = evaluation.records.label
     numbers = np.random.default_rng(0).permutation(len(labels))[:OFFSET_IMAGES]
-    for some in np.array_split(numbers, -(-len(numbers) // 64)):  # usually the first ones tell
-        data = evaluation.batches(offset=evaluation.offset, numbers=some)
-        predicted = evaluate(evaluation.step, data, len(some), evaluation.run).predicted
-        hits += [(predicted == labels[some] - offset).sum() for offset in offsets.possible]
-        images += len(some)
-        if offsets.clear(hits, SURE):
-            break
-    offset, why = offsets.settled(hits, images)
+    data = evaluation.batches(offset=evaluation.offset, numbers=numbers)
+    predicted = evaluate(evaluation.step, data, len(numbers), evaluation.run).predicted
+    hits = [int((predicted == labels[numbers] - offset).sum()) for offset in offsets.possible]
+    offset, why = offsets.settled(hits, len(numbers))
     evaluation.run.log(why)
     evaluation.take_offset(offset)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from src.data.records import Records
 
 BACKGROUND_CLASSES = 1001  # ImageNet's 1000 classes and, as class 0, TF-slim's background
-ENOUGH, SURE = 1.7, 3  # standard deviations to choose a label offset after all images, and to look at no more of them
+ENOUGH = 1.7  # standard deviations to choose a label offset
 # Names are compared in Unicode's composed form: macOS stores an accent of a file name as a character of its own.
 normal = functools.partial(unicodedata.normalize, 'NFC')
 _NUMBERED = re.compile(r'([0-9]{1,6}):\s*(\S.*)')  # lists of names are as long as the largest number
@@ -117,21 +117,17 @@ class Offsets(NamedTuple):
     possible: list[int]  # several where labels and names leave it open; then images tell
     assumed: int | None = None  # where images do not tell either
 
-    def clear(self, hits: Sequence[float], deviations: float) -> bool:
-        """Whether the `hits`, images that the weights recognise with each of `possible`, differ by three and by so many
-        standard deviations of a difference by chance. A right one has most images for it, a wrong one hardly any."""
-        second, first = sorted(hits)[-2:]
-        return first - second >= 3 and (first - second) ** 2 >= deviations**2 * (first + second)
-
-    def settled(self, hits: Sequence[float], images: int) -> tuple[int, str]:
-        """(the right one of `possible`, a line on why or '') by the `hits` among so many `images`. InputError if it stays
-        open."""
+    def settled(self, hits: Sequence[int], images: int) -> tuple[int, str]:
+        """(the right one of `possible`, a line on why or '') by the `hits`, how many of `images` the weights recognise with
+        each of them: with the right one most, with a wrong one hardly any. InputError if it stays open."""
         if len(self.possible) == 1:
             return self.possible[0], ''
-        shown = ', '.join(f'{_MEANING[offset]} makes {n:.0f} of {images} right' for offset, n in zip(self.possible, hits))
-        chosen = self.possible[np.argmax(hits)]
+        shown = ', '.join(f'{_MEANING[offset]} makes {n} of {images} right' for offset, n in zip(self.possible, hits))
+        (second, first), chosen = sorted(hits)[-2:], self.possible[np.argmax(hits)]
+        # They differ by three, and by more than a difference by chance does.
+        clear = first - second >= 3 and (first - second) ** 2 >= ENOUGH**2 * (first + second)
         # Weights that recognise little give no reason to doubt what they record.
-        if not self.clear(hits, ENOUGH) or self.assumed not in (None, chosen) and 2 * max(hits) < images:
+        if not clear or self.assumed not in (None, chosen) and 2 * max(hits) < images:
             chosen = self.assumed
         if chosen is not None:
             return chosen, f'label k is taken as class {_MEANING[chosen]} (the labels leave it open; {shown})'

@@ -18,6 +18,7 @@ from src.errors import InputError, Parser, entry_point, reading
 NAMES = """red striped disc, red dotted disc, blue striped disc, blue dotted square, green dotted square,
 green plain square, yellow plain star, yellow plain disc, yellow checked star, green checked triangle"""
 CLASSES = {label: tuple(words.split()) for label, words in enumerate(NAMES.split(','), 1)}
+SHARDS = 2  # of each split
 _COLOURS = {'red': (215, 30, 35), 'green': (25, 160, 50), 'blue': (35, 60, 215), 'yellow': (240, 205, 20)}
 
 
@@ -75,26 +76,21 @@ def _examples(split, per_class, seed):
         yield file.getvalue(), int(label), f'{split}_{k:05d}.jpg'
 
 
-def make(
-    directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20, num_shards: int = 2
-) -> str | Path:
+def make(directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20) -> str | Path:
     """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, in place of those of an earlier
     demo, and return it. InputError for unusable numbers or files of somebody else."""
-    counts = {'train_per_class': train_per_class, 'validation_per_class': validation_per_class}
-    for name, value in {**counts, 'num_shards': num_shards, 'seed': seed}.items():
-        if value < (name != 'seed'):
-            raise InputError(f'{name} is {value}; give a positive number')
+    counts = {'train': train_per_class, 'validation': validation_per_class}
+    if min(*counts.values(), seed + 1) < 1:
+        raise InputError(f'seed {seed}, images of each class {counts}; give positive numbers')
     labels, text = Path(directory, 'labels.txt'), names_as_text(['', *map(' '.join, CLASSES.values())])
     with reading(directory, 'give another directory that can be written'):
         os.makedirs(directory, exist_ok=True)
-        there = sorted(name for name in os.listdir(directory) if '-of-' in name)
+        there = min((name for name in os.listdir(directory) if '-of-' in name), default=None)
         if there and not (labels.exists() and labels.read_text() == text):
-            raise ValueError(f'holds {there[0]}, not made by the demo')
+            raise ValueError(f'holds {there}, not made by the demo')
         labels.write_text(text)
-        for name in there:
-            os.remove(Path(directory, name))
-        for split in ('train', 'validation'):
-            write_shards(directory, split, _examples(split, counts[f'{split}_per_class'], seed), num_shards)
+        for split, per_class in counts.items():
+            write_shards(directory, split, _examples(split, per_class, seed), SHARDS)
     return directory
 
 
@@ -103,7 +99,7 @@ def main():
     """The command line."""
     parser = Parser('python -m src.data.demo_images', description=__doc__.partition(':')[0])
     parser.add_argument('directory', metavar='DIR', help='where the shards go')
-    for name, default in {'seed': 1, 'train_per_class': 60, 'validation_per_class': 20, 'num_shards': 2}.items():
+    for name, default in {'seed': 1, 'train_per_class': 60, 'validation_per_class': 20}.items():
         parser.add_argument(f'--{name}', type=int, default=default, help=f'default: {default}')
     args = parser.parse_args()
     print(f'{make(**vars(args))}: 10 classes of {args.train_per_class} + {args.validation_per_class} images')

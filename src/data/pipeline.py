@@ -12,7 +12,6 @@ number of workers or ranks, and any step can be reached without running the ones
 from __future__ import annotations
 
 import fcntl
-import mmap
 import multiprocessing
 import os
 import time
@@ -28,7 +27,7 @@ from src.data.image import EncodedImage
 from src.data.order import TrainingOrder, evaluation_order, generator
 from src.data.preprocess import PREPROCESSING, Preprocessing, channels_first
 from src.data.records import Records
-from src.errors import InputError, counted
+from src.errors import InputError, counted, reading
 
 if TYPE_CHECKING:
     from src.options import Settings
@@ -39,7 +38,7 @@ MOST_WORKERS = 32  # by default: twice what eight first Ascend 910 take (docs/as
 ALLOWED = 0.001  # share of the images of an epoch, but at least one, that may be unreadable and is replaced
 SUBSTITUTES = 100  # tried for a bad record
 LIST = 'python -m src.data.check DIR lists them all'
-SECONDS, NAMED = 30, 20  # at most, of looking at images before they are needed; named of those that are damaged
+SECONDS = 30  # at most, of looking at images before they are needed
 
 
 def training_dataset(
@@ -74,12 +73,9 @@ def batches(
 ) -> ds.Dataset:
     """Data set of what `load` makes of the `numbers` in `order`, a batch in each call, by `workers` processes."""
     num_workers = workers(settings.num_workers, ranks_here)
-    try:
-        multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
-    except OSError as error:
-        reason = 'this process decodes by itself, which is slower (docker: --shm-size)'
-        print(f'warning: /dev/shm: {error.strerror}; {reason}', flush=True)
-        num_workers = 1
+    if num_workers > 1:
+        with reading('/dev/shm', 'make room there (docker: --shm-size), or use --num_workers 1'):
+            multiprocessing.Lock()  # it lies there, and so do those by which MindSpore talks to its workers
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, numbers, shuffle=False, num_parallel_workers=1)
     # A worker makes whole batches: one image a call costs the main process four times as much.
@@ -112,11 +108,9 @@ class LoadTraining:
             samples = [self.sample(int(epoch), int(record)) for epoch, record in zip(epochs, records)]
             return tuple(map(np.stack, zip(*samples)))
         except Exception as error:
-            if isinstance(error, MemoryError):  # at an error of this name MindSpore kills the training process
-                error = InputError('a data worker ran out of memory; lower --num_workers')
             if self.bad:
                 self.bad.fail(error)
-            raise error from None
+            raise
 
     def sample(self, epoch: int, record: int) -> tuple:
         """Image, draws, dropout mask and label of a record of one epoch, or of the one that takes its place."""
@@ -170,41 +164,39 @@ class LoadEvaluation:
 
 class BadRecords:
     """What the data workers report to the training run: `counts`, int64 [epochs], how many of the `per_epoch` records that
-    this rank takes cannot be read or decoded, and the error that ended a worker.
+    this rank takes cannot be read or decoded, the `first` of them, and the `failure` that ended a worker, or ''.
 
     Workers run ahead of the steps, so there is a count for each epoch, which is judged while that epoch is trained.
     """
 
     def __init__(self, per_epoch: int, epochs: int):
         self.per_epoch = per_epoch
-        # Shared with the workers by fork; not `multiprocessing.Array`, which a full /dev/shm refuses.
-        self._file = os.memfd_create('bad records')
-        os.truncate(self._file, 8 * epochs + 2000)
-        memory = mmap.mmap(self._file, 8 * epochs + 2000)
-        self.counts = np.frombuffer(memory, np.int64, epochs)
-        self._texts = np.frombuffer(memory, 'S1000', 2, 8 * epochs)  # the first bad record, the error of a worker
+        self._file = open(os.memfd_create('bad records'), 'w+b')  # shared with the workers by fork
+        fields = [('counts', np.int64, (epochs,)), ('first', 'S1000'), ('failure', 'S1000')]
+        self._shared = np.memmap(self._file, fields, 'w+', shape=1)[0]
+        self.counts = self._shared['counts']
 
     def add(self, epoch: int, where: str) -> None:
         """Count a record of `epoch` (from 0); `where` says which and why."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)  # ends with its process, also where that is killed
         self.counts[epoch] += 1
-        self._texts[0] = self._texts[0] or where.encode(errors='backslashreplace')
+        self._shared['first'] = self._shared['first'] or where.encode(errors='backslashreplace')
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def fail(self, error: Exception) -> None:
         """Note the error that ends a worker."""
-        text = str(error if isinstance(error, InputError) else repr(error))
-        self._texts[1] = text.encode(errors='backslashreplace')
+        text = str(error) if isinstance(error, InputError) else repr(error)
+        self._shared['failure'] = text.encode(errors='backslashreplace')
 
     @property
     def first(self) -> str:
         """Place and damage of the first bad record."""
-        return self._texts[0].decode(errors='replace')
+        return self._shared['first'].decode(errors='replace')
 
     @property
     def failure(self) -> str:
         """The error that ended a worker, or ''."""
-        return self._texts[1].decode(errors='replace')
+        return self._shared['failure'].decode(errors='replace')
 
     def problem(self, epochs: Iterable[int]) -> str:
         """Why a training run that is in `epochs` must end: too many bad records, or `failure`; '' if it need not."""
@@ -232,6 +224,5 @@ def refuse_damaged(records: Records, numbers: Iterable[int]) -> None:
     with ThreadPoolExecutor(16) as pool:
         damaged = [*filter(None, pool.map(look, numbers))]
     if damaged:
-        names = '; '.join(damaged[:NAMED]) + f' and {len(damaged) - NAMED} more' * (len(damaged) > NAMED)
-        images = counted(len(damaged), 'validation image')
-        raise InputError(f'{images} cannot be read or decoded: {names}; restore or remove them')
+        images, names = counted(len(damaged), 'validation image'), '; '.join(damaged)
+        raise InputError(f'{images} cannot be read or decoded; restore or remove them: {names:.5000}')

@@ -32,14 +32,10 @@ def row(result: Result, step: int, epoch: float, when: float | None = None) -> s
 
 
 def merit(found: dict) -> tuple[float, float]:
-    """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A figure that is missing
-    or not finite counts least."""
-
-    def known(value):
-        return isinstance(value, (int, float)) and np.isfinite(value)
-
-    top1, loss = found.get('top1'), found.get('loss')
-    return top1 if known(top1) else -np.inf, -loss if known(loss) else -np.inf
+    """What the best of several evaluations has most of: `top1`, among equals the smaller `loss`. A loss that is
+    not finite, which files have as None, counts least; without figures there is no evaluation yet."""
+    loss = found.get('loss')
+    return found.get('top1', -1.0), -np.inf if loss is None or np.isnan(loss) else -loss
 
 
 class Outcomes(NamedTuple):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,14 +17,14 @@ from src import files
 from src.data.classes import imagenet_classes, named
 from src.data.image import as_jpeg
 from src.data.records import Records
-from src.errors import InputError, counted, reading
+from src.errors import counted, reading
 from src.evaluation.outcomes import FEW, Outcomes, all_figures, suspected_labels
 
 if TYPE_CHECKING:
     from src.evaluation.evaluation import Evaluation
 
 SHOWN, PAIRS, OPEN = 12, 20, 30  # mistakes; rows of the confusions; rows that are not folded away, classes of a matrix
-THUMBNAIL, LONGEST = 240, 90  # pixels of the longer side; characters of a name
+THUMBNAIL = 240  # pixels of the longer side
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
@@ -52,10 +51,9 @@ td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointe
 
 
 def prepare(directory: str | Path) -> None:
-    """Make `directory`; InputError if nothing can be written there."""
+    """Make `directory`; InputError if it cannot be made."""
     with reading(directory, 'choose another directory'):
         Path(directory).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
 
 
 def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: list[str] | None = None) -> None:
@@ -126,9 +124,8 @@ def write_page(path: str | Path, title: str, content: Iterable[str]) -> None:
 
 
 def text(value: object) -> str:
-    """A name of any bytes and any length as HTML that shows it in one line, without the middle of a long one."""
-    shown = ''.join(c if c.isprintable() or c == '\xa0' else c.encode('unicode_escape').decode() for c in str(value))
-    return html.escape(shown if len(shown) <= LONGEST else f'{shown[: LONGEST - 30]}…{shown[-29:]}')
+    """A name as HTML."""
+    return html.escape(str(value))
 
 
 def percent(share: float | None) -> str:
@@ -201,19 +198,14 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
     field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
     rows = [[name, *map(field.format, share, row)] for name, share, row in zip(names, shares, counts)]
     head = ['', *(f'<span class="up">{name}</span>' for name in names)]
-    note = (
-        'Images of each true class (row) by predicted class (column); the darker a field, the larger its share of the row.'
-    )
-    return f'<h2>Confusion matrix</h2>\n<p class="small">{note}</p>\n{table(head, rows, {*range(1, len(head))})}'
+    note = 'Images of each true class (row) by predicted class (column); the darker a field, the larger its share of the row'
+    return f'<h2>Confusion matrix</h2>\n<p class="small">{note}.</p>\n{table(head, rows, {*range(1, len(head))})}'
 
 
 def mistake(one: dict, records: Records) -> str:
     """A thumbnail, read from the records once more, with its labels."""
-    try:
-        thumbnail = base64.b64encode(as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)).decode()
-        shown = f'<img alt="" src="data:image/jpeg;base64,{thumbnail}">'
-    except (InputError, ValueError):  # gone since it was evaluated
-        shown = '<p class="small">cannot be read any more</p>'
+    thumbnail = base64.b64encode(as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)).decode()
+    shown = f'<img alt="" src="data:image/jpeg;base64,{thumbnail}">'
     predicted, true = (
         f'{what}: <b>{text(one[what])}</b>, {percent(one[probability])}<br>'
         for what, probability in (('predicted', 'probability'), ('true', 'probability_true'))

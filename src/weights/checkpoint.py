@@ -118,6 +118,8 @@ def _stored(path, *wanted):
     """{name: ndarray or str} of the file `path`; with `wanted` only of these names, and nothing else is read. Not by
     `ms.load_checkpoint`: it trusts a tensor's shape, so that a damaged file can write over other memory."""
     data = memoryview(np.memmap(path, np.uint8, 'r'))
+    if data[:1] != b'\n':  # with what it does: a pointer of Git LFS, a web page, an archive
+        raise ValueError(f'begins with {bytes(data[:40])!r}')
     end, found = len(data) - 17 * (data[-17:-10] == b'crc_num'), {}  # a checksum that MindSpore can add
     for number, entry in fields(data[:end]):
         if number != 1 or isinstance(entry, int):

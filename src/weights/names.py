@@ -126,11 +126,9 @@ def mismatch(parameters: dict[str, np.ndarray], shapes: dict[str, tuple], networ
         return f'Inception blocks: {",".join(map(str, ours))} here, {counts} in the file; use --block_counts {counts}'
     found = {name: parameters[name].shape if name in parameters else None for name in shapes}
     wrong = [name for name in shapes if found[name] != shapes[name]]
-    # What is missing comes first, then the classifier, of which a wrong shape has the clearest remedy.
-    wrong.sort(key=lambda name: 0 if found[name] is None else 1 if name == 'logits.bias' else 2)
     if not wrong:
         return ''
-    shape = found[name := wrong[0]]
+    shape = found[name := 'logits.bias' if 'logits.bias' in wrong else wrong[0]]  # which has the clearest remedy
     if name.startswith('logits.') and not shape:
         return NO_CLASSIFIER
     remedy = 'it is of another network, or of a training run with other options (optimizer, freeze, ema_decay)'

@@ -12,7 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from src.data.classes import BACKGROUND_CLASSES, imagenet_names
 from src.data.preprocess import Preprocessing, recorded_preprocessing
-from src.errors import InputError, reading
+from src.errors import reading
 from src.inceptionv4 import InceptionV4
 from src.options import Settings
 from src.weights import checkpoint, tf_file, torch_file
@@ -31,12 +31,6 @@ LAYOUTS = {  # a program's name for the first convolution, and the preprocessing
 # Names that no other tensor's ends with. Our second convolution: MindCV's first ends as our first does.
 MARKS = (*(first for first, _ in LAYOUTS.values()), 'conv2d_2a_3x3.conv.weight')
 MEANS = re.compile(r'(?<![^\W_])(?:ema|swa|(?<!exp_)avg|averaged?|averages|shadow|ExponentialMovingAverage)(?![^\W_])', re.I)
-CONTENTS = (  # what is there in place of weights, by how the file begins
-    (rb'version https://git-lfs', 'a pointer of Git LFS in place of the file; fetch the file with git lfs pull'),
-    (rb'(\xef\xbb\xbf)?\s*<[!?a-zA-Z]', 'a web page (HTML or XML) in place of the file; download the file itself'),
-    (rb'\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar', 'an archive; unpack it, name the weights in it'),
-    (rb'\x80[\2-\5]', 'a pickle, which may run code; with PyTorch, write the weights with safetensors.torch.save_file'),
-)
 
 
 def empty_network(options: dict) -> InceptionV4:
@@ -58,16 +52,13 @@ def _read(path):
         if tf_file.prefix_of(path):
             return tf_file.read(path), {}
         content = np.memmap(path, np.uint8, 'r') if os.path.getsize(path) else b''
-        head, tail = bytes(content[:512]), bytes(content[-8:])
+        head, tail = bytes(content[:9]), bytes(content[-8:])
     if tail == tf_file.MAGIC:
         return tf_file.read(path), {}
-    if head[:4] == b'PK\3\4':  # a ZIP archive
-        return torch_file.read_pth(path), {}
-    if head[8:9] == b'{':  # the header of safetensors, JSON
+    if head[8:] == b'{':  # the header of safetensors, JSON
         return torch_file.read_safetensors(path), {}
-    for begin, what in CONTENTS:
-        if re.match(begin, head, re.S):
-            raise InputError(f'{path}: {what}')
+    if head.startswith((b'PK\3\4', b'\x80')):  # a ZIP archive, or a pickle of before PyTorch 1.6
+        return torch_file.read_pth(path), {}
     return checkpoint.load(path)
 
 
@@ -89,9 +80,8 @@ def _unwrapped(tensors, path):
     for prefix in filter(None, chosen):  # averages may lack what has none, such as batch norm's statistics
         result.update({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
     if len(prefixes) > 1:
-        shown = (prefix.strip('./') or 'the one without a prefix' for prefix in sorted(prefixes, key=chosen[-1].__ne__))
-        taken, *others = shown
-        print(f'note: {path}: of several sets of weights {taken} is taken, not {", ".join(others):.100}', file=sys.stderr)
+        taken = chosen[-1].strip('./') or 'the one without a prefix'
+        print(f'note: {path}: of {len(prefixes)} sets of weights {taken} is taken', file=sys.stderr)
     return result
 
 

@@ -19,7 +19,7 @@ DTYPES = {'F16': '<f2', 'F32': '<f4', 'F64': '<f8', 'I32': '<i4', 'I64': '<i8', 
 STORAGES = {'HalfStorage': 'F16', 'FloatStorage': 'F32', 'DoubleStorage': 'F64', 'IntStorage': 'I32', 'LongStorage': 'I64'}
 STORAGES['BFloat16Storage'] = 'BF16'
 DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, AttributeError, MemoryError, RuntimeError, TypeError)
-REMEDY = 'not a state dict of PyTorch, or a damaged one; write model.state_dict() with safetensors.torch.save_file'
+REMEDY = 'not a state dict of PyTorch 1.6 or later, or damaged; write model.state_dict() with safetensors.torch.save_file'
 
 
 def _array(data, dtype):

@@ -24,12 +24,11 @@ from tqdm import tqdm
 
 from src import files
 from src.data import mindrecord, tfrecord
-from src.data.archives import ARCHIVES
 from src.data.check import UNREADABLE, examine, spread
 from src.data.classes import names_as_text
 from src.data.folder import find_layout
 from src.data.image import ImageError, as_jpeg
-from src.data.records import Records, open_records
+from src.data.records import open_records
 from src.data.split import open_list
 from src.errors import InputError, Parser, counted, entry_point, reading
 
@@ -44,16 +43,6 @@ def read_note(path: Path, made_from: dict, others: list[str]) -> dict:
         if others and noted.get(key) != value:
             raise ValueError(f'{min(others)} beside it was made by something else, or of another {key}, now {value}')
     return noted
-
-
-def open_source(source: str) -> tuple[str, dict[str, Records]]:
-    """(layout, {split: records}) of a data set in a directory, a list of images or one of ImageNet's archives."""
-    archive = os.path.basename(source) in ARCHIVES.values()  # which there may be something else beside
-    if os.path.isfile(source) and not archive:
-        return 'folder', open_list(source)
-    source = os.path.dirname(source) or '.' if archive else source
-    layout, found = find_layout(source, 'archives' if archive else None)
-    return layout, {split: open_records(source, split, layout) for split in found}
 
 
 def _write(shared, split, number, name):
@@ -97,9 +86,11 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
     """Convert the data set in `src`, a directory or a list, to `shards` shards per split in `dst`, `layout` tfrecord or
     mindrecord. Returns {what: number} of the images that were not taken as they are, in shards that were not there already.
     InputError for unusable settings or sources, and without `fix` for images that cannot be decoded."""
-    if os.path.realpath(src) == os.path.realpath(dst):
-        raise InputError(f'--src and --dst are both {dst!r}; give another --dst')
-    source, sets = open_source(src)
+    if os.path.isfile(src):
+        source, sets = 'folder', open_list(src)
+    else:
+        source, found = find_layout(src)
+        sets = {split: open_records(src, split, source) for split in found}
     for split, records in sets.items():
         if records.left_out:
             print('left out:', records.left_out, file=sys.stderr)

@@ -35,17 +35,15 @@ def find_layout(data_dir: str | Path, layout: str | None = None) -> tuple[str, d
     with reading(data_dir):
         names = sorted(os.listdir(data_dir))
         for split in SPLITS:
-            folders = split_folders(data_dir, split)
-            shards = [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]
-            tars = [name for name in names if name == archives.ARCHIVES[split]]
-            for one, paths in (
-                ('tfrecord', [os.path.join(data_dir, name) for name in shards]),
-                ('mindrecord', mindrecord.list_shards(data_dir, names, SPLIT_NAMES[split], folders)),
-                ('folder', [path for path in folders if class_folders(path)]),
-                ('archives', [os.path.join(data_dir, name) for name in tars]),
+            of_mindrecord = rf'({"|".join(SPLIT_NAMES[split])})(?![a-z]).*\{mindrecord.SUFFIX}[0-9]*'
+            for one, there in (
+                ('tfrecord', [name for name in names if re.fullmatch(split + tfrecord.NUMBERS, name)]),
+                ('mindrecord', [name for name in names if re.fullmatch(of_mindrecord, name, re.IGNORECASE | re.DOTALL)]),
+                ('folder', [os.path.basename(path) for path in split_folders(data_dir, split) if class_folders(path)]),
+                ('archives', [name for name in names if name == archives.ARCHIVES[split]]),
             ):
-                if paths and layout in (None, one):
-                    found.setdefault(one, {})[split] = paths
+                if there and layout in (None, one):
+                    found.setdefault(one, {})[split] = [os.path.join(data_dir, name) for name in there]
         if layout:
             return layout, found.get(layout, {})
         if not found:
@@ -141,5 +139,4 @@ def index(path: str, train_path: str, class_names: list[str] | None = None) -> d
         'file': np.array(files, 'S'),
         'class_names': listed,
         'not_read': left_out,
-        'label_base': int(listed[0] == 'background' and all(number.get(name) != 0 for name in trained)),
     }

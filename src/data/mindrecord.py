@@ -20,28 +20,16 @@ from collections.abc import Iterable, Iterator
 
 import msgpack
 
-from src import files
 from src.data.tfrecord import IMAGE, LABEL, NUMBERS, Record, check_set, column
 from src.errors import reading
 
 SUFFIX = '.mindrecord'
-_ANY = r'.*\.mindrecord[0-9]*'
 _ROWS = """SELECT PAGE_ID_RAW, PAGE_OFFSET_RAW, PAGE_OFFSET_RAW_END, PAGE_ID_BLOB, PAGE_OFFSET_BLOB,
            PAGE_OFFSET_BLOB_END FROM INDEXES ORDER BY ROW_ID"""
 
 
-def list_shards(data_dir: str, names: list[str], split_names: tuple, folders: list[str]) -> list[str]:
-    """Sorted paths of what may be shards of a split: those `names` in `data_dir` that begin with one of `split_names`, and
-    what is in `folders`."""
-    begins = re.compile(f'({"|".join(split_names)})(?![a-z]){_ANY}', re.IGNORECASE | re.DOTALL)
-    found = [os.path.join(data_dir, name) for name in names if begins.fullmatch(name)]
-    for path in folders:
-        found += [os.path.join(path, name) for name in sorted(os.listdir(path)) if re.fullmatch(_ANY, name, re.DOTALL)]
-    return found
-
-
 def check_shards(paths: list[str]) -> None:
-    """ValueError unless the `paths` of `list_shards` are those of one complete set."""
+    """ValueError unless the `paths` are those of one complete set."""
     if all(re.search(NUMBERS + r'\.mindrecord$', path) for path in paths):
         return check_set(paths)
     present = {os.path.basename(path) for path in paths}
@@ -119,20 +107,19 @@ def _locate(file, header, row, image, label):
 
 
 def write_shard(path: str, examples: Iterable[tuple[bytes, int, str]], sizes: list[int]) -> None:
-    """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data, label and file_name, in
-    pages that fit images of about `sizes` bytes. InputError if MindSpore cannot write."""
+    """Write (encoded bytes, label, file name) examples to `path` and `path`.db, as columns data and label, in pages that fit
+    images of about `sizes` bytes. InputError if MindSpore cannot write."""
     from mindspore.mindrecord import FileWriter
     from mindspore.mindrecord.common.exceptions import MindRecordException
 
     wanted = max(4 * max(sizes), min(sum(sizes), 1 << 25), 1 << 15)  # bytes of a page, of which 2^15 to 2^28 are allowed
-    rows = ({'data': image, 'label': int(label), 'file_name': files.printable(name)} for image, label, name in examples)
+    rows = ({'data': image, 'label': int(label)} for image, label, _ in examples)
     with reading(path, 'check the free space, or give another directory', (MindRecordException, RuntimeError)):
         os.path.realpath(path).encode()  # MindSpore opens no file whose name is not UTF-8
         writer = FileWriter(path, 1)
         writer.set_header_size(1 << 20)
         writer.set_page_size(min(1 << (wanted - 1).bit_length(), 1 << 28))
-        schema = {'data': {'type': 'bytes'}, 'label': {'type': 'int64'}, 'file_name': {'type': 'string'}}
-        writer.add_schema(schema, 'encoded images')
+        writer.add_schema({'data': {'type': 'bytes'}, 'label': {'type': 'int64'}}, 'encoded images')
         writer.add_index(['label'])
         while batch := list(itertools.islice(rows, 32)):
             writer.write_raw_data(batch)

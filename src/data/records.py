@@ -43,17 +43,17 @@ class Records:
     file: np.ndarray | None = None  # bytes [records]; one array, so that processes share the names of a million files
     crc: int = 0  # checksum of the records' checksums, where shards have them
     class_names: list[str] | None = None  # by stored label
-    label_base: int | None = None  # lowest label of a class
     not_read: dict[str, list[str]] = field(default_factory=dict)  # {reason: paths} of what is no image in class folders
     pauses: tuple = PAUSES
 
-    def __post_init__(self):
-        if self.label_base is None:  # 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it
-            unnamed = not self.class_names or self.class_names[0] in ('background', '')
-            self.label_base = int(unnamed and self.label.min(initial=1) > 0)
-
     def __len__(self):
         return len(self.label)
+
+    @property
+    def label_base(self) -> int:
+        """Lowest label of a class: 1 if no label is 0 and class 0 has no name or the background's, as TF-slim has it."""
+        unnamed = not self.class_names or self.class_names[0] in ('background', '')
+        return int(unnamed and self.label.min(initial=1) > 0)
 
     @property
     def upright(self) -> bool:

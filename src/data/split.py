@@ -94,18 +94,18 @@ def open_list(path: str | Path) -> dict[str, Records]:
     """{part: its photos} of a list; labels count the sorted class names from 0. InputError if the file is no list."""
     with reading(path, 'make a list with python -m src.data.split', (csv.Error,)):
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            rows = [[*map(files.from_cell, row)] for row in csv.reader(file)]
-        if rows[:1] != [COLUMNS] or len(rows) < 2:
-            raise ValueError(f'no first line {",".join(COLUMNS)} with photos below')
-        for number, row in enumerate(rows[1:], 2):
+            lines = csv.reader(file)
+            if next(lines, None) != COLUMNS or not (rows := [[*map(files.from_cell, row)] for row in lines]):
+                raise ValueError(f'no first line {",".join(COLUMNS)} with photos below')
+        for number, row in enumerate(rows, 2):
             if len(row) != 3 or row[0] not in SPLITS or not all(row):
                 raise ValueError(f'record {number}: {",".join(row)!r:.80} is not train or validation, class, path')
-    names, above, found = sorted({normal(row[1]) for row in rows[1:]}), os.path.dirname(os.path.abspath(path)), {}
-    for part in sorted({row[0] for row in rows[1:]}):
+    names, above, found = sorted({normal(row[1]) for row in rows}), os.path.dirname(os.path.abspath(path)), {}
+    for part in sorted({row[0] for row in rows}):
         here = [row for row in rows if row[0] == part]
         label = np.array([names.index(normal(name)) for _, name, _ in here], np.int64)
         file, source = np.array([os.fsencode(place) for *_, place in here], 'S'), np.zeros(len(here), np.int32)
-        found[part] = Records('folder', [above], source, label, file=file, class_names=names, label_base=0)
+        found[part] = Records('folder', [above], source, label, file=file, class_names=names)
     return found
 
 

@@ -62,7 +62,7 @@ def archives(tmp_path):
 def test_archives_and_their_shards(archives, tmp_path):
     """Images, labels and names; labels count as in TF-slim's records. What somebody has begun to unpack is named."""
     assert all(list(imagenet_classes())[n - 1] == synset for synset, n in LABELS.items())
-    run = cli('convert', '--src', archives / TRAIN, '--dst', tmp_path / 'made', '--format', 'tfrecord', '--shards', 2)
+    run = cli('convert', '--src', archives, '--dst', tmp_path / 'made', '--format', 'tfrecord', '--shards', 2)
     assert run.returncode == 0 and 'train, 6 images\n' in run.stdout and 'validation, 5 images\n' in run.stdout, run.stderr
     for split in ('train', 'validation'):
         records = open_records(archives, split)

@@ -35,7 +35,7 @@ def mindspore_writes(path, schema, rows, shards=1, index=()):
 @pytest.mark.parametrize(
     'image, label, kind, extra, where',
     [
-        ('data', 'class', 'int32', {'note': {'type': 'string'}, 'z': {'type': 'float64'}}, 'train/x.mindrecord'),
+        ('data', 'class', 'int32', {'note': {'type': 'string'}, 'z': {'type': 'float64'}}, 'Train_x.mindrecord'),
         ('image', 'label', 'int64', {'v': {'type': 'float32', 'shape': [-1]}, 'k': {'type': 'int32'}}, 'train.mindrecord'),
     ],
 )

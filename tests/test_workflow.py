@@ -108,7 +108,7 @@ def attempt(weights, tmp_path, monkeypatch):
 GOOD = ('PHOTOS', 'WEIGHTS', 'OUT')
 
 
-@pytest.mark.parametrize('batch_size, expected', [(999, 10), (4, 4)])
+@pytest.mark.parametrize('batch_size, expected', [(0, 10), (999, 10), (4, 4)])
 def test_a_batch_has_no_more_images_than_there_are(batch_size, expected, attempt):
     """Few images are seen more often, unless somebody says how long; the cosine ends with the training."""
     with pytest.raises(SystemExit):

@@ -27,7 +27,7 @@ from src.data.image import EncodedImage
 from src.data.order import TrainingOrder, evaluation_order, generator
 from src.data.preprocess import PREPROCESSING, Preprocessing, channels_first
 from src.data.records import Records
-from src.errors import InputError, counted, reading
+from src.errors import InputError, counted
 
 if TYPE_CHECKING:
     from src.options import Settings
@@ -73,9 +73,11 @@ def batches(
 ) -> ds.Dataset:
     """Data set of what `load` makes of the `numbers` in `order`, a batch in each call, by `workers` processes."""
     num_workers = workers(settings.num_workers, ranks_here)
-    if num_workers > 1:
-        with reading('/dev/shm', 'make room there (docker: --shm-size), or use --num_workers 1'):
-            multiprocessing.Lock()  # it lies there, and so do those by which MindSpore talks to its workers
+    try:
+        multiprocessing.Lock()  # it lies in /dev/shm, and so do those by which MindSpore talks to its workers
+    except OSError as error:
+        print(f'warning: /dev/shm: {error.strerror}; one process decodes, slowly (docker: --shm-size)', flush=True)
+        num_workers = 1
     ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, numbers, shuffle=False, num_parallel_workers=1)
     # A worker makes whole batches: one image a call costs the main process four times as much.

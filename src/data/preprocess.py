@@ -33,6 +33,7 @@ BRIGHTNESS = 32 / 255
 SATURATION = (0.5, 1.5)
 SCALE = PREPROCESSING.std[0]  # pixel levels in 1.0 of the network's input
 DRAWN = np.float32([255 / SCALE, 1 / SCALE])  # what `colour` wants of drawn brightness and saturation
+THIN = 16  # longer side / shorter side, above which the ends do not count
 POOLED_FEATURES = 1536  # of an image in the network, on which dropout acts
 
 
@@ -120,8 +121,11 @@ def evaluation_image(
         crop = image.decode(central_crop(image.height, image.width, fraction))
         return resize(crop, size, size, interpolation)
     shorter = min(image.height, image.width)
-    height, width = (int(size / fraction) * side // shorter for side in (image.height, image.width))
-    resized = resize(image.decode(), height, width, interpolation)
+    # Of a thin image the middle alone: all of 1 x 20,000 pixels, resized, would take 6 GB.
+    h, w = (min(side, THIN * shorter) for side in (image.height, image.width))
+    part = image.decode(((image.height - h) // 2, (image.width - w) // 2, h, w))
+    height, width = (int(size / fraction) * side // shorter for side in (h, w))
+    resized = resize(part, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]
 

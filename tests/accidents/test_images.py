@@ -3,6 +3,7 @@
 import ctypes
 import io
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,13 +144,18 @@ def test_transparent(tmp_path):
 
 
 def test_huge(tmp_path):
-    """Above 179 million pixels Pillow speaks of an attack; of a JPEG little more is decoded than is needed."""
+    """Above 179 million pixels and for large profiles Pillow speaks of an attack; little more than is needed is decoded."""
     data = encoded(Image.new('L', (14000, 13000), 90), 'JPEG')
     (tmp_path / 'train/a').mkdir(parents=True)
     (tmp_path / 'train/a/huge.jpg').write_bytes(data)
     image = EncodedImage(data, upright=True)
     assert (image.height, image.width) == (13000, 14000) and (image.decode((9000, 9000, 75, 75)) == 90).all()
     assert {kind for kind, *_ in check(tmp_path, 1)[0]} == {'greyscale'}
+    assert EncodedImage(encoded(COLOURS, icc_profile=bytes(range(256)) * 9999)).decode().shape == COLOURS.shape
+    tracemalloc.start()
+    assert evaluation_image(encoded(Image.new('L', (20000, 2), 90)), 75, SQUARE).shape == (75, 75, 3)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
     with pytest.raises(ValueError, match='cannot be decoded .more than 512 x 2.20 pixels'):
         EncodedImage(encoded(Image.new('1', (40000, 20000)), compress_level=1))
 
@@ -195,5 +201,5 @@ def test_damaged_validation_images_are_named_before_the_first_step(tmp_path, cap
         train.main(['--data_dir', 'photos', *SMALL, '--num_classes', '2', '--mode', 'train_and_evaluate'])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and err.count('\n') == 1 and 'step:' not in out
-    assert '5 validation images cannot be read or decoded: ' in err and all(name in err for name in odd), err
+    assert '5 validation images cannot be read or decoded; ' in err and all(name in err for name in odd), err
     assert 'film.jpg' not in err

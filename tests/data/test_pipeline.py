@@ -1,6 +1,8 @@
 """The batches themselves."""
 
+import multiprocessing
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -58,6 +60,13 @@ def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypat
     if of_server:
         monkeypatch.setenv('LOCAL_CORES', str(of_server))
     assert pipeline.workers(option, ranks) == expected
+
+
+def test_full_shared_memory(data, monkeypatch, capsys):
+    """A training run goes on, slower, with a line."""
+    monkeypatch.setattr(multiprocessing, 'Lock', Mock(side_effect=OSError(28, 'No space left on device')))
+    assert len(batches(open_records(data, 'train'), num_workers=2)) == 4
+    assert 'warning: /dev/shm: No space left on device; ' in capsys.readouterr().out
 
 
 def test_folders_are_upright_and_shards_as_stored(tmp_path):

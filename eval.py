@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
     if run.rank == 0:
         path = paths[0].parent / 'evaluation.json'
         with only_warned(log, 'evaluation.json'), files.replacing(path) as temporary:  # its figures are in the log
-            temporary.write_text(files.as_json(results, 1) + '\n')
+            temporary.write_text(json.dumps(results, indent=1) + '\n')
         if settings.report:
             report.write(settings.report, evaluation, Path(evaluation.best['checkpoint']).name, names)
     return results

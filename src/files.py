@@ -1,11 +1,10 @@
-"""Files that are written whole or not at all, a lock on a directory, and names of files in JSON and CSV."""
+"""Files that are written whole or not at all, and a lock on a directory."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -28,41 +27,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
 
     The path is in a directory beside `path` that only this user may enter. So nobody else can take the name, and a library
-    may write further files beside it. What killed processes left beside `path` is removed. OSError if it cannot be written.
+    may write further files beside it. OSError if it cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
-    remove_abandoned(path.parent)
     try:
-        made = tempfile.mkdtemp(prefix=f'.{path.name[:40]}.', dir=path.parent)
+        directory = Path(tempfile.mkdtemp(SUFFIX, f'.{path.name[:40]}.', path.parent))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # not the temporary name
-    # `remove_abandoned` sees by the lock whether this process lives: process numbers tell nothing where containers share a
-    # directory. The name that may be removed comes after the lock.
-    descriptor = os.open(made, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    directory = Path(made + SUFFIX)
-    os.rename(made, directory)
     try:
         yield directory / path.name
         move(directory / path.name, path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        os.close(descriptor)
 
 
 def remove_abandoned(directory: str | Path) -> None:
-    """Remove what `replacing` made in `directory` in processes that have ended."""
+    """Remove what killed processes were writing to `directory`, which this process must have locked."""
     for path in Path(directory).glob(f'.*{SUFFIX}'):
-        with contextlib.suppress(OSError):  # no directory, or a link; locked by a living process; or somebody was faster
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def move(temporary: str | Path, path: str | Path) -> None:
@@ -85,8 +69,8 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
     """Make the directory of the file `path` and lock it for this process by that file. Returns the open file: the lock lasts
     until it is closed, or the process ends in whatever way. On a file system without locks there is only a line to `log`.
 
-    InputError, with the `remedy` that chooses another directory, if another process has the lock after `wait` seconds (it
-    may be ending, where a batch system starts a job again), or if the file is not a lock.
+    InputError, with the `remedy` that chooses another directory, if another process has the lock after `wait` seconds: it
+    may be ending, where a batch system starts a job again.
 
     It is a POSIX record lock, which ends with its process and works over NFS. A lock of flock would be inherited by forked
     data workers, which may outlive the process. A record lock is lost when its process closes any other descriptor of the
@@ -98,16 +82,15 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
         # Not what a link of this name leads to.
         file = open(path, 'a+', errors='replace', opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
         while True:
-            file.seek(0)
-            owner = file.read(200).strip('\0 \n')  # zeros are what a power cut may leave
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                used = f'{directory} is in use by {file.read(200).strip() or "another process"}'
             except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    log(f'warning: {directory} cannot be locked ({error.strerror}): a second program in it goes unnoticed')
-                    break
-            used = f'{directory} is in use by {owner or "another process"}'
+                log(f'warning: {directory} cannot be locked ({error.strerror}): a second program in it goes unnoticed')
+                break
             if end is None and wait:
                 log(f'{used}: waiting {wait:g} s for its end')
             end = end or time.monotonic() + wait
@@ -116,8 +99,6 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
                     f'{used}; wait until it finishes or {remedy} (if that host no longer exists, remove {path})'
                 )
             time.sleep(0.2)
-        if owner and not re.match(r'pid \d+ on ', owner):
-            raise ValueError(f'is not a lock ({owner!r:.60})')
         with contextlib.suppress(OSError):  # a full disk: the lock is good without the name of its owner
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f'pid {os.getpid()} on {socket.gethostname()}\n'.encode())
@@ -127,24 +108,3 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
 def printable(text: str) -> str:
     """`text`, in which bytes of a file name that are not UTF-8 look as on the screen: `\\udce9`."""
     return text.encode(errors='backslashreplace').decode()
-
-
-def as_json(value: object, indent: int | None = None) -> str:
-    """ASCII JSON of a value that may contain file names. In one that is not UTF-8 Python keeps a byte as half a surrogate
-    pair, which other programs reject in JSON; here it becomes the text `\\udcff`."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    return re.sub('[^\0-\x7f]', lambda c: '\\' * ('\ud800' <= c[0] <= '\udfff') + json.dumps(c[0])[1:-1], text)
-
-
-# What a spreadsheet runs in a cell of a CSV file; also the full-width signs. Behind any ', so that `from_cell` knows it.
-FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
-
-
-def as_cell(text: str) -> str:
-    """`text` for a cell of a CSV file: with a ' in front, which makes it text, where a spreadsheet would run it."""
-    return f"'{text}" if FORMULA.match(text) else text
-
-
-def from_cell(cell: str) -> str:
-    """The text that `as_cell` made this of; any other cell as it is."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

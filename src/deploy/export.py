@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def export_network(network: nn.Cell, path: Path, signature: Signature, about: di
                 made['quantization'] = quantize(temporary, signature, *images)
             report = {'file_format': path.suffix[1:].upper(), 'sha256': formats.sha256(temporary)}
             report.update(about, **made, mindspore=ms.__version__)
-            record.write_text(files.as_json(report, 1) + '\n')
+            record.write_text(json.dumps(report, indent=1) + '\n')
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --file_name') from error
     return report

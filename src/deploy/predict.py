@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import sys
 from argparse import Namespace
 from collections import Counter, deque
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from src import files, runtime
+from src import runtime
 from src.data.classes import load_names
 from src.deploy import formats
 from src.deploy.export import Served, load_network
@@ -100,15 +101,15 @@ def predict(
             yield Prediction(path, best, error, thumbnail)
 
 
-def as_line(prediction: Prediction, json: bool) -> str:
-    """The name of the image and a line for each class, or one line with the error; with `json` one line: {"file": ...,
+def as_line(prediction: Prediction, as_json: bool) -> str:
+    """The name of the image and a line for each class, or one line with the error; with `as_json` one line: {"file": ...,
     "top": [{"class": ..., "label": ..., "probability": ...}, ...]}, or "error" for "top"."""
     path, top, error, _ = prediction
-    if json:
+    if as_json:
         if error:
-            return files.as_json({'file': path, 'error': error})
+            return json.dumps({'file': path, 'error': error})
         best = [{'class': c, 'label': label, 'probability': round(p, 6)} for c, label, p in top]
-        return files.as_json({'file': path, 'top': best})
+        return json.dumps({'file': path, 'top': best})
     return f'{path}: {error}; skipped' if error else '\n'.join([path, *(f'  {100 * p:6.2f} %  {n}' for _, n, p in top)])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: l
     with reading(directory, 'choose another directory'):
         write_table(Path(directory, 'images.csv'), evaluation.outcomes, records, labels)
         with files.replacing(Path(directory, 'report.json')) as temporary:
-            temporary.write_text(files.as_json(figures, 1) + '\n')
+            temporary.write_text(json.dumps(figures, indent=1) + '\n')
         write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, records))
     evaluation.run.log(f'report: {Path(directory, "index.html")}')
 
@@ -113,7 +114,7 @@ def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[s
             rows = csv.writer(file)
             rows.writerow(['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true'])
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
-                texts = map(files.as_cell, (records.name(i), labels[label], labels[predicted]))
+                texts = records.name(i), labels[label], labels[predicted]
                 rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
 
 

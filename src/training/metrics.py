@@ -41,7 +41,7 @@ class Metrics:
         record = {'kind': kind, 'step': step, 'time': now, **{name: _plain(value) for name, value in fields.items()}}
         with contextlib.suppress(OSError):
             if self.file is not None:
-                os.write(self.file, f'{files.as_json(record)}\n'.encode('ascii'))
+                os.write(self.file, f'{json.dumps(record)}\n'.encode('ascii'))
         self.to_events(record)
 
     def end(self, step: int, error: BaseException | None = None) -> None:
@@ -114,7 +114,7 @@ def _forget_after(path, start):
     kept = [record for record in records if record['kind'] in ('start', 'end') or record['step'] <= start]
     if len(kept) < len(records):
         with files.replacing(path) as temporary:  # the old file or the new one, whenever this process is killed
-            temporary.write_text(''.join(files.as_json(record) + '\n' for record in kept))
+            temporary.write_text(''.join(json.dumps(record) + '\n' for record in kept))
 
 
 def _plain(value):

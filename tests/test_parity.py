@@ -200,7 +200,7 @@ def test_o3_agrees_with_float32():
         set_batch_norm(network, 'frozen_bn')
         loss, norm = (value.asnumpy() for value in step(*batch, Tensor(np.arange(4, dtype=np.int32)))[:2])
         changes = [p.asnumpy() - old for p, old in zip(network.trainable_params(), before)]
-        assert all(np.isfinite(change).all() and change.any() for change in changes)
+        assert all(np.isfinite(change).all() and change.any() for change in changes)  # every parameter has a gradient
         assert {p.dtype for p in network.get_parameters()} == {ms.float32}
         assert {loss.dtype, norm.dtype, logits.dtype} == {np.dtype('float32')}
         outputs.append((loss, norm, logits, np.concatenate([change.ravel() for change in changes])))

@@ -22,14 +22,14 @@ from src.data.tfrecord import framed, write_shard
 from src.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 500
+SECONDS, MEMORY, MESSAGE = 20, 64 << 20, 700  # characters: a reason of 500, path and remedy
 ODD = (b'9' * 400, b'[' * 3000, b'{"a":' * 3000, b'k' * 10000, b'\xff\xfe\x00', b'\xed\xa0\x80', b'-1', b'null', b'\n')
 ODD += (struct.pack('<I', 2**32 - 1), struct.pack('<Q', 100 << 30), struct.pack('<Q', 2**64 - 1), b'\xff' * 9 + b'\x01')
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize('seed, count', [(1, 150), pytest.param(2, 3000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('kind', ['checkpoint', 'safetensors', 'tensorflow', 'shard'])
+@pytest.mark.parametrize('kind', ['checkpoint', 'safetensors', 'tensorflow', 'tensorflow_v1', 'state_dict.pth', 'shard'])
 def test_damaged_files(kind, seed, count, tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'tests.test_fuzz', kind, str(seed), str(count)],
@@ -78,6 +78,11 @@ def sound_files(kind):
         tensorflow.write('given', {f'layer/{i}/weights': np.ones((1, 1, i, 2), np.float32) for i in range(1, 30)})
         tensorflow.write('two', {'a': np.ones((2, 3), np.float32), 'b/c': np.ones(4, np.float32)})
         return 'given.index', ['given.index', 'two.index'], lambda: tf_file.read('given')
+    if kind in ('tensorflow_v1', 'state_dict.pth'):  # what TensorFlow and PyTorch wrote
+        from src.weights.read import read_tensors
+        from tests.reference import DATA
+
+        return 'given', [DATA / kind, DATA / kind], lambda: read_tensors('given')
 
     def read():
         records = open_records('records', 'train')

@@ -168,20 +168,6 @@ def test_a_pickle_runs_nothing(tmp_path, monkeypatch):
     assert not Path('ran').exists()
 
 
-@pytest.mark.parametrize('name', ['tensorflow_v1', 'state_dict.pth'])
-def test_damaged_files(tmp_path, name):
-    """A byte changed, or the file cut there: one line, or tensors; never another error. Others: test_fuzz.py."""
-    path, whole, refused = tmp_path / name, (DATA / name).read_bytes(), 0
-    for place in range(0, len(whole), len(whole) // 50 + 1):
-        for damaged in (whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :], whole[:place]):
-            path.write_bytes(damaged)
-            try:
-                read_tensors(path)
-            except InputError as error:
-                refused += str(error).startswith(f'{path}: ')
-    assert refused > 20
-
-
 @pytest.mark.parametrize(
     'saved, wanted, message',
     [

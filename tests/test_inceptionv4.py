@@ -4,7 +4,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from mindspore.nn.utils import no_init_parameters
 
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, set_precision
@@ -22,9 +21,7 @@ def small():
 
 @pytest.fixture(scope='module')
 def full(compiles):
-    with no_init_parameters():  # 43 million random numbers take seconds; tests draw those they look at
-        network = InceptionV4()
-    return dict(network.parameters_and_names())
+    return dict(InceptionV4().parameters_and_names())
 
 
 def test_number_of_weights(full):
@@ -38,11 +35,11 @@ def test_number_of_weights(full):
 
 def test_initialisation(full):
     for name in ('mixed_6b.branch_2.conv2d_0d_7x1.conv.weight', 'conv2d_2b_3x3.conv.weight', 'logits.weight'):
-        value = full[name].init_data().asnumpy()
+        value = full[name].asnumpy()
         sigma = np.sqrt(2 / np.prod(value.shape[1:]))
         assert abs(value.std() / sigma - 1) < 0.03 and abs(value.mean()) < 0.03 * sigma
         assert np.abs(value).max() <= 2.001 * sigma / 0.87962566  # cut at two standard deviations
-    assert not full['logits.bias'].init_data().asnumpy().any()
+    assert not full['logits.bias'].asnumpy().any()
     assert HeNormal(8).sigma == pytest.approx(0.5 / 0.87962566)
 
 
@@ -65,12 +62,8 @@ def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
     """Where a part is frozen, or everywhere with a decay of 1: the same output, and averages that stay."""
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(1)
-    with no_init_parameters():
-        network = InceptionV4(**SMALL, bn_decay=decay)
+    network = InceptionV4(**SMALL, bn_decay=decay)
     layers = network.conv2d_1a_3x3, network.conv2d_2a_3x3
-    for layer in layers:
-        for p in layer.get_parameters():
-            p.init_data()
     freeze(network, ['conv2d_1a_3x3', 'conv2d_2a_3x3.bn.beta'])
     norms = [layer.bn for layer in layers]
     set_precision(network, level)
@@ -84,8 +77,7 @@ def test_frozen_batch_norm_computes_as_in_an_evaluation(level, decay):
 
 
 def test_freeze():
-    with no_init_parameters():
-        network = InceptionV4(**SMALL)
+    network = InceptionV4(**SMALL)
     freeze(network, ['conv2d_1a_3x3', 'mixed_5b.branch_1'])
     names = [name for name, p in network.parameters_and_names() if 'moving' not in name and not name.endswith('gamma')]
     frozen = {name for name in names if not network.parameters_dict()[name].requires_grad}

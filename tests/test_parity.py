@@ -4,7 +4,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from mindspore.nn.utils import no_init_parameters
 
 from src.inceptionv4 import InceptionV4, cross_entropy, set_precision
 from src.options import load_settings
@@ -30,12 +29,7 @@ def data():
 
 @pytest.fixture(scope='module')
 def network(compiles):
-    with no_init_parameters():  # `load` sets all but the gammas
-        network = InceptionV4(INFO['num_classes'], aux_logits=True)
-    for name, parameter in network.parameters_and_names():
-        if name.endswith('gamma'):
-            parameter.init_data()
-    return network
+    return InceptionV4(INFO['num_classes'], aux_logits=True)
 
 
 def load(network, variables):
@@ -198,15 +192,14 @@ def test_o3_agrees_with_float32():
         ms.set_context(mode=mode)
         step.set_train()
         set_batch_norm(network, 'frozen_bn')
-        loss, norm = (value.asnumpy() for value in step(*batch, Tensor(np.arange(4, dtype=np.int32)))[:2])
+        loss = step(*batch, Tensor(np.arange(4, dtype=np.int32)))[0].asnumpy()
         changes = [p.asnumpy() - old for p, old in zip(network.trainable_params(), before)]
         assert all(np.isfinite(change).all() and change.any() for change in changes)  # every parameter has a gradient
         assert {p.dtype for p in network.get_parameters()} == {ms.float32}
-        assert {loss.dtype, norm.dtype, logits.dtype} == {np.dtype('float32')}
-        outputs.append((loss, norm, logits, np.concatenate([change.ravel() for change in changes])))
-    (loss_32, norm_32, logits_32, change_32), (loss, norm, logits, change) = outputs
+        assert {loss.dtype, logits.dtype} == {np.dtype('float32')}
+        outputs.append((loss, logits, np.concatenate([change.ravel() for change in changes])))
+    (loss_32, logits_32, change_32), (loss, logits, change) = outputs
     report('O3 training step, loss, relative', deviation(loss, loss_32), HALF_LOSS)
-    report('O3 training step, norm of the gradients, relative', deviation(norm, norm_32), HALF_GRADIENTS)
     report('O3 forward, logits, relative', np.abs(logits - logits_32).max() / logits_32.std(), HALF_LOSS)
     difference = np.linalg.norm(change - change_32) / np.linalg.norm(change_32)
     report('O3 training step, change of the weights, relative', difference, HALF_GRADIENTS)

@@ -190,7 +190,6 @@ def test_air(tmp_path, monkeypatch):
     monkeypatch.setattr(export, 'computed_in', lambda precision: 'float16 or HF32')
     about = export.export_network(_Constant(), tmp_path / 'net.air', Signature(75, OTHER), {})
     assert {'jit_config': {'jit_level': 'O2'}} in calls and calls[-1] == ((1, 3, 75, 75), 'AIR')
-    assert about['input']['shape'] == [1, 3, 75, 75] and (tmp_path / 'net.air').read_bytes() == b'air'
     assert about['deviation']['bound'] == 1e-2 and about['deviation']['measured_on'] == 'the graph before it was written'
 
 

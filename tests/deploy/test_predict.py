@@ -111,13 +111,8 @@ def test_images_are_turned_upright(tmp_path):
 def test_memory_is_bounded(images):
     """However many images there are, those of four batches at most are decoded and not yet printed."""
     drawn = []
-
-    def paths():
-        for n in range(200):
-            drawn.append(n)
-            yield str(images / f'{4 + n % 7:02}.jpg')
-
-    for n, prediction in enumerate(predict.predict(predict.open_model('F.onnx'), paths(), batch_size=4)):
+    paths = (drawn.append(n) or str(images / f'{4 + n % 7:02}.jpg') for n in range(200))
+    for n, prediction in enumerate(predict.predict(predict.open_model('F.onnx'), paths, batch_size=4)):
         assert prediction.top and len(drawn) - n <= 4 * 4
     assert len(drawn) == 200 and brightness.calls == [4] * 50
 

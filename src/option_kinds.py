@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import re
 from pathlib import Path
@@ -54,12 +53,10 @@ class Option(NamedTuple):
         """The value that a text, or a list of texts, stands for. ValueError or KeyError if it does not fit."""
         if self.takes_auto and value == 'auto':
             return value
-        if many := isinstance(self.default, list):
-            items = value if isinstance(value, list) else _split(value)
-        elif isinstance(value, list):
-            raise ValueError
-        else:
-            items = [value]
+        many = isinstance(self.default, list)
+        if many and isinstance(value, str):
+            value = _split(value)
+        items = value if many and isinstance(value, list) else [value]
         items = [_scalar(self.kind, item) for item in items]
         if many and '' in items or not all(_holds(*filter(None, c.groups()), items) for c in CONSTRAINT.finditer(self.help)):
             raise ValueError
@@ -74,14 +71,14 @@ def _split(text):
 
 def _scalar(of, text):
     """`text` as a value of the type `of`; ValueError or KeyError if it is none."""
-    text = text if of is str else text.strip()
+    if not isinstance(text, str):
+        raise ValueError
     if of is bool:
-        return BOOLS[text.lower()]
-    if of is int and not re.fullmatch(r'[+-]?[0-9]{1,18}', text):  # so that it fits 64 bits
+        return BOOLS[text.strip().lower()]
+    value = of(text)
+    if of is not str and not abs(value) < 1e18:  # not finite, or too large for 64 bits
         raise ValueError
-    if of is float and not (re.fullmatch(r'[-+.0-9eE]+', text) and math.isfinite(float(text))):
-        raise ValueError
-    return of(text)
+    return value
 
 
 def _holds(notation, operand, items):

@@ -21,14 +21,9 @@ from src.option_kinds import CONDITION, declared
 
 RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training run
 
-# Options of earlier versions, with the value that each has always now: checkpoints and config.yaml of earlier training runs
-# have them. The result of a training run depended on the first ones.
-GONE_OF_RESULT = yaml.safe_load("""{
-    aux_loss_weight: 0.4, eta_min: 0.0, lr_decay_epochs: 2.0, lr_decay_rate: 0.94, lr_head: 0.0, lr_scaling: none,
-    rmsprop_decay: 0.9}""")
-GONE = GONE_OF_RESULT | yaml.safe_load("""{
-    aipp: '', augment_device: auto, calibration_images: 100, dataset_format: auto, export_labels: '', fold_bn: true,
-    max_accuracy_loss: 1.0, max_bad_fraction: 0.001, max_overflow_steps: 50, opset: auto, validation_images: 0}""")
+# Options of earlier versions on which the result of a training run depended, with the value that each has always now.
+GONE = {'aux_loss_weight': 0.4, 'eta_min': 0.0, 'lr_decay_epochs': 2.0, 'lr_decay_rate': 0.94, 'lr_head': 0.0}
+GONE |= {'lr_scaling': 'none', 'rmsprop_decay': 0.9}
 
 
 class Settings(EasyDict):
@@ -82,7 +77,7 @@ def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:
     kept = {name: kept[name] for name in [*kept.group('Network'), 'label_offset'] if name in kept}
     items = [
         *((name, [*map(str, v)] if isinstance(v, list) else str(v), 'in the checkpoint') for name, v in kept.items()),
-        *(_from_file(path) if path is not None else ()),
+        *((name, value, f'in {path}') for name, value in (_from_file(path) if path is not None else {}).items()),
         *((name, value, 'on the command line') for name, value in given.items()),
     ]
     values = {name: option.default for name, option in declared().items()}
@@ -120,35 +115,23 @@ def _from_command_line(argv):
 
 
 def _from_file(path):
-    """[(name, str or list of str, origin)] of the lines of a YAML file. It is the text of a scalar, not the value that YAML
-    1.1 sees in it: that reads 1e-5 as a string, 1:30 as 90 and `on` as true."""
-    broken = (yaml.YAMLError, OverflowError, RecursionError)
+    """{name: text or list of texts} of a YAML file. The loader leaves every scalar a text: YAML 1.1 reads 1e-5 as a string,
+    1:30 as 90 and `on` as true."""
+    broken = (yaml.YAMLError, RecursionError)
     with reading(f'configuration {path}', 'expected lines `name: value`', broken), open(path, encoding='utf-8-sig') as file:
-        root = yaml.compose(file, yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode):
+        values = yaml.load(file, yaml.BaseLoader)
+        if not isinstance(values, dict):
             raise ValueError('is not a mapping')
-    values = {}
-    for key, node in root.value:
-        name, origin = key.value, f'in {path} line {key.start_mark.line + 1}'
-        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        if not all(isinstance(item, yaml.ScalarNode) for item in [key, *items]):
-            raise InputError(f'{origin}: expected `name: value`, or a list of values')
-        texts = ['' if item.tag.endswith(':null') else item.value for item in items]
-        if name in values:
-            raise InputError(f'{name:.80} is set twice, also {origin}')
-        if name not in declared() and (name not in GONE or texts != [str(GONE[name]).lower()]):
-            raise _unknown(name, '', f' {origin}')
-        values[name] = texts if isinstance(node, yaml.SequenceNode) else texts[0], origin
-    return [(name, value, origin) for name, (value, origin) in values.items() if name in declared()]
+    for name in values:
+        if name not in declared():
+            raise _unknown(name, '', f' in {path}')
+    return values
 
 
 def _unknown(name, prefix, origin=''):
     """InputError for an option `name` that there is not."""
-    remedy = '--help lists the options'
-    if name in GONE:
-        remedy = f'earlier versions had it, now it is always {GONE[name]!r}'
-    elif others := difflib.get_close_matches(name, declared(), 1, 0.7):
-        remedy = f'did you mean {prefix}{others[0]}?'
+    others = difflib.get_close_matches(name, declared(), 1, 0.7)
+    remedy = f'did you mean {prefix}{others[0]}?' if others else '--help lists the options'
     return InputError(f'unknown option {prefix}{name:.80}{origin}; {remedy}')
 
 
@@ -159,7 +142,7 @@ def differences(old: dict, new: dict) -> Iterator[tuple]:
         before = old.get(name, declared()[name].default)
         if before != now:
             yield name, before, now
-    for name, always in GONE_OF_RESULT.items():
+    for name, always in GONE.items():
         if old.get(name, always) != always:
             yield name, old[name], always
 

@@ -65,13 +65,12 @@ def problems() -> list[str]:
             return [f"CANN's environment is not set: source {script}"]
         return ['there are NPUs, but no CANN: install toolkit and ops package of version 8.5.0 and source its set_env.sh']
     texts, lacks = [], missing()
-    wheels = {name: sorted(glob.glob(f'{home}/lib64/{name}-*.whl')) for name in lacks if name in OWN}
-    if lost := [name for name, paths in wheels.items() if not paths]:
-        texts.append(f'Python finds no {" and no ".join(lost)}, packages of CANN: source its set_env.sh in this very shell')
-    if lacks := [name for name in lacks if name not in lost]:
-        install = shlex.join(wheels[name][-1] if name in OWN else name for name in lacks)
-        command = f'{sys.executable} -m pip install {install}'
-        texts.append(f'CANN compiles with this Python, which lacks {", ".join(lacks)}: {command}')
+    if own := [name for name in lacks if name in OWN]:
+        remedy = f'source its set_env.sh in this very shell, or install the wheels in {home}/lib64'
+        texts.append(f'Python finds no {" and no ".join(own)}, packages of CANN: {remedy}')
+    if others := [name for name in lacks if name not in OWN]:
+        command = f'{sys.executable} -m pip install {shlex.join(others)}'
+        texts.append(f'CANN compiles with this Python, which lacks {", ".join(others)}: {command}')
     if not shutil.which('g++'):
         texts.append('CANN needs g++: apt-get install g++, or yum install gcc-c++')
     return texts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -32,12 +31,6 @@ class ElsewhereError(InputError):
     exit_status = 4
 
 
-class DiskFullError(InputError):
-    """A disk is full. There may be room later, so a launcher starts the training run again."""
-
-    exit_status = 1
-
-
 class Interrupted(InputError):
     """Training ended by the signal `number`; the message says how to resume it."""
 
@@ -58,8 +51,7 @@ def reading(path: str | os.PathLike, remedy: str = '', also: tuple[type[Exceptio
         name = getattr(error, 'filename', None) or path
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())[:500] or type(error).__name__
         reason += ' is missing' * isinstance(error, KeyError)
-        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if full else InputError)(f'{name}: {reason}' + f'; {remedy}' * bool(remedy)) from error
+        raise InputError(f'{name}: {reason}' + f'; {remedy}' * bool(remedy)) from error
 
 
 @contextlib.contextmanager
@@ -93,8 +85,8 @@ def report(error: InputError) -> None:
 
 
 def entry_point(main: Callable) -> Callable:
-    """Decorator for the `main` of a program: an `InputError` becomes one line `error: ...` and its exit status, as does a
-    standard output that cannot be written. One that nobody reads any more (`| head`) ends the program quietly."""
+    """Decorator for the `main` of a program: an `InputError` becomes one line `error: ...` and its exit status. A standard
+    output that nobody reads any more (`| head`) ends the program quietly."""
 
     @functools.wraps(main)
     def program(*args):
@@ -107,15 +99,13 @@ def entry_point(main: Callable) -> Callable:
             error = Interrupted('interrupted', signal.SIGINT)
         except BaseException as found:
             error = input_error(found) or found
-        # Now, as Python would only complain at its exit; after an OSError with a line more, to see whether it was this one.
         try:
-            print(end='\n' * isinstance(error, OSError), flush=True)
+            sys.stdout.flush()
         except OSError as found:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its exit
-            if isinstance(error, BrokenPipeError):
-                error = SystemExit(128 + signal.SIGPIPE)
-            elif found.errno != errno.EPIPE and (error is None or isinstance(error, OSError)):
-                error = InputError(f'standard output: {found.strerror}')
+            error = error or found
+        if isinstance(error, BrokenPipeError):
+            error = SystemExit(128 + signal.SIGPIPE)
         if isinstance(error, InputError):
             report(error)
             error = SystemExit(error.exit_status)

@@ -136,7 +136,7 @@ def _mindspore_cache(graph):
             Graphs.number = max(Graphs.number, int(re.search(r'\d+$', path.stem)[0]) + 1)
     finally:
         api.entry_script_path = script
-        for name in ours:  # `runtime.start` allows no other values
+        for name in ours:  # `runtime.start` removes those of the user
             os.environ.pop(name, None)
         for path in directory.iterdir():
             shutil.rmtree(path, ignore_errors=True)

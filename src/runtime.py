@@ -25,14 +25,9 @@ from src.options import RESULT, Settings
 # MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two pieces, the first of 96.54 % of
 # the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
-# Variables that would make MindSpore do something else. It finds a cached graph (2.7 to 2.10) by the script files alone;
-# `graphs` sets these for the one that is wanted.
-RANK_TABLE = 'MindSpore 2.8 starts from no rank table; use scripts/run_distribute_train.sh with it'
-GRAPH_CACHE = 'MindSpore would run graphs of other options; the option compile_cache does it safely'
-REFUSED = {
-    **dict.fromkeys(environment.RANK_TABLES, RANK_TABLE),
-    **dict.fromkeys(('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE'), GRAPH_CACHE),
-}
+# Variables of the user's environment that MindSpore must not see. It does not start where a rank table is named, and finds a
+# cached graph (2.7 to 2.10) by the script files alone; `graphs` sets these for the one that is wanted.
+UNSET = (*environment.RANK_TABLES, 'MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
 # MindSpore's variables that change a graph. Others (MS_SCHED_PORT, MS_NODE_ID, ...) differ from start to start.
 GRAPH_VARIABLES = ('MS_DEV_', 'MS_ENABLE_', 'MS_ASCEND_', 'MS_INTERNAL_')
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +67,11 @@ def start(settings: Settings) -> Run:
 
     InputError if there is no such device, CANN cannot work as it is, or the environment is that of another start.
     """
-    _check_variables(settings.rank_size)
+    for name in UNSET:
+        os.environ.pop(name, None)
+    if (launched := os.environ.get('RANK_SIZE', '1')) != str(settings.rank_size):
+        number = f'rank_size {settings.rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
+        raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')
     dump_stacks_on_request()
     multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
     target, amp_level = _find_device(settings.device_target), settings.amp_level
@@ -164,16 +163,6 @@ def _end_children():
     compilers may have SIGTERM blocked."""
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _check_variables(rank_size):
-    """InputError if a variable of the environment would make MindSpore do something else."""
-    for name, reason in REFUSED.items():
-        if (value := os.environ.get(name, '0')) not in ('', '0'):
-            raise InputError(f'{name}={value:.200} is set: {reason}, and unset {name}')
-    if (launched := os.environ.get('RANK_SIZE', '1')) != str(rank_size):
-        number = f'rank_size {rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
-        raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')
 
 
 def _find_device(device_target):

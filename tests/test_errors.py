@@ -18,7 +18,6 @@ from tests.test_end_to_end import message_of
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = 'python -m src.environment'
 GONE = ' | true; exit ${PIPESTATUS[0]}'  # a reader that has gone before anything is written
-FULL = 'error: standard output: No space left on device\n'
 
 
 def code(body):
@@ -28,9 +27,8 @@ def code(body):
 @pytest.mark.parametrize(
     'command, statuses, message',
     [
-        (f'{TOOL} > /dev/full', (2,), FULL),
-        (f'PYTHONUNBUFFERED=1 {TOOL} > /dev/full', (2,), FULL),
-        (f'PYTHONUNBUFFERED=1 {TOOL} {GONE}', (0, 141), ''),
+        (TOOL + GONE, (0, 141), ''),
+        (f'PYTHONUNBUFFERED=1 {TOOL}' + GONE, (0, 141), ''),
         (code('raise TrainingError("no\\nend")') + ' > /dev/full', (3,), 'error: no end\n'),
         (code('raise KeyboardInterrupt'), (130,), 'interrupted\n'),
         (code('open("/none")'), (1,), None),  # what no user can correct is shown whole
@@ -67,9 +65,8 @@ def test_input_error_of_a_data_worker():
     ],
 )
 def test_plain_errors_at_the_edge_name_path_and_remedy(error, message):
-    """A full disk may have room later: a launcher starts again after its status 1."""
     with pytest.raises(errors.InputError) as found, errors.reading('a.csv', 'write it anew', also=(RuntimeError,)):
         raise error
-    assert (str(found.value), found.value.exit_status) == (message, 1 if getattr(error, 'errno', 0) == 28 else 2)
+    assert str(found.value) == message
     with pytest.raises(TypeError), errors.reading('a.csv'):
         raise TypeError('a defect of ours')

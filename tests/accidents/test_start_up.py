@@ -5,9 +5,7 @@ import os
 
 import pytest
 
-import train
 from tests.cluster.launching import Launch, table, template_2
-from tests.test_end_to_end import message_of
 
 TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ.get('MS_NODE_ID', 'scheduler'), 'w'))"
@@ -82,15 +80,6 @@ def test_rank_lost_on_another_server(tmp_path):
     assert (first, second) == (4, 7) and 'failed first' not in text, text + other
     assert 'launch: rank 1 stopped answering the scheduler; it is on another server' in text
     assert 'launch: rank 1 failed first: status 7' in other
-
-
-def test_rank_table_in_the_environment_of_a_program(monkeypatch, tmp_path, capsys):
-    """One line, before MindSpore would say what helps nobody."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('RANK_TABLE_FILE', '/config/hccl.json')
-    line = message_of(train.main, ['--data_dir', '.', '--device_target', 'CPU'], capsys)
-    assert line.startswith('error: RANK_TABLE_FILE=/config/hccl.json is set: MindSpore 2.8 starts from no rank table')
-    assert 'use scripts/run_distribute_train.sh with it, and unset RANK_TABLE_FILE' in line
 
 
 def test_two_runs_from_one_directory(tmp_path):

@@ -49,7 +49,7 @@ def step(run, overflow):
 
 
 @pytest.mark.remedy(
-    'unset RANK_TABLE_FILE; python -m src.environment says what is missing; hccn_tool -i 0 -ip -g shows the address that '
+    'python -m src.environment says what is missing; hccn_tool -i 0 -ip -g shows the address that '
     'HCCL needs of each NPU; docs/ascend.md, "When it goes wrong"'
 )
 def test_start(run, option, figures):

@@ -105,14 +105,14 @@ def train(settings, signals):
         fit(step, batches, monitor)
         if evaluation and run.rank == 0:
             with state.during(EVALUATING), only_warned(run.log, 'report on the evaluation'):
-                directory = settings.report or run.checkpoints / 'report'
+                directory = settings.report or checkpoints.follow() / 'report'
                 report.write(directory, evaluation, f'training after step {evaluation.best["step"]}')
         record.end(state.step)
     except BaseException as error:
         record.end(state.step, error)
         raise
     if run.rank == 0:
-        curves.at_end(run.checkpoints, run.log)
+        curves.at_end(checkpoints.follow(), run.log)
 
 
 def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: Monitor) -> None:

@@ -1,22 +1,22 @@
 """N ranks on the CPU compute what one does: the real launcher, collectives, pipeline, training step and evaluation."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
+import signal
 
 import mindspore as ms
 import numpy as np
 import pytest
 
 import eval as evaluation
+import train
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
 from tests import ranks
 from tests.cluster.launching import table
 from tests.conftest import SMALL
-from tests.processes import ROOT
+from tests.processes import ROOT, Program
 
 
 @pytest.fixture(scope='module')
@@ -26,17 +26,14 @@ def results(compiles, data, tmp_path_factory):
     ms.set_seed(1)
     source = checkpoint.save(folder, InceptionV4(10, block_counts=(1, 1, 1), image_size=75), step=1, epoch=0, config={})
     ranks.main(data, source, folder / '1', 1)
+    other = shutil.copytree(data, folder / '2.records')
+    first, second = sorted(other.glob('train-*'))[:2]
+    first.rename(other / 'first')
+    second.rename(first)
+    (other / 'first').rename(second)
     options = [data, source, folder / '2', '--device_target', 'CPU']
-    run_in(folder, sys.executable, '-m', 'src.cluster.launch', '2', ROOT / 'tests/ranks.py', *options)
+    Program(folder, '-m', 'src.cluster.launch', '2', ROOT / 'tests/ranks.py', *options).end(0)
     return [(json.loads((folder / f'{n}.json').read_text()), dict(np.load(folder / f'{n}.npz'))) for n in (1, 2)]
-
-
-def run_in(folder, *command):
-    """stdout of a command in `folder`"""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable}
-    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def test_two_ranks_train_like_one(results):
@@ -62,30 +59,47 @@ def test_two_ranks_restore_and_evaluate_like_one(results):
         assert two[name] == (column if name in ('label', 'predicted', 'place') else pytest.approx(column, rel=1e-5))
 
 
-@pytest.fixture(scope='module')
-def trained(compiles, data, tmp_path_factory):
-    """(directory, what was printed) of the distributed script, which has trained two steps and evaluated."""
-    folder = tmp_path_factory.mktemp('scripts')
-    (folder / 'rank table.json').write_text(table(1, 2))
-    short = ['--max_train_steps', '2', '--display_every', '1', '--optimizer', 'momentum']  # which compiles faster
-    script = ['bash', ROOT / 'scripts/run_distribute_train.sh', 'rank table.json']
-    return folder, run_in(folder, *script, '--data_dir', data, *SMALL, *short, '--mode', 'train_and_evaluate')
+def test_ranks_with_other_records(results):
+    """Named before the first step: as many records in another order."""
+    differs = (
+        'the training records differs: rank 0 has 60 with .*, rank 1 has 60 with .*; use the same records and options .*'
+    )
+    assert re.fullmatch(differs, results[1][0]['refused'])
 
 
-def figures(out, epoch):
-    """(top-1, top-5, loss) of the one evaluation of step 2"""
-    [found] = re.findall(rf'^ +2 +{epoch} +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M)
-    return [*map(float, found)]
+def figures(out):
+    """(top-1, top-5, loss) of the first evaluation, after step 3"""
+    return [*map(float, re.search(r'^ +3 +1\.0 +([\d.]+) +([\d.]+) +([\d.]+)', out, re.M).groups())]
 
 
-def test_scripts_with_two_ranks(trained, data, capfd):
-    """All ranks evaluate what one does, in a training run as later; only rank 0 writes the log and checkpoints."""
-    folder, out = trained
-    assert re.search(r'^step: 2 epoch: 0.3 .*loss: ', out, re.M) and out.count('\nreport: ') == 1
-    written = {str(path.relative_to(folder / 'results/2p')) for path in (folder / 'results').rglob('*.*')}
-    own = {'config.yaml', 'inception_v4.log', 'inceptionv4-0_2.ckpt', 'inceptionv4-best.ckpt', 'metrics.jsonl'}
+def test_scripts_with_two_ranks(compiles, data, tmp_path, capfd):
+    """Only rank 0 writes log and checkpoints. After Ctrl-C all ranks end after the same step, and one device continues from
+    as many images; it evaluates what two did during the training run."""
+    (tmp_path / 'rank table.json').write_text(table(1, 2))
+    script = [
+        '-c',
+        'import os, sys; os.execvp("bash", sys.argv)',
+        ROOT / 'scripts/run_distribute_train.sh',
+        'rank table.json',
+    ]
+    options = '--batch_size 8 --display_every 1 --epochs_between_evals 1 --optimizer momentum'.split()  # compiles faster
+    options = ['--data_dir', str(data), *SMALL, *options]
+    two = Program(tmp_path, *script, *options, '--max_train_steps', '500', '--mode', 'train_and_evaluate')
+    two.reach(r'^step: 4 ')
+    two.process.send_signal(signal.SIGINT)
+    two.end(130)
+    logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
+    (step,), (other,) = (re.findall(r'^SIGTERM: stopped after step (\d+) of ', log, re.M) for log in logs)
+    assert step == other and re.search(r'^step: 3 epoch: 1.0 .*loss: ', two.text, re.M)
+    written = {str(path.relative_to(tmp_path / 'results/2p')) for path in (tmp_path / 'results').rglob('*.*')}
+    own = {'config.yaml', 'inception_v4.log', 'inceptionv4-1_3.ckpt', 'inceptionv4-best.ckpt', 'metrics.jsonl'}
     assert {f'0/ckpt/{name}' for name in own} | {f'{name}/train.log' for name in ('0', '1', 'scheduler')} <= written
     assert not [name for name in written if name.startswith('1/') and name != '1/train.log']
-    where = ['--ckpt_path', folder / 'results/2p/0/ckpt', '--data_dir', data, '--device_target', 'CPU']
+
+    there = tmp_path / 'results/2p/0/ckpt'
+    where = ['--ckpt_path', there / 'inceptionv4-1_3.ckpt', '--data_dir', data, '--device_target', 'CPU']
     evaluation.main([*map(str, where), '--batch_size', '4'])
-    assert figures(capfd.readouterr().out, '0.0') == pytest.approx(figures(out, '0.3'), rel=1e-5)
+    assert figures(capfd.readouterr().out) == pytest.approx(figures(two.text), rel=1e-5)
+    last = ['--resume', str(there / f'inceptionv4-{int(step) // 3}_{step}.ckpt'), '--resume_override', 'true']
+    train.main([*options, *last, '--batch_size', '16', '--max_train_steps', step, '--log_dir', str(tmp_path / 'one')])
+    assert f'this run: step {step} of {step} on 1 device' in capfd.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ RETRIES = 10  # of a checkpoint that cannot be written, until the next one is du
 class Checkpoints:
     """Saves the state of a training run. One that cannot be written is tried again; the training run continues without it.
 
-    Every rank has a `Checkpoints`; on schedule only rank 0 saves.
+    When their directory is renamed, they follow it. Every rank has a `Checkpoints`; on schedule only rank 0 saves.
 
     Args:
         cell: whose parameters are saved.
@@ -41,15 +42,20 @@ class Checkpoints:
         self.every, self.saved = settings.save_checkpoint_steps or plan.steps_per_epoch, plan.start
         self.due = self._next_multiple(plan.start)
         begun = checkpoint.numbered(directory, plan.start, plan.position(plan.start)[0])
-        self.path, self.lock, self.replaced = begun if begun.exists() else None, threading.Lock(), [*replaced]
-        # In the order of writing.
-        self.written = checkpoint.written_by(directory, info['training']) if info.get('training') else []
-        for path in [*self.written] if resumed else ():
+        self.path, self.lock = begun if begun.exists() else None, threading.Lock()
+        written = checkpoint.written_by(directory, info['training']) if info.get('training') else []
+        self.written, self.replaced = [path.name for path in written], [path.name for path in replaced]  # in that order
+        for path in written if resumed else ():
             if checkpoint.progress(path) > checkpoint.progress(resumed):
                 path.replace(f'{path}.1')
-                self.written.remove(path)
+                self.written.remove(path.name)
                 state.run.log(f'{path.name} has more steps than {resumed}: it is {path.name}.1 from now on')
         self.best = {} if replaced else checkpoint.best_evaluation(directory)
+        self.unmarked = None  # a checkpoint that is the best, but is not marked yet; it stays, however old it is
+        self.place = None  # the directory itself, whatever its name is
+        if state.run.rank == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.place = os.open(directory, os.O_RDONLY)
 
     def _next_multiple(self, step):
         """The next step after `step` at which a checkpoint is due."""
@@ -77,10 +83,18 @@ class Checkpoints:
                 return there
             return self._write({'step': step, 'epoch': epoch, 'position': position})
 
+    def follow(self) -> Path:
+        """The directory of the checkpoints, where it is now, with a line if it was renamed."""
+        now, state = Path(f'/proc/self/fd/{self.place}').resolve(), self.state
+        if now.is_dir() and now != state.directory.resolve():
+            state.run.log(f'warning: {state.directory} was renamed; resume with --log_dir {now} --resume auto')
+            state.directory = now
+        return state.directory
+
     def _write(self, about):
         step, state, begun = about['step'], self.state, time.monotonic()
         try:
-            state.directory.mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
+            self.follow().mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
             path = checkpoint.save(state.directory, self.cell, **about, **self.info)
             size = path.stat().st_size
         except OSError as error:
@@ -97,25 +111,28 @@ class Checkpoints:
         epoch = step / state.plan.steps_per_epoch
         state.metrics('checkpoint', step, epoch=epoch, file=path.name, bytes=size, seconds=time.monotonic() - begun)
         # Only now is there room for others than the newest.
-        self.written = [other for other in self.written if other != path] + [path]
-        removed, self.written = {*self.replaced, *self.written[: -self.keep]} - {path}, self.written[-self.keep :]
-        self.replaced = []
-        for other in removed:
+        self.written = [name for name in self.written if name != path.name] + [path.name]
+        removed = {*self.replaced, *self.written[: -self.keep]} - {path.name, self.unmarked}
+        self.written, self.replaced = [name for name in self.written if name not in removed], []
+        for name in removed:
             with contextlib.suppress(OSError):
-                other.unlink(missing_ok=True)
+                path.with_name(name).unlink(missing_ok=True)
         return path
 
     def mark_if_best(self, found: dict) -> None:
         """Take what an evaluation of the present weights has `found`: top1, loss, and `records`, the fingerprint of the
-        validation records. The best checkpoint gets a name of its own; where it cannot be written, the one before stays."""
-        best, log = self.state.directory / checkpoint.BEST, self.state.run.log
+        validation records. The best checkpoint gets a name of its own, after the next evaluation if it cannot be written."""
+        best, log = self.follow() / checkpoint.BEST, self.state.run.log
         if self.best.get('records', found['records']) != found['records']:
             log(f'warning: {best.name} is the best by other validation records: it becomes {best.name}.1')
             with contextlib.suppress(OSError):
                 best.replace(f'{best}.1')
             self.best = {}
         if self.path and self.saved == self.state.step and merit(found) > merit(self.best):
-            with only_warned(log, f'{best.name}, although {self.path} is the best so far'), self.state.during(SAVING):
-                checkpoint.mark_best(self.path, {**found, 'step': self.state.step})
-                self.best = found
-                log(f'best top-1 so far: {self.path.name} is also {best.name}')
+            self.best, self.unmarked = {**found, 'step': self.state.step}, self.path.name
+        if self.unmarked:
+            path = best.with_name(self.unmarked)
+            with only_warned(log, f'{best.name}, although {path} is the best so far'), self.state.during(SAVING):
+                checkpoint.mark_best(path, self.best)
+                self.unmarked = None
+                log(f'best top-1 so far: {path.name} is also {best.name}')

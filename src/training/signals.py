@@ -24,7 +24,8 @@ class Signals:
     such as CANN's, would unblock it. MindSpore and CANN replace handlers, so `install` is called before each step.
 
     MindSpore (2.8) sends itself a SIGTERM when a data worker has died: `number` is then the signal that ended the worker,
-    and it never counts as a second one. Within a graph it makes a SIGTERM of Ctrl-C, too.
+    and it never counts as a second one. Within a graph it makes a SIGTERM of Ctrl-C, too: in the foreground of a terminal
+    SIGTERM counts as Ctrl-C.
     """
 
     active = None
@@ -67,10 +68,11 @@ class Signals:
         os.close(self.source)
 
     def _take(self, number):
-        now, name = time.monotonic(), signal.Signals(number).name
         if worker := _dead_worker() if number == signal.SIGTERM else None:
             again, (number, name) = False, worker
         else:
+            number = signal.SIGINT if number == signal.SIGTERM and _in_foreground() else number
+            now, name = time.monotonic(), signal.Signals(number).name
             again = now >= self.first.setdefault(number, now) + ECHO
         if again or not (self.can_save or self.number):
             with contextlib.suppress(OSError):  # and not by `print`, in which the main thread may be
@@ -78,6 +80,13 @@ class Signals:
             os._exit(128 + number)
         if not self.number:
             self.name, self.number = name, number
+
+
+def _in_foreground():
+    """Whether Ctrl-C in the terminal at standard input reaches this process."""
+    with contextlib.suppress(OSError):  # no terminal, or not ours
+        return os.tcgetpgrp(0) == os.getpgrp()
+    return False
 
 
 def _leave_to_the_parent():

@@ -18,7 +18,6 @@ import train
 from src.data import demo_images
 from src.weights import checkpoint
 from tests.conftest import SMALL
-from tests.processes import ROOT, Program
 
 SHORT = ['--device_target', 'CPU', '--display_every', '1', '--lr', '0.001', '--max_train_steps', '10']
 EVALUATED = ['--mode', 'train_and_evaluate', '--epochs_between_evals', '1']  # of 5 steps an epoch
@@ -89,24 +88,9 @@ def test_going_back_and_resuming(run, log):
     assert 'resuming from step 9' in run(train.main, '--log_dir', log, '--resume', 'auto')
 
 
-def test_other_validation_records(run, records, log, tmp_path):
-    """The best of others is not compared with: a line, and it stays under another name."""
-    other = demo_images.make(tmp_path / 'other', train_per_class=2, validation_per_class=2)
-    for path in records.glob('train-*'):
-        shutil.copy(path, other)
-    parameters, info = checkpoint.load(log / checkpoint.BEST)
-    info['evaluation'].update(top1=100.0, loss=0.0)
-    checkpoint.write(log / checkpoint.BEST, parameters, info)
-    (log / LAST).unlink()
-    text = run(train.main, '--log_dir', log, *EVALUATED, '--resume', 'auto', data=other)
-    assert re.search('is the best by other validation records: it becomes', text), text
-    assert best(log)['step'] == 10
-    assert checkpoint.load(log / f'{checkpoint.BEST}.1')[1]['evaluation']['top1'] == 100.0
-
-
 def test_no_side_product_ends_a_training(run, log):
     """The best mark, the curves, the report and the metrics cannot be written, nor config.yaml: each costs a line, and the
-    next one that is better is marked."""
+    best is marked as soon as there is room."""
     for path in log.glob('*.ckpt'):
         path.unlink()
     for name in ('config.yaml', 'metrics.jsonl', 'training.png'):
@@ -140,21 +124,17 @@ def test_overwritten_twice_before_the_first_checkpoint(run, log):
     assert (log / OLDER).exists() and (log / LAST).exists()
 
 
-def test_ranks_with_other_records(records, tmp_path):
-    """Two servers whose copies differ: the same number of records in another order, named before the first step."""
-    other = shutil.copytree(records, tmp_path / 'other')
-    first, second = sorted(other.glob('train-*'))[:2]
-    first.rename(other / 'first')
-    second.rename(first)
-    (other / 'first').rename(second)
-    script = tmp_path / 'train_here.py'
-    script.write_text(
-        f'import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\nplaces = {[str(records), str(other)]!r}\n'
-        'train.main(["--data_dir", places[int(os.environ["RANK_ID"])], *sys.argv[1:]])\n'
-    )
-    options = [*SMALL, *SHORT, '--rank_size', '2', '--batch_size', '2']
-    Program(tmp_path, ROOT / 'src/cluster/launch.py', '2', script, *options).end(2)
-    for rank in (0, 1):
-        text = (tmp_path / f'results/2p/{rank}/train.log').read_text()
-        differs = '^error: the training records differs: rank 0 has 20 with .*, rank 1 has 20 with '
-        assert re.search(differs, text, re.M) and 'step: ' not in text, text
+def test_renamed_directory(run, tmp_path, monkeypatch):
+    """Everything follows it, with a line in the log."""
+    log, moved, write = tmp_path / 'log', tmp_path / 'moved', checkpoint.write
+
+    def rename_after(path, *rest):
+        write(path, *rest)
+        if log.exists():
+            log.rename(moved)
+
+    monkeypatch.setattr(checkpoint, 'write', rename_after)
+    text = run(train.main, '--log_dir', log, *EVALUATED)
+    files = {OLDER, LAST, checkpoint.BEST, 'inception_v4.log', 'metrics.jsonl', 'training.png', 'report'}
+    assert not log.exists() and files <= {path.name for path in moved.iterdir()}
+    assert f'{log} was renamed; resume with --log_dir {moved} --resume auto' in text

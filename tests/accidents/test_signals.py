@@ -76,8 +76,7 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
         one.reach('(?s)children.*children')
         return one
 
-    def ended(one, *statuses):
-        assert (status := one.process.wait(300)) in statuses, one.text[-3000:]
+    def ended(one, status):
         one.end(status)
         end = json.loads((directory / 'metrics.jsonl').read_text().splitlines()[-1])
         assert end['status'] == status and 'data worker' not in one.text
@@ -85,7 +84,7 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
 
     one = start()
     os.write(one.terminal, b'\3')
-    ended(one, 130, 143)  # MindSpore makes a SIGTERM of it within a graph
+    ended(one, 130)  # also within a graph, where MindSpore makes a SIGTERM of it
 
     one = start(ignored=[signal.SIGHUP])
     os.close(one.terminal)
@@ -125,8 +124,8 @@ def test_evaluation_that_was_cut_short_is_made_up(tmp_path, running, monkeypatch
 
     first = running('-u', ROOT / 'train.py', *options)
     first.reach(lambda: checkpoint.by_age(directory))
-    first.process.terminate()
-    first.end(143)
+    os.write(first.terminal, b'\3')
+    first.end(130)
     assert evaluated() == [] and not (directory / checkpoint.BEST).exists()
 
     resumed()

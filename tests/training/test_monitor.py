@@ -105,6 +105,8 @@ def test_best_outlives_the_newest(tmp_path, data):
     found = [(10.0, 1.5), (60.0, 1.5), (50.0, 1.0), (60.0, 1.4), (60.0, 1.4), *[(30.0, 1.5)] * 5]
     results = (Result(top1, 90.0, loss, 30) for top1, loss in found)
     evaluated = Evaluation(open_records(data, 'validation'), results)
+    of_others = {'step': 1, 'evaluation': {'top1': 99.0, 'loss': 0.0, 'records': 'others'}}
+    checkpoint.write(tmp_path / checkpoint.BEST, {}, of_others)
     training = Training(tmp_path, options=['--epochs_between_evals', '1'], evaluation=evaluated)
     for step in range(1, 100):
         training.cell.weight.set_data(Tensor(np.full((2, 2), step, np.float32)))
@@ -114,6 +116,9 @@ def test_best_outlives_the_newest(tmp_path, data):
     assert (info['evaluation']['top1'], info['evaluation']['loss']) == (60, 1.4)
     assert names(tmp_path) == [f'inceptionv4-{epoch}_{epoch}0.ckpt' for epoch in (7, 8, 9)]
     assert evaluated.at == [*range(10, 100, 10)]
+    # The best by other validation records is not compared with, and stays.
+    assert len(training.logged('warning: inceptionv4-best.ckpt is the best by other validation records')) == 1
+    assert checkpoint.load(f'{tmp_path / checkpoint.BEST}.1')[1]['evaluation'] == of_others['evaluation']
 
 
 def test_disk_full(tmp_path):

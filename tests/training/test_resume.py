@@ -130,24 +130,6 @@ def test_killed_stopped_and_failed(data, uninterrupted, tmp_path, capsys):
     assert [(one['step'], one['status']) for one in found if one['kind'] == 'end'] == [(4, 143), (5, 2), (STEPS, 0)]
 
 
-@pytest.mark.compiles
-def test_two_ranks_stop_at_the_same_step(data, tmp_path, capsys):
-    """The launcher passes the signal on; then one device continues from as many images."""
-    launcher, options = [ROOT / 'src/cluster/launch.py', '2', ROOT / 'train.py'], [*SMALL, *RECIPE, '--batch_size', '2']
-    two = Program(tmp_path, *launcher, '--data_dir', data, *options, '--max_train_steps', '500')
-    two.reach('^step: 2 ')
-    two.process.send_signal(signal.SIGINT)
-    two.end(130)
-    logs = [(tmp_path / f'results/2p/{rank}/train.log').read_text() for rank in (0, 1)]
-    (first,), (second,) = (re.findall(r'^SIGTERM: stopped after step (\d+) of ', log, re.M) for log in logs)
-    assert first == second
-    step = int(first)
-    there = tmp_path / f'results/2p/0/ckpt/inceptionv4-{step // 5}_{step}.ckpt'
-    train_here(data, tmp_path, '--resume', str(there), '--resume_override', 'true', '--max_train_steps', str(step))
-    out = capsys.readouterr().out
-    assert f'this run: step {step} of {step} on 1 device' in out and 'training is complete' in out
-
-
 @pytest.fixture
 def old(data, tmp_path, monkeypatch):
     """A checkpoint of two devices with batches of 4, after 3 steps of 2 an epoch (20 records), without parameters."""

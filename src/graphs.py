@@ -26,7 +26,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common import api
 
 from src import files
-from src.errors import InputError, only_warned
+from src.errors import only_warned
 
 KEPT = 50  # graphs in a cache; one of the whole network's training has 5 MB, without any weights
 ROOM = 32 << 20  # bytes to be free where MindSpore writes a graph: on a full disk it keeps the beginning of one as a whole
@@ -83,28 +83,16 @@ OFF = Graphs(log=lambda line: None)
 
 
 def open_cache(option: str, on_cpu: bool, made_from: object, log: Callable[[str], None]) -> Graphs:
-    """The `Graphs` of this process. InputError if the directory `option` of compile_cache cannot be used; if that of `auto`
-    cannot, a line of the log."""
+    """The `Graphs` of this process; a line to `log` if the directory that `option`, compile_cache, means cannot be used."""
     if option == 'off' or option == 'auto' and not on_cpu:
         return Graphs(log=log)
     auto = f'{os.environ.get("XDG_CACHE_HOME") or "~/.cache"}/inceptionv4-mindspore'
-    directory = Path(os.path.expanduser(auto if option == 'auto' else option))
-    try:
-        if str(directory).startswith('~'):
-            raise FileNotFoundError('this user has no home directory; set HOME')
+    with only_warned(log, 'compile cache'):
+        directory = Path(auto if option == 'auto' else option).expanduser().absolute()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory), tempfile.TemporaryFile():
-            status = directory.stat()
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            mode = f'owner {status.st_uid}, mode {status.st_mode & 0o777:o}'
-            raise PermissionError(f'a graph is a program, and others may write there ({mode})')
-    except OSError as error:
-        problem = f'compile_cache {directory}: {error.strerror or error}'
-        if option != 'auto':
-            raise InputError(f'{problem}; use another directory or off') from error
-        log(f'warning: {problem}; graphs are compiled at every start')
-        return Graphs(log=log)
-    return Graphs(directory.absolute(), made_from, log)
+            return Graphs(directory, made_from, log)
+    return Graphs(log=log)
 
 
 @functools.lru_cache(None)

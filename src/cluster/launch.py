@@ -100,7 +100,6 @@ def _arguments(arguments):
     parser.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
     parser.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
     parser.add_argument('--stall_timeout', type=float, help='seconds of a step that count as a hang (default: 600 or more)')
-    parser.add_argument('--rank_size', type=int, help='number of ranks that is expected')
     parser.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
     args, options = parser.parse_known_args(arguments)
     for name in ('grace', 'max_restarts', 'stall_timeout'):
@@ -123,8 +122,6 @@ def _launch(args):
     if target != 'CPU':
         devices = rank_table.local_server(table, args.server_id).devices
     size, several = len(everywhere), len(devices) < len(everywhere)
-    if args.rank_size not in (None, size):
-        raise InputError(f'--rank_size {args.rank_size}, but the rank table has {size} ranks')
     if several and args.max_restarts:
         raise InputError(f'--max_restarts {args.max_restarts} is for a single server; for several see deploy/slurm.sh')
     if npus and not counted:  # a table's numbers count all devices; CANN counts those that a container sees from 0:

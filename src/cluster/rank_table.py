@@ -1,7 +1,7 @@
 """Rank tables say which device of which server is which rank.
 
     python -m src.cluster.rank_table make --devices 8 [--server_id ADDRESS ...] [--output FILE]
-    python -m src.cluster.rank_table check FILE [--rank_size N]
+    python -m src.cluster.rank_table check FILE
 
 Both formats of https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/rank_table.html are read: `server_list`, also that of
 MindCluster (hccl.json), and the older `group_list`. In that of ModelArts are no ranks: an instance is a container with all
@@ -145,16 +145,13 @@ def main(arguments: list[str] | None = None) -> None:
     maker.add_argument('--output', help='file to write (default: the screen)')
     checker = commands.add_parser('check', help='exit status 2 if something is wrong')
     checker.add_argument('file')
-    checker.add_argument('--rank_size', type=int, help='number of ranks expected')
     args = parser.parse_args(arguments)
     if args.command == 'make':
         text = make(args.devices, args.server_id)
         with reading(args.output), open(args.output, 'w') if args.output else contextlib.nullcontext(sys.stdout) as file:
             return print(text, file=file)
-    size = len(all_devices(table := read(args.file)))
-    if args.rank_size not in (None, size):
-        raise InputError(f'rank table {args.file} has {size} ranks, but rank_size is {args.rank_size}')
-    print(f'{args.file}: {size} ranks on {len(table)} server(s), valid')
+    table = read(args.file)
+    print(f'{args.file}: {len(all_devices(table))} ranks on {len(table)} server(s), valid')
 
 
 if __name__ == '__main__':

@@ -44,34 +44,13 @@ def test_lock_that_leads_elsewhere(kind, tmp_path, capsys):
     assert re.match(rf'error: {place}: .*; choose another --log_dir\n$', error) and victim.read_text() == 'precious'
 
 
-@pytest.mark.parametrize('mode', [0o775, 0o1777])
-def test_cache_that_others_may_write_to(mode, tmp_path, capsys, monkeypatch):
-    """A graph is a program: somebody else's is not run."""
-    cache = tmp_path / 'user/inceptionv4-mindspore'
-    cache.mkdir(parents=True)
-    cache.chmod(mode)
-    error = start_training(capsys, tmp_path / 'log', '--compile_cache', cache).err
-    assert error.startswith(f'error: compile_cache {cache}: ') and f'{mode & 0o777:o}' in error and error.count('\n') == 1
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user'))
-    found = start_training(capsys, tmp_path / 'log')
-    assert len(re.findall('^warning: compile_cache .*compiled at every start$', found.out, re.M)) == 1
-    assert 'nowhere' in found.err and not list(cache.iterdir())
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a directory away')
-def test_cache_of_another_user(tmp_path, capsys):
-    (tmp_path / 'cache').mkdir(mode=0o700)
-    os.chown(tmp_path / 'cache', 12345, -1)
-    assert 'owner 12345' in start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache').err
-
-
-@pytest.mark.parametrize('option', [(), ('--compile_cache', '~/graphs')])
-def test_user_without_a_home(option, tmp_path, capsys, monkeypatch):
-    """`docker run --user`: no directory called ~, one line."""
+@pytest.mark.parametrize('option', [(), ('--compile_cache', '~/graphs'), ('--compile_cache', '/proc/graphs')])
+def test_no_place_for_a_cache(option, tmp_path, capsys, monkeypatch):
+    """`docker run --user`: no directory called ~, one line, and graphs are compiled at every start."""
     monkeypatch.delenv('HOME', raising=False)
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setattr(os, 'getuid', lambda: 54321)
     monkeypatch.chdir(tmp_path)
     found = start_training(capsys, tmp_path / 'log', *option)
-    assert (found.out + found.err).count('no home directory') == 1 and 'Traceback' not in found.err
+    assert (found.out + found.err).count('no compile cache: ') == 1 and 'Traceback' not in found.err
     assert [path.name for path in tmp_path.iterdir()] == ['log']

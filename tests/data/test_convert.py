@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 
-import pytest
 from PIL import Image
 
 from src.data.check import check
@@ -107,16 +106,13 @@ def test_killed_half_way(sets, tmp_path):
     assert {path.name: path.read_bytes() for path in dst.iterdir() if path.name != '.lock'} == made
 
 
-@pytest.mark.parametrize('layout', ['tfrecord', 'mindrecord'])
-def test_fix(odd, tmp_path, layout):
-    dst = tmp_path / layout
-    call = ['--src', odd, '--dst', dst, '--format', layout, '--shards', 2]
-    if layout == 'tfrecord':
-        run = cli('convert', *call)
-        fails(run, '3 images cannot be decoded', '--fix')
-        names = sorted(re.search('([a-z]+).jpg: ', line)[1] for line in run.stderr.splitlines() if line.startswith('bad: '))
-        assert names == ['empty', 'truncated', 'undecodable']
-        assert 'lacks shard' in message(open_records, dst, 'train') or not list(dst.glob('train-*'))
+def test_fix(odd, tmp_path):
+    dst = tmp_path / 'dst'
+    call = ['--src', odd, '--dst', dst, '--format', 'mindrecord', '--shards', 2]
+    run = cli('convert', *call)
+    fails(run, '3 images cannot be decoded', '--fix')
+    names = sorted(re.search('([a-z]+).jpg: ', line)[1] for line in run.stderr.splitlines() if line.startswith('bad: '))
+    assert names == ['empty', 'truncated', 'undecodable'] and len([*dst.glob('train-*.mindrecord')]) < 2
     run = cli('convert', *call, '--fix')
     assert run.returncode == 0, run.stderr
     assert {*run.stdout.splitlines()} == {
@@ -125,7 +121,7 @@ def test_fix(odd, tmp_path, layout):
         '3 images CMYK or no JPEG, re-encoded',
         f'{dst}: train, 11 images',
     }
-    assert run.stderr.count('left out: ') == 3 and 'empty.jpg: not an image' in run.stderr
+    assert run.stderr.count('left out: ') == 3
     records = open_records(dst, 'train')
     images = {records.read(i) for i in range(11)}
     original = {p.read_bytes() for p in (odd / 'train').glob('*/*')}

@@ -1,16 +1,13 @@
 """Every layout opens alike; labels of folders; what is no data set."""
 
-import os
 import pickle
 import shutil
-from pathlib import Path
 
 import pytest
 
-from src.data.convert import convert
 from src.data.folder import find_layout
 from src.data.records import open_records
-from tests.data.samples import content, jpeg, message, write_folder
+from tests.data.samples import content, message, write_folder
 
 
 @pytest.mark.parametrize('layout, shift', [('tf', 1), ('mr', 1), ('tf2', 1), ('mr0', 0), ('folder', 0)])
@@ -61,16 +58,3 @@ def test_what_is_no_data_set(sets, tmp_path):
     assert expected in message(open_records, both, 'train')
     (tmp_path / 'empty' / 'train' / 'a').mkdir(parents=True)
     assert 'no image in' in message(open_records, tmp_path / 'empty', 'train')
-
-
-def test_names_of_any_bytes(tmp_path):
-    for name in (b'\xff, record 7', 'ä\n'.encode(), b'plain'):
-        folder = os.fsencode(tmp_path / 'src/train') + b'/' + name
-        os.makedirs(folder)
-        for k, file in enumerate((b'\xfe.jpg', b'%s %d.jpg')):
-            Path(os.fsdecode(folder + b'/' + file)).write_bytes(jpeg([k, *name]))
-    for src, dst, layout in [('src', 'a, record 3', 'tfrecord'), ('a, record 3', 'b', 'mindrecord')]:
-        convert(str(tmp_path / src), str(tmp_path / dst), layout, 1)
-        made = open_records(tmp_path / dst, 'train')
-        assert content(made, 1) == content(open_records(tmp_path / 'src', 'train'))
-    assert made.class_names == ['background', 'plain', 'ä\n', os.fsdecode(b'\xff, record 7')]

@@ -4,7 +4,6 @@ The candidates run in turns, each in a process of its own with all cores. All ha
 the same logits, but in 8-bit integers or bfloat16. requirements-bench.txt lists what must be installed.
 """
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -81,19 +80,18 @@ def make_files(directory):
 def main():
     parser = rounds.parser('benchmarks.inference', __doc__, 9)
     parser.add_argument('--batch', default='1,8', help='batch sizes (default: 1,8)')
-    parser.add_argument('--directory', type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.alone:
         ms.set_context(mode=ms.GRAPH_MODE, device_target='CPU')
         x = np.random.default_rng(2).uniform(-1, 1, (int(a.batch), 3, SIZE, SIZE)).astype(np.float32)
-        infer = CANDIDATES[a.alone](a.directory)
+        infer = CANDIDATES[a.alone](a.place)
         return rounds.serve(lambda: infer(x)[0][:50])
     print(rounds.machine('mindspore', 'onnxruntime'), flush=True)
-    with tempfile.TemporaryDirectory() as directory:
-        make_files(Path(directory))
+    with tempfile.TemporaryDirectory() as place:
+        make_files(Path(place))
         for batch in a.batch.split(','):
             print(f'batch {batch}')
-            commands = rounds.alone('benchmarks.inference', CANDIDATES, '--batch', batch, '--directory', directory)
+            commands = rounds.alone('benchmarks.inference', CANDIDATES, place, '--batch', batch)
             results = rounds.compare(commands, a, int(batch))
             expected = np.array(next(iter(results.values())))
             for name, logits in results.items():

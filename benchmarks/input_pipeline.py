@@ -4,7 +4,6 @@ This pipeline and its peers (rewritten here from their documentation) read the s
 for each core, in turns. tf.data needs a Python with TensorFlow (requirements-bench.txt): `--tf_python PYTHON`.
 """
 
-import argparse
 import tempfile
 import time
 from functools import partial
@@ -39,19 +38,18 @@ def make_records(directory, images, at_least):
         target.write_bytes(found[number % len(found)].read_bytes())
     for layout in ('tfrecord', 'mindrecord'):
         convert(str(directory / 'folder'), str(directory / layout), layout, 4, workers=1)
-    print(f'{len(found)} images of {images}', flush=True)
 
 
 def ours(layout, a, batches):
     """This project's pipeline on records of `layout`."""
     settings = load_settings([f'--image_size={a.size}', f'--batch_size={a.batch_size}', '--seed=1'])
-    return training_dataset(open_records(a.records / layout, 'train'), 0, settings, range(batches), Run())
+    return training_dataset(open_records(a.place / layout, 'train'), 0, settings, range(batches), Run())
 
 
 def in_folder(operations, a, batches):
     """Pipeline of `mindspore.dataset` that works in C++ only, as MindCV uses it."""
     workers = rounds.cores()
-    data = ds.ImageFolderDataset(str(a.records / 'folder/train'), num_parallel_workers=workers, shuffle=True)
+    data = ds.ImageFolderDataset(str(a.place / 'folder/train'), num_parallel_workers=workers, shuffle=True)
     data = data.repeat(-(-batches * a.batch_size // data.get_dataset_size()))
     data = data.map(operations(a), 'image', num_parallel_workers=workers)
     return data.map(transforms.TypeCast(mstype.int32), 'label').batch(a.batch_size, drop_remainder=True)
@@ -78,7 +76,6 @@ PIPELINES = {
     'floor: crop-decode and resize alone': partial(in_folder, floor),
     'MindCV (crop, flip, normalise)': partial(in_folder, mindcv),
 }
-TF_PIPELINES = {'tf.data as the original': 'original', 'tf.data tuned by hand': 'tuned'}
 
 
 def work(make, a, begun):
@@ -101,19 +98,17 @@ def main():
     parser.add_argument('--tf_python', help='python that has TensorFlow')
     parser.add_argument('--batch_size', type=int, default=128, help='images in a batch (default: 128)')
     parser.add_argument('--size', type=int, default=299, help='pixels (default: 299)')
-    parser.add_argument('--records', type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.alone:
         begun = []
         return rounds.serve(partial(work, PIPELINES[a.alone], a, begun), lambda: [*begun.pop()])
-    decoder = 'libjpeg-turbo' if jpeg.library() else 'Pillow'
-    print(f'{rounds.machine("mindspore")}, decoder {decoder}', flush=True)
+    print(f'{rounds.machine("mindspore")}; {jpeg.describe()}', flush=True)
     with tempfile.TemporaryDirectory(prefix='input_pipeline_') as place:
         make_records(Path(place), a.images, a.batch_size)
-        commands = rounds.alone('benchmarks.input_pipeline', PIPELINES, '--records', place)
-        numbers = [a.batch_size, a.size, rounds.cores(), SKIPPED, BATCHES]
-        for name, kind in TF_PIPELINES.items() if a.tf_python else ():
-            commands[name] = [a.tf_python, 'benchmarks/tf_data.py', f'{place}/tfrecord', kind, *numbers]
+        commands = rounds.alone('benchmarks.input_pipeline', PIPELINES, place)
+        tf_data = [a.tf_python, 'benchmarks/tf_data.py', f'{place}/tfrecord', a.batch_size, a.size, rounds.cores()]
+        if a.tf_python:
+            commands |= {f'tf.data, {kind}': [*tf_data, SKIPPED, BATCHES, kind] for kind in ('original', 'tuned')}
         rounds.compare(commands, a, BATCHES * a.batch_size, self_timed=True)
 
 

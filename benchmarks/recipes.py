@@ -1,7 +1,7 @@
 """Recipes side by side on the same records: `python -m benchmarks.recipes DATA --recipe FILE [OPTION=VALUE ...] ...`.
 
 A recipe is a file as `--config_path` takes it, and what differs from it here; `--option` goes to all. Seed after seed, the
-recipes take turns; every training run is a process of its own and evaluates after each epoch.
+recipes take turns; every training run is a process of its own, below `recipes_compared`, and evaluates after each epoch.
 
 CPU seconds are those of the training steps and of the data they wait for, in the process: with one worker, as here, of all.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.rounds import machine, spread
 from src.data.records import open_records
 from src.data.tfrecord import write_shards
-from src.errors import InputError, Parser, entry_point
+from src.errors import Parser, entry_point
 from src.training import metrics
 from src.workflow import ROOT
 
@@ -31,10 +31,8 @@ def data_options(parser):
 
 
 def subset(source, target, train, validation):
-    """The directory of the first `train` and `validation` images of each class in `source`, none twice, copied to `target`;
-    `source` itself where both are 0, for all."""
-    if not train and not validation:
-        return source
+    """The directory `target` with the first `train` and `validation` images of each class in `source`, none twice; all of
+    them for 0."""
     seen = set()
     for split, most in (('validation', validation), ('train', train)):
         records, counts, kept = open_records(source, split), Counter(), []
@@ -74,21 +72,18 @@ def train_timed(argv):
 
 
 def train(folder, options):
-    """[(epoch, images trained, CPU seconds, top-1, loss)] at each evaluation of a training run in `folder` with the options
+    """[(images trained, CPU seconds, top-1)] at each evaluation of a training run in `folder` with the options
     [OPTION=VALUE]."""
     every = 'mode=train_and_evaluate epochs_between_evals=1 keep_checkpoint_max=1 overwrite=true'.split()
     command = [sys.executable, '-m', 'benchmarks.recipes', 'alone']
     command += [f'--{option}' for option in [*options, *every, f'log_dir={folder}']]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if ended.returncode:
-        raise InputError(f'train.py ended with status {ended.returncode}: {ended.stderr.strip()[-300:]}')
+    subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
     for path in folder.glob('*.ckpt'):
         path.unlink()
     records = metrics.read(folder / metrics.NAME)
     batch = next(one['global_batch'] for one in records if one['kind'] == 'start')
     cpu = {one['step']: one['cpu'] for one in records if one['kind'] == 'cost'}
-    found = [one for one in records if one['kind'] == 'evaluation']
-    return [(one['epoch'], one['step'] * batch, cpu[one['step']], one['top1'], one['loss']) for one in found]
+    return [(one['step'] * batch, cpu[one['step']], one['top1']) for one in records if one['kind'] == 'evaluation']
 
 
 @entry_point
@@ -98,9 +93,8 @@ def main():
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
     parser.add_argument('--recipe', action='append', nargs='+', required=True, help='FILE [OPTION=VALUE ...], for each')
     parser.add_argument('--option', nargs='*', default=[], help='OPTION=VALUE ... of all')
-    parser.add_argument('--directory', default='recipes_compared', help='of the runs (default: recipes_compared)')
     a = data_options(parser).parse_args()
-    place, found = Path(a.directory).resolve(), {' '.join(words): [] for words in a.recipe}
+    place, found = Path('recipes_compared').resolve(), {' '.join(words): [] for words in a.recipe}
     data = subset(Path(a.data).resolve(), place / 'data', a.train, a.validation)
     print(machine('mindspore', 'numpy'), flush=True)
     for seed in a.seeds.split(','):
@@ -108,13 +102,13 @@ def main():
             options = [f'config_path={Path(path).resolve()}', f'data_dir={data}', f'seed={seed}', 'num_workers=1']
             points = train(place / f'{number}_{seed}', [*options, *a.option, *own])
             found[text].append(points)
-            top1 = ', '.join(f'{point[3]:.1f}' for point in points)
-            print(f'seed {seed}, {text}: top-1 {top1} %; {points[-1][2]:.0f} CPU s, {points[-1][1]:,} images', flush=True)
-    target = statistics.median(points[-1][3] for points in next(iter(found.values())))
+            top1 = ', '.join(f'{point[2]:.1f}' for point in points)
+            print(f'seed {seed}, {text}: top-1 {top1} %; {points[-1][1]:.0f} CPU s, {points[-1][0]:,} images', flush=True)
+    target = statistics.median(points[-1][2] for points in next(iter(found.values())))
     for text, seeds in found.items():
-        first = [next((point for point in points if point[3] >= target), None) for points in seeds]
-        cost = f'after {spread([point[2] for point in first], 0)} CPU s' if all(first) else 'not always'
-        print(f'{text}: final top-1 {spread([points[-1][3] for points in seeds], 1)} %; {target:.1f} % {cost}')
+        first = [next((point for point in points if point[2] >= target), None) for points in seeds]
+        cost = f'after {spread([point[1] for point in first], 0)} CPU s' if all(first) else 'not always'
+        print(f'{text}: final top-1 {spread([points[-1][2] for points in seeds], 1)} %; {target:.1f} % {cost}')
 
 
 if __name__ == '__main__':

@@ -32,28 +32,26 @@ def cpu_seconds(pid):
 
 
 class Candidate:
-    """A process that works for each line on stdin, see `serve`; `first`: seconds until its first work is done."""
+    """A process that works for each line on stdin, see `serve`."""
 
     def __init__(self, name, command):
-        start, pipes = time.perf_counter(), {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         # `import mindspore` (2.8) puts OMP_NUM_THREADS=1 into what child processes inherit; `os.environ` is without it.
         self.process = subprocess.Popen([*map(str, command)], text=True, env=dict(os.environ), cwd=ROOT, **pipes)
         self.name, self.cpu, self.wall = name, 0.0, 0.0  # seconds
-        self.work()
-        self.first = time.perf_counter() - start
 
     def work(self):
-        """Do the work once; returns the numbers that it returned."""
+        """Do the work once. Returns how many seconds it took and the numbers that it returned."""
         before, start = cpu_seconds(self.process.pid), time.perf_counter()
         print(file=self.process.stdin, flush=True)
         word, *result = self.process.stdout.readline().split() or ['']
         if word != 'done':
             raise InputError(f'{self.name} ended with an error, see above; requirements-bench.txt lists what it needs')
-        self.wall += time.perf_counter() - start
-        self.cpu += cpu_seconds(self.process.pid) - before
+        seconds = time.perf_counter() - start
+        self.wall, self.cpu = self.wall + seconds, self.cpu + cpu_seconds(self.process.pid) - before
         print(file=self.process.stdin, flush=True)  # only now may its children end
         self.process.stdout.readline()
-        return [float(value) for value in result]
+        return seconds, *map(float, result)
 
 
 def serve(work, finish=lambda: None):
@@ -67,17 +65,14 @@ def serve(work, finish=lambda: None):
 
 
 def interleaved(calls, rounds, pause=0.0):
-    """({name: [seconds of each call]}, {name: [what each call returned]}) of `calls` {name: function}: all once in each
-    round, in a new random order every round, each after `pause` seconds."""
-    rng, seconds, results = np.random.default_rng(0), {name: [] for name in calls}, {name: [] for name in calls}
+    """{name: [what each call returned]} of `calls` {name: function}: all once in each round, in a new random order every
+    round, each after `pause` seconds."""
+    rng, results = np.random.default_rng(0), {name: [] for name in calls}
     for _ in range(rounds):
         for name in map(str, rng.permutation(list(calls))):
             time.sleep(pause)
-            start = time.perf_counter()
-            result = calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-            results[name].append(result)
-    return seconds, results
+            results[name].append(calls[name]())
+    return results
 
 
 def parser(module, description, rounds):
@@ -86,12 +81,15 @@ def parser(module, description, rounds):
     made.add_argument('--rounds', type=int, default=rounds, help=f'timed works of each candidate (default: {rounds})')
     made.add_argument('--only', default='', help='candidates whose names this regular expression finds')
     made.add_argument('--alone', default='', help=argparse.SUPPRESS)  # the candidate that this process is
+    made.add_argument('--place', type=Path, help=argparse.SUPPRESS)  # of its files
     return made
 
 
-def alone(module, names, *more):
-    """{name: command} of candidates that `module` is with the arguments of this program, `more`, and `--alone name`."""
-    return {name: [sys.executable, '-m', module, *sys.argv[1:], *more, '--alone', name] for name in names}
+def alone(module, names, place='', *more):
+    """{name: command} of candidates that `module` is with the arguments of this program, `more`, and `--alone name`; their
+    files are in `place`."""
+    more = [*sys.argv[1:], *more, '--place', place, '--alone']
+    return {name: [sys.executable, '-m', module, *more, name] for name in names}
 
 
 def compare(commands, a, images, self_timed=False):
@@ -106,17 +104,16 @@ def compare(commands, a, images, self_timed=False):
         interleaved(calls, WARM_UP, PAUSE)
         for one in candidates:
             one.cpu = one.wall = 0.0
-        seconds, results = interleaved(calls, a.rounds, PAUSE)
-        if self_timed:
-            seconds = {name: [result[0] for result in found] for name, found in results.items()}
-        print(f'{"":<42} {"images/s (lowest to highest)":<28} of first  first, s  threads  peak GB')
+        results = interleaved(calls, a.rounds, PAUSE)
+        seconds = {name: [result[1 if self_timed else 0] for result in found] for name, found in results.items()}
+        print(f'{"":<42} {"images/s (lowest to highest)":<28} of first  threads  peak GB')
         for one in candidates:
             ratio = statistics.median(base / value for base, value in zip(seconds[candidates[0].name], seconds[one.name]))
             # Not ru_maxrss, in which a process inherits what its parent had.
             peak = int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{one.process.pid}/status').read_text())[1]) * 1024 / 1e9
             speed = spread([images / value for value in seconds[one.name]])
-            print(f'{one.name:<42} {speed:<28} {ratio:>8.2f} {one.first:>9.1f} {one.cpu / one.wall:>8.2f} {peak:>8.2f}')
-        return {name: found[-1] for name, found in results.items()}
+            print(f'{one.name:<42} {speed:<28} {ratio:>8.2f} {one.cpu / one.wall:>8.2f} {peak:>8.2f}')
+        return {name: found[-1][1:] for name, found in results.items()}
     finally:
         for one in candidates:
             one.process.kill()

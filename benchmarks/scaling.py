@@ -1,6 +1,6 @@
 """What limits a training run on N Ascend 910s, on paper; the documentation says where the figures come from.
 
-python -m benchmarks.scaling --devices N [--config_path RECIPE] [--batch_size B]"""
+python -m benchmarks.scaling --devices N [--config_path RECIPE] [--batch_size B] [further options of train.py]"""
 
 import math
 from collections import namedtuple
@@ -78,13 +78,11 @@ def course(devices, batch_size, settings):
 def main(arguments=None):
     parser = Parser(prog='python -m benchmarks.scaling', description=__doc__.partition(';')[0])
     parser.add_argument('--devices', type=int, required=True, help='1, 2, 4, or a multiple of 8 up to 4096')
-    parser.add_argument('--config_path', help='options of train.py, of which the hours are computed, e.g. recipes/fast.yaml')
-    parser.add_argument('--batch_size', type=int, default=0, help='images a step on a device (default: 128 on one, else 64)')
-    a = parser.parse_args(arguments)
+    a, options = parser.parse_known_args(arguments)
     if a.devices not in (1, 2, 4) and (a.devices % PER_SERVER or not 0 < a.devices <= 4096):
         raise InputError(f'--devices {a.devices}: must be 1, 2, 4, or a multiple of {PER_SERVER} up to 4096')
-    settings = load_settings(['--config_path', a.config_path]) if a.config_path else None
-    batch_size = a.batch_size or settings and settings.batch_size or default_batch_size(a.devices)
+    settings = load_settings(options)
+    batch_size = settings.batch_size or default_batch_size(a.devices)
     best, worst = (estimate(a.devices, batch_size, hidden) for hidden in (True, False))
     times = [1e3 * value for value in (best.compute, best.all_reduce, best.exposed)]
     print(
@@ -93,7 +91,7 @@ def main(arguments=None):
         'step        compute {:.1f} ms, all-reduce {:.1f} ms, of which {:.1f} ms are not hidden'.format(*times),
         f'host        {best.cores} cores a server, and {best.storage:.2f} GB/s until the records are in memory',
         f'recipe      {advice(a.devices * batch_size)}',
-        *([course(a.devices, batch_size, settings)] if settings else []),
+        course(a.devices, batch_size, settings),
         sep='\n',
     )
 

@@ -6,6 +6,7 @@ cache; warm: with one that an earlier start has filled (an export has none). The
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from src.workflow import ROOT
 
 
 def first_result(script, pattern, *arguments):
-    """Seconds from the start of `script` to the output line that matches `pattern` ('$': to its end)."""
+    """Seconds from the start of `script` to the output line that matches `pattern`."""
     start, seconds, lines = time.perf_counter(), None, []
     command = ['bash', str(ROOT / 'scripts' / script), *map(str, arguments)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'env': {**os.environ, 'PYTHON': sys.executable}}
@@ -29,40 +30,38 @@ def first_result(script, pattern, *arguments):
         for line in child.stdout:
             lines.append(line)
             seconds = seconds or (time.perf_counter() - start if re.match(pattern, line) else None)
-    if child.returncode or seconds is None and pattern != '$':
+    if child.returncode or seconds is None:
         raise InputError(f'{script} failed: {"".join(lines[-3:]).strip()}')
-    return seconds or time.perf_counter() - start
+    return seconds
 
 
 @entry_point
 def main():
     parser = Parser(prog='python -m benchmarks.start', description=__doc__.partition(':')[0])
-    parser.add_argument('--image_size', default='75', help='height and width in pixels (default: 75)')
-    parser.add_argument('--block_counts', default='4,7,3', help='Inception A, B and C blocks (default: 4,7,3)')
     parser.add_argument('--rounds', type=int, default=3, help='starts of each (default: 3)')
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         directory, weights = Path(place), Path(place, 'weights.ckpt')
         data = demo_images.make(directory / 'data', train_per_class=6, validation_per_class=3)
-        training = ['run_standalone_train.sh', 'step: 1 ', '--data_dir', data, '--overwrite', 'true', '--batch_size', 8]
-        training += ['--image_size', a.image_size, '--block_counts', a.block_counts, '--max_train_steps', 1]
-        training += ['--display_every', 1, '--log_dir', directory / 'training', '--compile_cache']
+        training = ['run_standalone_train.sh', 'step: 1 ', '--data_dir', data, '--log_dir', directory / 'training']
+        training += '--overwrite true --batch_size 8 --image_size 75 --max_train_steps 1 --display_every 1'.split()
         evaluation = ['run_eval.sh', r'\d+ validation images, each', '--ckpt_path', weights, '--data_dir', data]
-        export = ['run_export.sh', '$', '--ckpt_path', weights, '--file_name', directory / 'exported']
-        commands = {'export': export}
-        for name, command in (('training', training), ('evaluation', [*evaluation, '--compile_cache'])):
-            first_result(*command, directory / 'warm')
-            commands.update({f'{name}, {cache}': [*command, directory / cache] for cache in ('cold', 'warm')})
+        commands = {
+            'export': ['run_export.sh', 'deviation of ', '--ckpt_path', weights, '--file_name', directory / 'exported']
+        }
+        for name, command in (('training', training), ('evaluation', evaluation)):
+            first_result(*command, '--compile_cache', directory / 'warm')
+            for cache in ('cold', 'warm'):
+                commands[f'{name}, {cache}'] = [*command, '--compile_cache', directory / cache]
             if not weights.exists():
                 next((directory / 'training').glob('*.ckpt')).rename(weights)
-
         saved = next(one for one in metrics.read(directory / 'training/metrics.jsonl') if one['kind'] == 'checkpoint')
 
         def timed(name):
-            subprocess.run(['rm', '-rf', str(directory / 'cold')])
+            shutil.rmtree(directory / 'cold', ignore_errors=True)
             return first_result(*commands[name])
 
-        _, found = interleaved({name: partial(timed, name) for name in commands}, a.rounds)
+        found = interleaved({name: partial(timed, name) for name in commands}, a.rounds)
     print(f'seconds to the first result, median of {a.rounds} (lowest to highest); {machine("mindspore", "numpy")}')
     for name in sorted(found):
         print(f'{name:<16} {spread(found[name], 1)}')

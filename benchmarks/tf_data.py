@@ -1,7 +1,6 @@
 """A tf.data pipeline for `benchmarks.input_pipeline`, which starts this file with a Python that has TensorFlow: for each
 line on stdin a new iterator; the seconds of its batches after the first ones go to stdout."""
 
-import functools
 import glob
 import os
 import sys
@@ -47,7 +46,7 @@ def pipeline(name, shards, batch_size, size, workers):
     calls = {'num_parallel_calls': tf.data.AUTOTUNE, 'deterministic': False} if fast else {}
     data = tf.data.Dataset.from_tensor_slices(shards).interleave(tf.data.TFRecordDataset, cycle_length=4, **calls)
     calls = calls or {'num_parallel_calls': workers}
-    data = data.shuffle(1000).repeat().map(functools.partial(decode, fast, size), **calls)
+    data = data.shuffle(1000).repeat().map(lambda example: decode(fast, size, example), **calls)
     options = tf.data.Options()
     if fast:
         options.threading.private_threadpool_size = workers
@@ -56,7 +55,7 @@ def pipeline(name, shards, batch_size, size, workers):
 
 
 def main():
-    directory, name, *numbers = sys.argv[1:]
+    directory, *numbers, name = sys.argv[1:]
     batch_size, size, workers, skipped, batches = map(int, numbers)
     shards = sorted(glob.glob(os.path.join(directory, 'train-*-of-*')))
     for _ in sys.stdin:

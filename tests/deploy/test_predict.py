@@ -98,7 +98,7 @@ def test_page(images, tmp_path, capsys):
 
 
 def test_images_are_turned_upright(tmp_path):
-    """As their EXIF says, for the network and on the page: a bright top that is stored at the left."""
+    """By their EXIF, for the network and on the page: a bright top that is stored at the left."""
     exif, stored = Image.Exif(), np.zeros((60, 90, 3), np.uint8)
     exif[0x112], stored[:, :45] = 6, 255
     Image.fromarray(stored).save(tmp_path / 'turned.jpg', exif=exif)

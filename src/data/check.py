@@ -1,7 +1,7 @@
 """Read and decode every record of a data set: python -m src.data.check DIR [--workers N]
 
 Exit status 0 for a data set without problems, 1 with problems (a line each), 2 if there is nothing to check.
-Greyscale, EXIF-rotated and transparent images are notes, which are only counted: training turns those of folders upright,
+EXIF-rotated and transparent images are notes, which are only counted: training turns those of folders upright,
 with white behind what is transparent, and takes those in shards as they are stored, as the original did. Damage that
 decoders ignore is only found with libjpeg-turbo 3 (see requirements.txt): it noticed 64 random bytes in 83 % of 1,000
 images, a tail of zeros in all, and nothing in 3,034 sound images.
@@ -31,7 +31,7 @@ from src.errors import InputError, Parser, counted, entry_point
 from src.heartbeat import end_with_parent
 
 # Kinds of what is found, as they are printed: those that are no problems, and images that cannot be used at all.
-NOTES = ('decoder warns, pixels are sound', 'greyscale', 'EXIF-rotated', 'transparent')
+NOTES = ('EXIF-rotated', 'transparent')
 UNREADABLE = ('damaged record', 'cannot be decoded')
 _HARMLESS = ('unknown JFIF revision', 'Unknown Adobe color transform', 'Invalid SOS parameters', 'bad ICC marker')
 
@@ -49,14 +49,11 @@ def examine(encoded: bytes) -> dict[str, str]:
         transparent = warning != '' and not np.array_equal(pixels(opened), pixels(opened, white=True))
     except Exception as error:  # hostile bytes get nearly any out of Pillow
         return {'cannot be decoded': str(error) or type(error).__name__}
-    damaged = bool(warning) and _loses_pixels(encoded, warning)
     kinds = {
         'not a JPEG': form != 'JPEG',
         'CMYK': opened.mode == 'CMYK',
         'a side below 32 pixels': min(width, height) < 32,
-        'damaged data': damaged,
-        'decoder warns, pixels are sound': warning and not damaged,
-        'greyscale': opened.mode in ('1', 'L', 'LA', 'I;16', 'I', 'F'),
+        'damaged data': warning and _loses_pixels(encoded, warning),
         'EXIF-rotated': orientation(encoded, opened) > 1,
         'transparent': transparent,
     }

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,14 +83,12 @@ def names_as_text(names: Sequence[str]) -> str:
 def read_labels(data_dir: str | Path, numbered: bool = True) -> list[str] | None:
     """Names by label from the file labels.txt in `data_dir`, lines `label:name`; None without the file. With `numbered`,
     lines of names alone give None, since shards may start at 0 or 1; without it, as for folders, they count from 0.
-    InputError for a file that is no such list, or without `numbered` names a class twice."""
+    InputError for a file that is no such list."""
     path = os.path.join(data_dir, 'labels.txt')
     if not os.path.exists(path):
         return None
     with reading(path, 'fix it'):
         names, has_numbers = load_names(path)
-        if not numbered and max(Counter(filter(None, names)).values(), default=0) > 1:
-            raise ValueError('names a class twice')
     if numbered and not has_numbers:
         return None
     return ['background', *names[1:]] if names and not names[0] else names

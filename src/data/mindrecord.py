@@ -62,15 +62,13 @@ def walk(path: str) -> Iterator[Record]:
     header, database = _header(path), os.path.abspath(path + '.db')
     image = column(header['types'], IMAGE, ['bytes'], 'column')
     label = column(header['types'], LABEL, ['int32', 'int64'], 'column')
-    if not os.path.isfile(database):
-        raise ValueError(f'lacks its index file {os.path.basename(database)}')
     try:
         uri = pathlib.Path(database).as_uri() + '?mode=ro&immutable=1'
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as index:
             index.text_factory = bytes  # damaged text must not be decoded
             rows = index.execute(_ROWS).fetchall()
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise ValueError(f'its index file {os.path.basename(database)} is damaged: {error}') from None
+        raise ValueError(f'its index file {os.path.basename(database)} cannot be read: {error}') from None
     with open(path, 'rb') as file:
         for count, row in enumerate(rows):
             try:

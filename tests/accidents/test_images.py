@@ -150,7 +150,7 @@ def test_huge(tmp_path):
     (tmp_path / 'train/a/huge.jpg').write_bytes(data)
     image = EncodedImage(data, upright=True)
     assert (image.height, image.width) == (13000, 14000) and (image.decode((9000, 9000, 75, 75)) == 90).all()
-    assert {kind for kind, *_ in check(tmp_path, 1)[0]} == {'greyscale'}
+    assert check(tmp_path, 1)[0] == []
     assert EncodedImage(encoded(COLOURS, icc_profile=bytes(range(256)) * 9999)).decode().shape == COLOURS.shape
     tracemalloc.start()
     assert evaluation_image(encoded(Image.new('L', (20000, 2), 90)), 75, SQUARE).shape == (75, 75, 3)

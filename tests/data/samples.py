@@ -65,7 +65,6 @@ TURNED = Image.Exif()
 TURNED[0x112] = 6
 ODD = {
     'cmyk': jpeg(1, mode='CMYK'),
-    'greyscale': jpeg(2, mode='L'),
     'png_in_jpeg': jpeg(3, form='PNG'),
     'other_format': jpeg(4, form='BMP'),
     'tiny': jpeg(5, size=(31, 60)),

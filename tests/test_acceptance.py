@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.npu import reference
-from tests.npu.test_device import Device
 from tests.processes import ROOT
 
 
@@ -26,7 +25,7 @@ def check(tmp_path, *command):
 @pytest.mark.compiles
 def test_rehearsal(tmp_path):
     status, shown, results = check(tmp_path, 'bash', ROOT / 'scripts/run_acceptance.sh', '2')
-    assert status == 0 and 'passed: ' in shown, shown[-3000:]
+    assert status == 0 and shown.endswith('passed\n'), shown[-3000:]
     assert {result['result'] for result in results.values()} == {'passed', 'skipped'}
     skipped = {name for name, result in results.items() if result['result'] == 'skipped'}
     assert skipped - {'atc'} == {'sinks', 'overflow_inside_a_sink', 'speed[128]', 'export[AIR]'}
@@ -46,28 +45,4 @@ def test_failed_check_ends_it(tmp_path):
     status, shown, results = check(tmp_path, sys.executable, '-c', code)
     assert status == 1 and [*results][-1] == 'forward' and 'augmentation' not in shown
     assert 'difference from the float32 logits' in results['forward']['found'] and '0.0001' in results['forward']['found']
-    assert 'remedy: MindSpore and CANN must belong together' in shown and 'NOT passed: 2 ok, 0 skipped, 1 failed' in shown
-
-
-def test_seeded_weights():
-    """They and the images are those of the stored logits: with others the check would fail on every machine."""
-    first = [reference.weight(f'a.{kind}', (4, 4))[0, 0] for kind in ('weight', 'gamma', 'moving_mean', 'moving_variance')]
-    assert [*first, reference.images(75)[0, 0, 0, 0]] == pytest.approx(
-        [-0.4605, 0.91685, -0.042545, 1.08886, -0.58431], 1e-4
-    )
-
-
-def test_branch_is_tried_first():
-    """An NPU refuses the branch on overflow: the check passes without it and names the option; what follows does without."""
-    device, tried = Device.__new__(Device), []
-    device.drop_overflow_update = 'branch'
-
-    def refused():
-        tried.append(device.drop_overflow_update)
-        if device.drop_overflow_update == 'branch':
-            raise RuntimeError('\nGE does not support control flow\n- C++ call stack')
-        return 'fine'
-
-    first, second = device.either(refused), device.either(refused)
-    assert tried == ['branch', 'select', 'select'] and first['text'] == 'fine, drop_overflow_update select'
-    assert first['warning'].endswith('with a branch on overflow: GE does not support control flow') and not second['warning']
+    assert results['forward']['remedy'] in shown

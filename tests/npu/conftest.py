@@ -6,7 +6,6 @@ remedy of its marker `remedy`.
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,9 @@ def pytest_addoption(parser):
     add('--output', type=Path, default='results/acceptance', help='directory of its logs, data and result')
     add('--table', default='', help='rank table, or a number of ranks')
     add('--jit_level', default='O2', help='of the speed')
+    add('--drop_overflow_update', default='branch', choices=('branch', 'select'), help='that of train.py')
     add('--rank_size', type=int, default=1)
     add('--first', action='store_true', help='forget earlier results')
-    add('--last', action='store_true', help='show all results at the end')
 
 
 def pytest_configure(config):
@@ -69,21 +68,6 @@ def pytest_report_teststatus(report):
     return None
 
 
-def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """The results of all calls, after the last one or a failure."""
-    if SILENT or not (exitstatus or config.option.last):
-        return
-    terminalreporter.section('results')
-    for result in results(config):
-        text = result.get('found') or result['figures']['text']
-        terminalreporter.line(f'{result["name"]:<28} {result["result"]:<8}{result["seconds"]:>7.1f} s  {text}')
-        if 'remedy' in result:
-            terminalreporter.line(f'  remedy: {result["remedy"]}')
-    counts = Counter(result['result'] for result in results(config))
-    end = 'NOT passed' if exitstatus else 'passed'
-    terminalreporter.line(f'{end}: {counts["passed"]} ok, {counts["skipped"]} skipped, {counts["failed"]} failed')
-
-
 @pytest.fixture
 def figures(record_property):
     """`figures(text=..., name=value, ...)` records what a check found; `warning` is shown, too."""
@@ -106,10 +90,3 @@ def output(option):
 def target(option):
     """'Ascend' or 'CPU'; needs no MindSpore, which would take the device."""
     return option.device_target if option.device_target != 'auto' else 'Ascend' if environment.npus() else 'CPU'
-
-
-@pytest.fixture(scope='session')
-def overflow(request):
-    """How train.py can skip steps that overflow (`drop_overflow_update`): what the checks of one device found to work."""
-    works = [result['figures'].get('drop_overflow_update') for result in results(request.config)]
-    return 'select' if 'select' in works else 'branch'

@@ -44,8 +44,8 @@ def run(option):
 
 
 @pytest.fixture(scope='module')
-def step(run, overflow):
-    return make_step(run, SMALL, overflow)
+def step(run, option):
+    return make_step(run, SMALL, option.drop_overflow_update)
 
 
 @pytest.mark.remedy(

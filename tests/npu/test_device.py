@@ -24,6 +24,7 @@ from tests.npu.small_training import SMALL, Recorder, settings_of, train
 
 PLACE = 'docs/ascend.md, "When it goes wrong"'
 OVERFLOW = (
+    'where the message names control flow, Switch or If: --drop_overflow_update select, here and for train.py; '
     'TrainStep.saturates (src/training/step.py) says how the chip reports overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
     '--amp_level O0 needs no loss scale'
 )
@@ -48,15 +49,15 @@ def copies(cell):
 class Device:
     """The device and what the checks leave for those after them."""
 
-    def __init__(self, target, device_id, output):
-        self.run = runtime.start(load_settings([f'--device_target={target}', f'--device_id={device_id}']))
-        self.output, self.size = output, 'whole' if self.run.sink else 'small'
+    def __init__(self, option):
+        names = ('device_target', 'device_id')
+        self.run = runtime.start(load_settings([f'--{name}={getattr(option, name)}' for name in names]))
+        self.option, self.size = option, 'whole' if self.run.sink else 'small'
         self.precision = 'float32' if self.run.amp_level == 'O0' else 'float16'
-        self.drop_overflow_update = 'branch'
 
     def make_step(self, state=None):
         """The training step of the small network, with `state`."""
-        return small_training.make_step(self.run, SMALL, self.drop_overflow_update, state)
+        return small_training.make_step(self.run, SMALL, self.option.drop_overflow_update, state)
 
     def data(self, start, stop):
         """The batches of some steps."""
@@ -70,25 +71,11 @@ class Device:
         assert worst <= LOSS_BOUND[self.precision], f'losses at steps {[*outputs]}'
         return worst
 
-    def either(self, check):
-        """What `check()` says with the branch on overflow or, where that fails, without it; and which one works."""
-        warning = ''
-        try:
-            text = check()
-        except Exception as error:
-            if self.drop_overflow_update == 'select':
-                raise
-            self.drop_overflow_update, first = 'select', f'{error}'.strip().split('\n')[0][:150]
-            text = check()
-            warning = f'train with --drop_overflow_update select; with a branch on overflow: {first}'
-        text += f', drop_overflow_update {self.drop_overflow_update}'
-        return {'text': text, 'warning': warning, 'drop_overflow_update': self.drop_overflow_update}
-
 
 @pytest.fixture(scope='module')
 def device(option):
     """The `Device`; MindSpore takes it here."""
-    return Device(option.device_target, option.device_id, option.output)
+    return Device(option)
 
 
 @pytest.fixture
@@ -121,7 +108,7 @@ def test_forward(device, figures):
     """The logits of seeded weights are those that tests/npu/reference.py stored; the network becomes a checkpoint."""
     network = reference.network(device.size)
     info = {'step': 0, 'epoch': 0, 'config': settings_of(reference.NETWORKS[device.size])}
-    checkpoint.write(device.output / 'seeded.ckpt', checkpoint.values(network), info)
+    checkpoint.write(device.option.output / 'seeded.ckpt', checkpoint.values(network), info)
     start = time.perf_counter()
     found = reference.logits(set_precision(network, device.run.amp_level), device.size)
     seconds = time.perf_counter() - start
@@ -152,7 +139,7 @@ def test_augmentation(device, figures):
 @pytest.mark.remedy('a disk with some 500 MB free: --output DIR')
 def test_records(device, figures):
     """Draw a data set and read of it."""
-    data = demo_images.make(device.output / 'data', train_per_class=40, validation_per_class=3)
+    data = demo_images.make(device.option.output / 'data', train_per_class=40, validation_per_class=3)
     device.records, device.validation = (open_records(data, split) for split in ('train', 'validation'))
     lengths = [len(device.records.read(record)) for record in range(50)]
     figures(text=f'{len(device.records)} images drawn, {sum(lengths) / 50e3:.0f} KB each')
@@ -161,10 +148,6 @@ def test_records(device, figures):
 @pytest.mark.remedy(OVERFLOW)
 def test_overflow(device, figures):
     """Three steps whose gradients overflow change nothing but counters; then the loss scale recovers."""
-    figures(**device.either(lambda: skip_overflows(device)))
-
-
-def skip_overflows(device):
     device.step = device.make_step({'scale_sense': np.float32(HUGE_SCALE[device.precision])})
     before, runs = copies(device.step), []
     for batch in device.data(0, 3).create_tuple_iterator(num_epochs=1):
@@ -182,7 +165,7 @@ def skip_overflows(device):
     weight = 'conv2d_1a_3x3.conv.weight'
     assert np.isfinite(device.state[weight]).all() and (device.state[weight] != before[weight]).any()
     how = 'a flag of the device' if device.step.saturates else 'gradients that are not finite'
-    return f'seen by {how}; 3 steps skipped, recovered after {outputs.overflows:.0f}, scale {outputs.loss_scale:g}'
+    figures(text=f'seen by {how}; 3 steps skipped, recovered after {outputs.overflows:.0f}, scale {outputs.loss_scale:g}')
 
 
 @pytest.mark.remedy(PLACE)
@@ -201,31 +184,24 @@ def change(before, after):
     return sum(float(np.square(after[name] - before[name], dtype=np.float64).sum()) for name in names) ** 0.5
 
 
+@pytest.mark.remedy(f'{OVERFLOW}; {STATE}')
 def test_sinks(device, sinks, figures):
     """The same losses and the same changes of all state in sinks."""
-
-    def check():
-        step = device.make_step(device.state)
-        worst = device.difference(step, (0, STEPS), (STEPS // SINK, SINK), Recorder())
-        changes = change(device.after, copies(step)) / change(device.state, device.after)
-        assert changes <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
-        return f'losses within {worst:.1e}, changes of all state within {changes:.1e}'
-
-    figures(**device.either(check))
+    step = device.make_step(device.state)
+    worst = device.difference(step, (0, STEPS), (STEPS // SINK, SINK), Recorder())
+    changes = change(device.after, copies(step)) / change(device.state, device.after)
+    assert changes <= CHANGE_BOUND[device.precision], 'difference of the changes of weights and slots, in parts of them'
+    figures(text=f'losses within {worst:.1e}, changes of all state within {changes:.1e}')
 
 
 @pytest.mark.remedy(OVERFLOW)
 def test_overflow_inside_a_sink(device, sinks, figures):
     """Steps that overflow are skipped inside a sink, too, where the graph branches on the device."""
-
-    def check():
-        step = device.make_step({**device.state, 'scale_sense': np.float32(HUGE_SCALE[device.precision])})
-        assert train(device.run, step, device.data(0, 3), (1, 3), Recorder()).outputs[3].overflow_run == 3
-        after, weights = checkpoint.values(step), [parameter.name for parameter in step.optimizer.parameters]
-        assert [name for name in weights if (after[name] != device.state[name]).any()] == []
-        return '3 of 3 steps skipped inside one sink'
-
-    figures(**device.either(check))
+    step = device.make_step({**device.state, 'scale_sense': np.float32(HUGE_SCALE[device.precision])})
+    assert train(device.run, step, device.data(0, 3), (1, 3), Recorder()).outputs[3].overflow_run == 3
+    after, weights = checkpoint.values(step), [parameter.name for parameter in step.optimizer.parameters]
+    assert [name for name in weights if (after[name] != device.state[name]).any()] == []
+    figures(text='3 of 3 steps skipped inside one sink')
 
 
 def test_evaluation_between_sinks(device, figures):
@@ -246,7 +222,7 @@ def test_evaluation_between_sinks(device, figures):
 @pytest.mark.remedy(f'{STATE}; unset MS_ENABLE_CKPT_D2H_ASYNC')
 def test_state_in_a_checkpoint(device, figures):
     """A checkpoint after 2 sinks holds all state as it is then, not as it was copied to the device."""
-    device.path = checkpoint.save(device.output, device.step, step=8, epoch=0, config=settings_of(SMALL))
+    device.path = checkpoint.save(device.option.output, device.step, step=8, epoch=0, config=settings_of(SMALL))
     saved, _ = checkpoint.load(device.path)
     weights = [parameter.name for parameter in device.step.optimizer.parameters]
     names = [*weights, *(checkpoint.AVERAGE + name for name in weights)]

@@ -27,19 +27,20 @@ def run(option):
 
 @pytest.mark.remedy('docs/ascend.md, "When it goes wrong"')
 @pytest.mark.parametrize('batch_size', [64, 128])
-def test_speed(batch_size, run, output, overflow, figures):
+def test_speed(batch_size, run, option, figures):
     """Five sinks of decoded images, and then three with one batch that is ready: the difference is the wait for data. The
     whole network where there are sinks, on a CPU a small one."""
     if batch_size == 128 and not run.sink:
         pytest.skip('a CPU takes one size, 8')
     options, length, batch_size = ({}, 10, batch_size) if run.sink else (SMALL, 2, BATCH)
-    workers, records, threads = pipeline.workers(0, 1), open_records(output / 'data', 'train'), []
+    workers, records, threads = pipeline.workers(0, 1), open_records(option.output / 'data', 'train'), []
     decoded = training_data(records, options, range(5 * length), run, batch_size=batch_size, num_workers=workers)
     batch = next(decoded.create_tuple_iterator(num_epochs=1, output_numpy=True))
     names = ['image', 'draws', 'dropout_mask', 'label']
     ready = ds.NumpySlicesDataset(tuple(value[None] for value in batch), names, shuffle=False).repeat(3 * length)
     recorder = Recorder(0, 4 * length, lambda: threads.extend(one.num_threads() for one in psutil.Process().children()))
-    times = train(run, make_step(run, options, overflow), decoded.concat(ready), (8, length), recorder).times
+    step = make_step(run, options, option.drop_overflow_update)
+    times = train(run, step, decoded.concat(ready), (8, length), recorder).times
     # Not timed: the first sink, with the compilation; the second, with batches decoded meanwhile; the sixth, of both kinds.
     with_data, alone = times[5 * length] - times[2 * length], (times[8 * length] - times[6 * length]) / (2 * length)
     rate, wait = 3 * length * batch_size / with_data, max(0.0, 1 - alone * 3 * length / with_data)

@@ -39,13 +39,13 @@ def train(output, log, status, *command, after_step=0, number=signal.SIGTERM):
 
 
 @pytest.fixture(scope='module')
-def common(target, output, overflow, option):
+def common(target, output, option):
     """The command of the training runs on one device, which begin without compiled graphs."""
     shutil.rmtree(output / 'graphs', ignore_errors=True)
     where = ['--device_target', target, '--device_id', option.device_id, '--data_dir', output / 'data']
     length = [*SMALL, '--max_train_steps', '12'] if target == 'CPU' else WHOLE
-    where += ['--log_dir', output / 'training', '--compile_cache', output / 'graphs', '--drop_overflow_update', overflow]
-    return [ROOT / 'train.py', *where, *length]
+    where += ['--log_dir', output / 'training', '--compile_cache', output / 'graphs']
+    return [ROOT / 'train.py', *where, '--drop_overflow_update', option.drop_overflow_update, *length]
 
 
 @pytest.mark.remedy('docs/ascend.md, "When it goes wrong"')
@@ -75,14 +75,15 @@ def test_ctrl_c(common, output, figures):
 
 
 @pytest.fixture(scope='module')
-def ranks(target, output, overflow, option):
+def ranks(target, output, option):
     """The command of a small training on all ranks of the table."""
     if not option.table:
         pytest.skip('no RANK_TABLE was given')
     for name in ('results', 'uninterrupted'):
         shutil.rmtree(output / name, ignore_errors=True)
     steps = 10 if target == 'CPU' else 1000  # an NPU takes milliseconds for one
-    options = ['--data_dir', output / 'data', *SMALL, '--drop_overflow_update', overflow, '--max_train_steps', steps]
+    options = ['--data_dir', output / 'data', *SMALL, '--max_train_steps', steps]
+    options += ['--drop_overflow_update', option.drop_overflow_update]
     return ['-m', 'src.cluster.launch', option.table, ROOT / 'train.py', *options, '--device_target', target]
 
 

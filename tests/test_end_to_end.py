@@ -1,6 +1,5 @@
 """The real entry points on tiny generated data, and every kind of bad input: one line, exit status 2."""
 
-import contextlib
 import csv
 import json
 import os
@@ -177,19 +176,11 @@ def test_checkpoints_that_are_damaged_or_removed(evaluated, capsys, monkeypatch)
         assert re.match('error: .*9_99.ckpt: .*not a MindSpore', message_of(lambda words: evaluate(*words), [path], capsys))
 
 
-def test_figures_are_not_lost(evaluated, capsys, monkeypatch):
-    """Without permission to write beside the checkpoint they are on the screen, with a closed pipe in the file."""
+def test_figures_are_not_lost(evaluated, capsys):
+    """Without permission to write beside the checkpoint they are on the screen."""
     directory, evaluate = evaluated
-    path, (reader, writer) = directory / 'inceptionv4-1_20.ckpt', os.pipe()
-    os.close(reader)
-    with monkeypatch.context() as patch, open(writer, 'w', 1) as closed:
-        patch.setattr(sys, 'stdout', closed)
-        with contextlib.suppress(SystemExit):  # whatever its status is
-            evaluate(path)
-    assert json.loads((directory / 'evaluation.json').read_text())[0]['top5'] == 60
-    (directory / 'evaluation.json').unlink()
     (directory / 'evaluation.json').mkdir()  # root may write everywhere
-    evaluate(path)
+    evaluate(directory / 'inceptionv4-1_20.ckpt')
     lines = r'^ +20 .* 40\.00 .*\n30 validation images.*\nno evaluation.json: .*not a regular file.*\n\Z'
     assert re.search(lines, capsys.readouterr().out, re.M)
 
@@ -226,17 +217,9 @@ def test_demo_learns(seed, tmp_path):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize(
-    'script, arguments, error',
-    [
-        ('predict', 'photo.jpg --model net.onnx', 'photo.jpg: No such file or directory; name an image, .*'),
-        ('eval', '--lr abc', "lr is 'abc' on the command line; expected a finite number, > 0"),
-    ],
-)
-def test_scripts_return_the_status(script, arguments, error, tmp_path):
-    """From any directory."""
-    status, _, err = run(f'run_{script}.sh', *arguments.split(), cwd=tmp_path)
-    assert status == 2 and re.fullmatch(f'error: {error}\n', err)
+def test_scripts_return_the_status(tmp_path):
+    status, _, err = run('run_eval.sh', '--lr', 'abc', cwd=tmp_path)
+    assert (status, err) == (2, "error: lr is 'abc' on the command line; expected a finite number, > 0\n")
 
 
 # Bad input. In this process, which saves the start of Python; each is caught before anything is compiled.
@@ -257,7 +240,7 @@ def message_of(entry, arguments, capsys):
         (['--device_target', 'Ascend'], 'sees no NPU'),
         (['--rank_size', '8'], 'run_distribute_train.sh'),
         (['--data_dir', '/nowhere/at all'], '/nowhere/at all'),
-        (['--data_dir', 'text'], 'text/train-00000-of-00001: .*wrong checksum of the first record length'),
+        (['--data_dir', 'text'], 'text/train-00000-of-00001: .*truncated, damaged or no TFRecord file'),
         (['--batch_size', '61'], 'batch_size 61 .* has 60'),
         (['--num_classes', '9'], 'label 10 of .*record'),
         (['--label_offset', '0'], 'label 10 of .*--label_offset'),

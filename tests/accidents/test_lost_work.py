@@ -107,13 +107,6 @@ def test_no_side_product_ends_a_training(run, log):
     assert best(log)['evaluation']['top1'] >= 0
 
 
-def test_precision_is_a_difference(run, log):
-    """Another precision than that of the checkpoint is named, and refused without resume_override."""
-    more = ['--log_dir', log, '--resume', 'auto', '--amp_level', 'O2']
-    assert 'amp_level O0 -> O2' in run(train.main, *more, status=2).splitlines()[-1]
-    assert 'resume_override: amp_level O0 -> O2' in run(train.main, *more, '--resume_override', 'true')
-
-
 def test_overwritten_twice_before_the_first_checkpoint(run, log):
     """Both attempts end before they have a checkpoint: log and metrics of the real training are still there."""
     before = {name: (log / name).read_text() for name in ('inception_v4.log', 'metrics.jsonl')}

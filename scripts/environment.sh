@@ -1,6 +1,5 @@
 # Sourced by the scripts, in any POSIX shell: sets ROOT (the project) and PYTHON (an interpreter that has the requirements), and
-# makes ROOT/.venv first if no interpreter has them. PYTHON=... in the environment is taken as it is. MORE_REQUIREMENTS of a
-# script are further files of requirements; what ROOT/.venv lacks of them is installed there.
+# makes ROOT/.venv first if no interpreter has them. PYTHON=... in the environment is taken as it is.
 
 # Links are followed. No `cd`, which prints a path if CDPATH is set. Only bash has BASH_SOURCE, which also works at a prompt.
 ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE:-$0}")")")
@@ -13,9 +12,8 @@ export GLOG_v="${GLOG_v:-3}" # MindSpore's warnings are for its developers; GLOG
 # those of ONNX (requirements-ascend.txt).
 if ls ${NPU_DEVICES:-/dev/davinci[0-9]*} >/dev/null 2>&1; then
     NPU=1 VENV_OPTIONS=--system-site-packages REQUIREMENTS=requirements-ascend.txt
-    MORE_REQUIREMENTS=$(echo "${MORE_REQUIREMENTS:-}" | sed 's/requirements-export.txt//')
 else
-    NPU='' VENV_OPTIONS='' REQUIREMENTS=requirements.txt
+    NPU='' VENV_OPTIONS='' REQUIREMENTS=requirements-export.txt
 fi
 
 # By what pip has recorded, the file RECORD last of all: importing MindSpore would take as long as all the rest here.
@@ -26,33 +24,10 @@ assert mindspore.version == "2.8.0" and mindspore.read_text("RECORD")
 assert all(map(util.find_spec, ("numpy", "easydict", "yaml", "tqdm", "psutil", "msgpack")))' >/dev/null 2>&1
 }
 
-# Whether PYTHON is that of ROOT/.venv, and a package is missing that one of the files $@ names.
-_lacks() {
-    [ $# -gt 0 ] && (cd "$ROOT" && "$PYTHON" -c 'import os, re, sys
-from importlib import metadata
-names = [name for path in sys.argv[1:] for name in re.findall(r"^\w[\w.-]*", open(path).read(), re.M)]
-installed = {found.metadata["Name"].lower() for found in metadata.distributions()}
-ours = os.path.realpath(sys.prefix) == os.path.realpath(".venv")
-sys.exit(not (ours and {*map(str.lower, names)} - installed))' "$@" 2>/dev/null)
-}
-
-_install() {
-    for _file; do # each of the files $@ becomes -r and its path
-        set -- "$@" -r "$ROOT/$_file"
-        shift
-    done
-    [ -t 1 ] || set -- -q "$@" # on a terminal pip shows how far the download is
-    "$ROOT/.venv/bin/python" -m pip install "$@"
-}
-
 if [ -z "${PYTHON:-}" ]; then
     for PYTHON in python3 "$ROOT/.venv/bin/python" ''; do
         [ -n "$PYTHON" ] && command -v "$PYTHON" >/dev/null && _has_requirements "$PYTHON" && break
     done
-    if [ -n "$PYTHON" ] && _lacks ${MORE_REQUIREMENTS:-}; then
-        echo "installing $MORE_REQUIREMENTS into $ROOT/.venv, once"
-        _install $MORE_REQUIREMENTS || echo 'warning: not installed, see above; what needs these packages is left out' >&2
-    fi
 fi
 if [ -z "$PYTHON" ]; then
     for _base in python3 python3.11 python3.10 python3.12 python3.9; do
@@ -65,11 +40,13 @@ if [ -z "$PYTHON" ]; then
         exit 2
     fi
     echo "installing the requirements into $ROOT/.venv, once; the largest is MindSpore, a download of 800 MB"
-    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" && _install $REQUIREMENTS ${MORE_REQUIREMENTS:-} || {
+    PYTHON="$ROOT/.venv/bin/python"
+    [ -t 1 ] && _quiet='' || _quiet=-q # on a terminal pip shows how far the download is
+    "$_base" -m venv $VENV_OPTIONS "$ROOT/.venv" &&
+        "$PYTHON" -m pip install $_quiet -r "$ROOT/$REQUIREMENTS" -r "$ROOT/requirements-report.txt" || {
         echo "error: the requirements could not be installed; see above, then remove $ROOT/.venv and try again" >&2
         exit 1
     }
-    PYTHON="$ROOT/.venv/bin/python"
 fi
 
 # With the memory allocator in MindSpore's own wheel a graph is compiled in three quarters of the time. Beside an NPU it was not

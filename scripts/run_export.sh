@@ -1,5 +1,4 @@
 #!/bin/sh
 # usage: bash scripts/run_export.sh --ckpt_path CKPT [--option value ...]; default_config.yaml lists the options
-case "$*" in *ONNX*) MORE_REQUIREMENTS=requirements-export.txt ;; esac
 . "$(dirname "$(readlink -f "$0")")/environment.sh" || exit
 exec "$PYTHON" "$ROOT/export.py" "$@"

@@ -46,9 +46,7 @@ def main():
         training = ['run_standalone_train.sh', 'step: 1 ', '--data_dir', data, '--log_dir', directory / 'training']
         training += '--overwrite true --batch_size 8 --image_size 75 --max_train_steps 1 --display_every 1'.split()
         evaluation = ['run_eval.sh', r'\d+ validation images, each', '--ckpt_path', weights, '--data_dir', data]
-        commands = {
-            'export': ['run_export.sh', 'deviation of ', '--ckpt_path', weights, '--file_name', directory / 'exported']
-        }
+        commands = {'export': ['run_export.sh', 'deviation of ', '--ckpt_path', weights, '--file_name', directory / 'net']}
         for name, command in (('training', training), ('evaluation', evaluation)):
             first_result(*command, '--compile_cache', directory / 'warm')
             for cache in ('cold', 'warm'):

@@ -136,18 +136,16 @@ def test_bad_input(arguments, message, attempt, tmp_path, capsys):
     assert not attempt.started and not (tmp_path / 'out').exists() and not (tmp_path / 'photos/out').exists()
 
 
-def test_output_of_something_else(attempt, tmp_path, capsys):
+@pytest.mark.parametrize('noted', ['', '{"photos": "/elsewhere (3 with ...)", "weights": "w", "seed": "1"}'])
+def test_output_of_something_else(noted, attempt, tmp_path, capsys):
     """Or of another fine-tuning: an error before anything is changed."""
     (tmp_path / 'out').mkdir()
-    (tmp_path / 'out/diary.txt').write_text('dear diary')
+    for name, content in {'diary.txt': 'dear diary', **({workflow.NOTE: noted} if noted else {})}.items():
+        (tmp_path / 'out' / name).write_text(content)
     text = message_of(lambda words: attempt(*words), GOOD, capsys)
     assert 'finetune.json: diary.txt beside it was made by something else, or of another photos, now ' in text
-    assert os.listdir(tmp_path / 'out') == ['diary.txt']
-    noted = '{"photos": "/elsewhere (3 with ...)", "weights": "w", "seed": "1"}'
-    (tmp_path / 'out' / workflow.NOTE).write_text(noted)
-    text = message_of(lambda words: attempt(*words), GOOD, capsys)
     assert '; give another directory for OUTPUT, or remove this one' in text and not attempt.started
-    assert (tmp_path / 'out' / workflow.NOTE).read_text() == noted
+    assert os.listdir(tmp_path / 'out') == [*['finetune.json'] * bool(noted), 'diary.txt']
 
 
 PROGRAM = """
@@ -174,11 +172,3 @@ def test_a_signal_goes_to_the_program(number, tmp_path):
         child.process.send_signal(number)
         child.end(77)
         assert child.text == "\n$ python -m started 'a b'\nready\nsaved\n"
-
-
-def test_status_of_a_program(capfd, tmp_path, monkeypatch):
-    (tmp_path / 'src.py').touch()  # of another project, in the present directory
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        workflow.start('src.data.check', '/nowhere')
-    assert stopped.value.code == 2 and '/nowhere: No such file' in capfd.readouterr().err

@@ -4,6 +4,7 @@ import ctypes
 import io
 import os
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ import train
 from src.data import jpeg as decoder
 from src.data.check import check
 from src.data.image import EncodedImage
-from src.data.pipeline import BadRecords, LoadTraining
 from src.data.preprocess import Preprocessing, evaluation_image, training_image
 from src.data.records import open_records
 from src.deploy.image_files import load_image
 from tests.conftest import SMALL
-from tests.data.samples import cli, fails, jpeg, settings, write_folder
+from tests.data.samples import cli, jpeg, write_folder
 
 needs_library = pytest.mark.skipif(
     not decoder.library(), reason='no libturbojpeg of version 3 (requirements.txt has a wheel)'
@@ -34,7 +34,7 @@ def encoded(image, form='PNG', **options):
 
 
 @needs_library
-def test_lossless_jpegs(tmp_path):
+def test_lossless_jpegs():
     """One was written over the end of a buffer: split, check and convert ended with SIGSEGV."""
     lib, out, count = decoder.library(), ctypes.c_void_p(), ctypes.c_size_t()
     pixels, handle = np.ascontiguousarray(COLOURS), lib.tj3Init(0)
@@ -42,44 +42,28 @@ def test_lossless_jpegs(tmp_path):
     lib.tj3Compress8.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_void_p]
     assert not lib.tj3Compress8(handle, pixels.ctypes.data, 400, 0, 300, 0, ctypes.byref(out), ctypes.byref(count))
     data = ctypes.string_at(out.value, count.value)
-    (tmp_path / 'train/a').mkdir(parents=True)
-    (tmp_path / 'train/a/lossless.jpg').write_bytes(data)
     assert np.array_equal(EncodedImage(data, True).decode((10, 20, 30, 40)), COLOURS[10:40, 20:60])
-    run = cli('check', tmp_path)
-    assert run.returncode == 0 and 'train: 1 record,' in run.stdout, run.stdout + run.stderr
-
-
-def damaged_pngs():
-    """PNGs with one wrong bit, and with zeros for an end, small and large."""
-    rng = np.random.default_rng(1)
-    for data in (encoded(COLOURS), encoded(COLOURS[:20, :24])):
-        for _ in range(12):
-            bad = bytearray(data)
-            bad[int(rng.integers(8, len(data) - 4))] ^= 1 << int(rng.integers(8))
-            yield bytes(bad)
-        for _ in range(4):
-            count = int(rng.integers(20, len(data) - 50))
-            yield data[:-count] + bytes(count)
+    assert decoder.warning(data) is None  # for which all of it would be decoded at an eighth of its size
 
 
 def test_damaged_pngs(tmp_path):
-    """Their first error was swallowed in the search for their orientation, and the checksums were not compared."""
-    write_folder(tmp_path, 'train', ['a', 'b'], 2)
-    bad = list(damaged_pngs())
-    for k, data in enumerate(bad):
-        (tmp_path / 'train/b' / f'bad_{k:02d}.png').write_bytes(data)
-    (tmp_path / 'train/b/sound.png').write_bytes(encoded(COLOURS))
-    for k, data in enumerate(bad):
-        with pytest.raises(ValueError, match='cannot be decoded|not an image'):
-            training_image(data, 75, np.random.default_rng(0), 0.1, True)
-        assert load_image(str(tmp_path / 'train/b' / f'bad_{k:02d}.png'), 75, SQUARE)[2]
-    records = open_records(tmp_path, 'train', 'folder')
-    counted = BadRecords(len(records), 1)
-    LoadTraining(records, 0, settings(), counted)(np.zeros(len(records), int), np.arange(len(records)))
-    assert counted.counts[0] == len(bad) == 32
+    """One wrong bit, or zeros for an end: training, evaluation, prediction and check find it. (The first error was swallowed
+    in the search for the orientation, and the checksums were not compared.)"""
+    folder, rng = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b', np.random.default_rng(1)
+    (folder / 'sound.png').write_bytes(encoded(COLOURS))
+    for k in range(32):
+        data = bytearray(encoded(COLOURS[: 20 + 200 * (k % 2), :24]))
+        if k < 24:
+            data[int(rng.integers(8, len(data) - 4))] ^= 1 << int(rng.integers(8))
+        else:
+            count = int(rng.integers(20, len(data) - 50))
+            data[-count:] = bytes(count)
+        for call in (partial(training_image, rng=rng), evaluation_image):
+            with pytest.raises(ValueError, match='cannot be decoded|not an image'):
+                call(bytes(data), 75, upright=True)
+        (folder / f'bad_{k}.png').write_bytes(data)
+        assert load_image(str(folder / f'bad_{k}.png'), 75, SQUARE)[2]
     assert [kind for kind, *_ in check(tmp_path, 2)[0]] == ['cannot be decoded'] * 32
-    run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
-    fails(run, '32 images cannot be decoded')
 
 
 @pytest.mark.parametrize('form', ['PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'JPEG'])
@@ -105,41 +89,32 @@ def test_jpegs_with_something_behind_the_end():
             EncodedImage(cut).decode()
 
 
-def transparent():
-    """{file name: image} whose left half is transparent, the colours below it black; its right half is grey, 90."""
-    grey = np.zeros((64, 64), np.uint8)
-    grey[:, 32:] = 90
-    alpha = (grey > 0).astype(np.uint8) * 255
+def test_transparent(tmp_path):
+    """White in folders and in the shards that are made of them, left out elsewhere; counted by the check."""
+    folder = write_folder(tmp_path, 'train', ['a'], 3) / 'train/a'
+    grey = np.repeat(np.uint8([[0, 90]]), 32, 1).repeat(64, 0)  # the left half is transparent, black below it
+    rgba = Image.fromarray(np.dstack([grey, grey, grey, np.minimum(grey, 1) * 255]))
     palette = Image.fromarray(grey // 90, 'P')
     palette.putpalette([0, 0, 0, 90, 90, 90])
-    rgba = Image.fromarray(np.dstack([grey, grey, grey, alpha]))
-    return {
+    (folder / 'opaque.png').write_bytes(encoded(Image.fromarray(COLOURS).convert('RGBA')))
+    for name, data in {
         'rgba.png': encoded(rgba),
-        'la.png': encoded(Image.fromarray(np.dstack([grey, alpha]), 'LA')),
         'palette.png': encoded(palette, transparency=0),
         'grey.png': encoded(grey, transparency=0),
         'rgb.png': encoded(np.dstack([grey] * 3), transparency=(0, 0, 0)),
         'rgba.webp': encoded(rgba, 'WEBP', lossless=True, exact=True),
         'palette.gif': encoded(palette, 'GIF', transparency=0),
-    }
-
-
-def test_transparent(tmp_path):
-    """White in folders and in the shards that are made of them, left out elsewhere; counted by the check."""
-    write_folder(tmp_path, 'train', ['a'], 3)
-    (tmp_path / 'train/a/opaque.png').write_bytes(encoded(Image.fromarray(COLOURS).convert('RGBA')))
-    for name, data in transparent().items():
-        (tmp_path / 'train/a' / name).write_bytes(data)
+    }.items():
+        (folder / name).write_bytes(data)
         for upright, left in ((True, 255), (False, 0)):
             found = EncodedImage(data, upright).decode()
             assert (found[:, :32] == left).all() and (found[:, 32:] == 90).all(), name
-            assert (evaluation_image(data, 75, upright=upright)[:, :30] == left).all()
     run = cli('check', tmp_path)
-    assert run.returncode == 0 and 'note: transparent: 7\n' in run.stdout and 'opaque.png' not in run.stdout, run.stdout
+    assert run.returncode == 0 and 'note: transparent: 6\n' in run.stdout, run.stdout
     run = cli('convert', '--src', tmp_path, '--dst', tmp_path / 'dst', '--format', 'tfrecord', '--shards', 1)
-    assert run.returncode == 0 and '7 images turned upright or put on white' in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and '6 images turned upright or put on white' in run.stdout, run.stdout + run.stderr
     both = open_records(tmp_path, 'train', 'folder'), open_records(tmp_path / 'dst', 'train')
-    means = [sorted(EncodedImage(one.read(i), one.upright).decode().mean() for i in range(11)) for one in both]
+    means = [sorted(EncodedImage(one.read(i), one.upright).decode().mean() for i in range(10)) for one in both]
     assert np.abs(np.subtract(*means)).max() < 1
 
 
@@ -176,10 +151,8 @@ def test_no_regular_files(tmp_path):
     """A pipe was read for ever."""
     folder = write_folder(tmp_path, 'train', ['a', 'b'], 2) / 'train/b'
     os.mkfifo(folder / 'pipe.jpg')
-    (folder / 'link.jpg').symlink_to(folder / 'pipe.jpg')
-    (folder / 'zero.jpg').symlink_to('/dev/zero')
-    (folder / 'gone.jpg').symlink_to('nothing')
-    (folder / 'good.jpg').symlink_to(folder / 'b_0.jpg')
+    for name, target in (('link', folder / 'pipe.jpg'), ('zero', '/dev/zero'), ('gone', 'nothing'), ('good', 'b_0.jpg')):
+        (folder / f'{name}.jpg').symlink_to(target)
     assert len(open_records(tmp_path, 'train', 'folder')) == 5
     run = cli('check', tmp_path, timeout=60)
     assert run.returncode == 1 and '4 x pipe, socket, device or link to nothing\n' in run.stdout, run.stdout

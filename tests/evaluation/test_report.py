@@ -56,8 +56,7 @@ def test_files(classes, tmp_path):
     # The three files agree.
     hits = sum(row['true'] == row['predicted'] for row in rows)
     assert figures['top1']['value'] == pytest.approx(100 * hits / 400) and f'{100 * hits / 400:.1f} %' in text
-    assert figures['confident_mistakes']['count'] == 400 - hits and len(rows) == figures['images'] == 400
-    assert sum(images for _, _, images in figures['confusion']) == 400 and len(figures['per_class']) == classes
+    assert figures['confident_mistakes']['count'] == 400 - hits and len(figures['per_class']) == classes
     assert rows[6]['name'] == 'two\nlines 6.jpg' and rows[1]['name'] == 'bytes \\udcff\\udcfe 1.jpg'
     # Thumbnails are small.
     assert tags['figure'] == tags['img'] == len(figures['confident_mistakes']['first']) == report.SHOWN

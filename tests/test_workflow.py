@@ -160,15 +160,15 @@ time.sleep(100)
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 77), (signal.SIGTERM, 77), (signal.SIGKILL, -9)])
 @pytest.mark.compiles
-def test_a_signal_goes_to_the_program(number, tmp_path):
-    """It ends in its own time, and its status is that of the program which has started it."""
+def test_a_signal_goes_to_the_program(number, status, tmp_path):
+    """It ends in its own time, and its status is that of the program which has started it; also where that one is killed."""
     (tmp_path / 'started.py').write_text(PROGRAM)
     code = "from src.workflow import start; start('started', 'a b'); print('not reached')"
     with Program(tmp_path, '-c', code, environ={'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}'}) as child:
         child.reach('^ready$')
         time.sleep(0.5)  # in which `start` has long begun to wait
         child.process.send_signal(number)
-        child.end(77)
+        child.end(status)
         assert child.text == "\n$ python -m started 'a b'\nready\nsaved\n"

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import termios
-import time
 
 import pytest
 
@@ -91,19 +90,6 @@ def test_signals_beside_a_forkserver_and_children_that_do_not_end(data, tmp_path
     os.kill(one.process.pid, signal.SIGHUP)
     os.kill(max(processes.children(one.process.pid)), signal.SIGKILL)
     ended(one, 0)
-
-
-def test_killed_program_leaves_none_of_its_own(running):
-    """Of one that runs others, with SIGKILL; a closed terminal ends both."""
-    for number in (signal.SIGKILL, signal.SIGHUP):
-        ignored = [signal.SIGHUP] * (number == signal.SIGKILL)  # which the kernel sends as this one owns the terminal
-        demo = running('-m', 'src.workflow', 'demo', 'out', '--device_target', 'CPU', ignored=ignored)
-        demo.reach(lambda demo=demo: processes.children(demo.process.pid) and 'train.py' in demo.text)
-        [child] = processes.children(demo.process.pid)
-        time.sleep(0.5)  # it is anywhere in its start
-        demo.process.send_signal(number)
-        demo.end(-number)
-        assert processes.wait(lambda child=child: not processes.lives(child))
 
 
 @pytest.mark.compiles

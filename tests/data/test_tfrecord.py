@@ -66,8 +66,7 @@ def test_shard_changed_after_indexing(tmp_path):
     [
         (OTHERS + IMAGE + OTHERS + SEVEN + OTHERS, 7),
         (IMAGE + label_of(b'\x08\x07'), 7),  # not packed
-        (IMAGE + label_of(encode_field(1, b'') + encode_field(1, b'\xe8\x07')), 1000),
-        (IMAGE + label_of(encode_field(1, b'\x01')) + SEVEN, 7),  # the last of equal keys counts
+        (IMAGE + label_of(encode_field(1, b'\x01')) + label_of(encode_field(1, b'') + encode_field(1, b'\xe8\x07')), 1000),
         (b'\x3d' + bytes(4) + IMAGE + encode_field(300, b'??') + b'\x51' + bytes(8) + SEVEN, 7),  # unknown fields
     ],
 )
@@ -80,12 +79,12 @@ def test_variants_of_examples(tmp_path, example, label):
 @pytest.mark.parametrize(
     'damaged, problem',
     [
-        (framed(b''), '0 values of the image and 0 of the label'),
-        (framed(encode_field(1, IMAGE + label_of(encode_field(1, b'\x07\x08')))), '2 of the label'),
-        (framed(encode_field(1, IMAGE + label_of(encode_field(1, b'\xff' * 11)))), 'broken varint'),
+        (
+            framed(encode_field(1, IMAGE + label_of(encode_field(1, b'\x07\x08')))),
+            '1 values of the image and 2 of the label',
+        ),
         (framed(encode_field(1, IMAGE + SEVEN) + b'\x0a'), 'a field runs past its end'),  # ends after a tag
         (GOOD[:-1], 'truncated'),
-        (b'\x10' + GOOD[1:], 'wrong checksum of the record length'),
     ],
 )
 def test_damage_is_named(tmp_path, damaged, problem):

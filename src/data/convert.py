@@ -94,10 +94,9 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
     for split, records in sets.items():
         if records.left_out:
             print('left out:', records.left_out, file=sys.stderr)
-        most = min(len(records), tfrecord.MOST)
-        if not 1 <= shards <= most:
+        if not 1 <= shards <= len(records):
             images = counted(len(records), split + ' image')
-            raise InputError(f'{counted(shards, "shard")} for {images}; give --shards 1 to {most}')
+            raise InputError(f'{counted(shards, "shard")} for {images}; give --shards 1 to {len(records)}')
     names = next(iter(sets.values())).class_names or []
     shift = int(source == 'folder' and layout == 'tfrecord' and names[0] != 'background')
     names = ['background'] * shift + names

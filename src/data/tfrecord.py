@@ -23,7 +23,6 @@ IMAGE = ('image/encoded', 'image', 'image_raw', 'data')
 LABEL = ('image/class/label', 'label', 'class')
 SYNSET, _FILENAME = 'image/class/synset', 'image/filename'  # WordNet id, in ImageNet's records
 NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the split in a shard's name
-MOST = 99999  # shards that five digits can number
 # Tags: 0x0A, 0x12 and 0x1A are the fields 1, 2 and 3 with a length. An Example is {1: Features}, Features {1: entry, ...},
 # an entry {1: name, 2: Feature}, a Feature one of these lists, a list {1: value}.
 _KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}

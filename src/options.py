@@ -25,6 +25,17 @@ RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the r
 GONE = {'aux_loss_weight': 0.4, 'eta_min': 0.0, 'lr_decay_epochs': 2.0, 'lr_decay_rate': 0.94, 'lr_head': 0.0}
 GONE |= {'lr_scaling': 'none', 'rmsprop_decay': 0.9}
 
+# What other programs call an option, where the name does not resemble ours, or resembles another one.
+OTHERS = {
+    'learning_rate': 'lr',
+    'base_lr': 'lr',
+    'data_path': 'data_dir',
+    'ckpt_file': 'ckpt_path',
+    'work_nums': 'num_workers',
+}
+OTHERS |= {'class_num': 'num_classes', 'epoch_size': 'max_epochs', 'imgsz': 'image_size', 'width': 'image_size'}
+OTHERS |= {'weights': 'restore_path', 'pretrained': 'restore_path'}
+
 
 class Settings(EasyDict):
     """What the options mean, by attribute: `settings.lr`. Read-only; a dict, for YAML and checkpoints."""
@@ -130,8 +141,8 @@ def _from_file(path):
 
 def _unknown(name, prefix, origin=''):
     """InputError for an option `name` that there is not."""
-    others = difflib.get_close_matches(name, declared(), 1, 0.7)
-    remedy = f'did you mean {prefix}{others[0]}?' if others else '--help lists the options'
+    ours = OTHERS.get(name) or next(iter(difflib.get_close_matches(name, declared(), 1, 0.7)), '')
+    remedy = f'did you mean {prefix}{ours}?' if ours else '--help lists the options'
     return InputError(f'unknown option {prefix}{name:.80}{origin}; {remedy}')
 
 

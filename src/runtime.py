@@ -25,9 +25,9 @@ from src.options import RESULT, Settings
 # MindSpore would all-reduce all 171 MB at its end. At O2 this has no effect: HCCL makes two pieces, the first of 96.54 % of
 # the bytes, which it sums while the last 29 % of the multiplications of the backward pass are done.
 FUSION_MB = 32
-# Variables of the user's environment that MindSpore must not see. It does not start where a rank table is named, and finds a
-# cached graph (2.7 to 2.10) by the script files alone; `graphs` sets these for the one that is wanted.
-UNSET = (*environment.RANK_TABLES, 'MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
+# Variables of the user's environment that MindSpore must not see: it finds a cached graph (2.7 to 2.10) by the script files
+# alone. `graphs` sets these for the one that is wanted.
+UNSET = ('MS_COMPILER_CACHE_ENABLE', 'MS_DEV_FORCE_USE_COMPILE_CACHE')
 # MindSpore's variables that change a graph. Others (MS_SCHED_PORT, MS_NODE_ID, ...) differ from start to start.
 GRAPH_VARIABLES = ('MS_DEV_', 'MS_ENABLE_', 'MS_ASCEND_', 'MS_INTERNAL_')
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +69,10 @@ def start(settings: Settings) -> Run:
     """
     for name in UNSET:
         os.environ.pop(name, None)
+    # MindSpore starts from no rank table. Without the variable, each of eight such processes would train alone.
+    if name := next(filter(os.environ.get, environment.RANK_TABLES), None):
+        start_all = f'start all ranks with scripts/run_distribute_train.sh {os.environ[name]:.200}'
+        raise InputError(f'{name} is set, but this is a single process; {start_all}, or unset {name}')
     if (launched := os.environ.get('RANK_SIZE', '1')) != str(settings.rank_size):
         number = f'rank_size {settings.rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
         raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')

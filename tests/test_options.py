@@ -12,6 +12,10 @@ from src.options import load_settings, save_settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = option_kinds.declared()
+# What the model zoo and other programs call them.
+OTHERS = [('learning_rate', 'lr'), ('data_path', 'data_dir'), ('ckpt_file', 'ckpt_path'), ('work_nums', 'num_workers')]
+OTHERS += [('class_num', 'num_classes'), ('epoch_size', 'max_epochs'), ('imgsz', 'image_size'), ('width', 'image_size')]
+OTHERS += [('weights', 'restore_path'), ('pretrained', 'restore_path'), ('epochs', 'max_epochs'), ('data_url', 'data_dir')]
 
 
 @pytest.fixture
@@ -80,6 +84,7 @@ def test_bad_values_name_option_value_origin_and_remedy(write, name, text, expec
     'given, expected',
     [
         (['--batchsize', '1'], 'unknown option --batchsize; did you mean --batch_size?'),
+        *((['--' + name, '1'], f'; did you mean --{ours}?') for name, ours in OTHERS),
         (['--zzzzzz', '1'], 'unknown option --zzzzzz; --help lists'),
         (['--data_dir', '--lr', '1'], 'argument --data_dir: expected one argument'),
         (['--lr', '1', '2'], "unexpected argument '2'"),

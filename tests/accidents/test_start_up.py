@@ -5,7 +5,10 @@ import os
 
 import pytest
 
+import eval
+import train
 from tests.cluster.launching import Launch, table, template_2
+from tests.test_end_to_end import message_of
 
 TABLES = ('RANK_TABLE_FILE', 'RANK_TABLE', 'MINDSPORE_HCCL_CONFIG_PATH')
 DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ.get('MS_NODE_ID', 'scheduler'), 'w'))"
@@ -80,6 +83,16 @@ def test_rank_lost_on_another_server(tmp_path):
     assert (first, second) == (4, 7) and 'failed first' not in text, text + other
     assert 'launch: rank 1 stopped answering the scheduler; it is on another server' in text
     assert 'launch: rank 1 failed first: status 7' in other
+
+
+@pytest.mark.parametrize('name', TABLES)
+@pytest.mark.parametrize('program', [train, eval])
+def test_rank_table_in_the_environment_of_a_program(program, name, monkeypatch, capsys):
+    """Eight such processes would each train alone."""
+    monkeypatch.setenv(name, '/config/hccl.json')
+    line = message_of(program.main, ['--data_dir', '.', '--ckpt_path', '.', '--device_target', 'CPU'], capsys)
+    assert f'{name} is set, but this is a single process; start all ranks with scripts/run_distr' in line
+    assert f'train.sh /config/hccl.json, or unset {name}' in line
 
 
 def test_two_runs_from_one_directory(tmp_path):

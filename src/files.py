@@ -27,26 +27,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to. The file there becomes `path` if the block ends without an exception, else it is removed.
 
     The path is in a directory beside `path` that only this user may enter. So nobody else can take the name, and a library
-    may write further files beside it. OSError if it cannot be written.
+    may write further files beside it. What killed processes left beside `path` is removed. OSError if it cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
+    remove_abandoned(path.parent)
     try:
-        directory = Path(tempfile.mkdtemp(SUFFIX, f'.{path.name[:40]}.', path.parent))
+        made = tempfile.mkdtemp(prefix=f'.{path.name[:40]}.', dir=path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # not the temporary name
+    # Locked as long as this process lives: its number means nothing where containers share a directory. The name by which
+    # it may be removed comes after the lock.
+    descriptor = os.open(made, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    directory = Path(made + SUFFIX)
+    os.rename(made, directory)
     try:
         yield directory / path.name
         move(directory / path.name, path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
 
 
 def remove_abandoned(directory: str | Path) -> None:
-    """Remove what killed processes were writing to `directory`, which this process must have locked."""
+    """Remove what killed processes were writing to `directory` by `replacing`."""
     for path in Path(directory).glob(f'.*{SUFFIX}'):
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a link or a file; locked by its process; or somebody was faster
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def move(temporary: str | Path, path: str | Path) -> None:

@@ -44,13 +44,17 @@ def program(code, *arguments):
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    """By whoever writes there next, and nothing else: what a living process writes, and directories of other programs."""
     killed = "with files.replacing(sys.argv[1]) as path:\n    path.write_text('half')\n    os.kill(os.getpid(), 9)"
     subprocess.run(program(killed, tmp_path / 'inceptionv4-1_1.ckpt'), cwd=ROOT)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith('.inceptionv4-1_1.ckpt.') and stat.S_IMODE(left.stat().st_mode) == 0o700
     (tmp_path / '.other').mkdir()
-    files.remove_abandoned(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ['.other']
+    with files.replacing(tmp_path / 'm.mindir') as temporary:
+        assert {*tmp_path.iterdir()} == {temporary.parent, tmp_path / '.other'}
+        subprocess.run(program('with files.replacing(sys.argv[1]) as path: path.touch()', tmp_path / 'x'), cwd=ROOT)
+        temporary.write_text('whole')
+    assert {path.name for path in tmp_path.iterdir()} == {'.other', 'm.mindir', 'x'}
 
 
 @pytest.mark.parametrize('name', ['name', 'x' * 255])

@@ -106,7 +106,6 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
     tasks = [(split, n, tfrecord.shard_name(split, n, shards, suffix)) for split in sets for n in range(shards)]
     changed, unreadable = Counter(), []
     with files.lock_file(Path(dst, files.LOCK), 'give another --dst'):
-        files.remove_abandoned(dst)
         with reading(note, f'remove {dst} or give another --dst'):
             there = [name for name in os.listdir(dst) if '-of-' in name or name == 'labels.txt']
             if read_note(note, settings, there).get('fix') is not fix:

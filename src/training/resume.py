@@ -45,7 +45,6 @@ def reserve(settings: Settings, run: Run) -> tuple[TextIO, list[Path]]:
     """
     directory, option = run.directory, settings.resume
     lock = files.lock_file(directory / files.LOCK, 'choose another --log_dir', WAIT, run.log)
-    files.remove_abandoned(directory)
     there, place = checkpoint.of_training(directory), Path(option).resolve()
     here = option == 'auto' or option and directory.resolve() in (place, place.parent)
     if here and settings.overwrite:

@@ -60,7 +60,6 @@ def test_input_error_of_a_data_worker():
         (ValueError('row 3 has\n2 fields, not 3'), 'a.csv: row 3 has 2 fields, not 3; write it anew'),
         (KeyError('name'), "a.csv: 'name' is missing; write it anew"),
         (FileNotFoundError(2, 'No such file', 'b.csv'), 'b.csv: No such file; write it anew'),
-        (OSError(28, 'No space left on device'), 'a.csv: No space left on device; write it anew'),
         (RuntimeError('broken'), 'a.csv: broken; write it anew'),
     ],
 )

@@ -109,15 +109,12 @@ def test_save_round_trip(tmp_path):
     assert again == loaded and [*map(repr, again.values())] == [*map(repr, loaded.values())]
 
 
-def test_settings_are_read_only_and_know_their_groups():
+def test_settings_are_read_only():
     settings = load_settings(['--num_classes', '7'])
     for change in (lambda: setattr(settings, 'lr', 1.0), lambda: settings.update({'lr': 1.0}), lambda: settings.learning):
         with pytest.raises(AttributeError):
             change()
-    other = settings.but(lr=1.0, batch_size=4)
-    assert (other.lr, other.batch_size, other.seed) == (1.0, 4, 1) and settings.lr == 0.045
-    assert pickle.loads(pickle.dumps(other)) == other
-    assert not {*settings.group(*options.RESULT)} & {'data_dir', 'num_workers', 'log_dir', 'resume', 'device_target'}
+    assert pickle.loads(pickle.dumps(settings.but(lr=1.0))) == {**settings, 'lr': 1.0}  # for data workers
 
 
 def test_differences_name_what_changes_a_result():

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and a lock on a directory."""
+"""Files that are written whole or not at all, a lock on a directory, and names of files in CSV."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from src.errors import InputError, reading
 # Ends the names of our temporary directories, and of no other program's: only such a name may be removed.
 SUFFIX = '.inceptionv4-tmp'
 LOCK = '.lock'
+# What a spreadsheet runs in a cell of a CSV file; also the full-width signs. Behind any ', so that `from_cell` knows it.
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 
 
 @contextlib.contextmanager
@@ -123,3 +125,13 @@ def lock_file(path: str | Path, remedy: str, wait: float = 0, log: Callable[[str
 def printable(text: str) -> str:
     """`text`, in which bytes of a file name that are not UTF-8 look as on the screen: `\\udce9`."""
     return text.encode(errors='backslashreplace').decode()
+
+
+def as_cell(text: str) -> str:
+    """`text` for a cell of a CSV file: with a ' in front, which makes it text, where a spreadsheet would run it."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` made this of; any other cell as it is."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

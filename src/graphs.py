@@ -90,6 +90,9 @@ def open_cache(option: str, on_cpu: bool, made_from: object, log: Callable[[str]
     with only_warned(log, 'compile cache'):
         directory = Path(auto if option == 'auto' else option).expanduser().absolute()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise PermissionError(f'{directory}: a graph is a program, and others may write there')
         with tempfile.TemporaryFile(dir=directory), tempfile.TemporaryFile():
             return Graphs(directory, made_from, log)
     return Graphs(log=log)

@@ -87,7 +87,7 @@ def write_list(rows: list[tuple[str, str, str]], path: str | Path) -> None:
         open_list(path)
     with reading(path, 'give a file that can be written'), files.replacing(path) as temporary:
         with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+            csv.writer(file).writerows([COLUMNS, *(map(files.as_cell, row) for row in rows)])
 
 
 def open_list(path: str | Path) -> dict[str, Records]:
@@ -95,7 +95,7 @@ def open_list(path: str | Path) -> dict[str, Records]:
     with reading(path, 'make a list with python -m src.data.split', (csv.Error,)):
         with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
             lines = csv.reader(file)
-            if next(lines, None) != COLUMNS or not (rows := [*lines]):
+            if next(lines, None) != COLUMNS or not (rows := [[*map(files.from_cell, row)] for row in lines]):
                 raise ValueError(f'no first line {",".join(COLUMNS)} with photos below')
         for number, row in enumerate(rows, 2):
             if len(row) != 3 or row[0] not in SPLITS or not all(row):

@@ -114,7 +114,7 @@ def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[s
             rows = csv.writer(file)
             rows.writerow(['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true'])
             for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
-                texts = records.name(i), labels[label], labels[predicted]
+                texts = map(files.as_cell, (records.name(i), labels[label], labels[predicted]))
                 rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
 
 

@@ -73,7 +73,7 @@ def demo(arguments: list[str]) -> list[tuple[str, object]]:
     start('train.py', *options, '--data_dir', data, '--log_dir', training, *anew, *arguments)
     records, images = open_records(data, 'validation'), []
     for label, k in zip(*np.unique(records.label, return_index=True)):
-        images.append(output / 'images' / records.class_names[label] / f'{k}.jpg')  # the page shows the folder
+        images.append(output / 'images' / records.class_names[label] / f'{k}.jpg')  # its folder: the page marks wrong ones
         images[-1].parent.mkdir(parents=True, exist_ok=True)
         images[-1].write_bytes(records.read(k))
     return [('images', f'{data} (10 classes, seed {settings.seed})'), *use(output, settings, ('MINDIR',), images)]

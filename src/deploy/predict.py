@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src import runtime
-from src.data.classes import load_names
+from src.data.classes import imagenet_classes, load_names, normal
 from src.deploy import formats
 from src.deploy.export import Served, load_network
 from src.deploy.formats import LOADED, Signature, as_function, softmax
@@ -113,8 +113,9 @@ def as_line(prediction: Prediction, as_json: bool) -> str:
     return f'{path}: {error}; skipped' if error else '\n'.join([path, *(f'  {100 * p:6.2f} %  {n}' for _, n, p in top)])
 
 
-def page(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Yield the HTML of a page that holds the images, with the share of each class as a bar."""
+def page(predictions: Iterable[Prediction], class_names: list[str]) -> Iterator[str]:
+    """Yield the HTML of a page that holds the images, with the share of each class as a bar; an image in a folder that has
+    the name of another one of the classes is marked as wrong."""
     yield '<div class="grid">\n'
     for path, top, error, thumbnail in predictions:
         yield f'<figure><figcaption>{text("/".join(path.split("/")[-2:]))}</figcaption>'  # the page may go elsewhere
@@ -122,6 +123,10 @@ def page(predictions: Iterable[Prediction]) -> Iterator[str]:
             yield f'{text(error)}; skipped</figure>\n'
             continue
         yield f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(thumbnail).decode()}">'
+        folder = normal(Path(path).absolute().parent.name)
+        true = imagenet_classes().get(folder, folder)
+        if true in class_names and true != top[0][1]:
+            yield f'<p><b>wrong: its folder is {text(true)}</b></p>'
         for _, label, p in top:
             bar = f'background: linear-gradient(90deg, #cfe3f7 {p:.1%}, #fff 0)'
             yield f'<div class="row" style="{bar}">{percent(p)} {text(label)}</div>'
@@ -179,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     shown = show(tqdm(predictions, total=total, unit='image', leave=False, disable=None), args, outcomes)
     if args.html:
         with reading(args.html, 'choose another --html'):
-            write_page(args.html, f'Predictions of {Path(args.model).name}', page(shown))
+            write_page(args.html, f'Predictions of {Path(args.model).name}', page(shown, model.class_names))
     else:
         deque(shown, 0)
     good, bad = outcomes[True], outcomes[False]

@@ -97,6 +97,18 @@ def test_page(images, tmp_path, capsys):
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+def test_page_marks_what_is_wrong(tmp_path, capsys):
+    """By the folder of an image, where that has the name of a class."""
+    for folder in ('high', 'low', 'other'):
+        (tmp_path / folder).mkdir()
+        Image.new('RGB', (90, 90), (240,) * 3).save(tmp_path / folder / 'a.png')
+    run(capsys, tmp_path, '--html', tmp_path / 'page.html')
+    captions = re.findall(
+        r'<figcaption>(.*?)</figcaption><img .*?>(?:<p><b>(.*?)</b>)?', (tmp_path / 'page.html').read_text()
+    )
+    assert captions == [('high/a.png', ''), ('low/a.png', 'wrong: its folder is low'), ('other/a.png', '')]
+
+
 def test_images_are_turned_upright(tmp_path):
     """By their EXIF, for the network and on the page: a bright top that is stored at the left."""
     exif, stored = Image.Exif(), np.zeros((60, 90, 3), np.uint8)

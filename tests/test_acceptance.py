@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -21,11 +22,18 @@ def check(tmp_path, *command):
     return done.returncode, done.stdout + done.stderr, {result['name']: result for result in found}
 
 
+def check_device(tmp_path, change, *options):
+    """The same of the check of the device, after this change of a module."""
+    call = f'pytest.main(["-xv", {str(ROOT / "tests/npu/test_device.py")!r}, *sys.argv[1:]])'
+    code = f'import sys, pytest\nfrom tests.npu import reference, small_training\n{change}\nsys.exit({call})'
+    return check(tmp_path, sys.executable, '-c', code, *options)
+
+
 @pytest.mark.slow
 @pytest.mark.compiles
 def test_rehearsal(tmp_path):
     status, shown, results = check(tmp_path, 'bash', ROOT / 'scripts/run_acceptance.sh', '2')
-    assert status == 0 and shown.endswith('passed\n'), shown[-3000:]
+    assert status == 0 and re.search(r'\npassed after \d+ s, with --drop_overflow_update branch\n$', shown), shown[-3000:]
     assert {result['result'] for result in results.values()} == {'passed', 'skipped'}
     skipped = {name for name, result in results.items() if result['result'] == 'skipped'}
     assert skipped - {'atc'} == {'sinks', 'overflow_inside_a_sink', 'speed[128]', 'export[AIR]'}
@@ -38,11 +46,36 @@ def test_failed_check_ends_it(tmp_path):
     damaged = dict(np.load(reference.STORED))
     damaged['small'][2, 3] += 0.1
     np.savez(tmp_path / 'damaged.npz', **damaged)
-    code = (
-        f'import sys, pytest; from tests.npu import reference; reference.STORED = {str(tmp_path / "damaged.npz")!r}; '
-        f'sys.exit(pytest.main(["-xv", {str(ROOT / "tests/npu/test_device.py")!r}, *sys.argv[1:]]))'
-    )
-    status, shown, results = check(tmp_path, sys.executable, '-c', code)
+    status, shown, results = check_device(tmp_path, f'reference.STORED = {str(tmp_path / "damaged.npz")!r}')
     assert status == 1 and [*results][-1] == 'forward' and 'augmentation' not in shown
     assert 'difference from the float32 logits' in results['forward']['found'] and '0.0001' in results['forward']['found']
     assert results['forward']['remedy'] in shown
+
+
+@pytest.mark.parametrize('option, status', [('branch', 10), ('select', 1)])
+def test_npu_that_refuses_the_branch(option, status, tmp_path):
+    """The check of the device ends with a status of its own."""
+    change = (
+        'def refused(*_):\n    raise RuntimeError("GE does not support control flow")\nsmall_training.make_step = refused'
+    )
+    options = ('-k', 'records or overflow', '--drop_overflow_update', option)
+    found, _, results = check_device(tmp_path, change, *options)
+    assert found == status and results['overflow']['found'] == 'RuntimeError: GE does not support control flow'
+
+
+@pytest.mark.parametrize('status, calls, end', [(0, 1, 'branch'), (10, 2, 'select'), (139, 2, 'select'), (1, 1, '')])
+def test_branch_is_tried_first(status, calls, end, tmp_path):
+    """Then select, for all that follows; the end tells which of them works."""
+    python = tmp_path / 'python'
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *update*) ;; *test_device.py*) echo "$*"; exit {status} ;; esac\necho "$*"\n'
+    )
+    python.chmod(0o755)
+    environ = {**os.environ, 'PYTHON': str(python), 'LD_PRELOAD': ''}
+    done = subprocess.run(
+        ['bash', ROOT / 'scripts/run_acceptance.sh'], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    called = re.findall(r'/(test_\w+)\.py (.*)', done.stdout)
+    assert [name for name, _ in called].count('test_device') == calls and done.returncode == (0 if end else 1)
+    assert all(('select' in options) == (end == 'select') for _, options in called[calls + 1 :])
+    assert done.stdout.endswith(f', with --drop_overflow_update {end}\n') if end else called[-1][0] == 'test_device'

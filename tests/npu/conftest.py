@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from src import environment
+from src.files import replacing
 
 PATIENCE = 1800  # seconds: a compilation takes minutes, while ranks that wait for each other never end
+BRANCH = 'without a branch on overflow'  # in the remedy of what it can make fail
 SILENT = os.environ.get('RANK_ID', '0') != '0'  # of several ranks only the first reports
 
 
@@ -55,9 +57,16 @@ def pytest_runtest_makereport(item, call):
         remedy = item.get_closest_marker('remedy').args[0]
         result |= {'found': f'{call.excinfo.typename}: {call.excinfo.value}'[:1000], 'remedy': remedy}
         report.sections.append(('remedy', remedy))
-    path = item.config.option.output / 'acceptance.json'
-    path.write_text(json.dumps([*results(item.config), result], indent=1, default=float) + '\n')
+    with replacing(item.config.option.output / 'acceptance.json') as path:  # other ranks may read it
+        path.write_text(json.dumps([*results(item.config), result], indent=1, default=float) + '\n')
     return report
+
+
+def pytest_sessionfinish(session):
+    """Status 10 after a failure at the branch on overflow: run_acceptance.sh then tries without."""
+    failed = [one for one in results(session.config) if one['result'] == 'failed']
+    if failed and BRANCH in failed[-1]['remedy'] and session.config.option.drop_overflow_update == 'branch':
+        session.exitstatus = 10
 
 
 def pytest_report_teststatus(report):

@@ -20,11 +20,12 @@ from src.training import resume
 from src.training.step import on_host
 from src.weights import checkpoint
 from tests.npu import reference, small_training
+from tests.npu.conftest import BRANCH
 from tests.npu.small_training import SMALL, Recorder, settings_of, train
 
 PLACE = 'docs/ascend.md, "When it goes wrong"'
 OVERFLOW = (
-    'where the message names control flow, Switch or If: --drop_overflow_update select, here and for train.py; '
+    f'--drop_overflow_update select compiles the step {BRANCH}; '
     'TrainStep.saturates (src/training/step.py) says how the chip reports overflow; unset MS_ASCEND_CHECK_OVERFLOW_MODE; '
     '--amp_level O0 needs no loss scale'
 )

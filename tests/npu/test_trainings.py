@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 
+import psutil
 import pytest
 
 from tests.npu.conftest import PATIENCE
@@ -33,7 +34,10 @@ def train(output, log, status, *command, after_step=0, number=signal.SIGTERM):
             run.reach(lambda: max(losses(run.text), default=0) >= after_step, PATIENCE)
             run.process.send_signal(number)
         run.reach('^(trained|.*stopped after step) ', PATIENCE)
-        assert wait(lambda: run.process.poll() is not None, ENDS), f'the process stays {ENDS} s after its last step'
+        assert wait(lambda: run.process.poll() is not None, ENDS), (
+            f'the process stays {ENDS} s after its last step; its children: '
+            f'{[" ".join(one.cmdline())[:99] for one in psutil.Process(run.process.pid).children()]}'
+        )
         assert run.process.returncode in status, run.text[-300:]
     return run.text
 

@@ -127,7 +127,8 @@ def test_a_batch_has_no_more_images_than_there_are(batch_size, expected, attempt
         ([], 'nothing is given before the options; the usage is bash'),
         ([*GOOD, '--log_dir=x'], '--log_dir is set by the fine-tuning itself'),
         (['nowhere', 'WEIGHTS', 'OUT'], 'nowhere: No such file or directory'),
-        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: No such file'),
+        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'begin with; docs/weights.md has published weights'),
+        (['PHOTOS', 'nothing.ckpt', 'OUT'], 'nothing.ckpt: No such file or directory; name a checkpoint'),
         (['PHOTOS', 'WEIGHTS', 'PHOTOS/out'], 'in the folder of the photos'),
     ],
 )

@@ -70,39 +70,52 @@ def _loses_pixels(encoded, warning):
     return not padding or zeros - count > 16  # more zeros than the decoder reads ahead were taken for pixels
 
 
-def spread(function: Callable, shared: object, tasks: list[tuple], workers: int | None = None, chunk: int = 1) -> Iterator:
+def spread(
+    function: Callable, shared: object, tasks: list[tuple], workers: int | None, name: Callable[..., str], chunk: int = 1
+) -> Iterator:
     """Yield function(shared, *task) for the tasks in their order, from up to `workers` processes (None: as many as cores),
     to which a `chunk` of tasks goes at once. They are forked, so `shared` may be large. One process, too, as a decoder that
-    crashes must not take the caller with it. InputError for `workers` below 1, or if a process was killed."""
+    crashes must not take the caller with it. InputError for `workers` below 1, or if a process was killed, with what `name`
+    makes of the tasks that were at work then."""
     if workers is not None and workers < 1:
         raise InputError(f'workers is {workers}; use 1 or more')
     count, context = min(workers or len(os.sched_getaffinity(0)), len(tasks) or 1), multiprocessing.get_context('fork')
-    pool = ProcessPoolExecutor(count, context, _begin, (function, shared, end_with_parent(signal.SIGKILL)))
+    begun, doing = context.Value('q', 0), context.RawArray('q', [-1] * count)  # numbers of processes and their tasks
+    prepare = end_with_parent(signal.SIGKILL)
+    pool = ProcessPoolExecutor(count, context, _begin, (function, shared, prepare, begun, doing))
     try:
-        yield from pool.map(_perform, tasks, chunksize=chunk)
+        yield from pool.map(_perform, range(len(tasks)), tasks, chunksize=chunk)
     except BrokenProcessPool:
-        raise InputError('a worker was killed: out of memory, or by a crash of a decoder; use fewer --workers') from None
+        at = ' or '.join(name(*tasks[number]) for number in doing if number >= 0)
+        reason = 'out of memory, or by a crash of a decoder; use fewer --workers, or remove that file'
+        raise InputError(f'a worker was killed at {at}: {reason}') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(function, shared, prepare):
+def _begin(function, shared, prepare, begun, doing):
     global _work
-    _work = function, shared
+    with begun.get_lock():
+        _work = function, shared, doing, begun.value
+        begun.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     prepare()  # a killed parent leaves no process behind
 
 
-def _perform(task):
-    function, shared = _work
-    return function(shared, *task)
+def _perform(number, task):
+    function, shared, doing, me = _work
+    doing[me] = number
+    result = function(shared, *task)
+    doing[me] = -1
+    return result
 
 
 def examine_all(sets: dict[str, Records], workers: int | None = None) -> Iterator[tuple[str, int, dict[str, str], bytes]]:
     """Yield (key, number, what `examine` returns, a digest of 16 bytes or b'' if there is none) for every record of `sets`,
     which are {key: records}."""
     tasks = [(key, k) for key, records in sets.items() for k in range(len(records))]
-    results = tqdm(spread(_examine, sets, tasks, workers, 64), 'checking', len(tasks), unit='record', disable=None)
+    results = spread(_examine, sets, tasks, workers, lambda key, k: sets[key].where(k), 64)
+    results = tqdm(results, 'checking', len(tasks), unit='record', disable=None)
     yield from ((*task, *result) for result, task in zip(results, tasks))
 
 

@@ -118,7 +118,7 @@ def convert(src: str, dst: str, layout: str, shards: int, fix: bool = False, wor
                 note.with_name('labels.txt').write_bytes(text)
         tasks = [task for task in tasks if not os.path.exists(os.path.join(dst, task[-1]))]
         with reading(dst, 'check the disk'), tqdm(total=sum(map(len, sets.values())), unit='image', disable=None) as bar:
-            for images, found, lines in spread(_write, (dst, settings, sets, shift), tasks, workers):
+            for images, found, lines in spread(_write, (dst, settings, sets, shift), tasks, workers, lambda *task: task[-1]):
                 changed, unreadable = changed + found, unreadable + lines
                 bar.update(images)
     print(*unreadable, sep='\n', end='\n' * bool(unreadable), file=sys.stderr)

@@ -27,6 +27,8 @@ NUMBERS = '-[0-9]{5}-of-[0-9]{5}'  # regular expression for what follows the spl
 # an entry {1: name, 2: Feature}, a Feature one of these lists, a list {1: value}.
 _KINDS = {0x0A: 'bytes', 0x12: 'float', 0x1A: 'int64'}
 _FIXED = {0: None, 1: 8, 5: 4}  # wire types, the lowest three bits of a tag: a varint, or so many bytes
+# How files of other kinds begin that people give for shards.
+_OTHERS = {b'\x1f\x8b': 'gzip', b'x\x01': 'zlib', b'x\x9c': 'zlib', b'x\xda': 'zlib', b'PAR1': 'Parquet', b'ARROW1': 'Arrow'}
 _LOWEST_64_BITS = 0xFFFFFFFFFFFFFFFF
 
 
@@ -110,7 +112,9 @@ def walk(path: str) -> Iterator[Record]:
         stop = start + size
         try:
             if masked_crc(buf[byte : byte + 8]) != int.from_bytes(buf[byte + 8 : start], 'little') or stop + 4 > len(buf):
-                raise ValueError('truncated, damaged or no TFRecord file: wrong checksum of the record length')
+                kind = '' if byte else next((kind for first, kind in _OTHERS.items() if buf[: len(first)] == first), '')
+                other = f'no TFRecord file but {kind}, which has to be unpacked or converted'
+                raise ValueError(other if kind else 'truncated, damaged or no TFRecord file: wrong checksum of its length')
             features = _features(buf, start, stop)
             names = names or _names(buf, features)
             yield Record(*_locate(buf, features, *names), byte, *struct.unpack_from('<I', buf, stop))

@@ -21,6 +21,7 @@ from src.errors import InputError, reading
 LOADED = ('.mindir', '.onnx')  # suffixes of what `load` takes
 INPUT_TYPES = {'float': 'float32', 'uint8': 'uint8'}
 OUTPUT_NAMES = {'logits': ['logits'], 'softmax': ['probabilities'], 'top5': ['probabilities', 'classes']}
+MOST_PIXELS = 1 << 28  # in a call: 3.2 GB as float32
 OPSET = 15  # version of ONNX's operators: what atc of CANN 8.5 takes
 Function = Callable[[np.ndarray], 'tuple[np.ndarray, ...]']
 
@@ -87,6 +88,8 @@ def read_description(path: Path) -> tuple[Signature, dict]:
         if about['sha256'] != checksum:
             raise ValueError(f'describes another file than {path}: the SHA-256 differs')
         batch_size, *size = about['input']['shape']
+        if not 0 < (batch_size or 1) * size[1] ** 2 <= MOST_PIXELS:
+            raise ValueError(f'has the shape {about["input"]["shape"]}, which is none of images')
         input_type = {text: kind for kind, text in INPUT_TYPES.items()}[about['input']['type']]
         preprocessing = recorded_preprocessing(about['preprocessing'])
         return Signature(size[1], preprocessing, input_type, about['output']['kind'], batch_size or 0), about

@@ -1,6 +1,7 @@
 """Data sets as other programs write them: taken where that can be, else refused with what is in them."""
 
 import gzip
+import zlib
 
 import pytest
 
@@ -48,6 +49,17 @@ def test_common_names_of_features(image, label, others, tmp_path):
 def test_other_features_are_listed(features, parts, tmp_path):
     text = message(open_records, shard(tmp_path, features), 'train')
     assert all(part in text for part in [*parts, 'train-00000-of-00001: ']), text
+
+
+@pytest.mark.parametrize(
+    'kind, made',
+    [('gzip', gzip.compress), ('zlib', zlib.compress), ('Parquet', b'PAR1'.__add__), ('Arrow', b'ARROW1'.__add__)],
+)
+def test_other_kinds_of_files_are_named(kind, made, tmp_path):
+    path = shard(tmp_path, {'image/encoded': jpeg(), 'image/class/label': 1}) / 'train-00000-of-00001'
+    path.write_bytes(made(path.read_bytes()))
+    text = f'train-00000-of-00001: record 0 at byte 0: no TFRecord file but {kind}, which has to be unpacked or converted'
+    assert text in message(open_records, tmp_path, 'train')
 
 
 def test_commands_say_what_is_wrong(tmp_path):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data import check as check_module
 from src.data import jpeg as jpeg_decoder
 from src.data import tfrecord
-from src.data.check import check, examine, spread
+from src.data.check import check, examine
 from src.errors import InputError
 from tests.data.samples import ODD, cli, fails, jpeg, write_folder
 
@@ -120,6 +121,14 @@ def test_damaged_data():
         assert examine(encoded[:-2] + padding + encoded[-2:]) == {}
 
 
-def test_death_of_a_worker_process():
-    with pytest.raises(InputError, match='a worker was killed: .*; use fewer --workers'):
-        list(spread(lambda *_: os.kill(os.getpid(), signal.SIGKILL), None, [()]))
+def test_death_of_a_worker_process(tmp_path, monkeypatch):
+    """Whatever killed it, the file at which it was is named."""
+    path = write_folder(tmp_path, 'train', ['a', 'b'], 100) / 'train/b/b_50.jpg'
+    path.write_bytes(b'deadly')
+
+    def examine(encoded):
+        return os.kill(os.getpid(), signal.SIGKILL) if encoded == b'deadly' else {}
+
+    monkeypatch.setattr(check_module, 'examine', examine)
+    with pytest.raises(InputError, match=f'a worker was killed at .*{path}.*: out of memory, .*; use fewer --workers'):
+        check(tmp_path, 2)

@@ -217,6 +217,8 @@ def test_damaged_files(kind, exported, tmp_path):
     refused(whole[:-9] + b'\0' * 9, f'another file than {model}: the SHA-256 differs', sha256=about['sha256'])
     for other in (b'text' * 99, whole[:100000]):
         refused(other, f'{model.name}: .*export it again')
+    for shape in ([None, 3, 99999, 99999], [10**6, 75, 75, 3]):  # for which 28 GB would be asked
+        refused(whole, 'which is none of images; copy both files', input={**about['input'], 'shape': shape})
     refused(whole, f'renamed.{kind}.json: .*copy both files that export.py wrote', input=None)
     (tmp_path / 'labels.txt').write_text('a\nb\n')
     refused(whole, 'labels.txt: names the classes 0 to 1, but the network has 10', str(tmp_path / 'labels.txt'))

@@ -155,8 +155,9 @@ def use(output: Path, settings: Settings, formats: tuple[str, ...], images: list
 
     evaluation = '--ckpt_path', trained, '--data_dir', output / 'data', '--batch_size', settings.batch_size
     make(report, 'eval.py', *evaluation, '--report', report.parent)
-    figures = json.loads(report.with_name('report.json').read_text())
-    top5 = f', top-5 {figures["top5"]["value"]:.1f} %' if len(figures['per_class']) > FEW else ''
+    with reading(report.with_name('report.json'), f'remove {report.parent}, it is made again', (TypeError,)):
+        figures = json.loads(report.with_name('report.json').read_text())
+        top5 = f', top-5 {figures["top5"]["value"]:.1f} %' if len(figures['per_class']) > FEW else ''
     rows = [
         ('training', f'{curves.summary(curves.records_of(training))}, log in {training / settings.log_name}'),
         ('curves', curve if curve.exists() else 'left out: pip install -r requirements-report.txt'),

@@ -12,6 +12,8 @@ import pytest
 
 from src import workflow
 from src.data.split import split, write_list
+from src.errors import InputError
+from src.options import load_settings
 from src.weights import checkpoint
 from tests.data.samples import jpeg
 from tests.processes import ROOT, Program
@@ -147,6 +149,15 @@ def test_output_of_something_else(noted, attempt, tmp_path, capsys):
     assert 'finetune.json: diary.txt beside it was made by something else, or of another photos, now ' in text
     assert '; give another directory for OUTPUT, or remove this one' in text and not attempt.started
     assert os.listdir(tmp_path / 'out') == [*['finetune.json'] * bool(noted), 'diary.txt']
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"top1": 99.0}'])
+def test_report_that_is_empty_or_of_an_earlier_version(content, tmp_path):
+    for name in ('training/inceptionv4-best.ckpt', 'report/report.json', 'report/index.html'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match='report/report.json: .*; remove .*/report, it is made again'):
+        workflow.use(tmp_path, load_settings([]), (), [])
 
 
 PROGRAM = """

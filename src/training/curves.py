@@ -84,7 +84,7 @@ def write(places: list[str | Path], output: str | Path) -> None:
                 axes.plot(*zip(*points), style, color=f'C{number}', linewidth=1.3, markersize=3.5)
         axes.set(title=title, xlabel='epoch', xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.25)
-    legend = figure.legend(figure.axes[2].lines, labels(runs), loc='outside lower left')
+    legend = figure.legend(figure.axes[2].lines, map(files.printable, labels(runs)), loc='outside lower left')
     for label in legend.get_texts():
         label.set_parse_math(False)  # there may be a $ in a name
     with reading(output, 'choose another --output'), files.replacing(output) as temporary:

@@ -110,6 +110,9 @@ def find(settings: Settings, run: Run, data: str) -> Saved | None:
             run.log(f'warning: skipped: {error}')
             continue
         require_same_training(path, info, settings, data, run.log)
+        latest = max(checkpoint.by_age(path.parent), key=lambda one: one.exists() and one.stat().st_mtime, default=path)
+        if checkpoint.progress(latest) < checkpoint.progress(path):
+            run.log(f'warning: {latest} was written after {path}, but has fewer steps; the steps count')
         return Saved(path, parameters, info)
     if option != 'auto':
         raise InputError(f'resume {option}: no checkpoint there that can be resumed')

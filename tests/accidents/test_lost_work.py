@@ -69,6 +69,7 @@ def test_copied_without_file_times(run, log):
     (log / 'inceptionv4-9_99.ckpt').symlink_to('/nowhere/inceptionv4-9_99.ckpt')
     text = run(train.main, '--log_dir', log, '--resume', 'auto', *EVALUATED)
     assert re.search('warning: skipped: .*9_99.ckpt', text) and f'{log / LAST}: resuming from step 10' in text
+    assert f'warning: {log / OLDER} was written after {log / LAST}, but has fewer steps; the steps count' in text
     (log / LAST).rename(log / 'inceptionv4-0_3.ckpt')  # what is recorded counts, not the name
     assert re.search('warning: skipped: .*9_99.ckpt', run(evaluation.main, '--ckpt_path', log))
     assert [one['step'] for one in json.loads((log / 'evaluation.json').read_text())] == [5, 10]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 import sys
 
@@ -35,18 +36,19 @@ def made_run(directory, start=0, stop=20, resumed=None, end=True, **options):
 
 @needs_matplotlib
 def test_two_training_runs(tmp_path, monkeypatch):
-    """One was ended by a signal and resumed, the other was killed while it wrote a line."""
+    """One was ended by a signal and resumed, the other, of a name that is not UTF-8, was killed while it wrote a line."""
     monkeypatch.chdir(tmp_path)
+    other = os.fsdecode(b'caf\xe9')
     made_run(tmp_path / 'a', stop=10, end=False).end(10, InputError('SIGTERM'))
     made_run(tmp_path / 'a', start=10, resumed='x/inceptionv4-1_10.ckpt')
-    made_run(tmp_path / 'b', lr=0.02, stop=10, end=False)
-    with open(tmp_path / 'b' / metrics.NAME, 'a') as file:
+    made_run(tmp_path / other, lr=0.02, stop=10, end=False)
+    with open(tmp_path / other / metrics.NAME, 'a') as file:
         file.write('{"kind": "st')
-    curves.write(['a', 'b'], 'both.png')
+    curves.write(['a', other], 'both.png')
     assert (tmp_path / 'both.png').read_bytes().startswith(b'\x89PNG')
-    assert curves.labels({name: curves.records_of(name) for name in 'ab'}) == [
+    assert curves.labels({name: curves.records_of(name) for name in ('a', other)}) == [
         'a: 10 steps, 40.0 images/s, best top-1 60.00 % in epoch 2.0, done, lr 0.045',
-        'b: 10 steps, 40.0 images/s, best top-1 50.00 % in epoch 1.0, not ended, or killed, lr 0.02',
+        f'{other}: 10 steps, 40.0 images/s, best top-1 50.00 % in epoch 1.0, not ended, or killed, lr 0.02',
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from src.cluster.watchdog import Watchdog, dump_stacks
+from src.cluster.watchdog import Watchdog
 from src.errors import ElsewhereError, reading
 from src.heartbeat import ECHO, FILE, end_with_parent
 
@@ -119,11 +119,7 @@ class Supervisor:
                 wait = self.grace if ended[1] == ElsewhereError.exit_status else SYMPTOM * (ended[0] == 'scheduler')
                 certain = min(certain, time.monotonic() + wait)
             if not self.failures and (laggard := self.watchdog.look(self.ranks)):
-                found = {one.pid: one.info['status'] for one in psutil.process_iter(['status'])}
-                states = {name: found.get(self.processes[name].pid) for name in sorted(self.ranks)}
-                name = next((name for name in states if states[name] == psutil.STATUS_STOPPED), laggard)  # all wait for it
-                self.hang = name, f'hangs ({states[name]}): {self.watchdog.silence(name)}'
-                dump_stacks([self.processes[name].pid for name in self.ranks])
+                self.hang = laggard, f'hangs: {self.watchdog.silence(laggard)}'
 
     def _end_ranks(self):
         """SIGTERM for the ranks that are left, later SIGKILL: after the grace or a second signal."""

@@ -1,6 +1,6 @@
 """Start and supervise one process per device that a rank table lists for this server (Linux).
 
-    python -m src.cluster.launch [--bind_core] RANK_TABLE SCRIPT.py [--option value ...]
+    python -m src.cluster.launch RANK_TABLE SCRIPT.py [--option value ...]
 
 RANK_TABLE: file, directory with the file of a container, or a number of devices of this server, which are then 0, 1, ...
 Each rank's output goes to results/<N>p/<rank>/train.log, rank 0's to the screen as well. If a rank fails or hangs, all
@@ -43,29 +43,28 @@ class Launch(NamedTuple):
     devices: list[Device]  # of this machine, with the numbers that CANN has for them
     host: str  # address of the first server, where the scheduler runs; its port, or 0 for any
     port: int
-    bind_core: bool  # give each rank its share of the cores
 
     def jobs(self, command: list[str]) -> dict[str, tuple]:
         """The jobs of a `Supervisor`, as MindSpore's own launcher msrun starts a dynamic cluster: the scheduler, if this is
         the first server, and ranks that run `command`. InputError if the port is unusable.
         https://www.mindspore.cn/tutorials/en/r2.7.2/parallel/dynamic_cluster.html"""
-        cores, here = sorted(os.sched_getaffinity(0)), len(self.devices)
-        common = {'OMP_NUM_THREADS': str(max(1, len(cores) // here))} if self.target == 'CPU' else {}
+        here = len(self.devices)
+        common = {'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0)) // here))} if self.target == 'CPU' else {}
         common |= TIMEOUTS | {name: value for name, value in os.environ.items() if name not in STARTS}
-        common |= {'LOCAL_RANKS': str(here), 'LOCAL_CORES': str(len(cores)), 'RANK_SIZE': str(self.size)}
+        common |= {'LOCAL_RANKS': str(here), 'RANK_SIZE': str(self.size)}
         common |= {'MS_WORKER_NUM': str(self.size), 'MS_SCHED_HOST': self.host, 'MS_SCHED_PORT': str(self.port)}
         jobs = {}
         if self.devices[0].rank_id == 0:
             with reading(f'port {self.port}', 'choose another --master_port', (OverflowError,)):
                 with socket.create_server(('', self.port)) as probe:
                     common['MS_SCHED_PORT'] = str(probe.getsockname()[1])
-            jobs['scheduler'] = [sys.executable, '-c', SCHEDULER], common | {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}, cores
-        for i, device in enumerate(self.devices):
+            jobs['scheduler'] = [sys.executable, '-c', SCHEDULER], common | {'MS_ROLE': 'MS_SCHED', 'RANK_ID': '0'}
+        for device in self.devices:
             # A number as MS_NODE_ID is the rank. MindSpore counts the devices of a host name itself unless a rank sets its
             # own (collective_manager.cc), as `runtime.start` does with DEVICE_ID.
-            rank, share = str(device.rank_id), cores[i * len(cores) // here : (i + 1) * len(cores) // here]
+            rank = str(device.rank_id)
             own = {'MS_ROLE': 'MS_WORKER', 'MS_NODE_ID': rank, 'RANK_ID': rank, 'DEVICE_ID': str(device.device_id)}
-            jobs[rank] = [sys.executable, '-u', *command], common | own, (self.bind_core and share) or cores
+            jobs[rank] = [sys.executable, '-u', *command], common | own
         return jobs
 
 
@@ -95,7 +94,6 @@ def _arguments(arguments):
     parser.add_argument('rank_table', help='file, or just a number of devices of one server')
     parser.add_argument('script')
     parser.add_argument('--server_id', help='which server of the table this is (default: by its addresses)')
-    parser.add_argument('--bind_core', action='store_true', help='bind each rank to its share of the CPU cores')
     parser.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
     parser.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
     parser.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
@@ -134,7 +132,7 @@ def _launch(args):
     with reading(f'{table[0].names[0]}, the first server of the rank table', 'its server_id must be an address'):
         host = socket.gethostbyname(table[0].names[0]) if several else '127.0.0.1'  # MindSpore takes no names
     # Servers that start on their own agree on the port.
-    return Launch(target, size, devices, host, args.master_port or PORT * several, args.bind_core)
+    return Launch(target, size, devices, host, args.master_port or PORT * several)
 
 
 @entry_point

@@ -51,8 +51,8 @@ class Signals(list):
 
 
 class Supervisor:
-    """Runs `jobs`, {name: (command, environment variables, cores that it may use)}, whose output goes to
-    <directory>/<name>/train.log; a rank's name is its number. `grace`: seconds for ranks to save and exit after a signal."""
+    """Runs `jobs`, {name: (command, environment variables)}, whose output goes to <directory>/<name>/train.log; a rank's
+    name is its number. `grace`: seconds for ranks to save and exit after a signal."""
 
     def __init__(self, jobs: dict[str, tuple], directory: str, grace: float, watchdog: Watchdog, signals: Signals):
         self.jobs, self.grace, self.watchdog, self.signals = jobs, grace, watchdog, signals
@@ -82,8 +82,8 @@ class Supervisor:
             kill_descendants()
             self._show()
 
-    def _start(self, name, command, environment, cores):
-        path, end_with_this = self.logs[name], end_with_parent(signal.SIGKILL)
+    def _start(self, name, command, environment):
+        path = self.logs[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, f'{path}.1')
@@ -95,7 +95,7 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=lambda: (end_with_this(), os.sched_setaffinity(0, cores)),
+                preexec_fn=end_with_parent(signal.SIGKILL),
             )
         # A thread waits for each process: they report in the order in which the processes end.
         threading.Thread(target=lambda: self.ended.put((name, process.wait())), daemon=True).start()

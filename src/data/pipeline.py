@@ -86,11 +86,9 @@ def batches(
 
 
 def workers(option: int, ranks_here: int = 1) -> int:
-    """Number of decoding processes: `option`, or for 0 this rank's share of the cores, at most MOST_WORKERS. With
-    --bind_core this process may use only its share; in LOCAL_CORES the launcher says how many its ranks have together."""
+    """Number of decoding processes: `option`, or for 0 this rank's share of the cores, at most MOST_WORKERS."""
     cores = len(os.sched_getaffinity(0))
-    share = int(os.environ.get('LOCAL_CORES', cores)) // ranks_here
-    return min(option, cores) if option else max(1, min(cores, share, MOST_WORKERS))
+    return min(option, cores) if option else max(1, min(cores // ranks_here, MOST_WORKERS))
 
 
 class LoadTraining:

@@ -50,15 +50,9 @@ def test_evaluation_batches(data):
     assert not found[-1][0][2:].any()
 
 
-@pytest.mark.parametrize(
-    'option, cores, of_server, ranks, expected',
-    [(0, 24, 192, 8, 24), (0, 192, None, 1, 32), (0, 2, None, 4, 1), (48, 24, 192, 8, 24)],
-)
-def test_decoding_processes(option, cores, of_server, ranks, expected, monkeypatch):
+@pytest.mark.parametrize('option, cores, ranks, expected', [(0, 192, 8, 24), (0, 192, 1, 32), (0, 2, 4, 1), (48, 24, 8, 24)])
+def test_decoding_processes(option, cores, ranks, expected, monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
-    monkeypatch.delenv('LOCAL_CORES', raising=False)
-    if of_server:
-        monkeypatch.setenv('LOCAL_CORES', str(of_server))
     assert pipeline.workers(option, ranks) == expected
 
 

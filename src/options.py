@@ -25,14 +25,8 @@ RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the r
 GONE = {'aux_loss_weight': 0.4, 'eta_min': 0.0, 'lr_decay_epochs': 2.0, 'lr_decay_rate': 0.94, 'lr_head': 0.0}
 GONE |= {'lr_scaling': 'none', 'rmsprop_decay': 0.9}
 
-# What other programs call an option, where the name does not resemble ours, or resembles another one.
-OTHERS = {
-    'learning_rate': 'lr',
-    'base_lr': 'lr',
-    'data_path': 'data_dir',
-    'ckpt_file': 'ckpt_path',
-    'work_nums': 'num_workers',
-}
+# What the model zoo and other programs call our options, where the name resembles none of ours, or another one.
+OTHERS = {'learning_rate': 'lr', 'data_path': 'data_dir', 'ckpt_file': 'ckpt_path', 'work_nums': 'num_workers'}
 OTHERS |= {'class_num': 'num_classes', 'epoch_size': 'max_epochs', 'imgsz': 'image_size', 'width': 'image_size'}
 OTHERS |= {'weights': 'restore_path', 'pretrained': 'restore_path'}
 

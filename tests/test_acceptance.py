@@ -52,30 +52,22 @@ def test_failed_check_ends_it(tmp_path):
     assert results['forward']['remedy'] in shown
 
 
-@pytest.mark.parametrize('option, status', [('branch', 10), ('select', 1)])
-def test_npu_that_refuses_the_branch(option, status, tmp_path):
+def test_branch_that_is_refused(tmp_path):
     """The check of the device ends with a status of its own."""
-    change = (
-        'def refused(*_):\n    raise RuntimeError("GE does not support control flow")\nsmall_training.make_step = refused'
-    )
-    options = ('-k', 'records or overflow', '--drop_overflow_update', option)
-    found, _, results = check_device(tmp_path, change, *options)
-    assert found == status and results['overflow']['found'] == 'RuntimeError: GE does not support control flow'
+    change = 'small_training.make_step = lambda *_: 1 / 0'
+    status, _, results = check_device(tmp_path, change, '-k', 'records or overflow')
+    assert status == 10 and results['overflow']['result'] == 'failed'
 
 
 @pytest.mark.parametrize('status, calls, end', [(0, 1, 'branch'), (10, 2, 'select'), (139, 2, 'select'), (1, 1, '')])
 def test_branch_is_tried_first(status, calls, end, tmp_path):
     """Then select, for all that follows; the end tells which of them works."""
     python = tmp_path / 'python'
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *update*) ;; *test_device.py*) echo "$*"; exit {status} ;; esac\necho "$*"\n'
-    )
+    python.write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *select*) ;; *test_device.py*) exit {status} ;; esac\n')
     python.chmod(0o755)
-    environ = {**os.environ, 'PYTHON': str(python), 'LD_PRELOAD': ''}
-    done = subprocess.run(
-        ['bash', ROOT / 'scripts/run_acceptance.sh'], cwd=tmp_path, env=environ, capture_output=True, text=True
-    )
+    command = f'PYTHON={python} LD_PRELOAD= bash {ROOT}/scripts/run_acceptance.sh'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     called = re.findall(r'/(test_\w+)\.py (.*)', done.stdout)
     assert [name for name, _ in called].count('test_device') == calls and done.returncode == (0 if end else 1)
     assert all(('select' in options) == (end == 'select') for _, options in called[calls + 1 :])
-    assert done.stdout.endswith(f', with --drop_overflow_update {end}\n') if end else called[-1][0] == 'test_device'
+    assert done.stdout.endswith(f', with --drop_overflow_update {end}\n') or not end and called[-1][0] == 'test_device'

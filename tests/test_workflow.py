@@ -61,6 +61,7 @@ def test_from_photos_to_a_classifier(weights, tmp_path):
     assert str(photos) not in page and 'деревья/' in page
     described, report = (json.loads((output / f).read_text()) for f in ('inceptionv4.onnx.json', 'report/report.json'))
     assert described['classes'] == [one['name'] for one in report['per_class']] == NAMES
+    assert page.count('wrong: its folder is ') == report['confident_mistakes']['count'] > 0
     assert described['input']['shape'][2:] == [75, 75] and '0 é' not in (output / 'report/images.csv').read_text()
     info = checkpoint.load(output / 'training/inceptionv4-best.ckpt')[1]
     assert info['class_names'] == ['background', *NAMES]

@@ -80,33 +80,30 @@ def spread(
     if workers is not None and workers < 1:
         raise InputError(f'workers is {workers}; use 1 or more')
     count, context = min(workers or len(os.sched_getaffinity(0)), len(tasks) or 1), multiprocessing.get_context('fork')
-    begun, doing = context.Value('q', 0), context.RawArray('q', [-1] * count)  # numbers of processes and their tasks
-    prepare = end_with_parent(signal.SIGKILL)
-    pool = ProcessPoolExecutor(count, context, _begin, (function, shared, prepare, begun, doing))
+    at_work = context.RawArray('b', len(tasks))  # 1 for each task that a process has begun and not ended
+    pool = ProcessPoolExecutor(count, context, _begin, (function, shared, end_with_parent(signal.SIGKILL), at_work))
     try:
         yield from pool.map(_perform, range(len(tasks)), tasks, chunksize=chunk)
     except BrokenProcessPool:
-        at = ' or '.join(name(*tasks[number]) for number in doing if number >= 0)
+        at = ' or '.join(name(*tasks[number]) for number in np.flatnonzero(at_work))
         reason = 'out of memory, or by a crash of a decoder; use fewer --workers, or remove that file'
         raise InputError(f'a worker was killed at {at}: {reason}') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(function, shared, prepare, begun, doing):
+def _begin(function, shared, prepare, at_work):
     global _work
-    with begun.get_lock():
-        _work = function, shared, doing, begun.value
-        begun.value += 1
+    _work = function, shared, at_work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     prepare()  # a killed parent leaves no process behind
 
 
 def _perform(number, task):
-    function, shared, doing, me = _work
-    doing[me] = number
+    function, shared, at_work = _work
+    at_work[number] = 1
     result = function(shared, *task)
-    doing[me] = -1
+    at_work[number] = 0
     return result
 
 

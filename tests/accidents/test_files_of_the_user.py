@@ -45,19 +45,13 @@ def test_lock_that_leads_elsewhere(kind, tmp_path, capsys):
     assert re.match(rf'error: {place}: .*; choose another --log_dir\n$', error) and victim.read_text() == 'precious'
 
 
-@pytest.mark.parametrize('mode, owner', [(0o775, os.geteuid()), (0o1777, os.geteuid()), (0o700, 12345)])
-def test_cache_that_others_may_write_to(mode, owner, tmp_path, capsys):
+@pytest.mark.parametrize('mode', [0o775, 0o1777])
+def test_cache_that_others_may_write_to(mode, tmp_path, capsys):
     """A graph is a program: somebody else's is not run."""
-    cache = tmp_path / 'cache'
-    cache.mkdir()
-    cache.chmod(mode)
-    if owner != os.geteuid():
-        if os.geteuid():
-            pytest.skip('only root can give a directory away')
-        os.chown(cache, owner, -1)
-    found = start_training(capsys, tmp_path / 'log', '--compile_cache', cache).out
-    assert found.count(f'no compile cache: {cache}: a graph is a program, and others may write there\n') == 1
-    assert not list(cache.iterdir())
+    (tmp_path / 'cache').mkdir()
+    (tmp_path / 'cache').chmod(mode)
+    found = start_training(capsys, tmp_path / 'log', '--compile_cache', tmp_path / 'cache').out
+    assert f'no compile cache: {tmp_path}/cache: a graph is a program, and others may write there\n' in found
 
 
 @pytest.mark.parametrize('option', [(), ('--compile_cache', '~/graphs'), ('--compile_cache', '/proc/graphs')])
@@ -72,23 +66,14 @@ def test_no_place_for_a_cache(option, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['log']
 
 
-FORMULAS = ['=HYPERLINK("x?"&A1)', '+1', '-1', '@SUM(A1)', "'=1", "''-1", '\uff1d1', "'a", '0-1']
-
-
-def test_no_formula_in_a_list_of_photos(tmp_path):
-    """A spreadsheet takes no class name for one, and the names are those of the folders for whoever reads the list."""
-    write_folder(tmp_path, 'photos', FORMULAS, 2)
+def test_no_formula_in_tables(tmp_path):
+    """A spreadsheet takes no name for one, and for whoever reads a list of photos the names are those of the folders."""
+    names = ['=HYPERLINK("x?"&A1)', '+1', '-1', '@SUM(A1)', "'=1", "''-1", '\uff1d1', "'a", '0-1']
+    write_folder(tmp_path, 'photos', names, 2)
     write_list(split(tmp_path / 'photos', workers=1)[0], tmp_path / 'list.csv')
-    with open(tmp_path / 'list.csv', newline='') as file:
-        cells = [cell for row in list(csv.reader(file))[1:] for cell in row]
-    assert not [cell for cell in cells if cell[0] in '=+-@\uff1d'] and '\'=HYPERLINK("x?"&A1)' in cells
-    assert open_list(tmp_path / 'list.csv')['train'].class_names == sorted(FORMULAS)
-
-
-def test_no_formula_in_the_table_of_a_report(tmp_path):
-    records = type('Records', (), {'name': lambda _, i: f'{FORMULAS[i % len(FORMULAS)]}.png'})()
-    report.write_table(tmp_path / 'images.csv', random_outcomes(99, len(FORMULAS)), records, FORMULAS)
-    with open(tmp_path / 'images.csv', newline='') as file:
-        rows = list(csv.DictReader(file))
-    cells = [row[column] for row in rows for column in ('name', 'true', 'predicted')]
-    assert len(rows) == 99 and not [cell for cell in cells if cell[0] in '=+-@\uff1d'] and "'=HYPERLINK" in cells[0]
+    assert open_list(tmp_path / 'list.csv')['train'].class_names == sorted(names)
+    records = type('Records', (), {'name': lambda _, i: names[i % len(names)]})()
+    report.write_table(tmp_path / 'images.csv', random_outcomes(99, len(names)), records, names)
+    for table, rows in ('list.csv', 2 * len(names)), ('images.csv', 99):
+        cells = [row[:3] for row in csv.reader((tmp_path / table).read_text().splitlines())][1:]
+        assert len(cells) == rows and not [cell for row in cells for cell in row if cell[0] in '=+-@\uff1d']

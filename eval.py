@@ -8,19 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from src import collective, files, runtime
 from src.data import jpeg
 from src.errors import InputError, entry_point, only_warned
 from src.evaluation import report
-from src.evaluation.evaluation import Evaluation, evaluate, open_validation
+from src.evaluation.evaluation import Evaluation, open_validation
 from src.evaluation.outcomes import HEADER, row
 from src.options import load_settings, named_arguments
 from src.weights import checkpoint
 from src.weights.read import main_file, read_weights
-
-OFFSET_IMAGES = 256  # that tell the label offset; drawn from all records, as shards may be sorted by class
 
 
 @entry_point
@@ -52,15 +48,11 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
         report.prepare(settings.report)
     names = info.get('class_names')
     by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
-    records, offsets = open_validation(by_command, log, names, info['config'].get('label_offset'), paths[-1])
-    evaluation = Evaluation(records, offsets.possible[0], settings, run, info['preprocessing'])
-    if len(offsets.possible) > 1:
-        find_offset(evaluation, offsets, parameters, newest)
-    log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(evaluation.offset, 0)}')
+    records, offset = open_validation(by_command, log, names, info['config'].get('label_offset'), paths[-1])
+    evaluation = Evaluation(records, offset, settings, run, info['preprocessing'])
+    log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(offset, 0)}')
     collective.require_same({'the checkpoints': [one.name for one in paths]}, run.rank, run.world)
-    loaded = (parameters, info) if len(paths) == 1 else None
-    del parameters  # of several, one at a time is in memory
-    results = evaluate_all(evaluation, paths, loaded, log)
+    results = evaluate_all(evaluation, paths, {newest: (parameters, info)}, log)
     if run.rank == 0:
         path = paths[0].parent / 'evaluation.json'
         with only_warned(log, 'evaluation.json'), files.replacing(path) as temporary:  # its figures are in the log
@@ -70,29 +62,15 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
     return results
 
 
-def find_offset(evaluation, offsets, parameters, path):
-    """Where neither labels nor names tell what to subtract from the labels: that with which the weights `parameters` of the
-    file `path` recognise more images. InputError if it stays open."""
-    evaluation.load(parameters, path)
-    labels = evaluation.records.label
-    numbers = np.random.default_rng(0).permutation(len(labels))[:OFFSET_IMAGES]
-    data = evaluation.batches(offset=evaluation.offset, numbers=numbers)
-    predicted = evaluate(evaluation.step, data, len(numbers), evaluation.run).predicted
-    hits = [int((predicted == labels[numbers] - offset).sum()) for offset in offsets.possible]
-    offset, why = offsets.settled(hits, len(numbers))
-    evaluation.run.log(why)
-    evaluation.take_offset(offset)
-
-
 def evaluate_all(evaluation, paths, loaded, log):
     """What `evaluation` finds for each checkpoint of `paths`: dicts of checkpoint, step, epoch and the fields of `Result`;
-    lines go to `log`. `loaded` is what `read_weights` returned for a single one. Of several, one that cannot be read or does
+    lines go to `log`. `loaded` has what `read_weights` returned for some. Of several, one that cannot be read or does
     not fit is skipped with a warning; InputError if none is left."""
     results = []
     log(HEADER)
     for path in paths:
         try:
-            parameters, info = loaded or read_weights(path)
+            parameters, info = loaded.get(path) or read_weights(path)
             when = Path(main_file(path)).stat().st_mtime
             evaluation.load(parameters, path)
         except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile

@@ -233,9 +233,9 @@ def create_evaluation(settings, run, data):
     if settings.report and run.rank == 0:
         report.prepare(settings.report)  # not to fail after the training
     known = data.records.class_names, settings.label_offset, 'the training records'
-    validation, offsets = open_validation(settings, run.log, *known)
+    validation, offset = open_validation(settings, run.log, *known)
     kind = frozen_features.FeatureEvaluation if settings.cache_features else Evaluation
-    return kind(validation, offsets.possible[0], settings, run)
+    return kind(validation, offset, settings, run)
 
 
 if __name__ == '__main__':

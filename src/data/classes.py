@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from src.data.records import Records
 
 BACKGROUND_CLASSES = 1001  # ImageNet's 1000 classes and, as class 0, TF-slim's background
-ENOUGH = 1.7  # standard deviations to choose a label offset
 # Names are compared in Unicode's composed form: macOS stores an accent of a file name as a character of its own.
 normal = functools.partial(unicodedata.normalize, 'NFC')
 _NUMBERED = re.compile(r'([0-9]{1,6}):\s*(\S.*)')  # lists of names are as long as the largest number
-_MEANING = {0: 'k', 1: 'k - 1', -1: 'k + 1'}  # class of label k, by the offset that is subtracted
 
 
 @functools.lru_cache(None)
@@ -108,48 +106,23 @@ def named(records: Records) -> bool:
     return any(name not in ('', 'background') for name in records.class_names or ())
 
 
-class Offsets(NamedTuple):
-    """What is to be subtracted from labels, so that they become the class numbers of weights."""
-
-    possible: list[int]  # several where labels and names leave it open; then images tell
-    assumed: int | None = None  # where images do not tell either
-
-    def settled(self, hits: Sequence[int], images: int) -> tuple[int, str]:
-        """(the right one of `possible`, a line on why or '') by the `hits`, how many of `images` the weights recognise with
-        each of them: with the right one most, with a wrong one hardly any. InputError if it stays open."""
-        if len(self.possible) == 1:
-            return self.possible[0], ''
-        shown = ', '.join(f'{_MEANING[offset]} makes {n} of {images} right' for offset, n in zip(self.possible, hits))
-        (second, first), chosen = sorted(hits)[-2:], self.possible[np.argmax(hits)]
-        # They differ by three, and by more than a difference by chance does.
-        clear = first - second >= 3 and (first - second) ** 2 >= ENOUGH**2 * (first + second)
-        # Weights that recognise little give no reason to doubt what they record.
-        if not clear or self.assumed not in (None, chosen) and 2 * max(hits) < images:
-            chosen = self.assumed
-        if chosen is not None:
-            return chosen, f'label k is taken as class {_MEANING[chosen]} (the labels leave it open; {shown})'
-        remedy = '--label_offset 0 if they count from 0, 1 if they count from 1'
-        if -1 in self.possible:
-            remedy += '; with a background as class 0 import the weights with --drop_background first'
-        raise InputError(
-            f'labels may count from 0 or 1, and the images do not tell (label k as class {shown}); use {remedy}'
-        )
-
-
-def possible_offsets(
-    option: str, records: Records, num_classes: int, names: list[str] | None, recorded: str | None
-) -> Offsets:
-    """The `Offsets` of `records` for weights with `num_classes` classes that record the class `names` and the label_offset
-    `recorded`, as far as they record any; `option` is that of the command line."""
+def validation_offset(option: str, records: Records, num_classes: int, names: list[str] | None, recorded: str | None) -> int:
+    """What is subtracted from the labels of `records` for weights with `num_classes` classes that record the class `names`
+    and the label_offset `recorded`, as far as they record any; `option` is that of the command line. InputError if the
+    labels leave it open."""
     if option != 'auto':
-        return Offsets([int(option)])
+        return int(option)
     background = num_classes == BACKGROUND_CLASSES or bool(names and len(names) == num_classes and names[0] == 'background')
     candidates = [records.label_base - background] if named(records) else [0, -1 if background else 1]
-    candidates = candidates if recorded is None else [int(recorded), *candidates]
     low, high = records.label.min(), records.label.max()
-    found = [offset for offset in dict.fromkeys(candidates) if offset <= low and high < num_classes + offset]
-    found = found or candidates[:1]  # which does not fit either, as `check_labels` says
-    return Offsets(found, found[0] if recorded == str(found[0]) else None)
+    possible = [offset for offset in candidates if offset <= low and high < num_classes + offset]
+    if recorded and int(recorded) in possible and not background:  # with it, records of others are as likely
+        return int(recorded)
+    if len(possible) > 1:
+        remedy = '--label_offset 0 if they count from 0, 1 if they count from 1'
+        remedy += '; with a background as class 0 import the weights with --drop_background first' * background
+        raise InputError(f'labels {low} to {high} may count from 0 or 1, {num_classes} classes fit both; use {remedy}')
+    return [*possible, *candidates][0]  # none may fit, as `check_labels` says
 
 
 def count_classes(option: int | str, records: Records, offset: int) -> tuple[int, str]:

@@ -52,18 +52,10 @@ def training_dataset(
 
 
 def evaluation_dataset(
-    records: Records,
-    offset: int,
-    settings: Settings,
-    run: Run,
-    preprocessing: Preprocessing = PREPROCESSING,
-    numbers: np.ndarray | None = None,
+    records: Records, offset: int, settings: Settings, run: Run, preprocessing: Preprocessing = PREPROCESSING
 ) -> ds.Dataset:
-    """Batches with every record, or those with the `numbers` (int64), once over all ranks, as `LoadEvaluation` makes them;
-    equally many on every rank."""
-    numbers = np.arange(len(records)) if numbers is None else numbers
-    order = evaluation_order(len(numbers), settings.batch_size, run.rank, run.world)
-    order = np.where(order < 0, -1, numbers[order])
+    """Batches with every record once over all ranks, as `LoadEvaluation` makes them; equally many on every rank."""
+    order = evaluation_order(len(records), settings.batch_size, run.rank, run.world)
     load = LoadEvaluation(records, offset, settings.image_size, preprocessing)
     return batches(order, ['record'], load, ['image', 'label'], settings, run.ranks_here)
 

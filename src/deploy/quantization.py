@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
-from src.data.classes import Offsets
 from src.data.pipeline import LoadEvaluation
 from src.data.records import Records
 from src.deploy.formats import Function, Signature, convert_opset, load
@@ -49,7 +48,7 @@ def spread(labels: np.ndarray, seed: int) -> np.ndarray:
     return order[np.argsort(turn, kind='stable')]
 
 
-def quantize(path: Path, signature: Signature, train: Records, validation: tuple[Records, Offsets], seed: int) -> dict:
+def quantize(path: Path, signature: Signature, train: Records, validation: tuple[Records, int], seed: int) -> dict:
     """Replace the float32 file `path` by one in 8-bit integers: activations in uint8, whose ranges CALIBRATION of the
     records `train` tell, weights in int8, with a scale for each output channel and biases that make up for their rounding.
 
@@ -138,20 +137,15 @@ def _mean_inputs(path, names, calls):
     return {name: np.mean(means, 0) for name, means in zip(names, zip(*found))}
 
 
-def compare(functions: dict[str, Function], signature: Signature, records: Records, offsets: Offsets) -> dict:
-    """How the files float32 and int8 do on the `records`, whose labels become class numbers by `offsets`: `top1` of each in
-    per cent, `agreement` of their most probable classes in per cent, `loss` in percentage points and the number of
-    `images`. InputError if the classes that float32 finds do not settle the offset."""
+def compare(functions: dict[str, Function], signature: Signature, records: Records, offset: int) -> dict:
+    """How the files float32 and int8 do on the `records`, from whose labels `offset` is subtracted: `top1` of each in per
+    cent, `agreement` of their most probable classes in per cent, `loss` in percentage points and the number of `images`."""
     best = {kind: [] for kind in functions}
     for images in batches(records, np.arange(len(records)), signature, 'comparing'):
         for kind, call in functions.items():
             found = call(images)
             best[kind].append(found[1][:, 0] if signature.output == 'top5' else found[0].argmax(1))
     classes = {kind: np.concatenate(found)[: len(records)] for kind, found in best.items()}
-    hits = [int((classes['float32'] == records.label - offset).sum()) for offset in offsets.possible]
-    offset, why = offsets.settled(hits, len(records))
-    if why:
-        print(why)
     top1 = {kind: 100 * float((found + offset == records.label).mean()) for kind, found in classes.items()}
     agreement = 100 * float((classes['float32'] == classes['int8']).mean())
     return {'images': len(records), 'top1': top1, 'agreement': agreement, 'loss': top1['float32'] - top1['int8']}

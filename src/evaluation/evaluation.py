@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from src import collective
 from src.data import pipeline
-from src.data.classes import Offsets, check_labels, match_names, possible_offsets
+from src.data.classes import check_labels, match_names, validation_offset
 from src.data.preprocess import PREPROCESSING, Preprocessing, scale
 from src.data.records import Records, open_records
 from src.evaluation.outcomes import Outcomes, Result, merit
@@ -112,12 +111,12 @@ def open_validation(
     names: list[str] | None = None,
     recorded_offset: str | None = None,
     source: str | Path = '',
-) -> tuple[Records, Offsets]:
-    """(records of the validation split, what may have to be subtracted from their labels), labels as in the training.
+) -> tuple[Records, int]:
+    """(records of the validation split, what is subtracted from their labels), labels as in the training.
 
     The option `label_offset` is to be that of the command line, not of a checkpoint. Of the training `source` records the
     class `names` by label and the `recorded_offset`, if any. Where the records name their classes, too, names tell which
-    class is which. InputError if a record's class is unknown to the training.
+    class is which. InputError if a record's class is unknown to the training, or if labels may count from 0 or 1.
     """
     records, classes = open_records(settings.data_dir, 'validation'), settings.num_classes
     if records.left_out:
@@ -125,11 +124,11 @@ def open_validation(
     matched = match_names(records, names, source)
     if matched is not records:
         # Without a record, a name more than classes is that of a background which was left out, as in imported weights.
-        offsets = Offsets([int(recorded_offset or len(names) > classes)])
+        offset = int(recorded_offset or len(names) > classes)
     else:
-        offsets = possible_offsets(settings.label_offset, records, classes, names, recorded_offset)
-    check_labels(matched, offsets.possible[0], classes)
-    return matched, offsets
+        offset = validation_offset(settings.label_offset, records, classes, names, recorded_offset)
+    check_labels(matched, offset, classes)
+    return matched, offset
 
 
 class Evaluation:
@@ -151,13 +150,8 @@ class Evaluation:
             collective.require_same({'the validation records': records.fingerprint}, run.rank, run.world)
         pipeline.refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(settings.network(), run.amp_level, preprocessing)
-        self.batches = partial(pipeline.evaluation_dataset, records, settings=settings, run=run, preprocessing=preprocessing)
-        self.take_offset(offset)
+        self.data = pipeline.evaluation_dataset(records, offset, settings, run, preprocessing)
         self.best, self.outcomes = None, None
-
-    def take_offset(self, offset: int) -> None:
-        """From now on `offset` is subtracted from the labels."""
-        self.offset, self.data = offset, self.batches(offset=offset)
 
     def load(self, parameters: dict[str, np.ndarray], path: Path) -> None:
         """Set the network to the weights `parameters` of the file `path`; InputError if they do not fit."""

@@ -63,28 +63,23 @@ def evaluated(path, data, *options):
     return found['top1']
 
 
-def test_open_labels_are_settled_by_images(network, tmp_path, capsys):
+def test_labels_that_are_left_open_are_refused(network, tmp_path, capsys):
+    """Unless the training recorded from where its labels count, or somebody says it."""
     some = [1, 2, 3, 4] * 3  # fits labels 0 to 5 and labels 1 to 6
     from_0, from_1 = records(tmp_path / '0', some), records(tmp_path / '1', some, shift=1)
     weights, own = write(tmp_path / 'a/w.ckpt', network), write(tmp_path / 'b/w.ckpt', network, label_offset='1')
-    assert evaluated(weights, from_1) == 100
-    assert 'label k is taken as class k - 1 (the labels leave it open; k makes 0 of 12 right' in capsys.readouterr().out
-    assert evaluated(own, from_0) == 100  # the checkpoint's own records counted from 1
     values = {**network, 'logits.bias': np.concatenate([[-9], network['logits.bias']]).astype(np.float32)}
     values['logits.weight'] = np.concatenate([0 * network['logits.weight'][:1], network['logits.weight']])
     raw = write(tmp_path / 'c/w.ckpt', values, label_offset='0', class_names=['background', *'abcdef'])
-    assert evaluated(raw, from_0, '--report', str(tmp_path / 'report')) == 100
-    assert 'label k is taken as class k + 1' in capsys.readouterr().out
+    for path, remedy in ((weights, 'if they count from 0, 1 if'), (raw, 'import the weights with --drop_background first')):
+        with pytest.raises(SystemExit) as caught:
+            evaluated(path, from_0)
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and 'labels 1 to 4 may count from 0 or 1, ' in error and remedy in error
+    assert evaluated(weights, from_0, '--label_offset', '0') == 100 == evaluated(own, from_1)
+    assert evaluated(raw, from_1, '--label_offset', '0', '--report', str(tmp_path / 'report')) == 100
     rows = (tmp_path / 'report/images.csv').read_text().splitlines()[1:]
-    assert {tuple(row.split(',')[1:3]) for row in rows} == {(name, name) for name in 'bcde'}
-
-
-def test_labels_that_stay_open(network, tmp_path, capsys):
-    noise = records(tmp_path, [2, 3, 4, 5] * 2, encoded=lambda _: jpeg(0))
-    with pytest.raises(SystemExit) as caught:
-        evaluated(write(tmp_path / 'a/w.ckpt', network), noise)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and 'use --label_offset 0 if they count from 0, 1 if' in error
+    assert {tuple(row.split(',')[1:3]) for row in rows} == {(name, name) for name in 'abcd'}
 
 
 def test_training_says_what_it_assumes(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,6 @@ import pytest
 
 from src.data import tfrecord
 from src.data.classes import (
-    Offsets,
     count_classes,
     imagenet_classes,
     imagenet_names,
@@ -21,11 +20,11 @@ from src.options import load_settings
 from tests.data.samples import folder, message, shards
 
 
-def evaluated_labels(data, names, offset, log=print):
-    """The class numbers of a network with three classes, whose training recorded `names` and `offset`, for the images."""
+def evaluated_labels(data, names, recorded, log=print):
+    """The class numbers of a network with three classes, whose training recorded `names` and an offset, for images."""
     settings = load_settings(['--data_dir', str(data), '--num_classes', '3'])
-    records, offsets = open_validation(settings, log, names, offset, 'weights.ckpt')
-    return (records.label - offsets.possible[0]).tolist()
+    records, offset = open_validation(settings, log, names, recorded, 'weights.ckpt')
+    return (records.label - offset).tolist()
 
 
 def test_folders_are_evaluated_by_the_names_in_the_checkpoint(tmp_path):
@@ -65,12 +64,6 @@ def test_shards_are_evaluated_by_the_names_in_the_checkpoint(recorded, offset, n
     else:
         shard = tmp_path / 'validation-00000-of-00001'
         assert message(evaluated_labels, tmp_path, recorded, offset).startswith(expected.format(shard))
-
-
-def test_weights_that_recognise_little_give_no_reason_to_doubt_what_they_record():
-    recorded = Offsets([1, 0], 1)
-    assert recorded.settled([1, 9], 12)[0] == 0 and recorded.settled([1, 5], 99)[0] == recorded.settled([3, 2], 12)[0] == 1
-    assert '--drop_background' in message(Offsets([0, -1]).settled, [0, 0], 12)
 
 
 def counted(path, option='auto'):

@@ -15,7 +15,6 @@ from onnx import numpy_helper
 from PIL import Image
 
 import export as entry
-from src.data.classes import Offsets
 from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
 from src.deploy import export, formats, predict, quantization
@@ -255,7 +254,7 @@ def test_what_is_compared(records):
         return lambda images: (np.eye(3)[[(records.label[k] + (k in wrong)) % 3 for _, k in zip(images, numbers)]],)
 
     signature = UINT8._replace(output='softmax')
-    figures = compare({'float32': answers(7), 'int8': answers(0, 1, 14)}, signature, records, Offsets([0]))
+    figures = compare({'float32': answers(7), 'int8': answers(0, 1, 14)}, signature, records, 0)
     assert figures['top1'] == {'float32': pytest.approx(1400 / 15), 'int8': pytest.approx(80)} and figures['images'] == 15
     assert figures['agreement'] == pytest.approx(1100 / 15) and figures['loss'] == pytest.approx(200 / 15)
 
@@ -268,7 +267,7 @@ def test_quantized_file(exported, tmp_path, records, monkeypatch):
     monkeypatch.setattr(quantization, 'MAX_LOSS', -100)
     refused = r'net.onnx: top-1 .* % in int8, .* of 15 images; \d+ and \d+ MB; this loses more than -100 percentage'
     with pytest.raises(InputError, match=refused):
-        quantize(path, UINT8, records, (records, Offsets([0])), 1)
+        quantize(path, UINT8, records, (records, 0), 1)
     model = load_model(path)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     by_output = {name: node for node in model.graph.node for name in node.output}

@@ -65,8 +65,6 @@ def main(argv=None):
 
 def train(settings, signals):
     """A training run, from its records to its last checkpoint."""
-    if settings.tensorboard:
-        metrics.need_tensorboard()
     run, reserved = start(settings)
     data, settings = load_data(settings, run)
     plan = make_plan(len(data.records), settings, run.world)

@@ -1,35 +1,35 @@
-"""The records of a training run: `metrics.jsonl` beside its log, a JSON object in each line, and an event file for
-TensorBoard. Needs no MindSpore. A record has a `time`, the `step` after which it was written, and a `kind`: start (of a run,
-with configuration and machine), step (at each log line), evaluation, checkpoint, end (not after a kill)."""
+"""The records of a training run: `metrics.jsonl` beside its log, a JSON object in each line. Needs no MindSpore.
+
+A record has a `time`, the `step` after which it was written, and a `kind`: start (of a run, with configuration and machine),
+step (at each log line), evaluation, checkpoint, end (not after a kill).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
-import importlib.util
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from src import files
-from src.errors import InputError, only_warned
+from src.errors import only_warned
 from src.training.plan import Plan
 
 NAME = 'metrics.jsonl'
-CURVES = {'step': 'training', 'evaluation': 'evaluation'}  # kinds that TensorBoard shows, and under which heading
 
 
 class Metrics:
-    """Called with a kind, a step and fields, appends a record to the file `path` (None on the ranks that write none) and
-    passes it to `to_events`. Records of steps after `start`, by an earlier run in this file, are removed. A record is one
-    write to the end of the file. A disk that is full costs records, not the training run."""
+    """Called with a kind, a step and fields, appends a record to the file `path` (None on the ranks that write none).
+
+    Records of steps after `start`, by an earlier run in this file, are removed. A record is one write to the end of the
+    file. A disk that is full costs records, not the training run.
+    """
 
     def __init__(self, path: Path | None = None, start: int = 0, log: Callable[[str], None] = print):
-        self.to_events, self.file = lambda record: None, None
+        self.file = None
         if path:
             with only_warned(log, NAME):
                 _forget_after(path, start)
@@ -42,7 +42,6 @@ class Metrics:
         with contextlib.suppress(OSError):
             if self.file is not None:
                 os.write(self.file, f'{json.dumps(record)}\n'.encode('ascii'))
-        self.to_events(record)
 
     def end(self, step: int, error: BaseException | None = None) -> None:
         """Record that the run ended after `step`, because of `error` or because all was done."""
@@ -55,39 +54,9 @@ def begin(directory: Path | None, plan: Plan, config: dict, about: dict, log: Ca
     """The `Metrics` in `directory` (None on the ranks that write none) of a run of `plan` with `config`, with its first
     record, which also has the fields `about`. What cannot be written costs a warning to `log`."""
     made = Metrics(directory and directory / NAME, plan.start, log)
-    if directory and config.get('tensorboard'):
-        with only_warned(log, 'event file'):
-            made.to_events = event_file(directory.resolve() / 'tensorboard', plan.start)
     numbers = {'stop': plan.stop, 'steps_per_epoch': plan.steps_per_epoch, 'global_batch': plan.global_batch}
     made('start', plan.start, epoch=plan.start / plan.steps_per_epoch, **numbers, **about, config=dict(config))
     return made
-
-
-def need_tensorboard() -> None:
-    """InputError if tensorboardX cannot be found. It is not imported: that must wait for MindSpore."""
-    if importlib.util.find_spec('tensorboardX') is None:
-        raise InputError('tensorboard true needs the package tensorboardX: pip install -r requirements-report.txt')
-
-
-def event_file(directory: Path, start: int) -> Callable[[dict], None]:
-    """A function that writes the curves of a record to a new event file in `directory`, where TensorBoard then drops what
-    earlier files have of steps after `start`. MindSpore must be imported before: otherwise protobuf ends the process (2.8.0,
-    tensorboardX 2.6.5). Not by SummaryWriter, whose thread ends at a full disk: the run would wait for it for ever."""
-    events, summary = (importlib.import_module(f'tensorboardX.{name}') for name in ('event_file_writer', 'summary'))
-    event, session = events.event_pb2.Event, events.event_pb2.SessionLog
-    directory.mkdir(parents=True, exist_ok=True)
-    writer = events.EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
-    writer.write_event(event(step=start + 1, wall_time=time.time(), session_log=session(status=session.START)))
-
-    def write(record):
-        values = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != 'step'}
-        with contextlib.suppress(OSError):
-            for name, value in values.items() if record['kind'] in CURVES else ():
-                scalar = summary.scalar(f'{CURVES[record["kind"]]}/{name}', value)
-                writer.write_event(event(step=record['step'], wall_time=time.time(), summary=scalar))
-            writer.flush()
-
-    return write
 
 
 def read(path: str | Path) -> list[dict]:

@@ -40,6 +40,13 @@ class Candidate:
         self.process = subprocess.Popen([*map(str, command)], text=True, env=dict(os.environ), cwd=ROOT, **pipes)
         self.name, self.cpu, self.wall = name, 0.0, 0.0  # seconds
 
+    def require_cores(self):
+        """InputError if it was started with fewer cores than this process has: its figure would flatter the others."""
+        given = Path(f'/proc/{self.process.pid}/environ').read_text(errors='replace')
+        threads = [int(n) for n in re.findall(r'(?:^|\0)OMP_NUM_THREADS=(\d+)', given)]
+        if (had := min(len(os.sched_getaffinity(self.process.pid)), *threads, cores())) < cores():
+            raise InputError(f'{self.name} has {had} of {cores()} cores: unset OMP_NUM_THREADS, or mend its affinity')
+
     def work(self):
         """Do the work once. Returns how many seconds it took and the numbers that it returned."""
         before, start = cpu_seconds(self.process.pid), time.perf_counter()
@@ -94,12 +101,13 @@ def alone(module, names, place='', *more):
 
 def compare(commands, a, images, self_timed=False):
     """Print a table of the candidates `commands` {name: command}, which take turns: images/s (`images` in each), memory,
-    and threads at work (CPU over wall-clock seconds). Far fewer threads than in the other rows: OMP_NUM_THREADS or an
-    affinity holds a candidate back. If they are `self_timed`, the first number that a work returns are the seconds that
-    count. Returns {name: what its last work returned}."""
+    and threads at work (CPU over wall-clock seconds). If they are `self_timed`, the first number that a work returns are the
+    seconds that count. Returns {name: what its last work returned}."""
     candidates = []
     try:
         candidates.extend(Candidate(name, commands[name]) for name in commands if re.search(a.only, name))
+        for one in candidates:
+            one.require_cores()
         calls = {one.name: one.work for one in candidates}
         interleaved(calls, WARM_UP, PAUSE)
         for one in candidates:

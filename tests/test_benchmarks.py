@@ -1,5 +1,7 @@
 """The benchmarks run, and the calculator of scaling says what the recipes and the documentation do."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -7,8 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import scaling
+from benchmarks import rounds, scaling
 from src import runtime
+from src.errors import InputError
 from src.options import differences, load_settings
 from tests.processes import ROOT
 
@@ -29,6 +32,18 @@ def test_benchmarks_run(options, rows, tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = re.findall(r'^\S.+? {2,}[\d.]+ \([\d.]+ to [\d.]+\)(?: +[\d.]+){3}$', result.stdout, re.M)
     assert result.returncode == 0 and len(found) == rows, result.stdout + result.stderr
+
+
+@pytest.mark.skipif(rounds.cores() < 2, reason='needs two cores')
+@pytest.mark.parametrize('held', ['', 'env OMP_NUM_THREADS=1', f'taskset -c {min(os.sched_getaffinity(0))}'])
+def test_candidate_with_fewer_cores_is_refused(held, monkeypatch):
+    """One that is held to one thread, or to one core."""
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    candidate = rounds.Candidate('this', f'{held} sh -c'.split() + ['echo; read _'])
+    candidate.process.stdout.readline()
+    with pytest.raises(InputError, match='this has 1 of .* cores') if held else contextlib.nullcontext():
+        candidate.require_cores()
+    candidate.process.communicate('\n')
 
 
 @pytest.mark.parametrize('devices, batch_size, published', [(1, 128, 469.6), (8, 64, 3109), (8, 32, 3360)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from src import collective, files, runtime
@@ -28,14 +27,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError('ckpt_path is empty; use --ckpt_path FILE_OR_DIRECTORY')
     run = runtime.open_log(runtime.start(settings), settings)
     run.log(jpeg.describe())
-    evaluate_path(argv, run, settings.ckpt_path, run.log)
+    evaluate_path(argv, run, settings.ckpt_path)
 
 
-def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Callable[[str], None]) -> list[dict]:
+def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path) -> list[dict]:
     """Evaluate the weights file `path`, of any kind that `read_weights` knows, or all checkpoints in that directory.
 
     The network and the preprocessing are those that the (newest) checkpoint records, under the options `argv`. The table
-    goes to `log` and, as evaluation.json, beside the checkpoints; a report on the best of them into the directory that the
+    goes to the log and, as evaluation.json, beside the checkpoints; a report on the best of them into the directory that the
     option `report` names. Returns what `evaluate_all` does.
     """
     paths = checkpoint.by_age(path) if Path(path).is_dir() else [Path(path)]
@@ -48,25 +47,25 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path, log: Call
         report.prepare(settings.report)
     names = info.get('class_names')
     by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
-    records, offset = open_validation(by_command, log, names, info['config'].get('label_offset'), paths[-1])
+    records, offset = open_validation(by_command, run.log, names, info['config'].get('label_offset'), paths[-1])
     evaluation = Evaluation(records, offset, settings, run, info['preprocessing'])
-    log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(offset, 0)}')
+    run.log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(offset, 0)}')
     collective.require_same({'the checkpoints': [one.name for one in paths]}, run.rank, run.world)
-    results = evaluate_all(evaluation, paths, {newest: (parameters, info)}, log)
+    results = evaluate_all(evaluation, paths, {newest: (parameters, info)})
     if run.rank == 0:
         path = paths[0].parent / 'evaluation.json'
-        with only_warned(log, 'evaluation.json'), files.replacing(path) as temporary:  # its figures are in the log
+        with only_warned(run.log, 'evaluation.json'), files.replacing(path) as temporary:  # its figures are in the log
             temporary.write_text(json.dumps(results, indent=1) + '\n')
         if settings.report:
             report.write(settings.report, evaluation, Path(evaluation.best['checkpoint']).name, names)
     return results
 
 
-def evaluate_all(evaluation, paths, loaded, log):
+def evaluate_all(evaluation, paths, loaded):
     """What `evaluation` finds for each checkpoint of `paths`: dicts of checkpoint, step, epoch and the fields of `Result`;
-    lines go to `log`. `loaded` has what `read_weights` returned for some. Of several, one that cannot be read or does
+    lines go to the log. `loaded` has what `read_weights` returned for some. Of several, one that cannot be read or does
     not fit is skipped with a warning; InputError if none is left."""
-    results = []
+    results, log = [], evaluation.run.log
     log(HEADER)
     for path in paths:
         try:

@@ -58,7 +58,7 @@ def main(argv=None):
     settings = load_settings(argv)
     if settings.mode == 'evaluate':
         run, _ = start(settings)
-        return evaluate_path(argv, run, settings.eval_dir or run.checkpoints, run.log)
+        return evaluate_path(argv, run, settings.eval_dir or run.checkpoints)
     with Signals() as signals:  # before MindSpore has threads
         train(settings, signals)
 

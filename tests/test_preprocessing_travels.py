@@ -33,9 +33,8 @@ def test_square_images_are_cropped_as_torchvision_does():
 def test_what_is_recorded():
     assert recorded_preprocessing(None) == PREPROCESSING
     assert recorded_preprocessing(json.loads(json.dumps(OTHER._asdict()))) == OTHER
-    changes = ({'std': [0, 1, 1]}, {'mean': [1, 2]}, {'central_fraction': float('nan')}, {'square': 'yes'}, {'unknown': 1})
-    for wrong in ({}, *({**OTHER._asdict(), **change} for change in changes)):
-        with pytest.raises(InputError, match='preprocessing .* cannot be used'):
+    for wrong in ({}, {**OTHER._asdict(), 'unknown': 1}):
+        with pytest.raises(InputError, match='preprocessing: .*; make the checkpoint again'):
             recorded_preprocessing(wrong)
 
 

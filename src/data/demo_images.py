@@ -1,4 +1,4 @@
-"""A demo data set of drawn images: python -m src.data.demo_images DIR [--seed N] [--train_per_class N] ..."""
+"""The demo's data set of drawn images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.data.classes import names_as_text
 from src.data.tfrecord import write_shards
-from src.errors import InputError, Parser, entry_point, reading
+from src.errors import reading
 
 # One cue alone tells at most 4 of the 10 classes, two tell at most 9: 1 and 3, 4 and 5 differ in colour only,
 # 1 and 2, 5 and 6, 7 and 9 in texture only, 7 and 8 in shape only (plain, as crops show little of a shape).
@@ -78,10 +78,7 @@ def _examples(split, per_class, seed):
 
 def make(directory: str | Path, seed: int = 1, train_per_class: int = 60, validation_per_class: int = 20) -> str | Path:
     """Write train and validation shards (labels 1 to 10) and labels.txt to `directory`, in place of those of an earlier
-    demo, and return it. InputError for unusable numbers or files of somebody else."""
-    counts = {'train': train_per_class, 'validation': validation_per_class}
-    if min(*counts.values(), seed + 1) < 1:
-        raise InputError(f'seed {seed}, images of each class {counts}; give positive numbers')
+    demo, and return it. InputError for files of somebody else."""
     labels, text = Path(directory, 'labels.txt'), names_as_text(['', *map(' '.join, CLASSES.values())])
     with reading(directory, 'give another directory that can be written'):
         os.makedirs(directory, exist_ok=True)
@@ -89,21 +86,6 @@ def make(directory: str | Path, seed: int = 1, train_per_class: int = 60, valida
         if there and not (labels.exists() and labels.read_text() == text):
             raise ValueError(f'holds {there}, not made by the demo')
         labels.write_text(text)
-        for split, per_class in counts.items():
+        for split, per_class in (('train', train_per_class), ('validation', validation_per_class)):
             write_shards(directory, split, _examples(split, per_class, seed), SHARDS)
     return directory
-
-
-@entry_point
-def main():
-    """The command line."""
-    parser = Parser('python -m src.data.demo_images', description=__doc__.partition(':')[0])
-    parser.add_argument('directory', metavar='DIR', help='where the shards go')
-    for name, default in {'seed': 1, 'train_per_class': 60, 'validation_per_class': 20}.items():
-        parser.add_argument(f'--{name}', type=int, default=default, help=f'default: {default}')
-    args = parser.parse_args()
-    print(f'{make(**vars(args))}: 10 classes of {args.train_per_class} + {args.validation_per_class} images')
-
-
-if __name__ == '__main__':
-    main()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import operator
 import os
 import pathlib
 import re
@@ -45,8 +44,6 @@ def _header(path):
         with open(path, 'rb') as file:
             (length,) = struct.unpack('<Q', file.read(8))
             header = json.loads(file.read(length)) if length < 1 << 28 else None
-        if min(map(operator.index, (header['header_size'], header['page_size']))) < 1:
-            raise ValueError
         header['names'] = {os.path.basename(name) for name in header['shard_addresses']}
         columns, header['blobs'] = header['schema'][0]['schema'], list(header['schema'][0]['blob_fields'])
         header['types'] = {name: kind['type'] + ' array' * ('shape' in kind) for name, kind in columns.items()}

@@ -6,7 +6,6 @@ on the device in one pass. The random draws are made on the host from (seed, epo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import namedtuple
 
@@ -18,7 +17,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image
 
 from src.data.image import EncodedImage, one_image
-from src.errors import InputError
+from src.errors import reading
 
 # What belongs to a set of weights: `mean` and `std` of R, G, B in pixel levels (network input = (pixel - mean) / std);
 # `central_fraction` of height and width that evaluation looks at, of the shorter side if `square`; `interpolation`
@@ -38,15 +37,11 @@ POOLED_FEATURES = 1536  # of an image in the network, on which dropout acts
 
 
 def recorded_preprocessing(recorded: dict | None) -> Preprocessing:
-    """`Preprocessing` from the dict in a checkpoint (its `_asdict()`), `PREPROCESSING` for None; InputError if unfit."""
-    with contextlib.suppress(TypeError, ValueError):
+    """`Preprocessing` from the dict in a checkpoint (its `_asdict()`), `PREPROCESSING` for None; InputError if it is none.
+    Its values are not looked at: train.py, the import of weights or export.py wrote them."""
+    with reading('preprocessing', 'make the checkpoint again', (TypeError,)):
         found = PREPROCESSING if recorded is None else Preprocessing(**recorded)
-        levels = mean, std = tuple(tuple(map(float, levels)) for levels in found[:2])
-        found = found._replace(mean=mean, std=std, central_fraction=float(found.central_fraction))
-        sound = np.shape(levels) == (2, 3) and np.isfinite(levels).all() and min(std) > 0 and 0 < found.central_fraction <= 1
-        if sound and found.interpolation in ('bilinear', 'bicubic') and isinstance(found.square, bool):
-            return found
-    raise InputError(f'preprocessing {recorded!s:.150} in the checkpoint cannot be used; make the checkpoint again')
+        return found._replace(mean=tuple(found.mean), std=tuple(found.std))
 
 
 def random_crop(

@@ -44,7 +44,6 @@ class Records:
     crc: int = 0  # checksum of the records' checksums, where shards have them
     class_names: list[str] | None = None  # by stored label
     not_read: dict[str, list[str]] = field(default_factory=dict)  # {reason: paths} of what is no image in class folders
-    pauses: tuple = PAUSES
 
     def __len__(self):
         return len(self.label)
@@ -95,21 +94,16 @@ class Records:
         return path, int(self.offset[i]), int(self.length[i])
 
     def read(self, i: int, patiently: bool = False) -> bytes:
-        """The encoded image of record `i`; InputError if it cannot be read, with `patiently` after each of PAUSES: a network
-        disk may stall, or a file be away while it is replaced. After a record that stayed unreadable there is only one pause
-        for the next ones, until waiting has helped again."""
+        """The encoded image of record `i`; InputError if it cannot be read, with `patiently` after all of PAUSES: a network
+        disk may stall, or a file be away while it is replaced."""
         # Opened anew each time (microseconds beside the decoding): kept open, the 1,152 shards of ImageNet
         # would exceed the usual limit of 1,024 files, and nothing here has to survive fork or pickle.
-        for pause in (0, *self.pauses) if patiently else (0,):
+        for pause in (0, *PAUSES) if patiently else (0,):
             time.sleep(pause)
             try:
-                encoded = read_file(*self.place(i))
+                return read_file(*self.place(i))
             except (OSError, ValueError) as error:
                 problem = getattr(error, 'strerror', None) or error
-            else:
-                self.pauses = PAUSES if pause else self.pauses
-                return encoded
-        self.pauses = PAUSES[:1]
         raise InputError(f'{self.where(i)}: {problem}; check that it can be read')
 
     def size(self, i: int) -> int:

@@ -20,7 +20,7 @@ from src import environment, files
 from src.cluster import rank_table
 from src.cluster.rank_table import Device
 from src.cluster.supervisor import Signals, Supervisor, log
-from src.cluster.watchdog import Watchdog
+from src.cluster.watchdog import STALL, Watchdog
 from src.errors import InputError, Parser, TrainingError, entry_point, reading
 
 BUSY = 30  # seconds to wait for a launcher that is still ending: a batch system may start its job again early
@@ -97,11 +97,11 @@ def _arguments(arguments):
     parser.add_argument('--master_port', type=int, help=f'of the scheduler (default: free; several servers: {PORT})')
     parser.add_argument('--grace', type=float, default=60, help='seconds to save and exit after a signal (default: 60)')
     parser.add_argument('--max_restarts', type=int, default=0, help='restarts without a new checkpoint (default: 0)')
-    parser.add_argument('--stall_timeout', type=float, help='seconds of a step that count as a hang (default: 600 or more)')
+    parser.add_argument('--stall_timeout', type=float, default=STALL, help=f'seconds until a step hangs (default: {STALL})')
     parser.add_argument('--device_target', default='auto', help='Ascend, CPU or auto')
     args, options = parser.parse_known_args(arguments)
     for name in ('grace', 'max_restarts', 'stall_timeout'):
-        if (value := getattr(args, name) or 0) < 0:
+        if (value := getattr(args, name)) < 0:
             raise InputError(f'--{name} {value:g}: must be 0 or more')
     return args, options
 

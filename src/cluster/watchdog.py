@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 from src.heartbeat import COMPILING, SIZE, STEPS
 
-STALL = 600  # seconds without a heartbeat, at least
-SLOWEST = 3  # times the slowest interval so far
+STALL = 600  # seconds without a heartbeat
 LONGER = 6  # times as long for what is not a step: compilation and evaluation have taken minutes
 
 
@@ -24,48 +23,41 @@ class State(NamedTuple):
 
 
 class Watchdog:
-    """Watches the heartbeats of `size` ranks, those of other servers included; `clock` returns seconds.
+    """Watches the heartbeats of `size` ranks, those of other servers included.
 
-    `timeout`: seconds without one that mean a hang, LONGER times as many where a rank does no steps. None: STALL, or SLOWEST
-    times the slowest interval so far if that is longer; 0: never. `path` is the file for `heartbeat.FILE`: it is in memory,
-    has no name, and ends with this process.
+    `timeout`: seconds without one that mean a hang, LONGER times as many where a rank does no steps; 0: never. `path` is the
+    file for `heartbeat.FILE`: it is in memory, has no name, and ends with this process.
     """
 
-    def __init__(self, size: int, timeout: float | None = None, clock: Callable[[], float] = time.monotonic):
-        self.timeout, self.clock = timeout, clock
+    def __init__(self, size: int, timeout: float = STALL):
+        self.timeout = timeout
         self.file = open(os.memfd_create('heartbeats'), 'rb', buffering=0)  # closed with this object
         self.path = f'/proc/{os.getpid()}/fd/{self.file.fileno()}'
-        self.states, self.since, self.slowest = {str(rank): State() for rank in range(size)}, {}, {}
+        self.states, self.since = {str(rank): State() for rank in range(size)}, {}
         self.saved = False  # whether a checkpoint has been written
 
     def look(self, ranks: Collection[str] = ()) -> str | None:
         """Read new heartbeats. Returns the rank that lags behind if one of the living `ranks` hangs, else None. Nothing is
         watched before the first heartbeat of any: a program need not have them."""
-        now = self.clock()
+        now = time.monotonic()
         self.file.seek(0)
         for rank, old in self.states.items():
             if (fields := self.file.read(SIZE).decode().strip('\0').split()) and int(fields[0]) != old.count:
                 self.states[rank] = new = State(*map(int, fields[:3]), fields[3])
-                if old.count:
-                    self.slowest[old.doing] = max(self.slowest.get(old.doing, 0), now - self.since[rank])
                 self.since[rank], self.saved = now, self.saved or new.saved > 0
         if self.timeout == 0 or not any(state.count for state in self.states.values()):
             return None
         for rank in ranks:
             self.since.setdefault(rank, now)
         # A rank may wait for another one that does something long, or that is not as far as its first heartbeat.
-        limit = max((self._limit(self.states[rank].doing) for rank in ranks), default=0)
-        if all(now - self.since[rank] <= limit for rank in ranks):
+        times = 1 if all(self.states[rank].doing == STEPS for rank in ranks) else LONGER
+        if all(now - self.since[rank] <= times * self.timeout for rank in ranks):
             return None
         return min(ranks, key=lambda rank: (self.states[rank].step, self.since[rank]))
-
-    def _limit(self, doing):
-        times = 1 if doing == STEPS else LONGER
-        return times * self.timeout if self.timeout else max(times * STALL, SLOWEST * self.slowest.get(doing, 0))
 
     def silence(self, rank: str) -> str:
         """For how long a rank has had no heartbeat, in words."""
         if not (state := self.states[rank]).count:
             return 'no heartbeat yet'
         doing = '' if state.doing == STEPS else f'{state.doing} '
-        return f'no heartbeat for {self.clock() - self.since[rank]:.0f} s {doing}after step {state.step}'
+        return f'no heartbeat for {time.monotonic() - self.since[rank]:.0f} s {doing}after step {state.step}'

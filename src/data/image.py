@@ -85,7 +85,7 @@ def open_image(encoded: bytes) -> Image.Image:
             opened = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         except Image.UnidentifiedImageError:  # whose own message is the address of an object
             size = f'{len(encoded)} bytes'
-            raise ImageError(f'not an image, or HEIC or AVIF, which are not read ({size})') from None
+            raise ImageError(f'not an image, or HEIC, AVIF or JPEG 2000, which are not read ({size})') from None
         if opened.format == 'PNG':
             opened.verify()  # compares all checksums, and closes it
             opened = Image.open(io.BytesIO(encoded), formats=['PNG'])

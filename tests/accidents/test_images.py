@@ -143,7 +143,7 @@ def test_photos_of_telephones_in_other_formats(tmp_path):
         (folder / name).write_bytes(data)
     assert len(open_records(tmp_path, 'train', 'folder')) == 7
     run = cli('check', tmp_path)
-    assert 'a.jpg: not an image, or HEIC or AVIF, which are not read (224 bytes)\n' in run.stdout, run.stdout
+    assert 'a.jpg: not an image, or HEIC, AVIF or JPEG 2000, which are not read (224 bytes)\n' in run.stdout, run.stdout
     assert 'b.heic: 1 x file .heic\n' in run.stdout
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -32,6 +33,9 @@ def train(output, log, status, *command, after_step=0, number=signal.SIGTERM):
     with Program(output, *command, output=log) as run:
         if after_step:
             run.reach(lambda: max(losses(run.text), default=0) >= after_step, PATIENCE)
+            about = Path(f'/proc/{run.process.pid}/status').read_text()
+            blocked = int(re.search(r'^SigBlk:\s+(\w+)', about, re.M)[1], 16) >> number - 1 & 1
+            assert not blocked, f'{number.name} is blocked in the main thread'
             run.process.send_signal(number)
         run.reach('^(trained|.*stopped after step) ', PATIENCE)
         assert wait(lambda: run.process.poll() is not None, ENDS), (

@@ -145,7 +145,7 @@ class Evaluation:
     def __init__(
         self, records: Records, offset: int, settings: Settings, run: Run, preprocessing: Preprocessing = PREPROCESSING
     ):
-        self.records, self.run, self.num_classes = records, run, settings.num_classes
+        self.records, self.offset, self.run, self.num_classes = records, offset, run, settings.num_classes
         if run.world > 1:
             collective.require_same({'the validation records': records.fingerprint}, run.rank, run.world)
         pipeline.refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch

@@ -51,12 +51,6 @@ def driver() -> str:
     return _version(DRIVER)
 
 
-def missing() -> list[str]:
-    """What this Python lacks to compile kernels: names for pip, and those of OWN."""
-    needed = {**PACKAGES, **dict(zip(OWN, OWN))}
-    return [name for name, module in needed.items() if not _importable(module)]
-
-
 def problems() -> list[str]:
     """What keeps the NPUs from working; each is one line with the remedy."""
     home, _ = cann()
@@ -64,11 +58,11 @@ def problems() -> list[str]:
         if script := next(filter(os.path.exists, SET_ENV), None):
             return [f"CANN's environment is not set: source {script}"]
         return ['there are NPUs, but no CANN: install toolkit and ops package of version 8.5.0 and source its set_env.sh']
-    texts, lacks = [], missing()
-    if own := [name for name in lacks if name in OWN]:
+    texts = []
+    if own := [name for name in OWN if not find_spec(name)]:
         remedy = f'source its set_env.sh in this very shell, or install the wheels in {home}/lib64'
         texts.append(f'Python finds no {" and no ".join(own)}, packages of CANN: {remedy}')
-    if others := [name for name in lacks if name not in OWN]:
+    if others := [name for name, module in PACKAGES.items() if not _importable(module)]:
         command = f'{sys.executable} -m pip install {shlex.join(others)}'
         texts.append(f'CANN compiles with this Python, which lacks {", ".join(others)}: {command}')
     if not shutil.which('g++'):
@@ -79,8 +73,7 @@ def problems() -> list[str]:
 def check() -> None:
     """InputError with all `problems` if the NPUs here cannot be used."""
     if texts := problems():
-        texts.append('`python -m src.environment` shows all that was found; --device_target CPU needs no CANN')
-        raise InputError('; '.join(texts))
+        raise InputError('; '.join([*texts, '--device_target CPU needs no CANN']))
 
 
 def _importable(module):
@@ -101,15 +94,13 @@ def main():
     """Print what was found; InputError with all problems."""
     if not (numbers := npus()):
         return print('no NPU here (no /dev/davinci*): everything runs on the CPU, and CANN is not needed')
-    (home, version), lacks = cann(), ', '.join(missing())
+    home, version = cann()
     made_for = '' if version.startswith(CANN_VERSIONS) else f'; MindSpore 2.8 was made for {", ".join(CANN_VERSIONS)}'
     print('NPUs     ', f'{len(numbers)}:', ', '.join(f'/dev/davinci{i}' for i in numbers))
     print(f'driver    {driver() or "version unknown"}')
     print(f'CANN      {(version or "version unknown") + " in " + home + made_for if home else "none set"}')
     print(f'Python    {sys.version.split()[0]}, {sys.executable}')
-    print('packages ', f'without {lacks}' if lacks else 'all that CANN needs to compile')
-    if texts := problems():
-        raise InputError('; '.join(texts))
+    check()
 
 
 if __name__ == '__main__':

@@ -49,7 +49,7 @@ def test_sound_newer_and_without_npus(server, capsys):
     environment.main()
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert (lines['NPUs'], lines['driver']) == ('2: /dev/davinci0, /dev/davinci1', '25.5.0')
-    assert lines['CANN'] == f'8.5.0 in {server.home}' and lines['packages'] == 'all that CANN needs to compile'
+    assert lines['CANN'] == f'8.5.0 in {server.home}'
     for path in server.root.glob('davinci?'):
         path.unlink()
     environment.main()

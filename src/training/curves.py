@@ -2,7 +2,7 @@
 
 python -m src.training.curves RUN [RUN ...] [--output curves.png]
 
-A RUN is the log directory of a training run, or its metrics.jsonl.
+A RUN is the log directory of a training run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ PLOTS = {
 
 
 def records_of(place: str | Path) -> list[dict]:
-    """The records in the directory or file `place`; InputError if they are not those of a training run."""
-    path = Path(place, metrics.NAME) if Path(place).is_dir() else Path(place)
-    with reading(path, 'name the log directory of a training run, such as results/1p/0/ckpt'):
-        if not (records := metrics.read(path)) or records[0].get('kind') != 'start':
+    """The records in the directory `place`; InputError if they are not those of a training run."""
+    with reading(place, 'name the log directory of a training run, such as results/1p/0/ckpt'):
+        if not (records := metrics.read(Path(place, metrics.NAME))) or records[0].get('kind') != 'start':
             raise ValueError('holds no records of a training run')
     return records
 
@@ -102,11 +101,10 @@ def at_end(directory: Path, log: Callable[[str], None]) -> None:
 def main():
     """The command line."""
     parser = Parser(prog='python -m src.training.curves', description=__doc__.partition('\n')[0])
-    parser.add_argument('runs', metavar='RUN', nargs='+', help='log directory of a training run, or its metrics.jsonl')
+    parser.add_argument('runs', metavar='RUN', nargs='+', help='log directory of a training run')
     parser.add_argument('--output', help=f'the picture; default: {PICTURE} in the directory of a single RUN, else here')
     options = parser.parse_args()
-    (first, *others) = map(Path, options.runs)
-    output = options.output or (Path() if others else first if first.is_dir() else first.parent) / PICTURE
+    output = options.output or Path(options.runs[0] if len(options.runs) == 1 else '', PICTURE)
     write(options.runs, output)
     print(output)
 

@@ -57,7 +57,7 @@ def test_two_training_runs(tmp_path, monkeypatch):
     'arguments, written, error',
     [
         ('a', 'a/training.png', ''),
-        ('c', '', 'error: c: No such file .*; name the log directory of a training run'),
+        ('c', '', 'error: c/metrics.jsonl: No such file .*; name the log directory of a training run'),
         ('a --output none/curves.png', '', 'error: none/curves.png: No such .*; choose another --output'),
     ],
 )

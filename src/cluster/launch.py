@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +85,10 @@ def with_restarts(start: Callable[[bool], tuple[int, str, bool]], allowed: int, 
         pause, done = min(PAUSE * 2**done, LONGEST), done + 1
         where = 'from the newest checkpoint' if saved else 'from the beginning, as nothing was saved'
         log(f'restart {done} of {allowed} in {pause:g} s, {where}: {cause}')
-        if signals.wait(pause):
+        end = time.monotonic() + pause
+        while not signals and time.monotonic() < end:
+            time.sleep(0.1)
+        if signals:
             return 128 + signals[0]
 
 

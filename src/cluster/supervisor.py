@@ -42,13 +42,6 @@ class Signals(list):
             self.append(number)
             self.last = time.monotonic()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a signal, `seconds` at most; returns whether one has come."""
-        end = time.monotonic() + seconds
-        while not self and time.monotonic() < end:
-            time.sleep(0.1)
-        return bool(self)
-
 
 class Supervisor:
     """Runs `jobs`, {name: (command, environment variables)}, whose output goes to <directory>/<name>/train.log; a rank's

@@ -90,12 +90,11 @@ def test_when_it_is_not_started_again(monkeypatch, capsys):
     """After so many restarts without a new checkpoint; after bad input and lost weights at once."""
     outcomes, given = iter([(7, 'rank 1 failed', saved) for saved in (False, False, True, False, False)]), []
     monkeypatch.setattr(launch, 'PAUSE', 0)
-    signals = type('Signals', (list,), {'wait': lambda *_: False})()
-    assert launch.with_restarts(lambda resume: given.append(resume) or next(outcomes), 2, signals) == 7
+    assert launch.with_restarts(lambda resume: given.append(resume) or next(outcomes), 2, []) == 7
     assert given == [False, False, False, True, True]
     assert capsys.readouterr().err.endswith('launch: not started again after 2 restarts (--max_restarts): rank 1 failed\n')
     for status in (2, 3):
-        assert launch.with_restarts(lambda _, status=status: (status, 'rank 1 failed', True), 2, signals) == status
+        assert launch.with_restarts(lambda _, status=status: (status, 'rank 1 failed', True), 2, []) == status
         assert capsys.readouterr().err == 'launch: not started again: rank 1 failed\n'
 
 

@@ -30,10 +30,7 @@ def import_weights(path: str, out: str, drop_background: bool) -> None:
     layout, left = info['source'], [name for name in tensors if name not in names.values()]
     with reading(out, ELSEWHERE):
         checkpoint.write(out, parameters, {**info, 'source': f'{layout} {path}'})
-    for what in ('config', 'preprocessing'):
-        print(f'{what}: {", ".join(f"{name} {value}" for name, value in info[what].items())}')
-    print(f'{path}: {layout}, {len(tensors) - len(left)} tensors loaded, {len(left)} left out: {", ".join(left[:3])}')
-    print(f'{out}: written')
+    print(f'{out}: {layout}, {len(tensors) - len(left)} tensors of {path}, {len(left)} left out: {", ".join(left[:3])}')
 
 
 def export_weights(path: str, out: str) -> None:

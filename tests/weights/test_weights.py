@@ -129,7 +129,7 @@ def test_import(drop, tmp_path, small, capsys):
     slots = {f'{name}/RMSProp': value for name, value in slim.items()}
     tensorflow.write(source, {**slim, **slots, 'global_step': 5})
     main(['import', str(source), '--out', str(out), *['--drop_background'] * drop])
-    assert f'{len(slim)} tensors loaded, {len(slim) + 1} left out' in capsys.readouterr().out
+    assert f'{len(slim)} tensors of {source}, {len(slim) + 1} left out' in capsys.readouterr().out
     parameters, info = checkpoint.load(out)
     for name, value in small.items():
         assert np.array_equal(parameters[name], value[drop:] if name.startswith('logits.') else value)

@@ -46,8 +46,7 @@ def evaluate_path(argv: list[str], run: runtime.Run, path: str | Path) -> list[d
     if settings.report and run.rank == 0:
         report.prepare(settings.report)
     names = info.get('class_names')
-    by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
-    records, offset = open_validation(by_command, run.log, names, info['config'].get('label_offset'), paths[-1])
+    records, offset = open_validation(settings, run.log, names, info['config'].get('label_offset'), paths[-1])
     evaluation = Evaluation(records, offset, settings, run, info['preprocessing'])
     run.log(f'{len(records)} validation images in {settings.data_dir}, labels from {max(offset, 0)}')
     collective.require_same({'the checkpoints': [one.name for one in paths]}, run.rank, run.world)

@@ -33,7 +33,7 @@ def main(argv=None):
     network, info, settings = load_network(settings.ckpt_path, argv)
     kinds = settings.export_input, settings.export_output, settings.batch_size, settings.export_precision
     signature = formats.Signature(settings.image_size, info['preprocessing'], *kinds)
-    images = int8_images(argv, settings, info) if settings.quantize == 'int8' else None
+    images = int8_images(settings, info) if settings.quantize == 'int8' else None
     report = export_network(network, path, signature, classes_and_source(settings, info), images)
 
     print(formats.as_text(path, report))
@@ -70,11 +70,10 @@ def target(settings):
     return path
 
 
-def int8_images(argv, settings, info):
+def int8_images(settings, info):
     """The records of `data_dir` with which the file is quantized and compared, and the seed, as `quantize` takes them."""
     names, recorded = info.get('class_names'), info['config'].get('label_offset')
-    by_command = settings.but(label_offset=load_settings(argv).label_offset)  # without what the checkpoint records
-    validation = open_validation(by_command, print, names, recorded, settings.ckpt_path)
+    validation = open_validation(settings, print, names, recorded, settings.ckpt_path)
     return open_records(settings.data_dir, 'train'), validation, settings.seed
 
 

@@ -74,12 +74,11 @@ def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:
     """The settings; InputError if an option is unknown, or a value does not fit.
 
     `argv`: arguments without the program's name. Of an option that is repeated the last counts; `--help` prints the options
-    and ends the process. `recorded`: a checkpoint's configuration, whose network and label offset replace the defaults.
+    and ends the process. `recorded`: a checkpoint's configuration, whose network replaces the defaults.
     """
     given = _from_command_line(argv)
     path = given.pop('config_path', None)
-    kept = Settings(recorded or {})
-    kept = {name: kept[name] for name in [*kept.group('Network'), 'label_offset'] if name in kept}
+    kept = Settings(recorded or {}).group('Network')
     items = [
         *((name, [*map(str, v)] if isinstance(v, list) else str(v), 'in the checkpoint') for name, v in kept.items()),
         *((name, value, f'in {path}') for name, value in (_from_file(path) if path is not None else {}).items()),

@@ -137,9 +137,9 @@ def test_recipes_use_what_they_set():
 
 
 def test_a_checkpoint_has_the_network_options():
-    recorded = {'num_classes': 7, 'block_counts': [1, 2, 1], 'bn_decay': 0.848484848, 'lr': 9.0, 'label_offset': '1'}
+    recorded = {'num_classes': 7, 'block_counts': [1, 2, 1], 'bn_decay': 0.848484848, 'lr': 9.0}
     found = load_settings(['--num_classes', '8'], recorded)
-    assert (found.num_classes, found.block_counts, found.lr, found.label_offset) == (8, [1, 2, 1], 0.045, '1')
+    assert (found.num_classes, found.block_counts, found.lr) == (8, [1, 2, 1], 0.045)
     found = load_settings(['--num_classes', 'auto', '--bn_decay', 'auto'], recorded)
     assert (found.num_classes, found.bn_decay) == (7, 0.848484848)
     assert 'bn_decay' not in load_settings([], {'num_classes': 7}).network()  # weights that record none

@@ -106,17 +106,13 @@ def evaluate(
 
 
 def open_validation(
-    settings: Settings,
-    log: Callable[[str], None],
-    names: list[str] | None = None,
-    recorded_offset: str | None = None,
-    source: str | Path = '',
+    settings: Settings, log: Callable[[str], None], names: list[str] | None, recorded_offset: str | None, source: str | Path
 ) -> tuple[Records, int]:
     """(records of the validation split, what is subtracted from their labels), labels as in the training.
 
-    The option `label_offset` is to be that of the command line, not of a checkpoint. Of the training `source` records the
-    class `names` by label and the `recorded_offset`, if any. Where the records name their classes, too, names tell which
-    class is which. InputError if a record's class is unknown to the training, or if labels may count from 0 or 1.
+    The training `source` recorded the class `names` by label and the `recorded_offset`, if any. Where the records name their
+    classes, too, names tell which class is which. InputError if a record's class is unknown to the training, or if labels
+    may count from 0 or 1.
     """
     records, classes = open_records(settings.data_dir, 'validation'), settings.num_classes
     if records.left_out:

@@ -70,7 +70,7 @@ def evaluate_all(evaluation, paths, loaded):
         try:
             parameters, info = loaded.get(path) or read_weights(path)
             when = Path(main_file(path)).stat().st_mtime
-            evaluation.load(parameters, path)
+            checkpoint.load_into(evaluation.step.network, checkpoint.averaged(parameters), path)
         except (InputError, OSError) as error:  # the latter if a training has removed it meanwhile
             if path == paths[-1] and not results:
                 raise

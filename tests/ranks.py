@@ -56,7 +56,7 @@ def main(data_dir, source, out, rank_size):
         result['refused'] = str(error)
     settings = settings.but(num_classes=10, block_counts=(1, 1, 1), batch_size=4)
     evaluated = evaluation.Evaluation(open_records(data_dir, 'validation'), 1, settings, run)
-    evaluated.load(parameters, source)
+    checkpoint.load_into(evaluated.step.network, checkpoint.averaged(parameters), source)
     result['evaluation'] = list(evaluated.of_network({}))
     result['outcomes'] = {name: column.tolist() for name, column in evaluated.outcomes._asdict().items()}
     if run.rank == 0:

@@ -149,10 +149,6 @@ class Evaluation:
         self.data = pipeline.evaluation_dataset(records, offset, settings, run, preprocessing)
         self.best, self.outcomes = None, None
 
-    def load(self, parameters: dict[str, np.ndarray], path: Path) -> None:
-        """Set the network to the weights `parameters` of the file `path`; InputError if they do not fit."""
-        checkpoint.load_into(self.step.network, checkpoint.averaged(parameters), path)
-
     def of_training(
         self, train_step: nn.Cell, step: int = 0, should_stop: Callable[[], bool] = lambda: False
     ) -> Result | None:

@@ -114,8 +114,6 @@ def convert(tensors: dict, drop_background: bool = False) -> tuple[dict[str, np.
             raise ValueError(f'--drop_background needs {BACKGROUND_CLASSES} classes, it has {classes or "none"}')
         config['num_classes'] = classes = classes - 1
         parameters.update({name: parameters[name][1:] for name in ('logits.weight', 'logits.bias')})
-    elif classes == BACKGROUND_CLASSES:
-        config['label_offset'] = '0'
     # Of 1000 classes of the original one cannot tell what class 0 is: it trained them with labels from 1.
     if (layout != 'tf_slim' or drop_background or classes == BACKGROUND_CLASSES) and imagenet_names(classes):
         info['class_names'] = imagenet_names(classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,16 @@ def batches(
             bar.update(len(images))
 
 
+def spread(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers of all records with the `labels` in random order: the first ones are equally many of each class as far as it
+    has them."""
+    order, before, turn = np.random.default_rng(seed).permutation(len(labels)), Counter(), []
+    for label in labels[order].tolist():
+        turn.append(before[label])  # how many of its class come before it
+        before[label] += 1
+    return order[np.argsort(turn, kind='stable')]
+
+
 def quantize(path: Path, signature: Signature, train: Records, validation: tuple[Records, int], seed: int) -> dict:
     """Replace the float32 file `path` by one in 8-bit integers: activations in uint8, whose ranges CALIBRATION of the
     records `train` tell, weights in int8, with a scale for each output channel and biases that make up for their rounding.
@@ -46,7 +57,7 @@ def quantize(path: Path, signature: Signature, train: Records, validation: tuple
     """
     from onnxruntime import quantization
 
-    calibration = train, np.random.default_rng(seed).permutation(len(train))[:CALIBRATION], signature
+    calibration = train, spread(train.label, seed)[:CALIBRATION], signature
     original, prepared = path.with_name('float32.onnx'), path.with_name('prepared.onnx')
     shutil.move(path, original)
     convert_opset(original, OPSET)

@@ -19,7 +19,7 @@ from src.data.preprocess import PREPROCESSING, Preprocessing
 from src.data.records import open_folder
 from src.deploy import export, formats, predict, quantization
 from src.deploy.formats import Signature, description, softmax
-from src.deploy.quantization import batches, compare, quantize
+from src.deploy.quantization import batches, compare, quantize, spread
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4
 from src.weights import checkpoint
@@ -236,6 +236,14 @@ def records(tmp_path_factory):
             pixels = rng.integers(0, 256, (2, 2, 3), np.uint8).repeat(45, 0).repeat(45, 1)
             Image.fromarray(pixels).save(root / f'train/{k}/{i}.png')
     return open_folder(root / 'train', root / 'train')
+
+
+def test_images_are_spread_over_the_classes():
+    labels = np.repeat([4, 7, 9], [50, 3, 20])
+    order = spread(labels, 1)
+    assert sorted(np.unique(labels[order[:20]], return_counts=True)[1].tolist()) == [3, 8, 9]
+    assert {*labels[order[:3]]} == {4, 7, 9} and sorted(order) == list(range(73))
+    assert (order == spread(labels, 1)).all() and (order != spread(labels, 0)).any()
 
 
 def test_what_is_compared(records):

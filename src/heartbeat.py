@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
+import signal
 from collections.abc import Callable, Mapping
 
 FILE = 'HEARTBEAT_FILE'  # variable by which the launcher of several ranks names a file in memory
@@ -29,6 +31,13 @@ class Heartbeat:
         if self.file is not None:
             record = f'{self.count} {self.step} {self.saved} {self.doing}'
             os.pwrite(self.file, record.ljust(SIZE).encode(), self.place)
+
+
+def dump_stacks_on_request() -> None:
+    """Let SIGUSR1 write the stacks of all Python threads to stderr, which is this rank's log, if a launcher watches this
+    process. It works while C++ code holds Python's lock, and in forked data workers."""
+    if FILE in os.environ:
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def end_with_parent(number: int) -> Callable[[], object]:

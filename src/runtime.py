@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from src import environment, graphs
 from src.errors import InputError, reading
+from src.heartbeat import dump_stacks_on_request
 from src.options import RESULT, Settings
 
 # MB of gradients that are all-reduced at once, while the backward pass still runs, at jit_level O0 and O1 and on a CPU;
@@ -75,6 +76,7 @@ def start(settings: Settings) -> Run:
     if (launched := os.environ.get('RANK_SIZE', '1')) != str(settings.rank_size):
         number = f'rank_size {settings.rank_size}, but RANK_SIZE, the number of launched processes, is {launched}'
         raise InputError(f'{number}; start several with scripts/run_distribute_train.sh RANK_TABLE')
+    dump_stacks_on_request()
     multiprocessing.util.Finalize(None, _end_children, exitpriority=0)  # before it waits for them
     target, amp_level = _find_device(settings.device_target), settings.amp_level
     if amp_level == 'auto':

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from src.cluster.watchdog import Watchdog
+from src.cluster.watchdog import Watchdog, dump_stacks
 from src.errors import ElsewhereError, reading
 from src.heartbeat import ECHO, FILE, end_with_parent
 
@@ -113,6 +113,7 @@ class Supervisor:
                 certain = min(certain, time.monotonic() + wait)
             if not self.failures and (laggard := self.watchdog.look(self.ranks)):
                 self.hang = laggard, f'hangs: {self.watchdog.silence(laggard)}'
+                dump_stacks([self.processes[name].pid for name in self.ranks])
 
     def _end_ranks(self):
         """SIGTERM for the ranks that are left, later SIGKILL: after the grace or a second signal."""

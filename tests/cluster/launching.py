@@ -8,7 +8,8 @@ from tests.processes import Program, lives, wait
 # What a rank begins with: it has heartbeats, notes its options, and waits for the others of its server.
 RANK = """
 import json, os, signal, subprocess, sys, time
-from src.heartbeat import Heartbeat
+from src.heartbeat import Heartbeat, dump_stacks_on_request
+dump_stacks_on_request()
 rank, heartbeat, here = int(os.environ['RANK_ID']), Heartbeat(), int(os.environ['LOCAL_RANKS'])
 def steps(first, last):
     for step in range(first, last + 1):

@@ -105,8 +105,12 @@ def test_signal_in_the_pause_before_a_restart(tmp_path):
     assert run.end()[0] == 143 and len(run.starts()) == 1
 
 
+# With Python's lock held; the child is a data worker.
+WORKER = 'def never_returns(): time.sleep(300)\n    if os.fork() == 0: never_returns()\n'
+WORKER += '    import ctypes; ctypes.PyDLL(None).sleep(300)'
 ENDS_OF_A_RANK = {
     'stopped': ('os.kill(os.getpid(), signal.SIGSTOP)', r'hangs: no heartbeat for \d+ s after step 3'),
+    'sleeping': (WORKER, r'hangs: no heartbeat for \d+ s after step 3'),
     'killed': ('os.kill(os.getpid(), 9)', r'failed first: signal SIGKILL \(out of memory, or killed by hand\)'),
 }
 
@@ -114,7 +118,7 @@ ENDS_OF_A_RANK = {
 @pytest.mark.parametrize('how', ENDS_OF_A_RANK)
 def test_failed_or_hanging_rank_is_named_and_started_again(how, tmp_path):
     """From the newest checkpoint; before there is one a run begins where its options say: `--resume PATH`, or over an older
-    run, which `auto` would resume."""
+    run, which `auto` would resume. What hangs has left its stacks, and those of its data workers."""
     code, what = ENDS_OF_A_RANK[how]
     script = f'if start == 1:\n  steps(1, 3)\n  heartbeat(saved={how == "killed":d})\n  if rank == 1:\n    {code}\n'
     script += f'  steps(4, 4)\n  {SLEEPS}\n'
@@ -126,6 +130,8 @@ def test_failed_or_hanging_rank_is_named_and_started_again(how, tmp_path):
         resume, where = ['--resume', 'auto', '--overwrite', 'false'], 'from the newest checkpoint'
     assert status == 0 and run.starts(0) == run.starts(1) == [options, [*options, *resume]], err
     assert re.search(rf'^launch: restart 1 of 1 in 0.1 s, {where}: rank 1 {what}$', err, re.M), err
+    assert how == 'killed' or 'most recent call first' in run.log(0, '.1')
+    assert how != 'sleeping' or 'in never_returns' in run.log(1, '.1')
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from src.errors import InputError, entry_point
 from src.options import load_settings
 from src.runtime import Run
 
-BATCHES, SKIPPED = 24, 4 * rounds.cores()  # in each turn; before them: as many as the stages can hold
+BATCHES, SKIPPED, SIZE = 24, 4 * rounds.cores(), 299  # in each turn; before them, to fill the stages; pixels
 
 
 def make_records(directory, images, at_least):
@@ -42,7 +42,7 @@ def make_records(directory, images, at_least):
 
 def ours(layout, a, batches):
     """This project's pipeline on records of `layout`."""
-    settings = load_settings([f'--image_size={a.size}', f'--batch_size={a.batch_size}', '--seed=1'])
+    settings = load_settings([f'--image_size={SIZE}', f'--batch_size={a.batch_size}', '--seed=1'])
     return training_dataset(open_records(a.place / layout, 'train'), 0, settings, range(batches), Run())
 
 
@@ -57,7 +57,7 @@ def in_folder(operations, a, batches):
 
 def mindcv(a):
     """`create_transforms(image_resize=299, is_training=True)`: crop, flip, normalise."""
-    crop, flip = vision.RandomCropDecodeResize(a.size, (0.08, 1.0), (3 / 4, 4 / 3)), vision.RandomHorizontalFlip(0.5)
+    crop, flip = vision.RandomCropDecodeResize(SIZE, (0.08, 1.0), (3 / 4, 4 / 3)), vision.RandomHorizontalFlip(0.5)
     mean, std = [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]
     return [crop, flip, vision.Normalize(mean, std), vision.HWC2CHW()]
 
@@ -66,7 +66,7 @@ def floor(a):
     """Crop-decode and resize alone, of crops as large as ours are on average."""
     rng = np.random.default_rng(0)
     area = float(np.mean([box[2] * box[3] / (375 * 500) for box in (random_crop(rng, 375, 500) for _ in range(1000))]))
-    return [vision.RandomCropDecodeResize(a.size, (area, area), (0.75, 1.33))]
+    return [vision.RandomCropDecodeResize(SIZE, (area, area), (0.75, 1.33))]
 
 
 PIPELINES = {
@@ -97,7 +97,6 @@ def main():
     parser.add_argument('images', help='directory with JPEGs, at any depth')
     parser.add_argument('--tf_python', help='python that has TensorFlow')
     parser.add_argument('--batch_size', type=int, default=128, help='images in a batch (default: 128)')
-    parser.add_argument('--size', type=int, default=299, help='pixels (default: 299)')
     a = parser.parse_args()
     if a.alone:
         begun = []
@@ -106,7 +105,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix='input_pipeline_') as place:
         make_records(Path(place), a.images, a.batch_size)
         commands = rounds.alone('benchmarks.input_pipeline', PIPELINES, place)
-        tf_data = [a.tf_python, 'benchmarks/tf_data.py', f'{place}/tfrecord', a.batch_size, a.size, rounds.cores()]
+        tf_data = [a.tf_python, 'benchmarks/tf_data.py', f'{place}/tfrecord', a.batch_size, SIZE, rounds.cores()]
         if a.tf_python:
             commands |= {f'tf.data, {kind}': [*tf_data, SKIPPED, BATCHES, kind] for kind in ('original', 'tuned')}
         rounds.compare(commands, a, BATCHES * a.batch_size, self_timed=True)

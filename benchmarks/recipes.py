@@ -3,13 +3,13 @@
 A recipe is a file as `--config_path` takes it, and what differs from it here; `--option` goes to all. Seed after seed, the
 recipes take turns; every training run is a process of its own, below `recipes_compared`, and evaluates after each epoch.
 
-CPU seconds are those of the training steps and of the data they wait for, in the process: with one worker, as here, of all.
+CPU seconds are those of whole programs, evaluations included; an epoch has its share of them.
 """
 
+import os
 import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -48,48 +48,23 @@ def subset(source, target, train, validation):
     return target
 
 
-def train_timed(argv):
-    """train.py, with a record of the CPU seconds so far after each step."""
-    import train
-
-    class Timed(train.Monitor):
-        """Its steps that compile count as the others."""
-
-        cpu, timed = 0.0, 0
-
-        def _start_clock(self):
-            super()._start_clock()
-            self.cpu_clock = time.process_time()
-
-        def after_step(self, steps, outputs):
-            if self.compiled:
-                self.cpu, self.timed = self.cpu + time.process_time() - self.cpu_clock, self.timed + steps
-            super().after_step(steps, outputs)
-            self.state.metrics('cost', self.state.step, cpu=self.cpu * self.state.step / max(self.timed, 1))
-
-    train.Monitor = Timed
-    train.main(argv)
-
-
 def train(folder, options):
     """[(images trained, CPU seconds, top-1)] at each evaluation of a training run in `folder` with the options
     [OPTION=VALUE]."""
     every = 'mode=train_and_evaluate epochs_between_evals=1 keep_checkpoint_max=1 overwrite=true'.split()
-    command = [sys.executable, '-m', 'benchmarks.recipes', 'alone']
-    command += [f'--{option}' for option in [*options, *every, f'log_dir={folder}']]
-    subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
+    command = [sys.executable, ROOT / 'train.py', *(f'--{one}' for one in [*options, *every, f'log_dir={folder}'])]
+    before = sum(os.times()[2:4])
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    seconds = sum(os.times()[2:4]) - before
     for path in folder.glob('*.ckpt'):
         path.unlink()
-    records = metrics.read(folder / metrics.NAME)
-    batch = next(one['global_batch'] for one in records if one['kind'] == 'start')
-    cpu = {one['step']: one['cpu'] for one in records if one['kind'] == 'cost'}
-    return [(one['step'] * batch, cpu[one['step']], one['top1']) for one in records if one['kind'] == 'evaluation']
+    start, *records = metrics.read(folder / metrics.NAME)
+    found = [(one['step'], one['top1']) for one in records if one['kind'] == 'evaluation']
+    return [(step * start['global_batch'], seconds * step / found[-1][0], top1) for step, top1 in found]
 
 
 @entry_point
 def main():
-    if sys.argv[1:2] == ['alone']:
-        return train_timed(sys.argv[2:])
     parser = Parser(prog='python -m benchmarks.recipes', description=__doc__.partition(':')[0])
     parser.add_argument('--recipe', action='append', nargs='+', required=True, help='FILE [OPTION=VALUE ...], for each')
     parser.add_argument('--option', nargs='*', default=[], help='OPTION=VALUE ... of all')

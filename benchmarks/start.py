@@ -17,7 +17,6 @@ from pathlib import Path
 from benchmarks.rounds import interleaved, machine, spread
 from src.data import demo_images
 from src.errors import InputError, Parser, entry_point
-from src.training import metrics
 from src.workflow import ROOT
 
 
@@ -53,7 +52,6 @@ def main():
                 commands[f'{name}, {cache}'] = [*command, '--compile_cache', directory / cache]
             if not weights.exists():
                 next((directory / 'training').glob('*.ckpt')).rename(weights)
-        saved = next(one for one in metrics.read(directory / 'training/metrics.jsonl') if one['kind'] == 'checkpoint')
 
         def timed(name):
             shutil.rmtree(directory / 'cold', ignore_errors=True)
@@ -63,7 +61,6 @@ def main():
     print(f'seconds to the first result, median of {a.rounds} (lowest to highest); {machine("mindspore", "numpy")}')
     for name in sorted(found):
         print(f'{name:<16} {spread(found[name], 1)}')
-    print(f'checkpoint of {saved["bytes"] / 1e6:.0f} MB saved in {saved["seconds"]:.2f} s')
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from tests.processes import ROOT
     'options, rows',
     [
         ('training_step --only this --rounds 1 --batch_size 2 --image_size 75 --block_counts 1,1,1', 1),
-        ('input_pipeline IMAGES --rounds 1 --batch_size 4 --size 75', 5),
+        ('input_pipeline IMAGES --rounds 1 --batch_size 4', 5),
     ],
 )
 def test_benchmarks_run(options, rows, tmp_path):

@@ -186,23 +186,24 @@ class InceptionV4(nn.Cell):
                 size = (size - 3) // stride + 1
             self.aux_logits = AuxLogits(conv, num_classes, size)
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) -> pooled features (N, 1536); the last block B's output, for the auxiliary classifier."""
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) -> the maps (N, 1536, h, w) whose means the classifier takes, 8 x 8 at 299 pixels; the last block B's
+        output, for the auxiliary classifier."""
         for cell in self.to_aux:
             x = cell(x)
         trunk = x
         for cell in self.from_aux:
             x = cell(x)
-        return x.mean((2, 3)), trunk
+        return x, trunk
 
     def construct(self, x, dropout_mask=None):
         """The logits, in training with the auxiliary classifier (logits, auxiliary logits)."""
-        features = self.features(x)  # not unpacked: MindSpore warns of an output that is taken and not used
-        x = features[0]
+        maps = self.feature_maps(x)  # not unpacked: MindSpore warns of an output that is taken and not used
+        x = maps[0].mean((2, 3))
         if dropout_mask is not None:
             x = x * dropout_mask
         if self.training and self.has_aux:
-            return self.logits(x), self.aux_logits(features[1])
+            return self.logits(x), self.aux_logits(maps[1])
         return self.logits(x)
 
 

@@ -48,7 +48,7 @@ def test_dropout(small):
     bias, masks = small.logits.bias.asnumpy(), [np.full((2, 1536), share, np.float32) for share in (1.25, 0)]
     features = Tensor(np.random.default_rng(0).uniform(-1, 1, (2, 1536)).astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, 'features', lambda x: (features, x))
+        patch.setattr(small, 'feature_maps', lambda x: (features[:, :, None, None], x))
         plain = small.set_train(False)(None).asnumpy() - bias
         kept, dropped = (small(None, Tensor(mask)).asnumpy() - bias for mask in masks)
     assert np.allclose(kept, plain / 0.8, atol=1e-4) and not dropped.any() and plain.any()

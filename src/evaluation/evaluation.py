@@ -27,20 +27,24 @@ STATISTICS = ('.moving_mean', '.moving_variance')  # ends of the names of batch 
 
 
 class EvaluationStep(nn.Cell):
-    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (N, 6): the columns of `Outcomes` for each image, but with
-    places from 0. The label of what only fills the batch is -1 there, too.
+    """image uint8 (N, 3, H, W), label int32 (N,) -> float32 (N, 6 + h * w): the columns of `Outcomes` for each image, but
+    with places from 0. The label of what only fills the batch is -1 there, too.
+
+    The last columns are the class activation map of the predicted class (Zhou et al. 2016, https://arxiv.org/abs/1512.04150):
+    how much each place of the feature maps adds to its logit, as the logit is a product with their means.
 
     With `preprocessing` None the images are what `network` takes.
     """
 
     def __init__(self, network: nn.Cell, preprocessing: Preprocessing | None = PREPROCESSING):
         super().__init__(auto_prefix=False)
-        self.network, self.preprocessing = network, preprocessing
+        self.network, self.preprocessing = getattr(network, '_backbone', network), preprocessing  # in mixed precision
 
     def construct(self, image, label):
         """See the class."""
         x = image if self.preprocessing is None else scale(image.astype(ms.float32), self.preprocessing)
-        logits = self.network(x).astype(ms.float32)
+        maps = self.network.feature_maps(x)[0]
+        logits = self.network.logits(maps.mean((2, 3))).astype(ms.float32)
         true = ops.maximum(label, 0)
         target = ops.one_hot(true, logits.shape[1], 1.0, 0.0)
         true_logit = ops.ReduceSum(keep_dims=True)(logits * target, 1)
@@ -48,9 +52,12 @@ class EvaluationStep(nn.Cell):
         place = logits.shape[1] - ops.ReduceSum()((logits <= true_logit).astype(ms.float32), 1)
         probabilities = ops.softmax(logits, -1)
         # float32 holds class numbers exactly up to 2^24.
-        label, predicted = label.astype(ms.float32), logits.argmax(1).astype(ms.float32)
+        label, predicted = label.astype(ms.float32), logits.argmax(1).astype(ms.int32)
         highest, of_true = ops.ReduceMax()(probabilities, 1), ops.ReduceSum()(probabilities * target, 1)
-        return ops.stack((label, predicted, highest, of_true, cross_entropy(logits, true), place), 1)
+        columns = label, predicted.astype(ms.float32), highest, of_true, cross_entropy(logits, true), place
+        weights = ops.gather(self.network.logits.weight, predicted, 0).astype(ms.float32)
+        maps = maps.astype(ms.float32).reshape(*maps.shape[:2], -1)
+        return ops.concat((ops.stack(columns, 1), ops.BatchMatMul()(weights.expand_dims(1), maps).squeeze(1)), 1)
 
 
 def make_step(options: dict, amp_level: str, preprocessing: Preprocessing = PREPROCESSING) -> EvaluationStep:
@@ -147,6 +154,7 @@ class Evaluation:
         pipeline.refuse_damaged(records, range(run.rank, len(records), run.world))  # now, and not after an epoch
         self.step = make_step(settings.network(), run.amp_level, preprocessing)
         self.data = pipeline.evaluation_dataset(records, offset, settings, run, preprocessing)
+        self.images = pipeline.LoadEvaluation(records, 0, settings.image_size, preprocessing)
         self.best, self.outcomes = None, None
 
     def of_training(

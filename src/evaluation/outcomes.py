@@ -47,15 +47,25 @@ class Outcomes(NamedTuple):
     probability_true: np.ndarray  # of the true class
     loss: np.ndarray
     place: np.ndarray  # of the true class among all by probability, from 1
+    activation: np.ndarray = np.empty((0, 1, 1))  # (images, h, w), see `EvaluationStep`
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> Outcomes:
-        """From the rows that `EvaluationStep` returns: the same columns, but places from 0; float32 (images, 6)."""
-        label, predicted, probability, probability_true, loss, place = rows.T.astype(np.float64)
+        """From the rows that `EvaluationStep` returns: the same columns, but places from 0; float32 (images, 6 + h * w)."""
+        label, predicted, probability, probability_true, loss, place = rows[:, :6].T.astype(np.float64)
+        side = round((rows.shape[1] - 6) ** 0.5)
         predicted = np.where(place < 1, label, predicted)  # of equally likely classes the true one counts, as in top-1
         label, predicted, place = (column.astype(np.int64) for column in (label, predicted, place + 1))
         # A network that returns NaN is sure of nothing.
-        return cls(label, predicted, np.nan_to_num(probability), np.nan_to_num(probability_true), loss, place)
+        return cls(
+            label,
+            predicted,
+            np.nan_to_num(probability),
+            np.nan_to_num(probability_true),
+            loss,
+            place,
+            rows[:, 6:].reshape(len(rows), side, side),
+        )
 
     def result(self, num_classes: int) -> Result:
         """The figures over all images of a network with so many classes."""
@@ -130,5 +140,5 @@ def suspected_labels(outcomes: Outcomes, num_classes: int) -> np.ndarray:
     1911.00068)."""
     images = np.bincount(outcomes.label, minlength=num_classes)
     means = np.bincount(outcomes.label, outcomes.probability_true, num_classes) / np.maximum(images, 1)
-    means[images == 0] = np.inf  # nothing can be said
+    means[images == 0] = np.inf  # of no image nothing is known
     return ~outcomes.hit & (outcomes.probability >= means[outcomes.predicted])

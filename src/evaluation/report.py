@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from src import files
 from src.data.classes import imagenet_classes, named
@@ -70,7 +72,7 @@ def write(directory: str | Path, evaluation: Evaluation, title: str, recorded: l
         write_table(Path(directory, 'images.csv'), evaluation.outcomes, records, labels)
         with files.replacing(Path(directory, 'report.json')) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + '\n')
-        write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, records))
+        write_page(Path(directory, 'index.html'), f'Evaluation: {title}', sections(figures, evaluation))
     evaluation.run.log(f'report: {Path(directory, "index.html")}')
 
 
@@ -113,7 +115,7 @@ def write_table(path: Path, outcomes: Outcomes, records: Records, labels: list[s
         with open(temporary, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
             rows = csv.writer(file)
             rows.writerow(['name', 'true', 'predicted', 'probability', 'probability_true', 'loss', 'place_true'])
-            for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes)):
+            for i, (label, predicted, p, p_true, loss, place) in enumerate(zip(*outcomes[:6])):
                 texts = map(files.as_cell, (records.name(i), labels[label], labels[predicted]))
                 rows.writerow([*texts, f'{p:.6f}', f'{p_true:.6f}', f'{abs(loss):.6f}', place])
 
@@ -149,8 +151,8 @@ def table(head: list[str], rows: list[list], numbers: set[int] = frozenset()) ->
     return f'<div class="table"><table>{"".join(f"<tr>{line}</tr>" + chr(10) for line in lines)}</table></div>\n'
 
 
-def sections(figures: dict, records: Records) -> Iterator[str]:
-    """The page on the `figures` of report.json, piece by piece; thumbnails are read from `records`."""
+def sections(figures: dict, evaluation: Evaluation) -> Iterator[str]:
+    """The page on the `figures` of report.json, piece by piece; thumbnails are read from its records."""
     classes, (count, first, suspected) = figures['per_class'], figures['confident_mistakes'].values()
     names = [text(one['name']) for one in classes]
     wrong = [pair for pair in figures['confusion'] if pair[0] != pair[1]]
@@ -169,8 +171,9 @@ def sections(figures: dict, records: Records) -> Iterator[str]:
         yield matrix(figures['confusion'], names)
     yield f'<h2>Most confident mistakes</h2>\n<p class="small">{len(first)} of {count} images whose class is predicted '
     yield f'wrongly. {suspected} may be labelled wrongly: another class is as likely as for images that do have its '
-    yield 'label. Many of them are simply mistakes of the network.</p>\n<div class="grid">\n'
-    yield from (mistake(one, records) for one in first)
+    yield 'label. Many of them are simply mistakes of the network. Below a photo: what the network saw of it, bright where '
+    yield 'it found the class that it predicted.</p>\n<div class="grid">\n'
+    yield from (mistake(one, evaluation) for one in first)
     yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
     yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'
     bins = [one for one in figures['calibration']['bins'] if one['images']]
@@ -203,10 +206,22 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
     return f'<h2>Confusion matrix</h2>\n<p class="small">{note}.</p>\n{table(head, rows, {*range(1, len(head))})}'
 
 
-def mistake(one: dict, records: Records) -> str:
-    """A thumbnail, read from the records once more, with its labels."""
-    thumbnail = base64.b64encode(as_jpeg(records.read(one['number']), records.upright, THUMBNAIL)).decode()
-    shown = f'<img alt="" src="data:image/jpeg;base64,{thumbnail}">'
+def lit(image: np.ndarray, activation: np.ndarray) -> bytes:
+    """An image uint8 (H, W, 3) as a JPEG, bright where the class activation map (h, w) is high, dark where it is not."""
+    light = ((activation - activation.min()) / max(np.ptp(activation), 1e-30)).astype(np.float32)
+    light = np.asarray(Image.fromarray(light).resize(image.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
+    pixels, file = image * (0.15 + 0.85 * light[..., None]), io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, 'JPEG', quality=85)
+    return file.getvalue()
+
+
+def mistake(one: dict, evaluation: Evaluation) -> str:
+    """Thumbnails of a photo, read from the records once more, and of where the network looked, with its labels."""
+    records, number = evaluation.records, one['number']
+    thumbnails = [as_jpeg(records.read(number), records.upright, THUMBNAIL)]
+    if (activation := evaluation.outcomes.activation[number]).size > 1:
+        thumbnails.append(lit(evaluation.images.sample(number)[0].transpose(1, 2, 0), activation))
+    shown = ''.join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(one).decode()}"> ' for one in thumbnails)
     predicted, true = (
         f'{what}: <b>{text(one[what])}</b>, {percent(one[probability])}<br>'
         for what, probability in (('predicted', 'probability'), ('true', 'probability_true'))

@@ -33,7 +33,7 @@ def network(compiles):
     ms.set_seed(1)
     cell = InceptionV4(num_classes=CLASSES, **NETWORK).set_train(False)
     pixels = np.broadcast_to(np.array(COLOURS, np.float32)[:, :, None, None], (CLASSES, 3, SIZE, SIZE))
-    found = cell.features(scale(ms.Tensor(np.ascontiguousarray(pixels)), PREPROCESSING))[0].asnumpy()
+    found = cell.feature_maps(scale(ms.Tensor(np.ascontiguousarray(pixels)), PREPROCESSING))[0].asnumpy().mean((2, 3))
     middle = found.mean(0)
     weights = np.linalg.lstsq(found - middle, 20 * np.eye(CLASSES), rcond=1e-3)[0].T
     values = {name: p.asnumpy().copy() for name, p in cell.parameters_dict().items()}

@@ -3,6 +3,7 @@
 import json
 import math
 
+import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
 import pytest
@@ -70,11 +71,18 @@ def test_a_network_of_nan_makes_valid_json():
     assert figures['top1']['value'] == 0 and figures['loss'] == {'value': None, 'low': None, 'high': None}
 
 
-class Pixels(nn.Cell):
-    """The pixels as logits."""
+LIGHT = np.float32([[0.5, 1.5], [0.75, 1.25]])
 
-    def construct(self, x):
-        return x.reshape(x.shape[0], -1) * 7.3
+
+class Pixels(nn.Cell):
+    """The pixels as logits, of maps that are LIGHT times as high."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits, self.light = nn.Dense(12, 12, ms.Tensor(np.eye(12, dtype=np.float32)), has_bias=False), ms.Tensor(LIGHT)
+
+    def feature_maps(self, x):
+        return (x.reshape(x.shape[0], 12, 1, 1) * self.light * 7.3,)
 
 
 @pytest.mark.compiles
@@ -90,7 +98,8 @@ def test_every_image_is_evaluated():
     logits = (image[:38].reshape(38, -1) / np.float32(127.5) - 1) * np.float32(7.3)
     expected = Outcomes.of_rows(step_rows(logits, label[:38]))
     assert outcomes.place[3] == 1 and outcomes.label.dtype == np.int64
-    for column, wanted in zip(outcomes, expected):
+    activation = logits[np.arange(38), outcomes.predicted, None, None] * LIGHT
+    for column, wanted in zip(outcomes, [*expected[:6], activation]):
         np.testing.assert_allclose(column, wanted, rtol=2e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match='38 images were evaluated .* 39 of 39'):
         evaluate(step, data, 39, Run())

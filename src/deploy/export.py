@@ -121,6 +121,8 @@ def export_network(network: nn.Cell, path: Path, signature: Signature, about: di
             if images:
                 made['deviation']['measured_on'] = 'the file in float32, before quantization'
                 made['quantization'] = quantize(temporary, signature, *images)
+            if path.suffix == '.onnx':
+                formats.add_metadata(temporary, signature.preprocessing, about['classes'])
             report = {'file_format': path.suffix[1:].upper(), 'sha256': formats.sha256(temporary)}
             report.update(about, **made, mindspore=ms.__version__)
             record.write_text(json.dumps(report, indent=1) + '\n')

@@ -155,6 +155,17 @@ def convert_opset(path: Path, opset: int) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def add_metadata(path: Path, preprocessing: Preprocessing, classes: list[str]) -> None:
+    """Put what a server must know into the metadata of the ONNX file `path`, too: mean and std of R, G, B in pixel levels,
+    names of the classes, as JSON."""
+    import onnx
+
+    model = onnx.load(path)
+    known = {'mean': preprocessing.mean, 'std': preprocessing.std, 'classes': classes}
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in known.items()})
+    onnx.save(model, path)
+
+
 def load(path: str | Path) -> Function:
     """A MINDIR file in MindSpore, or an ONNX file in ONNX Runtime on the CPU, as a function: ndarray -> tuple of ndarrays.
     InputError if it cannot be loaded."""

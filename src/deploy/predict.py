@@ -1,11 +1,13 @@
 """The most probable classes of images:
 
-python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--batch_size 8] [--top 5] [--json] [--html F]
+python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--top 5] [--json] [--csv F] [--html F]
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import csv
 import itertools
 import json
 import sys
@@ -19,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from src import runtime
+from src import files, runtime
 from src.data.classes import imagenet_classes, load_names, normal
 from src.deploy import formats
 from src.deploy.export import Served, load_network
@@ -113,6 +115,17 @@ def as_line(prediction: Prediction, as_json: bool) -> str:
     return f'{path}: {error}; skipped' if error else '\n'.join([path, *(f'  {100 * p:6.2f} %  {n}' for _, n, p in top)])
 
 
+def tabulated(predictions: Iterable[Prediction], path: str) -> Iterator[Prediction]:
+    """Write the `predictions` to a CSV file, a line for each image, and yield them."""
+    with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
+        rows = csv.writer(file, lineterminator='\n')
+        rows.writerow(['file', 'error', 'label', 'probability', '(the next classes)'])
+        for prediction in predictions:
+            best = [cell for _, label, p in prediction.top or () for cell in (files.as_cell(label), f'{p:.6f}')]
+            rows.writerow([files.as_cell(prediction.path), prediction.error or '', *best])
+            yield prediction
+
+
 def page(predictions: Iterable[Prediction], class_names: list[str]) -> Iterator[str]:
     """Yield the HTML of a page that holds the images, with the share of each class as a bar; an image in a folder that has
     the name of another one of the classes is marked as wrong."""
@@ -160,6 +173,7 @@ def parse(argv: list[str] | None) -> Namespace:
     add('--top', default=5, type=positive, metavar='N', help='classes of each image, at most (default: 5)')
     add('--labels', default='', metavar='FILE', help='class names, lines `name` or `label:name` (default: of the model)')
     add('--json', action='store_true', help='print a line of JSON for each image')
+    add('--csv', default='', metavar='OUT', help='also write a table, a line for each image')
     add('--html', default='', metavar='OUT', help='also write a page with the images and their classes')
     return parser.parse_args(argv)
 
@@ -182,11 +196,12 @@ def main(argv: list[str] | None = None) -> None:
     batch_size = model.signature.batch_size or args.batch_size or min(BATCH, total or BATCH)
     predictions = predict(model, paths, args.top, bool(args.html), batch_size)
     shown = show(tqdm(predictions, total=total, unit='image', leave=False, disable=None), args, outcomes)
-    if args.html:
-        with reading(args.html, 'choose another --html'):
+    shown = tabulated(shown, args.csv) if args.csv else shown
+    remedy = 'choose another --html' if args.html else 'choose another --csv'
+    with reading(args.html or args.csv, remedy) if args.html or args.csv else contextlib.nullcontext():
+        if args.html:
             write_page(args.html, f'Predictions of {Path(args.model).name}', page(shown, model.class_names))
-    else:
-        deque(shown, 0)
+        deque(shown, 0)  # without a page
     good, bad = outcomes[True], outcomes[False]
     if not good:
         raise InputError(f'{args.sources[0]}: no image that can be read, {bad} in all; name others')

@@ -86,6 +86,8 @@ def test_files_and_their_description(small, exported):
     # Batch norm is folded; ONNX's operators are those that atc of CANN 8.5 takes.
     model = load_model(exported / 'net.onnx')
     kinds = {node.op_type for node in model.graph.node}
+    known = {one.key: json.loads(one.value) for one in model.metadata_props}
+    assert known == {'classes': NAMES, 'mean': list(OTHER.mean), 'std': list(OTHER.std)}
     assert 'Conv' in kinds and 'BatchNormalization' not in kinds and model.opset_import[0].version == 15
     assert b'BatchNorm' not in (exported / 'net.mindir').read_bytes()
 

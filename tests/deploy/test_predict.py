@@ -1,6 +1,7 @@
 """python -m src.deploy.predict with a model of NumPy: what is printed, what is skipped, what the page holds."""
 
 import base64
+import csv
 import io
 import json
 import os
@@ -78,8 +79,12 @@ def test_directory(file, given, called, images, capsys):
     assert '11 images, 3 skipped' in found.err and set(brightness.calls) == {called}
 
 
-def test_text(images, capsys):
-    found = run(capsys, images, '--top', 2)
+def test_text_and_table(images, tmp_path, capsys):
+    found = run(capsys, images, '--top', 2, '--csv', tmp_path / 'table.csv')
+    head, *rows = csv.reader(open(tmp_path / 'table.csv', encoding='utf-8'))
+    assert head[:4] == ['file', 'error', 'label', 'probability'] and len(rows) == 14
+    assert [rows[0][0], *rows[0][2:4:2]] == [f'{images}/04.jpg', NAMES[1]] and float(rows[0][3]) + float(rows[0][5]) > 0.8
+    assert rows[12][:2] == [f'{images}/51_text.png', 'not an image'] and len(rows[12]) == 2
     assert found.err.count('; skipped\n') == 3 and '51_text.png: not an image' in found.err
     assert re.match(rf'{images}/04.jpg\n   [89]\d\.\d\d %  <b>"medium"</b>\n    \d\.\d\d %  \w+\n', found.out)
     assert found.out.endswith('\n11 images, 3 skipped\n')

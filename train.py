@@ -30,7 +30,7 @@ from src.evaluation.evaluation import Evaluation, open_validation
 from src.heartbeat import EVALUATING
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings, named_arguments, save_settings
-from src.training import curves, frozen_features, metrics, resume
+from src.training import curves, frozen_trunk, metrics, resume
 from src.training.checkpoints import Checkpoints
 from src.training.monitor import Monitor
 from src.training.optimizer import create_optimizer, freeze
@@ -73,7 +73,8 @@ def train(settings, signals):
     # Resume before restore: a training run that is resumed has weights of its own.
     saved, plan, settings, training = resume.find_start(settings, run, plan, data.records.fingerprint)
     if plan.start >= plan.stop:
-        run.log(f'training is complete: {plan.start} of {plan.stop} steps are done; raise --max_epochs to continue')
+        more = '--max_epochs' + ' or --patience' * bool(settings.patience)
+        run.log(f'training is complete: {plan.start} of {plan.stop} steps are done; raise {more} to continue')
         if plan.evaluated >= plan.stop:
             return
     network = create_network(settings, run, restore_path='' if plan.start else settings.restore_path)
@@ -93,7 +94,7 @@ def train(settings, signals):
     info = describe(settings, data, training)
     checkpoints = Checkpoints(state, step, info, settings, reserved[1] if reserved else (), resumed)
     evaluation = create_evaluation(settings, run, data) if settings.mode == 'train_and_evaluate' else None
-    batches = create_batches(settings, data, state, step)
+    batches = create_batches(settings, data, state, step, evaluation)
     monitor = Monitor(settings, step, rates, checkpoints, evaluation)
     if run.rank == 0:
         with only_warned(run.log, 'config.yaml'):
@@ -124,7 +125,7 @@ def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: M
         try:
             monitor.evaluate_if_due()  # what an earlier run has left to do
             for image_size, count, length in plan.sinks(monitor.settings.iterations_per_loop if sink else 1):
-                if state.stopping:
+                if state.stopping or state.finished:
                     break
                 data = batches(range(state.step, state.step + count * length), image_size)
                 epochs, sink_size = (count, length) if sink else (1, -1)
@@ -138,20 +139,16 @@ def fit(step: TrainStep, batches: Callable[[range, int], ds.Dataset], monitor: M
     if state.stopping:
         raise state.error()
     if state.step > plan.start:  # else only an evaluation was left
-        fps = monitor.fps(monitor.total)
-        speed = f', {fps:.1f} images/s' if fps else ''
-        state.run.log(f'trained {counted(state.step - plan.start, "step")}{speed}; checkpoints in {state.directory}')
+        state.run.log(f'trained {counted(state.step - plan.start, "step")}; checkpoints in {state.directory}')
 
 
 def start(settings):
     """The `Run` that `settings` describe: device, ranks, directories, log; on rank 0 what `resume.reserve` returns."""
     run, reserved = runtime.start(settings), None
-    trains = settings.mode != 'evaluate'
-    if trains:  # before the log is opened, as the log of a replaced training run is renamed
+    if settings.mode != 'evaluate':  # before the log is opened, as the log of a replaced training run is renamed
         reserved = resume.on_rank_0(run, resume.reserve, settings, run)
     run = runtime.open_log(run, settings, run.directory / settings.log_name)
-    for line in (jpeg.describe(), *(settings.idle() if trains else ())):
-        run.log(line)
+    run.log(jpeg.describe())
     return run, reserved
 
 
@@ -179,7 +176,7 @@ def create_network(settings, run, restore_path):
         run.log(restore(network, restore_path))
     if run.device_target == 'CPU':
         require_memory(settings, sum(p.size for p in network.get_parameters()), run.ranks_here)
-    freeze(network, frozen_features.frozen(network, settings, run))
+    freeze(network, settings.freeze)
     return set_precision(network, run.amp_level)
 
 
@@ -214,15 +211,14 @@ def describe(settings, data, training):
     }
 
 
-def create_batches(settings, data, state, step):
-    """steps (range), image size -> data set of these steps; with `cache_features` of features, which `step` then takes."""
-    run, bad = state.run, state.bad
-    if settings.cache_features:
-        copies = min(settings.cache_features, state.plan.epochs)
-        load_images = pipeline.LoadTraining(data.records, data.offset, settings, bad)
-        return frozen_features.cached(load_images, step.network, copies, run)
-    return lambda steps, image_size: pipeline.training_dataset(
-        data.records, data.offset, settings.but(image_size=image_size), steps, run, bad
+def create_batches(settings, data, state, step, evaluation):
+    """steps (range), image size -> data set of these steps; where layers are frozen, of the outputs of these, which `step`
+    and `evaluation` then take."""
+    load_images = pipeline.LoadTraining(data.records, data.offset, settings, state.bad)
+    return frozen_trunk.cached(load_images, state, step, evaluation) or (
+        lambda steps, image_size: pipeline.training_dataset(
+            data.records, data.offset, settings.but(image_size=image_size), steps, state.run, state.bad
+        )
     )
 
 
@@ -232,8 +228,7 @@ def create_evaluation(settings, run, data):
         report.prepare(settings.report)  # not to fail after the training
     known = data.records.class_names, settings.label_offset, 'the training records'
     validation, offset = open_validation(settings, run.log, *known)
-    kind = frozen_features.FeatureEvaluation if settings.cache_features else Evaluation
-    return kind(validation, offset, settings, run)
+    return Evaluation(validation, offset, settings, run)
 
 
 if __name__ == '__main__':

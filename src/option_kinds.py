@@ -16,7 +16,6 @@ KINDS = {bool: 'true or false', int: 'a whole number', float: 'a finite number',
 BOUNDS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
 CONSTRAINT = re.compile(r'(one of:) (\w+(?:, \w+)*)|([<>]=?) (-?\d+(?:\.\d+)?)|(exactly) (\d+) values')
 AUTO = re.compile('auto or (?:a whole number|a number)')  # in the help text of an option that takes either
-CONDITION = re.compile(r'only with (\w+) (\w+)')
 OPTION_LINE = re.compile(r'(\w+): +(.*?) +# (.+)')
 
 

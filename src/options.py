@@ -17,13 +17,13 @@ from easydict import EasyDict
 
 from src import files
 from src.errors import InputError, Parser, reading
-from src.option_kinds import CONDITION, declared
+from src.option_kinds import declared
 
 RESULT = ('Data', 'Network', 'Recipe')  # groups of options that determine the result of a training run
 
 # Options of earlier versions on which the result of a training run depended, with the value that each has always now.
-GONE = {'aux_loss_weight': 0.4, 'eta_min': 0.0, 'lr_decay_epochs': 2.0, 'lr_decay_rate': 0.94, 'lr_head': 0.0}
-GONE |= {'lr_scaling': 'none', 'rmsprop_decay': 0.9}
+GONE = {'aux_loss_weight': 0.4, 'cache_features': 0, 'eta_min': 0.0, 'lr_decay_epochs': 2.0, 'lr_decay_rate': 0.94}
+GONE |= {'lr_head': 0.0, 'lr_scaling': 'none', 'rmsprop_decay': 0.9}
 
 # What the model zoo and other programs call our options, where the name resembles none of ours, or another one.
 OTHERS = {'learning_rate': 'lr', 'data_path': 'data_dir', 'ckpt_file': 'ckpt_path', 'work_nums': 'num_workers'}
@@ -58,16 +58,6 @@ class Settings(EasyDict):
         """The keyword arguments of `InceptionV4`."""
         # bn_decay is auto only beside weights that record none; these are evaluated, which does not use it.
         return {name: value for name, value in self.group('Network').items() if value != 'auto'}
-
-    def idle(self) -> list[str]:
-        """A line for every option that is not at its default and has no effect together with the others: its help text
-        says `only with OPTION VALUE`."""
-        lines = []
-        for name, option in declared().items():
-            condition = CONDITION.search(option.help)
-            if condition and self[name] != option.default and str(self[condition[1]]).lower() != condition[2]:
-                lines.append(f'{name} {self[name]} has no effect with {condition[1]} {self[condition[1]]}')
-        return lines
 
 
 def load_settings(argv: list[str], recorded: dict | None = None) -> Settings:

@@ -70,7 +70,7 @@ def batches(
     except OSError as error:
         print(f'warning: /dev/shm: {error.strerror}; one process decodes, slowly (docker: --shm-size)', flush=True)
         num_workers = 1
-    ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline held 1 GB at batch 64, now a third
+    ds.config.set_prefetch_size(2)  # batches; with the default of 16 a waiting pipeline took 1 GB at batch 64, now a third
     data = ds.GeneratorDataset(order, numbers, shuffle=False, num_parallel_workers=1)
     # A worker makes whole batches: one image a call costs the main process four times as much.
     data = data.batch(settings.batch_size, drop_remainder=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,11 +91,10 @@ class Checkpoints:
         return state.directory
 
     def _write(self, about):
-        step, state, begun = about['step'], self.state, time.monotonic()
+        step, state = about['step'], self.state
         try:
             self.follow().mkdir(parents=True, exist_ok=True)  # rank 0's, on the server of another one
             path = checkpoint.save(state.directory, self.cell, **about, **self.info)
-            size = path.stat().st_size
         except OSError as error:
             size = sum(parameter.nbytes for parameter in self.cell.get_parameters())
             problem = f'checkpoint of step {step} not saved: {error.strerror or error}; '
@@ -108,8 +106,7 @@ class Checkpoints:
             return None
         self.path, self.saved = path, step
         state.heartbeat(saved=1)
-        epoch = step / state.plan.steps_per_epoch
-        state.metrics('checkpoint', step, epoch=epoch, file=path.name, bytes=size, seconds=time.monotonic() - begun)
+        state.metrics('checkpoint', step, epoch=state.epoch, file=path.name)
         # Only now is there room for others than the newest.
         self.written = [name for name in self.written if name != path.name] + [path.name]
         removed = {*self.replaced, *self.written[: -self.keep]} - {path.name, self.unmarked}

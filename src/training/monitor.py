@@ -19,6 +19,7 @@ from src.heartbeat import COMPILING, EVALUATING, STEPS
 from src.options import Settings
 from src.training.checkpoints import Checkpoints
 from src.training.optimizer import decayed_parameters
+from src.training.plan import no_gain
 from src.training.step import StepOutputs, TrainStep, l2_term, on_host
 from src.weights import checkpoint
 
@@ -44,8 +45,8 @@ class Monitor(LossMonitor):
         self.state, self.decayed = checkpoints.state, decayed_parameters(step)
         self.evaluation, self.evaluated = evaluation, self.state.plan.evaluated
         self.overflows, self.losses = None, []
-        # Steps, their seconds, and seconds of waiting for data: since the last line, of this epoch, of this run.
-        self.line, self.of_epoch, self.total = np.zeros(3), np.zeros(3), np.zeros(3)
+        # Steps, their seconds, and seconds of waiting for data: since the last line, of this epoch.
+        self.line, self.of_epoch = np.zeros(3), np.zeros(3)
 
     def on_train_begin(self, run_context):
         """Called before the first step of a run, of each of its stages, and of a last sink of another length."""
@@ -83,7 +84,7 @@ class Monitor(LossMonitor):
         outputs = on_host(about.net_outputs)  # waits for the device
         self.compiling.close()
         self.after_step(self.first + about.cur_step_num - self.state.step, outputs)
-        if self.state.stopping:
+        if self.state.stopping or self.state.finished:
             run_context.request_stop()
 
     def after_step(self, steps: int, outputs: StepOutputs) -> None:
@@ -133,7 +134,7 @@ class Monitor(LossMonitor):
         seconds, state = time.perf_counter() - self.clock, self.state
         self.losses.append(loss)
         if self.compiled:
-            for figures in (self.line, self.of_epoch, self.total):
+            for figures in (self.line, self.of_epoch):
                 figures += steps, seconds, self.waited
         else:
             state.run.log(f'time to the first {"step" if steps == 1 else "steps"}, compilation included: {seconds:.1f} s')
@@ -208,6 +209,16 @@ class Monitor(LossMonitor):
         state.run.log(row(result, state.step, state.epoch))
         if state.run.rank == 0:
             self.checkpoints.mark_if_best({**result._asdict(), 'records': self.evaluation.records.fingerprint})
+        self.finish_if_no_gain()
+
+    def finish_if_no_gain(self) -> None:
+        """End the training run, on all ranks, where the last `patience` evaluations were no better than the best one."""
+        state, best = self.state, self.checkpoints.best.get('step', self.state.step)
+        # On rank 0, which knows the best one.
+        ends = state.run.rank == 0 and no_gain(self.settings, state.plan, best, self.evaluated)
+        state.finished = collective.any_rank(ends) if state.plan.world > 1 else ends
+        if state.finished:
+            state.run.log(f'no gain in {self.settings.patience} evaluations: training ends, the best was at step {best}')
 
     def __exit__(self, *error):
         self.compiling.__exit__(*error)

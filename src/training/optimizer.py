@@ -30,6 +30,13 @@ def decayed_parameters(network: nn.Cell) -> list[Parameter]:
     ]
 
 
+def changing_parameters(network: nn.Cell) -> list[Parameter]:
+    """The parameters of the cells of which a training step changes any: not those of frozen layers."""
+    own = [list(cell.get_parameters(expand=False)) for _, cell in network.cells_and_names()]
+    changing = {id(p) for parameters in own if any(p.requires_grad for p in parameters) for p in parameters}
+    return [parameter for parameter in network.get_parameters() if id(parameter) in changing]
+
+
 def freeze(network: nn.Cell, layers: list[str]) -> None:
     """Train no parameter whose name is, or starts with, one of `layers` (`mixed_5b.branch_1`, `mixed_6*`).
 

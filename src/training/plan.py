@@ -16,11 +16,15 @@ from src.options import Settings
 
 DECAY_UNITS = 10**9  # `batch_norm_decay` returns multiples of 1 / DECAY_UNITS, so that ranks can agree on an integer
 STRIDES = (2, 1, 2, 1, 2, 2, 2)  # of the 3 x 3 layers without padding: conv2d_1a, 2a (and 2b), mixed_3a, 4a, 5a, 6a, 7a
+# By how a layer's name begins: its channels, and after how many of STRIDES it is.
+OUTPUTS = {'conv2d_1a': (32, 1), 'conv2d_2a': (32, 2), 'conv2d_2b': (64, 2)} | {
+    **{'mixed_3': (160, 3), 'mixed_4': (192, 4), 'mixed_5': (384, 5), 'mixed_6': (1024, 6), 'mixed_7': (1536, 7)}
+}
 # Bytes of a float32 process on the CPU with MindSpore 2.8, within 12 % of what was measured: for each weight (its gradient,
 # the optimizer's state, copies in the graph), for the convolutions' workspace and for each image, both at 299 x 299.
 # `LD_PRELOAD= python -m benchmarks.memory`: 3.8, 4.9 and 6.9 GB for the whole network with batches of 2, 8 and 16.
 TRAINING_BYTES = 50, 0.9e9, 0.2e9
-FEATURES_BYTES = 6, 1.25e9, 0.02e9  # while cached features are computed: 3.4 GB with batches of 64
+CACHED_BYTES = 16, 0.1e9, 0.045e9  # behind frozen layers whose outputs are cached: 2.1 and 2.8 GB with batches of 16 and 32
 BASE_BYTES = 0.6e9
 
 
@@ -120,12 +124,10 @@ def default_batch_size(world: int) -> int:
 
 
 def stage_sizes(settings: Settings) -> tuple[int, ...]:
-    """Sizes of the stages of a training run: `image_sizes`, or `image_size` throughout. InputError if another option takes
-    images of one size only."""
+    """Sizes of the stages of a training run: `image_sizes`, or `image_size` throughout. InputError if the auxiliary
+    classifier, which takes images of one size, does not fit."""
     sizes, size = settings.image_sizes, settings.image_size
     others = [other for other in sizes if other != size]
-    if others and settings.cache_features:
-        raise InputError(f'cache_features needs images of one size; leave image_sizes {sizes} empty')
     if settings.aux_logits and any(grids(other)[5] != grids(size)[5] for other in others):
         raise InputError(f'image_sizes {sizes}: the auxiliary classifier takes image_size {size}; use --aux_logits false')
     return tuple(sizes or [size])
@@ -134,6 +136,12 @@ def stage_sizes(settings: Settings) -> tuple[int, ...]:
 def grids(size: int) -> list[int]:
     """Rows of the grids that images of `size` x `size` pixels go through in the network, see STRIDES."""
     return [size := (size - 3) // stride + 1 for stride in STRIDES]
+
+
+def output_shape(layer: str, size: int) -> tuple[int, int, int]:
+    """(channels, height, width) of the output of a layer of the network for an image of `size` x `size` pixels."""
+    channels, position = next(found for name, found in OUTPUTS.items() if layer.startswith(name))
+    return channels, grids(size)[position - 1], grids(size)[position - 1]
 
 
 def batch_norm_decay(steps: int) -> float:
@@ -162,11 +170,16 @@ def learning_rates(settings: Settings, steps: int, steps_per_epoch: int) -> np.n
     return (settings.lr * factors * np.minimum(1, (step + 1) / max(warmup_steps, 1))).astype(np.float32)
 
 
+def no_gain(settings: Settings, plan: Plan, best: int, evaluated: int) -> bool:
+    """Whether the last `patience` evaluations, up to the step `evaluated`, found nothing better than that of step `best`."""
+    return 0 < settings.patience <= (evaluated - best) // (settings.epochs_between_evals * plan.steps_per_epoch)
+
+
 def require_memory(settings: Settings, weights: int, ranks: int) -> None:
     """InputError, naming a batch that fits, if `ranks` processes on the CPU, each with a network of `weights` weights, need
     more memory than this machine or container has left: the kernel would kill one without a word."""
     free, size = free_bytes(), max(settings.image_sizes or [settings.image_size])
-    of_weight, workspace, of_image = FEATURES_BYTES if settings.cache_features else TRAINING_BYTES
+    of_weight, workspace, of_image = CACHED_BYTES if settings.trunk_cache and settings.freeze else TRAINING_BYTES
     area = (size / 299) ** 2
     fixed, of_image = BASE_BYTES + of_weight * weights + workspace * area, of_image * area
     need = ranks * (fixed + of_image * settings.batch_size)

@@ -20,7 +20,7 @@ from src.errors import ElsewhereError, InputError
 from src.options import Settings, differences
 from src.runtime import Run
 from src.training import metrics
-from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay
+from src.training.plan import DECAY_UNITS, Plan, batch_norm_decay, no_gain
 from src.weights import checkpoint
 
 OPTIMIZER_STATE = ('moment', 'mean_square')
@@ -67,10 +67,10 @@ def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Sav
 
     Returns:
         the checkpoint that is resumed, None for a new training run and on other ranks than 0; `plan` from the step to begin
-        with; `settings` with a number for `bn_decay` auto, the recorded one if there is one, so that it stays when the
-        training run becomes longer; the training run's id.
+        with, and no further where evaluations found no gain for long (`patience`); `settings` with a number for `bn_decay`
+        auto, the recorded one if there is one, so that it stays when the training run becomes longer; its id.
     """
-    saved, start, evaluated = on_rank_0(run, find, settings, run, data), 0, 0
+    saved, start, evaluated, stop = on_rank_0(run, find, settings, run, data), 0, 0, plan.stop
     training, decay = secrets.randbits(40), batch_norm_decay(plan.stop)
     if saved:
         info = saved.info
@@ -81,12 +81,14 @@ def find_start(settings: Settings, run: Run, plan: Plan, data: str) -> tuple[Sav
             f'{saved.path}: resuming from step {info["step"]}, {info["position"]} images into epoch {info["epoch"] + 1}; '
             f'this run: step {start} of {plan.stop} on {plan.world} device(s)'
         )
-    mine = [start, training, round(decay * DECAY_UNITS), evaluated] if run.rank == 0 else [0] * 4
-    start, training, decay, evaluated = collective.agreed(mine, run.world)
+        if no_gain(settings, plan, checkpoint.best_evaluation(run.directory).get('step', start), evaluated):
+            stop = start
+    mine = [start, stop, training, round(decay * DECAY_UNITS), evaluated] if run.rank == 0 else [0] * 5
+    start, stop, training, decay, evaluated = collective.agreed(mine, run.world)
     if settings.bn_decay == 'auto':
         settings = settings.but(bn_decay=decay / DECAY_UNITS)
         run.log(f'bn_decay {settings.bn_decay:g} (auto)')
-    return saved, dataclasses.replace(plan, start=start, evaluated=evaluated), settings, f'{training:x}'
+    return saved, dataclasses.replace(plan, start=start, stop=stop, evaluated=evaluated), settings, f'{training:x}'
 
 
 def find(settings: Settings, run: Run, data: str) -> Saved | None:

@@ -23,12 +23,12 @@ class State:
 
     `step` steps are done. `changing` is locked while a step changes the weights; `since` is when that began or ended
     (time.monotonic()), `seconds` the duration of the last step or sink. With `stopping` all ranks end after this step: for
-    `problem`, a signal, or because of another rank. `directory` has the checkpoints.
+    `problem`, a signal, or because of another rank; with `finished` as after the last step. `directory` has the checkpoints.
     """
 
     def __init__(self, plan: Plan, run: Run, signals: Signals, bad: BadRecords, metrics: Metrics):
         self.plan, self.run, self.signals, self.bad, self.metrics = plan, run, signals, bad, metrics
-        self.step, self.stopping, self.problem = plan.start, False, ''
+        self.step, self.stopping, self.finished, self.problem = plan.start, False, False, ''
         self.directory = run.checkpoints
         self.changing, self.since, self.seconds = threading.Lock(), time.monotonic(), 0.0
         progress = {'total': plan.stop, 'initial': plan.start, 'unit': 'step'}

@@ -13,6 +13,7 @@ from mindspore.ops import constexpr
 from src.data.preprocess import Augment
 from src.errors import InputError
 from src.inceptionv4 import cross_entropy
+from src.training.optimizer import changing_parameters
 from src.weights import checkpoint
 
 FIXED_LOSS_SCALE = 1024.0
@@ -35,7 +36,7 @@ class NetworkWithLoss(nn.Cell):
 
     Inputs: image uint8 (N, 3, H, W), draws float32 (N, 2), dropout mask float32 (N, 1536), label int32 (N,). `network` makes
     logits, or (logits, auxiliary logits) with `aux_logits`, of images and mask. `Augment` computes in `augment_dtype`; where
-    `augment` is None, images are features (frozen_features.py).
+    `augment` is None, images are outputs of frozen layers (frozen_trunk.py).
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
     The other arguments are options. The loss is multiplied by `loss_scale` before the gradients are taken, and they are
     divided by it before anything else sees them. A step whose gradients overflowed on any rank changes no weight, but counts
     for the learning rate; with None nothing is scaled, and no step left out. `ema_decay` makes the moving averages
-    `ema.<name>` of the network's parameters. With `drop_overflow_update` `select` every step updates, and on overflow each
-    parameter gets its old value back: the same values bit for bit, from a graph without branches.
+    `ema.<name>` of the parameters that steps change. With `drop_overflow_update` `select` every step updates; on overflow
+    each parameter gets its old value back: the same values bit for bit, from a graph without branches.
 
     MindSpore's `Model` has no such step on the CPU, and of a sink it reports only the last overflow. So everything that
     must be known of every step is a parameter here.
@@ -87,7 +88,7 @@ class TrainStep(nn.TrainOneStepWithLossScaleCell):
         self.clip_norm = clip_norm
         # `grad_reducer` sums over the ranks; `unscale` divides by their number.
         self.ranks = self.degree if self.reducer_flag else 1
-        self.values = ParameterTuple(network_with_loss.get_parameters())
+        self.values = ParameterTuple(changing_parameters(network_with_loss))
         self.averages = self.values.clone(checkpoint.AVERAGE[:-1], init='same') if ema_decay else None
         self.new_share = Tensor(1 - ema_decay, ms.float32)
         self.overflows = Parameter(Tensor(0, ms.int32), 'overflows', requires_grad=False)

@@ -99,7 +99,7 @@ branch, select, evaluation = map(graph_fixture, ('branch', 'select', 'evaluation
 def test_evaluation(evaluation):
     assert not evaluation.counts.keys() - OPERATIONS
     assert {'Conv2D', 'BatchNorm', 'Softmax', 'Argmax', 'OneHot'} <= evaluation.counts.keys()
-    assert len(evaluation.returned) == 1 and '(2, 6)' in evaluation.returned[0]
+    assert len(evaluation.returned) == 1 and '(2, 7)' in evaluation.returned[0]
 
 
 def test_branches_return_plain_tensors(branch):

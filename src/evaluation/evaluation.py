@@ -55,9 +55,9 @@ class EvaluationStep(nn.Cell):
         label, predicted = label.astype(ms.float32), logits.argmax(1).astype(ms.int32)
         highest, of_true = ops.ReduceMax()(probabilities, 1), ops.ReduceSum()(probabilities * target, 1)
         columns = label, predicted.astype(ms.float32), highest, of_true, cross_entropy(logits, true), place
-        weights = ops.gather(self.network.logits.weight, predicted, 0).astype(ms.float32)
+        weights = ops.gather(self.network.logits.weight, predicted, 0).astype(ms.float32).reshape(*maps.shape[:2], 1)
         maps = maps.astype(ms.float32).reshape(*maps.shape[:2], -1)
-        return ops.concat((ops.stack(columns, 1), ops.BatchMatMul()(weights.expand_dims(1), maps).squeeze(1)), 1)
+        return ops.concat((ops.stack(columns, 1), ops.ReduceSum()(weights * maps, 1)), 1)
 
 
 def make_step(options: dict, amp_level: str, preprocessing: Preprocessing = PREPROCESSING) -> EvaluationStep:

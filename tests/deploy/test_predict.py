@@ -84,7 +84,8 @@ def test_text_and_table(images, tmp_path, capsys):
     head, *rows = csv.reader(open(tmp_path / 'table.csv', encoding='utf-8'))
     assert head[:4] == ['file', 'error', 'label', 'probability'] and len(rows) == 14
     assert [rows[0][0], *rows[0][2:4:2]] == [f'{images}/04.jpg', NAMES[1]] and float(rows[0][3]) + float(rows[0][5]) > 0.8
-    assert rows[12][:2] == [f'{images}/51_text.png', 'not an image'] and len(rows[12]) == 2
+    text = next(row for row in rows if '51_text' in row[0])
+    assert text[1].startswith('not an image') and len(text) == 2
     assert found.err.count('; skipped\n') == 3 and '51_text.png: not an image' in found.err
     assert re.match(rf'{images}/04.jpg\n   [89]\d\.\d\d %  <b>"medium"</b>\n    \d\.\d\d %  \w+\n', found.out)
     assert found.out.endswith('\n11 images, 3 skipped\n')

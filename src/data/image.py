@@ -129,8 +129,13 @@ def as_jpeg(encoded: bytes, upright: bool = False, side: int = 0) -> bytes:
     """The image as an RGB JPEG without EXIF, of quality 95, or with `side` of quality 85 and at most `side` x `side` pixels.
     ImageError if it cannot be decoded."""
     with one_image():
-        image, file = Image.fromarray(EncodedImage(encoded, upright).decode()), io.BytesIO()
-        if side:
-            image.thumbnail((side, side))
-        image.save(file, 'JPEG', quality=85 if side else 95)
-        return file.getvalue()
+        return encode_jpeg(EncodedImage(encoded, upright).decode(), side)
+
+
+def encode_jpeg(pixels: np.ndarray, side: int = 0) -> bytes:
+    """RGB uint8 (height, width, 3) as a JPEG, of a quality and a size as `as_jpeg` has them."""
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    if side:
+        image.thumbnail((side, side))
+    image.save(file, 'JPEG', quality=85 if side else 95)
+    return file.getvalue()

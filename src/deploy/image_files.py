@@ -16,8 +16,8 @@ from src.data.image import as_jpeg
 from src.data.preprocess import Preprocessing, evaluation_image
 from src.data.records import read_file
 from src.errors import InputError, reading
+from src.evaluation.report import THUMBNAIL
 
-THUMBNAIL = 240  # pixels, longer side
 AHEAD = 3  # batches that are decoded or in decoding
 WAIT = 0.05  # seconds for the next line of standard input, which may come from a program that waits for its answers
 

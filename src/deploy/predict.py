@@ -6,7 +6,6 @@ python -m src.deploy.predict IMAGE_OR_DIR ... --model F.mindir|F.onnx|CKPT [--to
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import itertools
 import json
@@ -116,14 +115,15 @@ def as_line(prediction: Prediction, as_json: bool) -> str:
 
 
 def tabulated(predictions: Iterable[Prediction], path: str) -> Iterator[Prediction]:
-    """Write the `predictions` to a CSV file, a line for each image, and yield them."""
-    with files.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-        rows = csv.writer(file, lineterminator='\n')
-        rows.writerow(['file', 'error', 'label', 'probability', '(the next classes)'])
-        for prediction in predictions:
-            best = [cell for _, label, p in prediction.top or () for cell in (files.as_cell(label), f'{p:.6f}')]
-            rows.writerow([files.as_cell(prediction.path), prediction.error or '', *best])
-            yield prediction
+    """Write the `predictions` to a CSV file, a line for each image, and yield them. InputError if it cannot be written."""
+    with reading(path, 'choose another --csv'), files.replacing(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
+            rows = csv.writer(file, lineterminator='\n')
+            rows.writerow(['file', 'error', 'label', 'probability', '(the next classes)'])
+            for prediction in predictions:
+                best = [cell for _, label, p in prediction.top or () for cell in (files.as_cell(label), f'{p:.6f}')]
+                rows.writerow([files.as_cell(prediction.path), prediction.error or '', *best])
+                yield prediction
 
 
 def page(predictions: Iterable[Prediction], class_names: list[str]) -> Iterator[str]:
@@ -197,11 +197,10 @@ def main(argv: list[str] | None = None) -> None:
     predictions = predict(model, paths, args.top, bool(args.html), batch_size)
     shown = show(tqdm(predictions, total=total, unit='image', leave=False, disable=None), args, outcomes)
     shown = tabulated(shown, args.csv) if args.csv else shown
-    remedy = 'choose another --html' if args.html else 'choose another --csv'
-    with reading(args.html or args.csv, remedy) if args.html or args.csv else contextlib.nullcontext():
-        if args.html:
+    if args.html:
+        with reading(args.html, 'choose another --html'):
             write_page(args.html, f'Predictions of {Path(args.model).name}', page(shown, model.class_names))
-        deque(shown, 0)  # without a page
+    deque(shown, 0)  # without a page
     good, bad = outcomes[True], outcomes[False]
     if not good:
         raise InputError(f'{args.sources[0]}: no image that can be read, {bad} in all; name others')

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from PIL import Image
 
 from src import files
 from src.data.classes import imagenet_classes, named
-from src.data.image import as_jpeg
+from src.data.image import as_jpeg, encode_jpeg
 from src.data.records import Records
 from src.errors import counted, reading
 from src.evaluation.outcomes import FEW, Outcomes, all_figures, suspected_labels
@@ -210,9 +209,7 @@ def lit(image: np.ndarray, activation: np.ndarray) -> bytes:
     """An image uint8 (H, W, 3) as a JPEG, bright where the class activation map (h, w) is high, dark where it is not."""
     light = ((activation - activation.min()) / max(np.ptp(activation), 1e-30)).astype(np.float32)
     light = np.asarray(Image.fromarray(light).resize(image.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-    pixels, file = image * (0.15 + 0.85 * light[..., None]), io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, 'JPEG', quality=85)
-    return file.getvalue()
+    return encode_jpeg((image * (0.15 + 0.85 * light[..., None])).astype(np.uint8), max(image.shape))
 
 
 def mistake(one: dict, evaluation: Evaluation) -> str:
@@ -221,7 +218,7 @@ def mistake(one: dict, evaluation: Evaluation) -> str:
     thumbnails = [as_jpeg(records.read(number), records.upright, THUMBNAIL)]
     if (activation := evaluation.outcomes.activation[number]).size > 1:
         thumbnails.append(lit(evaluation.images.sample(number)[0].transpose(1, 2, 0), activation))
-    shown = ''.join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(one).decode()}"> ' for one in thumbnails)
+    shown = ''.join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(image).decode()}"> ' for image in thumbnails)
     predicted, true = (
         f'{what}: <b>{text(one[what])}</b>, {percent(one[probability])}<br>'
         for what, probability in (('predicted', 'probability'), ('true', 'probability_true'))

@@ -40,8 +40,8 @@ class Trunk(nn.Cell):
 
     def __init__(self, network: nn.Cell, count: int):
         super().__init__(auto_prefix=False)
-        self.network, self.layers = network, (network.to_aux + network.from_aux)[:count]
-        self.pooled = count == len(network.to_aux + network.from_aux)
+        layers = network.to_aux + network.from_aux
+        self.network, self.layers, self.pooled = network, layers[:count], count == len(layers)
         self.set_train(False)
 
     def construct(self, x):

@@ -209,7 +209,8 @@ class Monitor(LossMonitor):
         state.run.log(row(result, state.step, state.epoch))
         if state.run.rank == 0:
             self.checkpoints.mark_if_best({**result._asdict(), 'records': self.evaluation.records.fingerprint})
-        self.finish_if_no_gain()
+        if self.settings.patience:
+            self.finish_if_no_gain()
 
     def finish_if_no_gain(self) -> None:
         """End the training run, on all ranks, where the last `patience` evaluations were no better than the best one."""

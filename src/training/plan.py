@@ -17,12 +17,11 @@ from src.options import Settings
 DECAY_UNITS = 10**9  # `batch_norm_decay` returns multiples of 1 / DECAY_UNITS, so that ranks can agree on an integer
 STRIDES = (2, 1, 2, 1, 2, 2, 2)  # of the 3 x 3 layers without padding: conv2d_1a, 2a (and 2b), mixed_3a, 4a, 5a, 6a, 7a
 # By how a layer's name begins: its channels, and after how many of STRIDES it is.
-OUTPUTS = {'conv2d_1a': (32, 1), 'conv2d_2a': (32, 2), 'conv2d_2b': (64, 2)} | {
-    **{'mixed_3': (160, 3), 'mixed_4': (192, 4), 'mixed_5': (384, 5), 'mixed_6': (1024, 6), 'mixed_7': (1536, 7)}
-}
+OUTPUTS = {'conv2d_1a': (32, 1), 'conv2d_2a': (32, 2), 'conv2d_2b': (64, 2), 'mixed_3': (160, 3), 'mixed_4': (192, 4)}
+OUTPUTS |= {'mixed_5': (384, 5), 'mixed_6': (1024, 6), 'mixed_7': (1536, 7)}
 # Bytes of a float32 process on the CPU with MindSpore 2.8, within 12 % of what was measured: for each weight (its gradient,
 # the optimizer's state, copies in the graph), for the convolutions' workspace and for each image, both at 299 x 299.
-# `LD_PRELOAD= python -m benchmarks.memory`: 3.8, 4.9 and 6.9 GB for the whole network with batches of 2, 8 and 16.
+# 3.8, 4.9 and 6.9 GB were measured for the whole network with batches of 2, 8 and 16.
 TRAINING_BYTES = 50, 0.9e9, 0.2e9
 CACHED_BYTES = 16, 0.1e9, 0.045e9  # behind frozen layers whose outputs are cached: 2.1 and 2.8 GB with batches of 16 and 32
 BASE_BYTES = 0.6e9

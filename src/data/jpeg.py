@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-_DECOMPRESS, _RGB = 1, 0  # TJINIT, TJPF
+_DECOMPRESS, _RGB, _RGBX = 1, 0, 2  # TJINIT, TJPF
 _SUBSAMPLING, _WIDTH, _HEIGHT, _FAST_DCT, _LOSSLESS = 4, 5, 6, 10, 15  # TJPARAM
 _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 START, _SCAN, _END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'  # markers: of the image, its pixels, its end
@@ -99,15 +99,15 @@ def _forget():
 
 
 def decode(encoded: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
-    """The part `box` (top, left, height, width) of a JPEG with a sound header, RGB uint8 (height, width, 3); None if it is
+    """The part `box` (top, left, height, width) of a JPEG with a sound header, RGBX uint8 (height, width, 4); None if it is
     damaged or in other colours than RGB and grey."""
     lib, (_, width, mcu), (top, left, h, w) = library(), read_header(encoded), box
     # Regions start at a block of samples (MCU). One block more on both sides, because the upsampling of the colours looks
     # at neighbours: so a crop is exactly a part of the whole.
     start, stop = max(left // mcu * mcu - mcu, 0), min(left + w + mcu, width)
-    pixels, handle = np.empty((h, stop - start, 3), np.uint8), _thread.handle
+    pixels, handle = np.empty((h, stop - start, 4), np.uint8), _thread.handle
     failed = lib.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, h))
-    if failed or lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB):
+    if failed or lib.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGBX):
         return _forget()
     return pixels[:, left - start : left - start + w]
 

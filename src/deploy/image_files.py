@@ -70,7 +70,7 @@ def load_image(path: str, size: int, preprocessing: Preprocessing, thumbnails: b
     size, 3), turned upright, cropped and resized as in an evaluation."""
     try:
         encoded = read_file(path)
-        image = evaluation_image(encoded, size, preprocessing, upright=True)
+        image = evaluation_image(encoded, size, preprocessing, upright=True)[..., :3]
         return path, image, None, as_jpeg(encoded, True, THUMBNAIL) if thumbnails else None
     except (OSError, ValueError) as error:
         return path, None, getattr(error, 'strerror', None) or str(error), None

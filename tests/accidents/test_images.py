@@ -128,7 +128,7 @@ def test_huge(tmp_path):
     assert check(tmp_path, 1)[0] == []
     assert EncodedImage(encoded(COLOURS, icc_profile=bytes(range(256)) * 9999)).decode().shape == COLOURS.shape
     tracemalloc.start()
-    assert evaluation_image(encoded(Image.new('L', (20000, 2), 90)), 75, SQUARE).shape == (75, 75, 3)
+    assert evaluation_image(encoded(Image.new('L', (20000, 2), 90)), 75, SQUARE).shape == (75, 75, 4)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     with pytest.raises(ValueError, match='cannot be decoded .more than 512 x 2.20 pixels'):

@@ -40,12 +40,12 @@ def decode(encoded, upright=False):
 def test_crop_is_part_of_the_whole(options, monkeypatch):
     """Also that of Pillow, which decodes without the library."""
     encoded = encode(**options)
-    whole = jpeg.decode(encoded, (0, 0, *jpeg.read_header(encoded)[:2]))
+    whole = jpeg.decode(encoded, (0, 0, *jpeg.read_header(encoded)[:2]))[..., :3]
     assert whole.shape == (90, 123, 3)
     # Fast and accurate DCT differ by a few levels.
     assert np.abs(whole - np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int)).max() <= 6
     for box in BOXES:
-        assert np.array_equal(jpeg.decode(encoded, box), part(whole, box))
+        assert np.array_equal(jpeg.decode(encoded, box)[..., :3], part(whole, box))
     monkeypatch.setattr(jpeg, 'library', lambda: None)
     assert options.get('progressive') or np.array_equal(EncodedImage(encoded).decode(BOXES[3]), part(whole, BOXES[3]))
 
@@ -93,4 +93,5 @@ def test_upright(turn, options):
         assert np.array_equal(EncodedImage(encoded, upright=True).decode(box), part(expected, box))
     assert EncodedImage(encode(turn=9, **options), upright=True).turn == 1  # makes no sense
     again = encode(kind='PNG', image=Image.fromarray(expected))
-    assert np.array_equal(evaluation_image(encoded, 75, upright=True), evaluation_image(again, 75))
+    images = evaluation_image(encoded, 75, upright=True), evaluation_image(again, 75)
+    assert np.array_equal(*(image[..., :3] for image in images))

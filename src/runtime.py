@@ -92,8 +92,11 @@ def start(settings: Settings) -> Run:
         # the host after every step: https://www.mindspore.cn/docs/en/r2.7.0/api_python/mindspore/mindspore.set_context.html
         ms.set_context(jit_config={'jit_level': settings.jit_level})
         _set_precision(amp_level)
-    elif ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
-        ms.set_device(target)
+    else:
+        # MindSpore 2.8 compiles a sixth faster without, to the same operations (compared on the CPU alone).
+        os.environ.setdefault('MS_DEV_BOOST_INFER', '0')
+        if ms.get_context('device_target') != target:  # a second set_device, even of the same device, is an error
+            ms.set_device(target)
     # The ranks before the training step, which takes the parallel mode when it is constructed.
     rank, world = _join_ranks() if launched else (0, 1)
     ms.set_seed(settings.seed)  # before the first weight is drawn

@@ -21,7 +21,7 @@ from mindspore.train import Model
 from eval import evaluate_path
 from src import collective, runtime
 from src.data import jpeg, pipeline
-from src.data.classes import count_classes, label_offset
+from src.data.classes import balanced, count_classes, label_offset
 from src.data.preprocess import PREPROCESSING
 from src.data.records import Records, open_records
 from src.errors import counted, entry_point, only_warned
@@ -79,7 +79,7 @@ def train(settings, signals):
             return
     network = create_network(settings, run, restore_path='' if plan.start else settings.restore_path)
     rates = learning_rates(settings, plan.stop, plan.steps_per_epoch)
-    step = create_step(settings, run, network, rates)
+    step = create_step(settings, run, network, rates, weights_of_classes(settings, run, data))
     if saved:  # only now, as the optimizer's state is in it
         resume.load(step, saved, plan.start, settings.resume_override)
     if plan.world > 1:  # last: the other ranks get what rank 0 has initialised, restored or resumed
@@ -189,11 +189,20 @@ def restore(network, path):
     return f'{path}: {len(loaded)} of {len(loaded) + len(left)} parameters loaded, all but {shown}'
 
 
-def create_step(settings, run, network, rates):
+def weights_of_classes(settings, run, data):
+    """The factors that `class_weights` means, float32 (num_classes,); None for none."""
+    if settings.class_weights == 'none':
+        return None
+    weights = balanced(data.records.label - data.offset, data.num_classes)
+    run.log(f'class weights from {weights[weights > 0].min():.2f}, of the largest class, to {weights.max():.2f}')
+    return weights
+
+
+def create_step(settings, run, network, rates, class_weights=None):
     """The `TrainStep`: loss, optimizer, loss scale, clipping, moving averages."""
     on_cpu, in_float32 = run.device_target == 'CPU', run.amp_level == 'O0'
     dtype = ms.float32 if in_float32 else ms.float16
-    with_loss = NetworkWithLoss(network, settings.label_smoothing, settings.aux_logits, dtype)
+    with_loss = NetworkWithLoss(network, settings.label_smoothing, settings.aux_logits, dtype, class_weights)
     optimizer = create_optimizer(network, settings, rates, on_cpu)
     # float32 on the CPU needs no loss scale.
     loss_scale = None if settings.loss_scale == 'dynamic' and in_float32 and on_cpu else settings.loss_scale

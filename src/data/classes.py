@@ -144,6 +144,13 @@ def count_classes(option: int | str, records: Records, offset: int) -> tuple[int
     return classes, source
 
 
+def balanced(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Factors of the classes of training `labels` (N,), from 0: N / (num_classes * images of the class), float32
+    (num_classes,), so that each class has the same part in the loss; 0 for a class without images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / num_classes / np.maximum(counts, 1) * (counts > 0)).astype(np.float32)
+
+
 def check_labels(records: Records, offset: int, num_classes: int) -> None:
     """InputError naming the first record whose label is not one of `num_classes` after `offset` is subtracted."""
     bad = np.flatnonzero((records.label < offset) | (records.label >= num_classes + offset))

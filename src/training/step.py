@@ -36,24 +36,33 @@ class NetworkWithLoss(nn.Cell):
 
     Inputs: image uint8 (N, 3, H, W), draws float32 (N, 2), dropout mask float32 (N, 1536), label int32 (N,). `network` makes
     logits, or (logits, auxiliary logits) with `aux_logits`, of images and mask. `Augment` computes in `augment_dtype`; where
-    `augment` is None, images are outputs of frozen layers (frozen_trunk.py).
+    `augment` is None, images are outputs of frozen layers (frozen_trunk.py). `class_weights` (num_classes,) are factors of
+    the loss of an image, by its label.
     """
 
     def __init__(
-        self, network: nn.Cell, label_smoothing: float = 0.0, aux_logits: bool = False, augment_dtype: ms.Type = ms.float32
+        self,
+        network: nn.Cell,
+        label_smoothing: float = 0.0,
+        aux_logits: bool = False,
+        augment_dtype: ms.Type = ms.float32,
+        class_weights: np.ndarray | None = None,
     ):
         super().__init__(auto_prefix=False)  # parameters keep the network's own names
         self.network, self.augment = network, Augment(augment_dtype)
         self.smoothing, self.aux_logits = label_smoothing, aux_logits
+        self.class_weights = None if class_weights is None else Tensor(class_weights)
 
     def construct(self, image, draws, dropout_mask, label):
         """See the class."""
         x = image if self.augment is None else self.augment(image, draws)
         logits = self.network(x, dropout_mask)
-        if not self.aux_logits:
-            return cross_entropy(logits, label, self.smoothing).mean()
-        loss, aux_loss = cross_entropy(logits[0], label, self.smoothing), cross_entropy(logits[1], label, self.smoothing)
-        return (loss + AUX_LOSS_WEIGHT * aux_loss).mean()
+        loss = cross_entropy(logits[0] if self.aux_logits else logits, label, self.smoothing)
+        if self.aux_logits:
+            loss = loss + AUX_LOSS_WEIGHT * cross_entropy(logits[1], label, self.smoothing)
+        if self.class_weights is not None:
+            loss = loss * ops.gather(self.class_weights, label, 0)
+        return loss.mean()
 
 
 class TrainStep(nn.TrainOneStepWithLossScaleCell):

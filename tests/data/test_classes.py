@@ -5,6 +5,7 @@ import pytest
 
 from src.data import tfrecord
 from src.data.classes import (
+    balanced,
     count_classes,
     imagenet_classes,
     imagenet_names,
@@ -141,3 +142,10 @@ def test_written_names_are_read(tmp_path):
     assert load_names(path) == (['cat', ' dog', 'New  York'], False)
     path.write_text('1000000:cat')  # which is part of the name: a list of names is as long as the largest number
     assert load_names(path) == (['1000000:cat'], False)
+
+
+def test_balanced_weights():
+    """Each class has the same part in the loss; one without images has none, and does not become infinite."""
+    labels = np.repeat([0, 1, 3], [6, 3, 1])
+    weights = balanced(labels, 4)
+    assert weights.dtype == np.float32 and np.allclose(weights * np.bincount(labels, minlength=4), [2.5, 2.5, 0, 2.5])

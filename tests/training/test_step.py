@@ -6,10 +6,10 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.evaluation.evaluation import take_weights
-from src.inceptionv4 import InceptionV4
+from src.inceptionv4 import InceptionV4, cross_entropy
 from src.options import load_settings
 from src.training.optimizer import create_optimizer, in_whole_vectors
-from src.training.step import NetworkWithLoss, TrainStep, l2_term, on_host, square_sum
+from src.training.step import AUX_LOSS_WEIGHT, NetworkWithLoss, TrainStep, l2_term, on_host, square_sum
 
 WEIGHT = 'mixed_5b.branch_0.conv2d_0a_1x1.conv.weight'
 DECAY = 0.75
@@ -140,3 +140,17 @@ def test_selecting_equals_branching(name, nesterov):
 @pytest.mark.parametrize('size, cores, whole', [(1000, 2, 0), (1024, 2, 1), (96, 32, 0), (1536 * 1000, 64, 1)])
 def test_tensors_in_whole_vectors(size, cores, whole):
     assert in_whole_vectors(size, cores) == whole
+
+
+@pytest.mark.parametrize('aux_logits', [False, True])
+def test_class_weights(aux_logits):
+    """Factors of the loss of each image, also of the auxiliary classifier's part."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    logits, labels = Tensor(np.random.default_rng(0).normal(size=(4, 3)), ms.float32), Tensor([0, 2, 2, 1], ms.int32)
+    inputs = Tensor(np.zeros((4, 3, 2, 2), np.uint8)), Tensor(np.zeros((4, 2), np.float32)), None, labels
+    network = nn.Cell()
+    network.construct = lambda image, mask: (logits, logits) if aux_logits else logits
+    weights, losses = np.float32([0.5, 1, 2]), cross_entropy(logits, labels, 0.1).asnumpy()
+    expected = (losses * weights[labels.asnumpy()]).mean() * (1 + AUX_LOSS_WEIGHT * aux_logits)
+    found = NetworkWithLoss(network, 0.1, aux_logits, class_weights=weights)(*inputs)
+    assert found.asnumpy() == pytest.approx(expected, rel=1e-6)

@@ -2,8 +2,8 @@
 
 train.create_batches -> pipeline.training_dataset -> `batches`, with the numbers that order.TrainingOrder yields and forked
 workers -> `LoadTraining` -> its `sample` -> records.Records.read -> read_file -> preprocess.training_image ->
-image.EncodedImage -> its `decode` -> jpeg.decode, of a random crop alone -> preprocess.resize -> channels_first, with the
-flip -> on the device preprocess.Augment: brightness, saturation, scaling to [-1, 1].
+image.EncodedImage -> its `decode_rgbx` -> jpeg.decode, of a random crop alone -> preprocess.resize -> channels_first, with
+the flip -> on the device preprocess.Augment: brightness, saturation, scaling to [-1, 1].
 
 Everything random is drawn in the worker from (seed, epoch, record), dropout's mask too. So the batches do not depend on the
 number of workers or ranks, and any step can be reached without running the ones before it.

@@ -43,7 +43,7 @@ p { margin: .4em 0; max-width: 75ch } .small, figcaption { font-size: 13px; colo
 th, td { border: 1px solid #ddd; padding: 3px 8px; text-align: left; max-width: 20em; overflow-wrap: break-word }
 td { white-space: pre-wrap } th { background: #f0f2f5 } summary { cursor: pointer; margin: .6em 0 }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.up { writing-mode: vertical-rl; max-height: 11em; overflow: hidden; white-space: nowrap }
+.up { writing-mode: vertical-rl; max-height: 14em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .field { display: block; margin: -3px -8px; padding: 3px 6px; min-width: 2em; min-height: 1.8em }
 @media (max-width: 600px) { body { padding: .7em } h1 { font-size: 1.25em } table { font-size: 13px }
   th, td { padding: 3px 5px; max-width: 11em } .grid { grid-template-columns: 1fr 1fr } }
@@ -170,8 +170,10 @@ def sections(figures: dict, evaluation: Evaluation) -> Iterator[str]:
         yield matrix(figures['confusion'], names)
     yield f'<h2>Most confident mistakes</h2>\n<p class="small">{len(first)} of {count} images whose class is predicted '
     yield f'wrongly. {suspected} may be labelled wrongly: another class is as likely as for images that do have its '
-    yield 'label. Many of them are simply mistakes of the network. Below a photo: what the network saw of it, bright where '
-    yield 'it found the class that it predicted.</p>\n<div class="grid">\n'
+    yield 'label. Many of them are simply mistakes of the network.'
+    if evaluation.outcomes.activation[0].size > 1:
+        yield ' Below a photo: what the network saw of it, bright where it found the class that it predicted.'
+    yield '</p>\n<div class="grid">\n'
     yield from (mistake(one, evaluation) for one in first)
     yield '</div>\n<h2>Calibration</h2>\n<p class="small">How far the probabilities can be trusted: of images predicted '
     yield 'with a probability of 80 %, 80 % should be right. The calibration error (Guo et al. 2017) is the mean gap.</p>\n'
@@ -197,7 +199,7 @@ def matrix(confusion: list[list[int]], names: list[str]) -> str:
     counts = np.zeros((len(names), len(names)), int)
     for true, predicted, images in confusion:
         counts[true, predicted] = images
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = 0.6 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # so that the number can be read on any
     field = '<span class="field" style="background: rgb(47 109 179 / {:.2f})">{}</span>'
     rows = [[name, *map(field.format, share, row)] for name, share, row in zip(names, shares, counts)]
     head = ['', *(f'<span class="up">{name}</span>' for name in names)]

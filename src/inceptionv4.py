@@ -12,7 +12,7 @@ from functools import partial
 import mindspore as ms
 from mindspore import Tensor, amp, nn, ops
 
-from src.layers import BatchNorm, Branches, ConvBN, MaxPool, PoolConvBN, Split, branch, dense
+from src.layers import BatchNorm, Branches, ConvBN, PoolConvBN, Split, branch, dense, max_pool
 
 LETTERS = 'bcdefghijklmnopqrstuvwxyz'  # of the blocks of a stage: mixed_5b, mixed_5c, ...; the reduction before them is a
 Make = Callable[..., ConvBN]  # makes a layer: `ConvBN` or `PoolConvBN` with the network's batch norm
@@ -20,7 +20,7 @@ Make = Callable[..., ConvBN]  # makes a layer: `ConvBN` or `PoolConvBN` with the
 
 def mixed_3a(conv: Make) -> Branches:
     """Stem, first fork (figure 3): 147x147x64 -> 73x73x160."""
-    return Branches(branch(maxpool_0a_3x3=MaxPool()), branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
+    return Branches(branch(maxpool_0a_3x3=max_pool()), branch(conv2d_0a_3x3=conv(64, 96, 3, 2, 'valid')))
 
 
 def mixed_4a(conv: Make) -> Branches:
@@ -38,7 +38,7 @@ def mixed_4a(conv: Make) -> Branches:
 
 def mixed_5a(conv: Make) -> Branches:
     """Stem, third fork (figure 3): 71x71x192 -> 35x35x384."""
-    return Branches(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')), branch(maxpool_1a_3x3=MaxPool()))
+    return Branches(branch(conv2d_1a_3x3=conv(192, 192, 3, 2, 'valid')), branch(maxpool_1a_3x3=max_pool()))
 
 
 def inception_a(conv: Make, pool_conv: Make) -> Branches:
@@ -58,7 +58,7 @@ def reduction_a(conv: Make) -> Branches:
         branch(
             conv2d_0a_1x1=conv(384, 192, 1), conv2d_0b_3x3=conv(192, 224, 3), conv2d_1a_3x3=conv(224, 256, 3, 2, 'valid')
         ),
-        branch(maxpool_1a_3x3=MaxPool()),
+        branch(maxpool_1a_3x3=max_pool()),
     )
 
 
@@ -88,7 +88,7 @@ def reduction_b(conv: Make) -> Branches:
             conv2d_0c_7x1=conv(256, 320, (7, 1)),
             conv2d_1a_3x3=conv(320, 320, 3, 2, 'valid'),
         ),
-        branch(maxpool_1a_3x3=MaxPool()),
+        branch(maxpool_1a_3x3=max_pool()),
     )
 
 

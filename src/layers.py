@@ -2,20 +2,11 @@
 
 from collections import OrderedDict
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Initializer, Zero
-from mindspore.ops import constexpr
 
 BATCH_NORM_EPSILON = 1e-3
-STRIP = 8192
-
-
-@constexpr
-def on_cpu() -> bool:
-    """Whether the graph is compiled for a CPU."""
-    return ms.get_context('device_target') == 'CPU'
 
 
 class HeNormal(Initializer):
@@ -136,25 +127,9 @@ class Split(nn.Cell):
         return ops.concat((self.ends[0](x), self.ends[1](x)), 1)
 
 
-class MaxPool(nn.MaxPool2d):
-    """3 x 3, stride 2, no padding: (N, C, H, W) -> (N, C, (H - 1) // 2, (W - 1) // 2).
-
-    Training on a CPU it works in strips of about STRIP values of a channel: beyond some size of the map the gradient in
-    MindSpore 2.8 (oneDNN 2.2) takes four times as long, in code without vectors.
-    """
-
-    def __init__(self):
-        super().__init__(3, 2, 'valid')
-
-    def construct(self, x):
-        """The largest of each 3 x 3 values."""
-        strips = x.shape[2] * x.shape[3] // STRIP + 1 if self.training and on_cpu() else 1
-        if strips == 1:
-            return self.max_pool(x)
-        rows, outputs = (x.shape[2] - 1) // 2, ()
-        for i in range(strips):
-            outputs += (self.max_pool(x[:, :, 2 * (rows * i // strips) : 2 * (rows * (i + 1) // strips) + 1]),)
-        return ops.concat(outputs, 2)
+def max_pool() -> nn.MaxPool2d:
+    """3 x 3, stride 2, no padding: (N, C, H, W) -> (N, C, (H - 1) // 2, (W - 1) // 2)."""
+    return nn.MaxPool2d(3, stride=2, pad_mode='valid')
 
 
 def dense(in_channels: int, out_channels: int) -> nn.Dense:

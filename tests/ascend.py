@@ -20,7 +20,6 @@ from mindspore._c_expression import MSContext
 from mindspore.ops import constexpr
 from mindspore.train.dataset_helper import _DataWrapper
 
-from src import layers
 from src.evaluation.evaluation import make_step
 from src.inceptionv4 import InceptionV4, set_precision
 from src.options import load_settings
@@ -59,7 +58,7 @@ def compile_training(drop_overflow_update):
 
 
 if __name__ == '__main__':
-    layers.on_cpu = training.on_cpu = constexpr(lambda: False)
+    training._on_cpu = constexpr(lambda: False)
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, device_num=8, global_rank=0)
     for word in sys.argv[2:]:

@@ -7,7 +7,6 @@ from mindspore import Tensor
 
 from src.errors import InputError
 from src.inceptionv4 import InceptionV4, set_precision
-from src.layers import MaxPool
 from src.training.optimizer import freeze
 
 SMALL = {'num_classes': 10, 'block_counts': (1, 1, 1), 'image_size': 75}
@@ -85,19 +84,3 @@ def test_freeze():
         freeze(network, ['mixed_5'])
     freeze(network, ['mixed_6*'])
     assert not network.mixed_6a.trainable_params() + network.mixed_6b.trainable_params()
-
-
-@pytest.mark.parametrize('size', [147, 150])
-def test_max_pool_in_strips(size):
-    """As training works on a CPU: the values of one pool, and its gradient."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    draws, pool, results = np.random.default_rng(0), MaxPool(), []
-    x = Tensor(draws.integers(0, 9, (1, 2, size, size)).astype(np.float32))  # with many ties
-    values = pool(x)
-    weights = Tensor(draws.standard_normal(values.shape).astype(np.float32))
-    for training in (False, True):
-        pool.set_train(training)
-        gradient = ms.grad(lambda x: (pool(x) * weights).sum())(x)
-        results.append((pool(x).asnumpy(), gradient.asnumpy()))
-    (one, gradient), (strips, of_strips) = results
-    assert np.array_equal(one, strips) and np.abs(gradient - of_strips).max() < 1e-5

@@ -8,11 +8,11 @@ from collections import namedtuple
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops import constexpr
 
 from src.data.preprocess import Augment
 from src.errors import InputError
 from src.inceptionv4 import cross_entropy
-from src.layers import on_cpu
 from src.training.optimizer import changing_parameters
 from src.weights import checkpoint
 
@@ -186,7 +186,7 @@ def update_ema(new_share: Tensor, average: Parameter, value: Parameter) -> Tenso
 
 def square_sum(tensors: tuple[Tensor, ...]) -> Tensor:
     """Sum of the squares of all values of all `tensors`, a scalar."""
-    if not on_cpu():
+    if not _on_cpu():
         return 2 * ops.addn(_MAP(_HALF_SQUARE_SUM, tensors))
     # The CPU's L2Loss adds value after value, which is 1e-4 off for a large tensor, and takes twice as long.
     return ops.addn(_MAP(_square_sum, tensors)).reshape(())
@@ -199,6 +199,11 @@ def _square_sum(tensor):
         return _DOT(row, row)
     rows = _RESHAPE(tensor, (tensor.shape[0], 1, -1))
     return _SUM(_DOT(rows, rows))
+
+
+@constexpr
+def _on_cpu():
+    return ms.get_context('device_target') == 'CPU'
 
 
 def loss_scale_update(option: str | float) -> nn.Cell | Tensor:

@@ -215,6 +215,11 @@ def set_precision(network: nn.Cell, amp_level: str) -> nn.Cell:
     return network if amp_level == 'O0' else amp.auto_mixed_precision(network, amp_level)
 
 
+def bare(network: nn.Cell) -> nn.Cell:
+    """The `InceptionV4` that `set_precision` returned, without the cell that MindSpore puts around it in mixed precision."""
+    return getattr(network, '_backbone', network)
+
+
 def cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Softmax cross entropy in float32: logits (N, C), labels int32 (N,) -> (N,).
 

@@ -17,7 +17,7 @@ from src.data.classes import check_labels, match_names, validation_offset
 from src.data.preprocess import PREPROCESSING, Preprocessing, scale
 from src.data.records import Records, open_records
 from src.evaluation.outcomes import Outcomes, Result, merit
-from src.inceptionv4 import cross_entropy, set_precision
+from src.inceptionv4 import bare, cross_entropy, set_precision
 from src.options import Settings
 from src.runtime import Run
 from src.weights import checkpoint
@@ -38,7 +38,7 @@ class EvaluationStep(nn.Cell):
 
     def __init__(self, network: nn.Cell, preprocessing: Preprocessing | None = PREPROCESSING):
         super().__init__(auto_prefix=False)
-        self.network, self.preprocessing = getattr(network, '_backbone', network), preprocessing  # in mixed precision
+        self.network, self.preprocessing = bare(network), preprocessing
 
     def construct(self, image, label):
         """See the class."""

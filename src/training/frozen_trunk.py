@@ -24,6 +24,7 @@ from src.data.order import TrainingOrder, generator
 from src.data.pipeline import TRAINING_COLUMNS, LoadTraining, batches
 from src.errors import reading
 from src.evaluation.evaluation import Evaluation, EvaluationStep
+from src.inceptionv4 import bare
 from src.options import Settings
 from src.runtime import Run
 from src.training.optimizer import changing_parameters
@@ -86,7 +87,7 @@ def cached(
     `evaluation` then take these in place of images. None if nothing is frozen or the option `trunk_cache` is 0, and, with a
     line that says why, where they cannot be kept."""
     run, plan, settings, records = state.run, state.plan, load_images.settings, load_images.records
-    with_loss, network = step.network, getattr(step.network.network, '_backbone', step.network.network)
+    with_loss, network = step.network, bare(step.network.network)
     layers, copies, count = trunk_layers(network), min(COPIES, plan.epochs), len(records)
     if not settings.trunk_cache or not layers:
         return None
